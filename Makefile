@@ -1,0 +1,79 @@
+# Needs Rust, Python and make; everything else is put into a virtual environment here. Another Python wants another one:
+#   make test PYTHON=python3.14 VENV=.venv-3.14
+
+PYTHON ?= python3
+VENV ?= .venv
+HOST ?= 127.0.0.1
+PORT ?= 8000
+# How many of CPython's test modules run at a time.
+JOBS ?= 2
+
+BIN := $(VENV)/bin
+# One for each environment, so that what was built for one Python or system is never taken for another's.
+CARGO_TARGET_DIR ?= $(abspath $(VENV))/target
+export CARGO_TARGET_DIR
+
+# The reactor by itself: without the `python` feature there is no Python to build against.
+REACTOR := --no-default-features
+SOURCES := Cargo.toml Cargo.lock pyproject.toml $(shell find src python -name '*.rs' -o -name '*.py' -o -name '*.pyi')
+LINTERS := 'ruff>=0.17,<0.18' 'mypy>=2.4,<2.5'
+
+.PHONY: help run build test test-reactor test-python test-cpython lint format bench clean
+.NOTPARALLEL:
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
+
+run: $(VENV)/.hotloop $(VENV)/.examples ## serve the example; PORT=8000 and HOST=127.0.0.1 say where
+	@$(BIN)/python examples/serve.py --host $(HOST) --port $(PORT)
+
+build: $(VENV)/.hotloop ## build a release and install it in .venv
+
+test: test-reactor test-python test-cpython ## run all tests
+
+test-reactor: ## the reactor's tests, without Python
+	cargo test $(REACTOR)
+
+test-python: $(VENV)/.hotloop $(VENV)/.tests ## hotloop's own tests
+	$(BIN)/python -m pytest
+
+test-cpython: $(VENV)/.hotloop ## CPython's asyncio tests, on hotloop
+	$(BIN)/python tests/cpython/run.py --jobs $(JOBS)
+
+lint: $(VENV)/.linters ## check format, style and types
+	cargo fmt --check
+	PYO3_PYTHON=$(abspath $(BIN))/python cargo clippy --all-targets -- --deny warnings
+	cargo clippy --all-targets $(REACTOR) -- --deny warnings
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: $(VENV)/.linters ## put all sources into the project's format
+	cargo fmt
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+bench: $(VENV)/.hotloop ## compare hotloop with asyncio; ARGS goes to the benchmarks
+	$(BIN)/python -m benchmarks $(ARGS)
+
+clean: ## remove all that was built and installed
+	rm -rf $(VENV) target benchmarks/load/target dist .pytest_cache .mypy_cache .ruff_cache
+
+$(VENV)/pyvenv.cfg:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.hotloop: $(SOURCES) | $(VENV)/pyvenv.cfg
+	$(BIN)/pip install --quiet --force-reinstall --no-deps .
+	@touch $@
+
+$(VENV)/.tests: tests/requirements.txt | $(VENV)/pyvenv.cfg
+	$(BIN)/pip install --quiet --requirement tests/requirements.txt
+	@touch $@
+
+$(VENV)/.examples: examples/requirements.txt | $(VENV)/pyvenv.cfg
+	$(BIN)/pip install --quiet --requirement examples/requirements.txt
+	@touch $@
+
+$(VENV)/.linters: Makefile | $(VENV)/pyvenv.cfg
+	$(BIN)/pip install --quiet $(LINTERS)
+	@touch $@

@@ -1,0 +1,1 @@
+"""Benchmarks that compare event loops: see README.md beside this file."""

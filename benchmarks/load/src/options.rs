@@ -1,0 +1,107 @@
+//! The command line.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+pub const USAGE: &str = "usage: load ADDRESS [--connections N] [--size BYTES] [--depth N] [--requests N] \
+[--seconds S] [--warmup S] [--patience S]
+
+ADDRESS is tcp://HOST:PORT, udp://HOST:PORT, unix:PATH or http://HOST:PORT/PATH, the host a numeric address.
+  --connections N   open N connections (default 1)
+  --size BYTES      send BYTES in each request to an echo server (default 1024)
+  --depth N         keep N requests in flight on each connection (default 1)
+  --requests N      stop after N requests
+  --seconds S       stop after S seconds (default 1, where --requests is not given)
+  --warmup S        do not count the first S seconds (default 0)
+  --patience S      give up when the server is silent for S seconds (default 10)";
+
+pub enum Address {
+    Tcp(SocketAddr),
+    Udp(SocketAddr),
+    Unix(PathBuf),
+    Http { host: SocketAddr, path: String },
+}
+
+/// When a run is over.
+#[derive(Clone, Copy)]
+pub enum Length {
+    Requests(u64),
+    Time(Duration),
+}
+
+pub struct Options {
+    pub address: Address,
+    pub connections: usize,
+    pub size: usize,
+    pub depth: u64,
+    pub length: Length,
+    pub warmup: Duration,
+    pub patience: Duration,
+}
+
+impl Options {
+    pub fn from_args(mut args: impl Iterator<Item = String>) -> Result<Self, String> {
+        let address = args.next().ok_or(USAGE)?;
+        if address == "--help" {
+            println!("{USAGE}");
+            std::process::exit(0);
+        }
+        let mut options = Options {
+            address: parse_address(&address)?,
+            connections: 1,
+            size: 1024,
+            depth: 1,
+            length: Length::Time(Duration::from_secs(1)),
+            warmup: Duration::ZERO,
+            patience: Duration::from_secs(10),
+        };
+        while let Some(name) = args.next() {
+            let value = args.next().ok_or_else(|| format!("{name} needs a value\n{USAGE}"))?;
+            match name.as_str() {
+                "--connections" => options.connections = positive(&name, &value)?,
+                "--size" => options.size = positive(&name, &value)?,
+                "--depth" => options.depth = positive(&name, &value)? as u64,
+                "--requests" => options.length = Length::Requests(positive(&name, &value)? as u64),
+                "--seconds" => options.length = Length::Time(seconds(&name, &value)?),
+                "--warmup" => options.warmup = seconds(&name, &value)?,
+                "--patience" => options.patience = seconds(&name, &value)?,
+                _ => return Err(format!("no such option: {name}\n{USAGE}")),
+            }
+        }
+        Ok(options)
+    }
+}
+
+fn parse_address(text: &str) -> Result<Address, String> {
+    let host = |text: &str| {
+        text.parse::<SocketAddr>().map_err(|_| format!("not a numeric address and port: {text}"))
+    };
+    if let Some(rest) = text.strip_prefix("tcp://") {
+        Ok(Address::Tcp(host(rest)?))
+    } else if let Some(rest) = text.strip_prefix("udp://") {
+        Ok(Address::Udp(host(rest)?))
+    } else if let Some(rest) = text.strip_prefix("unix:") {
+        Ok(Address::Unix(rest.into()))
+    } else if let Some(rest) = text.strip_prefix("http://") {
+        let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
+        Ok(Address::Http { host: host(authority)?, path: format!("/{path}") })
+    } else {
+        Err(format!("not an address: {text}\n{USAGE}"))
+    }
+}
+
+fn positive(name: &str, value: &str) -> Result<usize, String> {
+    match value.parse() {
+        Ok(number) if number > 0 => Ok(number),
+        _ => Err(format!("{name} needs a number above 0, not {value}")),
+    }
+}
+
+fn seconds(name: &str, value: &str) -> Result<Duration, String> {
+    value
+        .parse()
+        .ok()
+        .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
+        .ok_or_else(|| format!("{name} needs a number of seconds, not {value}"))
+}

@@ -1,0 +1,137 @@
+//! The run: connect, keep every connection busy, count.
+
+use std::io::ErrorKind;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use mio::{Events, Poll, Token};
+
+use crate::client::Client;
+use crate::exchange::{Echo, Exchange, Http, Payload};
+use crate::options::{Address, Length, Options};
+use crate::report::Report;
+use crate::socket::Socket;
+
+pub fn run(options: &Options) -> Result<Report, String> {
+    let mut poll = Poll::new().map_err(|error| format!("cannot poll: {error}"))?;
+    let mut clients = connect(options, &poll)?;
+    let mut events = Events::with_capacity(clients.len().min(4096));
+    let mut buffer = vec![0; 256 * 1024];
+    let mut budget = Budget::new(options);
+
+    let begin = Instant::now();
+    let count_from = begin + options.warmup;
+    let mut counted = Count::starting(begin);
+    for client in &mut clients {
+        client.request(budget.take(options.depth), begin)?;
+    }
+
+    while !budget.spent() {
+        match poll.poll(&mut events, Some(options.patience)) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+            Err(error) => return Err(format!("cannot poll: {error}")),
+            Ok(()) if events.is_empty() => {
+                return Err(format!("no answer for {} s", options.patience.as_secs_f64()));
+            }
+            Ok(()) => {}
+        }
+        let woken = Instant::now();
+        if counted.begin < count_from && woken >= count_from {
+            counted = Count::starting(woken);
+        }
+        if let Length::Time(length) = options.length {
+            if woken >= count_from + length {
+                return Ok(counted.finish(woken));
+            }
+        }
+        for event in &events {
+            let client = &mut clients[event.token().0];
+            if event.is_writable() {
+                client.flush()?;
+            }
+            if event.is_readable() {
+                let now = Instant::now();
+                let answered = client.receive(&mut buffer, |made| counted.add(now - made))?;
+                budget.answered(answered);
+                client.request(budget.take(answered), now)?;
+            }
+        }
+    }
+    Ok(counted.finish(Instant::now()))
+}
+
+fn connect(options: &Options, poll: &Poll) -> Result<Vec<Client>, String> {
+    let payload = Payload::new();
+    let datagrams = matches!(options.address, Address::Udp(_));
+    let http = match &options.address {
+        Address::Http { host, path } => Some(http_request(host, path)),
+        _ => None,
+    };
+    (0..options.connections)
+        .map(|index| {
+            let failed = |error| format!("cannot connect ({} are): {error}", index);
+            let mut socket = Socket::connect(&options.address).map_err(failed)?;
+            socket.register(poll.registry(), Token(index)).map_err(failed)?;
+            let exchange = match &http {
+                Some(request) => Exchange::Http(Http::new(Rc::clone(request))),
+                None => Exchange::Echo(Echo::new(Rc::clone(&payload), options.size, datagrams)),
+            };
+            Ok(Client::new(socket, exchange))
+        })
+        .collect()
+}
+
+fn http_request(host: &SocketAddr, path: &str) -> Rc<[u8]> {
+    Http::request(&host.to_string(), path)
+}
+
+/// How many requests may still be made, and how many answers are still to come.
+struct Budget {
+    to_make: u64,
+    to_answer: u64,
+}
+
+impl Budget {
+    fn new(options: &Options) -> Self {
+        let requests = match options.length {
+            Length::Requests(requests) => requests,
+            Length::Time(_) => u64::MAX,
+        };
+        Budget { to_make: requests, to_answer: requests }
+    }
+
+    fn take(&mut self, wanted: u64) -> u64 {
+        let taken = wanted.min(self.to_make);
+        self.to_make -= taken;
+        taken
+    }
+
+    fn answered(&mut self, count: u64) {
+        self.to_answer -= count;
+    }
+
+    fn spent(&self) -> bool {
+        self.to_answer == 0
+    }
+}
+
+/// The answers since a moment.
+struct Count {
+    begin: Instant,
+    latencies: Vec<Duration>,
+}
+
+impl Count {
+    fn starting(begin: Instant) -> Self {
+        Count { begin, latencies: Vec::new() }
+    }
+
+    fn add(&mut self, latency: Duration) {
+        self.latencies.push(latency);
+    }
+
+    fn finish(self, end: Instant) -> Report {
+        Report::new(self.latencies, end - self.begin)
+    }
+}

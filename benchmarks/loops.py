@@ -1,0 +1,42 @@
+"""The event loops that can be compared, and how one of each is made."""
+
+import asyncio
+import importlib
+import importlib.metadata
+import importlib.util
+import platform
+from collections.abc import Callable
+
+FACTORIES = {
+    "asyncio": "asyncio:SelectorEventLoop",
+    "hotloop": "hotloop:new_event_loop",
+    "uvloop": "uvloop:new_event_loop",
+    "rloop": "rloop:new_event_loop",
+    "rsloop": "rsloop:new_event_loop",
+    "blazio": "blazio:new_event_loop",
+    "talyn": "talyn:Loop",
+}
+
+
+def factory(loop: str) -> Callable[[], asyncio.AbstractEventLoop]:
+    """The function that makes the named loop; any other loop is named as module:attribute."""
+    module, _, attribute = FACTORIES.get(loop, loop).partition(":")
+    made_by: Callable[[], asyncio.AbstractEventLoop] = getattr(importlib.import_module(module), attribute)
+    return made_by
+
+
+def package(loop: str) -> str:
+    return FACTORIES.get(loop, loop).partition(":")[0]
+
+
+def is_installed(loop: str) -> bool:
+    return importlib.util.find_spec(package(loop)) is not None
+
+
+def version(loop: str) -> str:
+    if loop == "asyncio":
+        return platform.python_version()
+    try:
+        return importlib.metadata.version(package(loop))
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"

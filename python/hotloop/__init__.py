@@ -1,0 +1,45 @@
+"""A drop-in asyncio event loop, written in Rust.
+
+Three ways to switch it on::
+
+    hotloop.run(main())                                          # instead of asyncio.run(main())
+    asyncio.Runner(loop_factory=hotloop.new_event_loop)          # wherever a loop factory is taken
+    hotloop.install()                                            # where Python still has event loop policies
+"""
+
+import asyncio as _asyncio
+from collections.abc import Coroutine as _Coroutine
+from typing import Any as _Any
+from typing import TypeVar as _TypeVar
+
+from ._core import __version__
+from ._policy import HAS_POLICIES as _HAS_POLICIES
+from .loop import Loop
+
+__all__ = ["Loop", "__version__", "new_event_loop", "run"]
+
+_T = _TypeVar("_T")
+
+
+def new_event_loop() -> Loop:
+    """Return a new event loop, which is not set as the current one."""
+    return Loop()
+
+
+def run(main: _Coroutine[_Any, _Any, _T], *, debug: bool | None = None) -> _T:
+    """Run a coroutine on a new event loop and return its result: asyncio.run() with this package's loop.
+
+    Raise RuntimeError when called from a running event loop, ValueError or TypeError (as the running Python's
+    asyncio.run() does) when *main* is not a coroutine.
+    """
+    if _asyncio._get_running_loop() is not None:
+        # asyncio.run() checks this before it makes a loop.
+        raise RuntimeError("hotloop.run() cannot be called from a running event loop")
+    with _asyncio.Runner(debug=debug, loop_factory=new_event_loop) as runner:
+        return runner.run(main)
+
+
+if _HAS_POLICIES:
+    from ._policy import EventLoopPolicy, install
+
+    __all__ += ["EventLoopPolicy", "install"]

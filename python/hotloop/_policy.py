@@ -1,0 +1,35 @@
+"""The event loop policy, on Pythons whose asyncio has them: asyncio's own, with another loop.
+
+From 3.14 on asyncio's public names for policies warn when they are touched; the private ones behind them do not.
+"""
+
+import asyncio
+import asyncio.events as _events
+import sys
+from typing import TYPE_CHECKING, Any
+
+from .loop import Loop
+
+_default: Any
+_set_policy: Any
+if sys.version_info >= (3, 14):
+    import asyncio.unix_events as _unix
+
+    _default = getattr(_unix, "_DefaultEventLoopPolicy", None)
+    _set_policy = getattr(_events, "_set_event_loop_policy", None)
+else:
+    _default = asyncio.DefaultEventLoopPolicy
+    _set_policy = asyncio.set_event_loop_policy
+
+HAS_POLICIES = _default is not None and _set_policy is not None
+
+if TYPE_CHECKING or HAS_POLICIES:
+
+    class EventLoopPolicy(_default):  # type: ignore[misc]  # its base depends on the running Python
+        """asyncio's default policy, except that its new_event_loop() makes a hotloop.Loop."""
+
+        _loop_factory = Loop
+
+    def install() -> None:
+        """Make asyncio.new_event_loop(), and what builds on it, make loops of this package."""
+        _set_policy(EventLoopPolicy())

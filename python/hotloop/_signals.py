@@ -1,0 +1,208 @@
+"""Signals: handlers of the event loop's own, and a wait that ends when a signal arrives.
+
+Python's C-level handler writes the number of each signal to the "wakeup descriptor". While a loop runs in the main
+thread that is a socket which the loop watches, so that a signal is noticed however the loop waits, and even if it
+arrives just before the wait. The descriptor that was there before is put back afterwards.
+"""
+
+import asyncio
+import errno
+import inspect
+import os
+import signal
+import socket
+import sys
+import threading
+import warnings
+from asyncio.log import logger
+from collections.abc import Callable
+from typing import Any
+
+# Wakeup descriptors of loops that are in force. A forked child must not write its signals to its parent's loop.
+_in_force: set[int] = set()
+
+
+def _forget_parents_descriptor() -> None:
+    fd = signal.set_wakeup_fd(-1)
+    if fd >= 0 and fd not in _in_force:
+        signal.set_wakeup_fd(fd)
+    _in_force.clear()
+
+
+os.register_at_fork(after_in_child=_forget_parents_descriptor)
+
+
+def _noop(signum: int, frame: object) -> None:
+    """The Python-level handler of a signal that a loop handles: the wakeup descriptor does the work."""
+
+
+class SignalHandling:
+    """The signal methods of an event loop."""
+
+    _add_reader: Callable[..., Any]
+    _remove_reader: Callable[[int], bool]
+    _add_callback: Callable[[Any], None]
+    _check_closed: Callable[[], None]
+    is_running: Callable[[], bool]
+    _internal_fds: int
+    _poller: str
+
+    def __init__(self) -> None:
+        self._signal_handlers: dict[int, asyncio.Handle] = {}
+        self._ssock: socket.socket | None = None
+        self._csock: socket.socket | None = None
+        # The wakeup descriptor to put back; None while this loop's is not in force.
+        self._former_wakeup_fd: int | None = None
+
+    # --- The wakeup descriptor ---
+
+    def _wakeup_socket(self) -> socket.socket:
+        if self._csock is None:
+            self._ssock, self._csock = socket.socketpair()
+            self._ssock.setblocking(False)
+            self._csock.setblocking(False)
+            self._internal_fds += 1
+            self._add_reader(self._ssock.fileno(), self._read_from_self)
+        return self._csock
+
+    def _take_wakeup_fd(self) -> None:
+        fd = self._wakeup_socket().fileno()
+        former = signal.set_wakeup_fd(fd, warn_on_full_buffer=False)
+        if former != fd:
+            self._former_wakeup_fd = former
+        _in_force.add(fd)
+
+    def _give_wakeup_fd_back(self) -> None:
+        if self._former_wakeup_fd is None or self._csock is None:
+            return
+        former, self._former_wakeup_fd = self._former_wakeup_fd, None
+        fd = self._csock.fileno()
+        _in_force.discard(fd)
+        try:
+            current = signal.set_wakeup_fd(former)
+        except (ValueError, OSError):
+            # It was closed meanwhile.
+            current = signal.set_wakeup_fd(-1)
+        if current not in (fd, -1):
+            # Somebody else has taken it since.
+            signal.set_wakeup_fd(current)
+
+    def _wake_on_signals(self) -> bool:
+        """Have signals end the wait of the loop that is about to run; return whether that must be undone."""
+        if self._former_wakeup_fd is not None or threading.current_thread() is not threading.main_thread():
+            return False
+        try:
+            former = signal.set_wakeup_fd(-1)
+        except ValueError:
+            # Not the main interpreter.
+            return False
+        if former >= 0 and self._poller != "portable":
+            # The program uses it for itself; a signal that arrives during the wait ends it all the same.
+            signal.set_wakeup_fd(former)
+            return False
+        self._take_wakeup_fd()
+        self._former_wakeup_fd = former
+        return True
+
+    def _stop_waking_on_signals(self) -> None:
+        if not self._signal_handlers:
+            self._give_wakeup_fd_back()
+
+    def _read_from_self(self) -> None:
+        while self._ssock is not None:
+            try:
+                data = self._ssock.recv(4096)
+            except InterruptedError:
+                continue
+            except BlockingIOError:
+                break
+            if not data:
+                break
+            for signum in data:
+                self._handle_signal(signum)
+
+    # --- Handlers ---
+
+    def add_signal_handler(self, sig: int, callback: Callable[..., Any], *args: Any) -> None:
+        """Call callback(*args) on the event loop when the process receives *sig*. For the main thread only.
+
+        Raise TypeError for a coroutine function, ValueError for a signal that does not exist, RuntimeError for one
+        that cannot be caught or from another thread.
+        """
+        if asyncio.iscoroutine(callback) or inspect.iscoroutinefunction(callback):
+            raise TypeError("coroutines cannot be used with add_signal_handler()")
+        self._check_signal(sig)
+        self._check_closed()
+        try:
+            self._take_wakeup_fd()
+        except (ValueError, OSError) as exc:
+            raise RuntimeError(str(exc)) from exc
+        self._signal_handlers[sig] = asyncio.Handle(callback, args, self, None)  # type: ignore[arg-type]
+        try:
+            signal.signal(sig, _noop)
+            # Have system calls restarted, to limit the occurrences of EINTR.
+            signal.siginterrupt(sig, False)
+        except OSError as exc:
+            del self._signal_handlers[sig]
+            if not self._signal_handlers:
+                self._give_wakeup_fd_back()
+            if exc.errno == errno.EINVAL:
+                raise RuntimeError(f"sig {sig} cannot be caught") from exc
+            raise
+
+    def _handle_signal(self, sig: int) -> None:
+        handle = self._signal_handlers.get(sig)
+        if handle is None:
+            # A signal with a handler of Python's, which has run by now.
+            return
+        if handle.cancelled():
+            self.remove_signal_handler(sig)
+        else:
+            self._add_callback(handle)
+
+    def remove_signal_handler(self, sig: int) -> bool:
+        """Restore the default handler of *sig*; return whether this loop had one."""
+        self._check_signal(sig)
+        if self._signal_handlers.pop(sig, None) is None:
+            return False
+        handler = signal.default_int_handler if sig == signal.SIGINT else signal.SIG_DFL
+        try:
+            signal.signal(sig, handler)
+        except OSError as exc:
+            if exc.errno == errno.EINVAL:
+                raise RuntimeError(f"sig {sig} cannot be caught") from exc
+            raise
+        if not self._signal_handlers and not self.is_running():
+            try:
+                self._give_wakeup_fd_back()
+            except (ValueError, OSError) as exc:
+                logger.info("set_wakeup_fd() failed: %s", exc)
+        return True
+
+    def _check_signal(self, sig: object) -> None:
+        if not isinstance(sig, int):
+            raise TypeError(f"sig must be an int, not {sig!r}")
+        if sig not in signal.valid_signals():
+            raise ValueError(f"invalid signal number {sig}")
+
+    def _end_signal_handling(self) -> None:
+        """What close() has to do: restore the handlers, and close the sockets."""
+        if not sys.is_finalizing():
+            for sig in list(self._signal_handlers):
+                self.remove_signal_handler(sig)
+        elif self._signal_handlers:
+            warnings.warn(
+                f"Closing the loop {self!r} on interpreter shutdown stage, skipping signal handlers removal",
+                ResourceWarning,
+                stacklevel=2,
+                source=self,
+            )
+            self._signal_handlers.clear()
+        if self._csock is not None and self._ssock is not None:
+            if threading.current_thread() is threading.main_thread():
+                self._give_wakeup_fd_back()
+            self._remove_reader(self._ssock.fileno())
+            self._ssock.close()
+            self._csock.close()
+            self._ssock = self._csock = None
+            self._internal_fds -= 1

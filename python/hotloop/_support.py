@@ -1,0 +1,118 @@
+"""What the extension says in Python because it says it rarely: error reports, warnings, debug output."""
+
+import asyncio
+import inspect
+import socket
+import sys
+import traceback
+import warnings
+from asyncio import base_events, constants, format_helpers, trsock
+from asyncio.log import logger
+from collections.abc import Callable
+from typing import Any
+
+__all__ = ["logger"]
+
+transport_socket = trsock.TransportSocket
+check_ssl_socket: Callable[[Any], None] = base_events._check_ssl_socket  # type: ignore[attr-defined]
+
+# Until 3.13 a Server counts its connections; since then it wants to know them.
+SERVER_TAKES_TRANSPORT = len(inspect.signature(base_events.Server._attach).parameters) > 1  # type: ignore[attr-defined]
+
+_FORMAT_TAKES_DEBUG = "debug" in inspect.signature(format_helpers._format_callback_source).parameters  # type: ignore[attr-defined]
+
+
+def _format_callback(handle: Any) -> str:
+    kwargs = {"debug": handle._loop.get_debug()} if _FORMAT_TAKES_DEBUG else {}
+    source: str = format_helpers._format_callback_source(handle._callback, handle._args, **kwargs)  # type: ignore[attr-defined]
+    return source
+
+
+def source_traceback() -> traceback.StackSummary:
+    """The stack of whoever called the method of the event loop that asks."""
+    stack: traceback.StackSummary = format_helpers.extract_stack(sys._getframe(1))
+    return stack
+
+
+def report_handle(handle: Any, exception: BaseException) -> None:
+    """What asyncio.Handle._run() does with an exception."""
+    context = {
+        "message": f"Exception in callback {_format_callback(handle)}",
+        "exception": exception,
+        "handle": handle,
+    }
+    if handle._source_traceback:
+        context["source_traceback"] = handle._source_traceback
+    handle._loop.call_exception_handler(context)
+
+
+def report_slow(loop: Any, subject: Any, duration: float) -> None:
+    """Log a callback that took long, in debug mode; *subject* is its handle, or the transport whose event it was."""
+    if duration >= loop.slow_callback_duration:
+        if isinstance(subject, asyncio.Handle):
+            subject = base_events._format_handle(subject)  # type: ignore[attr-defined]
+        logger.warning("Executing %s took %.3f seconds", subject, duration)
+
+
+def report_fatal(loop: Any, message: str, exception: BaseException, transport: Any, protocol: Any) -> None:
+    """Report what ends a connection: the network's errors in debug mode only."""
+    if isinstance(exception, OSError):
+        if loop.get_debug():
+            logger.debug("%r: %s", transport, message, exc_info=exception)
+    else:
+        report_protocol(loop, message, exception, transport, protocol)
+
+
+def report_protocol(loop: Any, message: str, exception: BaseException, transport: Any, protocol: Any) -> None:
+    """Hand an exception that a protocol raised to the exception handler."""
+    context = {"message": message, "exception": exception}
+    if transport is not None:
+        context |= {"transport": transport, "protocol": protocol}
+    loop.call_exception_handler(context)
+
+
+def report_accept(loop: Any, exception: OSError, sock: socket.socket, listener: Any) -> None:
+    """Report that there is no descriptor or memory for another connection, and have the listener try again."""
+    loop.call_exception_handler(
+        {
+            "message": "socket.accept() out of system resource",
+            "exception": exception,
+            "socket": trsock.TransportSocket(sock),
+        }
+    )
+    loop.call_later(constants.ACCEPT_RETRY_DELAY, listener.resume)
+
+
+def report_connection(loop: Any, exception: BaseException) -> None:
+    """Report that no transport could be made of an incoming connection."""
+    loop.call_exception_handler(
+        {"message": "Error on transport creation for incoming connection", "exception": exception}
+    )
+
+
+def make_socket(fd: int) -> socket.socket:
+    """A socket object that owns *fd*; a closed one for -1."""
+    if fd < 0:
+        sock = socket.socket()
+        sock.close()
+        return sock
+    sock = socket.socket(fileno=fd)
+    sock.setblocking(False)
+    return sock
+
+
+def warn_unclosed(transport: Any) -> None:
+    warnings.warn(f"unclosed transport {transport!r}", ResourceWarning, stacklevel=2, source=transport)
+
+
+def warn_unawaited(name: str) -> None:
+    warnings.warn(f"coroutine {name!r} was never awaited", RuntimeWarning, stacklevel=2)
+
+
+def log_lost_write() -> None:
+    logger.warning("socket.send() raised exception.")
+
+
+def fail_empty_waiter(waiter: "asyncio.Future[None]") -> None:
+    if not waiter.done():
+        waiter.set_exception(ConnectionError("Connection is closed by peer"))

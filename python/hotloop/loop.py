@@ -1,0 +1,184 @@
+"""The event loop: the extension's Loop for what happens often, asyncio's BaseEventLoop for the rest."""
+
+import asyncio
+import os
+import socket
+import sys
+import threading
+import weakref
+from asyncio import base_events, events, sslproto, unix_events
+from asyncio.log import logger
+from typing import Any
+
+from . import _core
+from ._signals import SignalHandling
+
+# What asyncio's event loop for Unix does once a connection, or once a program, in functions that ask nothing of their
+# loop but the methods that this one has, too. Each Python brings its own version.
+_Unix: Any = asyncio.SelectorEventLoop
+
+
+class Loop(SignalHandling, _core.Loop, asyncio.BaseEventLoop):
+    """An asyncio event loop that runs callbacks, timers and transports in Rust.
+
+    It takes and ignores the argument of asyncio.SelectorEventLoop, so that it can stand in for it. The environment
+    variable HOTLOOP_POLLER=portable, read here, forces the wait that platforms without a faster one use.
+    """
+
+    def __init__(self, selector: object = None) -> None:
+        asyncio.BaseEventLoop.__init__(self)
+        SignalHandling.__init__(self)
+        self._transports: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+        self._unix_server_sockets: dict[socket.socket, int] = {}
+        if sys.version_info >= (3, 14):
+            # Before, a child watcher belongs to the policy.
+            pidfd = unix_events.can_use_pidfd()
+            self._watcher = unix_events._PidfdChildWatcher() if pidfd else unix_events._ThreadedChildWatcher()
+
+    # --- Running ---
+
+    def run_forever(self) -> None:
+        """Run until stop() is called."""
+        self._check_closed()
+        self._check_running()
+        self._set_coroutine_origin_tracking(self._debug)
+        old_hooks = sys.get_asyncgen_hooks()
+        self._thread_id = threading.get_ident()
+        try:
+            sys.set_asyncgen_hooks(firstiter=self._asyncgen_firstiter_hook, finalizer=self._asyncgen_finalizer_hook)
+            events._set_running_loop(self)
+            waking = self._wake_on_signals()
+            try:
+                self._run()
+            finally:
+                if waking:
+                    self._stop_waking_on_signals()
+        finally:
+            self._stopping = False
+            self._thread_id = None
+            events._set_running_loop(None)
+            self._set_coroutine_origin_tracking(False)
+            sys.set_asyncgen_hooks(*old_hooks)
+
+    def close(self) -> None:
+        """Close the event loop: what is scheduled is dropped, what was written and the network takes is sent.
+
+        The executor is shut down without waiting. Raise RuntimeError if the loop is running.
+        """
+        if self.is_running():
+            raise RuntimeError("Cannot close a running event loop")
+        if self.is_closed():
+            return
+        self._end_signal_handling()
+        asyncio.BaseEventLoop.close(self)
+        self._close()
+
+    def set_debug(self, enabled: bool) -> None:
+        """Turn debug mode on or off, as asyncio has it."""
+        asyncio.BaseEventLoop.set_debug(self, enabled)
+
+    # --- Names ---
+
+    async def getaddrinfo(
+        self, host: Any, port: Any, *, family: int = 0, type: int = 0, proto: int = 0, flags: int = 0
+    ) -> Any:
+        """socket.getaddrinfo() in a thread; an IP address and a number for the port need none."""
+        if _is_numeric(host) and _is_port(port):
+            return socket.getaddrinfo(host, port, family, type, proto, flags | socket.AI_NUMERICHOST)
+        return await asyncio.BaseEventLoop.getaddrinfo(
+            self, host, port, family=family, type=type, proto=proto, flags=flags
+        )
+
+    async def getnameinfo(self, sockaddr: Any, flags: int = 0) -> Any:
+        """socket.getnameinfo() in a thread; none is needed to write numbers down."""
+        numeric = socket.NI_NUMERICHOST | socket.NI_NUMERICSERV
+        if flags & numeric == numeric:
+            return socket.getnameinfo(sockaddr, flags)
+        return await asyncio.BaseEventLoop.getnameinfo(self, sockaddr, flags)
+
+    # --- Sockets ---
+
+    async def sock_connect(self, sock: socket.socket, address: Any) -> None:
+        """Connect a non-blocking socket; a host name is resolved first."""
+        base_events._check_ssl_socket(sock)
+        if self._debug and sock.gettimeout() != 0:
+            raise ValueError("the socket must be non-blocking")
+        if sock.family in (socket.AF_INET, socket.AF_INET6):
+            resolved = await self._ensure_resolved(
+                address, family=sock.family, type=sock.type, proto=sock.proto, loop=self
+            )
+            address = resolved[0][4]
+        await self._sock_connect(sock, address)
+
+    # --- Transports ---
+
+    def _make_ssl_transport(
+        self,
+        rawsock: socket.socket,
+        protocol: asyncio.BaseProtocol,
+        sslcontext: Any,
+        waiter: "asyncio.Future[Any] | None" = None,
+        *,
+        server_side: bool = False,
+        server_hostname: str | None = None,
+        extra: Any = None,
+        server: Any = None,
+        ssl_handshake_timeout: float | None = None,
+        ssl_shutdown_timeout: float | None = None,
+        context: Any = None,
+    ) -> Any:
+        ssl_protocol = sslproto.SSLProtocol(
+            self,
+            protocol,
+            sslcontext,
+            waiter,
+            server_side,
+            server_hostname,
+            ssl_handshake_timeout=ssl_handshake_timeout,
+            ssl_shutdown_timeout=ssl_shutdown_timeout,
+        )
+        self._make_socket_transport(rawsock, ssl_protocol, extra=extra, server=server, context=context)
+        return ssl_protocol._app_transport
+
+    def _stop_serving(self, sock: socket.socket) -> None:
+        # Python 3.13 and later note here which paths are to be removed.
+        inode = self._unix_server_sockets.pop(sock, None)
+        path = None if inode is None else sock.getsockname()
+        _core.Loop._stop_serving(self, sock)
+        if path is not None:
+            try:
+                if os.stat(path).st_ino == inode:
+                    os.unlink(path)
+            except FileNotFoundError:
+                pass
+            except OSError as error:
+                logger.error("Unable to clean up listening UNIX socket %r: %r", path, error)
+
+    create_unix_connection = _Unix.create_unix_connection
+    create_unix_server = _Unix.create_unix_server
+    _accept_connection2 = _Unix._accept_connection2
+    _make_read_pipe_transport = _Unix._make_read_pipe_transport
+    _make_write_pipe_transport = _Unix._make_write_pipe_transport
+    _make_subprocess_transport = _Unix._make_subprocess_transport
+    _child_watcher_callback = _Unix._child_watcher_callback
+
+
+def _is_numeric(host: object) -> bool:
+    """Whether *host* is an IP address, possibly with a scope, in one of the forms that need no resolving."""
+    if not isinstance(host, str):
+        return False
+    address, _, scope = host.partition("%")
+    try:
+        if ":" in address:
+            socket.inet_pton(socket.AF_INET6, address)
+        else:
+            socket.inet_pton(socket.AF_INET, address)
+            return not scope
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _is_port(port: object) -> bool:
+    """Whether *port* is a number, not the name of a service."""
+    return port is None or isinstance(port, int) or (isinstance(port, str) and port.isdecimal())

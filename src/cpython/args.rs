@@ -1,0 +1,136 @@
+//! What a method was called with.
+
+use std::marker::PhantomData;
+use std::ptr::NonNull;
+
+use pyo3::exceptions::PyTypeError;
+use pyo3::prelude::*;
+use pyo3::{Borrowed, ffi};
+
+use super::object::Object;
+
+/// The arguments of a vectorcall: first the positional ones, then the values of keywords.
+#[derive(Clone, Copy)]
+pub struct Args<'a, 'py> {
+    py: Python<'py>,
+    values: *const *mut ffi::PyObject,
+    positional: usize,
+    names: *mut ffi::PyObject,
+    call: PhantomData<&'a Object>,
+}
+
+impl<'a, 'py> Args<'a, 'py> {
+    /// # Safety
+    /// `values` and `names` are the arguments of a vectorcall that lasts at least for 'a.
+    pub(super) unsafe fn new(
+        py: Python<'py>,
+        values: *const *mut ffi::PyObject,
+        positional: usize,
+        names: *mut ffi::PyObject,
+    ) -> Args<'a, 'py> {
+        Args { py, values, positional, names, call: PhantomData }
+    }
+
+    /// The number of positional arguments.
+    pub fn len(&self) -> usize {
+        self.positional
+    }
+
+    /// A positional argument.
+    pub fn get(&self, index: usize) -> Option<Borrowed<'a, 'py, PyAny>> {
+        (index < self.positional).then(|| self.value(index))
+    }
+
+    fn value(&self, index: usize) -> Borrowed<'a, 'py, PyAny> {
+        // SAFETY: the callers keep to the number of values; the caller of the method keeps them alive.
+        unsafe { Borrowed::from_ptr(self.py, *self.values.add(index)) }
+    }
+
+    /// A positional argument as a reference of our own.
+    pub fn object(&self, index: usize) -> Option<Object> {
+        self.get(index).map(Object::from)
+    }
+
+    /// The positional arguments from `index` on.
+    pub fn rest(&self, index: usize) -> impl ExactSizeIterator<Item = Object> {
+        let args = *self;
+        (index.min(self.positional)..self.positional).map(move |index| {
+            // SAFETY: `index` is below the number of positional arguments, which live through the call.
+            unsafe { Object::from_borrowed(NonNull::new_unchecked(*args.values.add(index))) }
+        })
+    }
+
+    pub fn has_keywords(&self) -> bool {
+        !self.names.is_null()
+    }
+
+    /// The keyword arguments, name and value.
+    pub fn keywords(&self) -> impl ExactSizeIterator<Item = (Borrowed<'a, 'py, PyAny>, Borrowed<'a, 'py, PyAny>)> {
+        let args = *self;
+        let count = if self.names.is_null() {
+            0
+        } else {
+            // SAFETY: vectorcall passes a tuple of names.
+            unsafe { ffi::PyTuple_GET_SIZE(self.names) as usize }
+        };
+        (0..count).map(move |index| {
+            // SAFETY: `index` is below the tuple's length; the tuple lives through the call.
+            let name = unsafe { Borrowed::from_ptr(args.py, ffi::PyTuple_GET_ITEM(args.names, index as isize)) };
+            (name, args.value(args.positional + index))
+        })
+    }
+
+    /// The value of the only keyword that a method takes, which the interpreter has interned; None stands for None
+    /// and for not given.
+    pub fn sole_keyword(&self, method: &str, keyword: &Bound<'py, PyAny>) -> PyResult<Option<Object>> {
+        let mut found = None;
+        for (name, value) in self.keywords() {
+            if name.as_ptr() != keyword.as_ptr() && !name.eq(keyword)? {
+                return Err(PyTypeError::new_err(format!("{method}() got an unexpected keyword argument '{}'", name.str()?)));
+            }
+            found = (!value.is_none()).then(|| Object::from(value));
+        }
+        Ok(found)
+    }
+
+    /// Matches the arguments with a method's parameters: of `names`, the first `required` must be given, and those
+    /// from `keyword_only` on only by name.
+    pub fn parse<const N: usize>(
+        &self,
+        method: &str,
+        names: [&str; N],
+        required: usize,
+        keyword_only: usize,
+    ) -> PyResult<[Option<Object>; N]> {
+        if self.positional > keyword_only {
+            return Err(PyTypeError::new_err(format!(
+                "{method}() takes {keyword_only} positional arguments but {} were given",
+                self.positional
+            )));
+        }
+        let mut found: [Option<Object>; N] = std::array::from_fn(|index| self.object(index));
+        for (name, value) in self.keywords() {
+            let name: String = name.extract()?;
+            let Some(index) = names.iter().position(|candidate| *candidate == name) else {
+                return Err(PyTypeError::new_err(format!("{method}() got an unexpected keyword argument '{name}'")));
+            };
+            if found[index].is_some() {
+                return Err(PyTypeError::new_err(format!("{method}() got multiple values for argument '{name}'")));
+            }
+            found[index] = Some(Object::from(value));
+        }
+        if let Some(missing) = (0..required).find(|index| found[*index].is_none()) {
+            return Err(missing_argument(method, names[missing]));
+        }
+        Ok(found)
+    }
+
+    /// The first positional argument; a TypeError that names it if it is missing.
+    pub fn first(&self, method: &str, name: &str) -> PyResult<Object> {
+        self.object(0).ok_or_else(|| missing_argument(method, name))
+    }
+}
+
+pub fn missing_argument(method: &str, name: &str) -> PyErr {
+    PyTypeError::new_err(format!("{method}() missing 1 required positional argument: '{name}'"))
+}

@@ -1,0 +1,652 @@
+//! Classes whose instances hold a Rust value behind the layout of a Python base class.
+//!
+//! An instance is laid out as: the base's part, whose size is known only when the base is there; the Rust value; the
+//! pointers for `__dict__` and weak references, where the class has them. The offset of the value is kept in the
+//! class's static, so that reaching it costs one addition.
+
+use std::cell::UnsafeCell;
+use std::ffi::{CStr, c_int, c_void};
+use std::marker::PhantomData;
+use std::mem::{align_of, size_of};
+use std::ops::Deref;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering::Relaxed};
+
+use pyo3::exceptions::PyTypeError;
+use pyo3::panic::PanicException;
+use pyo3::prelude::*;
+use pyo3::types::PyType;
+use pyo3::{Borrowed, ffi};
+
+use super::args::Args;
+use super::object::{Object, ObjectCell};
+
+/// A Rust type whose values live in instances of a Python class.
+pub trait Native: Sized + 'static {
+    /// Where the class is found once it is made.
+    fn class() -> &'static Class;
+
+    /// Shows every reference that the value owns to the garbage collector. Must not run Python code.
+    fn traverse(&self, visitor: &mut Visitor);
+
+    /// Drops the references that could be part of a cycle.
+    fn clear(&self);
+
+    /// Whether [`Native::finalize`] is to be called before an instance is destroyed.
+    const FINALIZES: bool = false;
+
+    /// What `__del__` is to Python classes. The instance may be resurrected.
+    fn finalize(_this: This<'_, '_, Self>) {}
+}
+
+/// Shows references to the garbage collector.
+pub struct Visitor {
+    visit: ffi::visitproc,
+    arg: *mut c_void,
+    result: c_int,
+}
+
+impl Visitor {
+    pub fn object(&mut self, object: &Object) {
+        self.pointer(object.as_ptr());
+    }
+
+    pub fn optional(&mut self, object: &Option<Object>) {
+        if let Some(object) = object {
+            self.object(object);
+        }
+    }
+
+    pub fn cell(&mut self, cell: &ObjectCell) {
+        if let Some(pointer) = cell.as_ptr() {
+            self.pointer(pointer);
+        }
+    }
+
+    fn pointer(&mut self, pointer: *mut ffi::PyObject) {
+        if self.result == 0 {
+            // SAFETY: the pointers passed in belong to live references; `visit` and `arg` come from the collector.
+            self.result = unsafe { (self.visit)(pointer, self.arg) };
+        }
+    }
+}
+
+/// A class once it is made, and memory of its instances kept for the next ones.
+pub struct Class {
+    class: AtomicPtr<ffi::PyTypeObject>,
+    offset: AtomicUsize,
+    // GIL: guards the list.
+    free: UnsafeCell<Vec<*mut ffi::PyObject>>,
+    keep: usize,
+}
+
+// SAFETY: `free` is touched only under the GIL (see the module's documentation); the rest is atomic.
+unsafe impl Sync for Class {}
+
+impl Class {
+    /// `keep`: how many dead instances are kept to be used again.
+    pub const fn new(keep: usize) -> Class {
+        Class {
+            class: AtomicPtr::new(std::ptr::null_mut()),
+            offset: AtomicUsize::new(0),
+            free: UnsafeCell::new(Vec::new()),
+            keep,
+        }
+    }
+}
+
+/// A strong reference to an instance that holds a `T`.
+pub struct Obj<T: Native> {
+    object: Object,
+    native: PhantomData<T>,
+}
+
+impl<T: Native> Obj<T> {
+    /// Makes an instance.
+    pub fn new(py: Python<'_>, value: T) -> PyResult<Obj<T>> {
+        let class = T::class();
+        let pointer = class.class.load(Relaxed);
+        // SAFETY: the class has been made; the memory of an instance is either fresh from its allocator or was kept
+        // by `dealloc`. The value is written before anything else can see the instance.
+        unsafe {
+            let kept = (*class.free.get()).pop();
+            let instance = match kept {
+                Some(instance) => ffi::PyObject_Init(instance, pointer),
+                None => {
+                    let allocate = (*pointer).tp_alloc.unwrap_unchecked();
+                    allocate(pointer, 0)
+                }
+            };
+            if instance.is_null() {
+                return Err(PyErr::fetch(py));
+            }
+            std::ptr::write(instance.byte_add(class.offset.load(Relaxed)).cast::<T>(), value);
+            if kept.is_some() {
+                ffi::PyObject_GC_Track(instance.cast());
+            }
+            Ok(Obj { object: Object::from_owned(py, instance)?, native: PhantomData })
+        }
+    }
+
+    /// None if the object is not an instance of the class.
+    pub fn downcast(object: &Object) -> Option<Obj<T>> {
+        is_instance::<T>(object.as_ptr()).then(|| Obj { object: object.clone(), native: PhantomData })
+    }
+
+    pub fn as_object(&self) -> &Object {
+        &self.object
+    }
+
+    pub fn into_object(self) -> Object {
+        self.object
+    }
+
+    pub fn this<'a, 'py>(&'a self, py: Python<'py>) -> This<'a, 'py, T> {
+        This { object: self.object.bind(py), native: PhantomData }
+    }
+}
+
+impl<T: Native> Clone for Obj<T> {
+    fn clone(&self) -> Obj<T> {
+        Obj { object: self.object.clone(), native: PhantomData }
+    }
+}
+
+impl<T: Native> Deref for Obj<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        // SAFETY: an Obj refers to an instance of T's class, and keeps it alive.
+        unsafe { value(self.object.as_ptr()) }
+    }
+}
+
+/// `self` in a method: a borrowed reference to an instance, through which its `T` is reached.
+pub struct This<'a, 'py, T: Native> {
+    object: Borrowed<'a, 'py, PyAny>,
+    native: PhantomData<T>,
+}
+
+impl<T: Native> Clone for This<'_, '_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T: Native> Copy for This<'_, '_, T> {}
+
+impl<'a, 'py, T: Native> This<'a, 'py, T> {
+    pub fn py(self) -> Python<'py> {
+        self.object.py()
+    }
+
+    pub fn as_any(self) -> Borrowed<'a, 'py, PyAny> {
+        self.object
+    }
+
+    pub fn object(self) -> Object {
+        Object::from(self.object)
+    }
+
+    pub fn obj(self) -> Obj<T> {
+        Obj { object: self.object(), native: PhantomData }
+    }
+
+    /// The value, for as long as the reference to the instance is good.
+    pub fn get(self) -> &'a T {
+        // SAFETY: a This refers to an instance of T's class that lives for 'a.
+        unsafe { value(self.object.as_ptr()) }
+    }
+}
+
+impl<T: Native> Deref for This<'_, '_, T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        self.get()
+    }
+}
+
+/// # Safety
+/// `instance` is a live instance of T's class, whose value has been written.
+unsafe fn value<'a, T: Native>(instance: *mut ffi::PyObject) -> &'a T {
+    // SAFETY: see above.
+    unsafe { &*instance.byte_add(T::class().offset.load(Relaxed)).cast::<T>() }
+}
+
+fn is_instance<T: Native>(object: *mut ffi::PyObject) -> bool {
+    let class = T::class().class.load(Relaxed);
+    // SAFETY: the object lives, and so does the class if it has been made.
+    !class.is_null() && unsafe { ffi::PyObject_TypeCheck(object, class) != 0 }
+}
+
+/// What a class is made of, besides its value.
+pub struct Definition<'py> {
+    pub name: &'static CStr,
+    pub doc: &'static CStr,
+    pub base: Bound<'py, PyType>,
+    pub methods: Vec<ffi::PyMethodDef>,
+    pub attributes: Vec<ffi::PyGetSetDef>,
+    pub slots: Vec<ffi::PyType_Slot>,
+    /// Whether instances take attributes and weak references.
+    pub open: bool,
+}
+
+/// Two pointers behind the value of an open class.
+#[repr(C)]
+struct Tail {
+    dict: *mut ffi::PyObject,
+    weak: *mut ffi::PyObject,
+}
+
+/// Makes the class of `T`; instances come from Rust only.
+pub fn make<'py, T: Native>(definition: Definition<'py>) -> PyResult<Bound<'py, PyType>> {
+    make_with::<T>(definition, ffi::Py_TPFLAGS_DISALLOW_INSTANTIATION, None)
+}
+
+/// Makes the class of `T`, which Python can subclass and call without arguments.
+pub fn make_subclassable<'py, T: Native>(
+    definition: Definition<'py>,
+    new: ffi::newfunc,
+) -> PyResult<Bound<'py, PyType>> {
+    make_with::<T>(definition, ffi::Py_TPFLAGS_BASETYPE, Some(new))
+}
+
+fn make_with<'py, T: Native>(
+    definition: Definition<'py>,
+    flags: std::ffi::c_ulong,
+    new: Option<ffi::newfunc>,
+) -> PyResult<Bound<'py, PyType>> {
+    let py = definition.base.py();
+    // SAFETY: the base is a type object.
+    let base_size = unsafe { (*definition.base.as_type_ptr()).tp_basicsize } as usize;
+    let offset = base_size.next_multiple_of(align_of::<T>().max(align_of::<usize>()));
+    let tail = (offset + size_of::<T>()).next_multiple_of(align_of::<Tail>());
+    let size = if definition.open { tail + size_of::<Tail>() } else { tail };
+
+    let mut slots = definition.slots;
+    let mut slot = |slot: c_int, pfunc: *mut c_void| slots.push(ffi::PyType_Slot { slot, pfunc });
+    slot(ffi::Py_tp_doc, definition.doc.as_ptr().cast_mut().cast());
+    slot(ffi::Py_tp_dealloc, dealloc::<T> as *mut c_void);
+    if definition.open {
+        slot(ffi::Py_tp_traverse, traverse::<T, true> as *mut c_void);
+        slot(ffi::Py_tp_clear, clear::<T, true> as *mut c_void);
+    } else {
+        slot(ffi::Py_tp_traverse, traverse::<T, false> as *mut c_void);
+        slot(ffi::Py_tp_clear, clear::<T, false> as *mut c_void);
+    }
+    if T::FINALIZES {
+        slot(ffi::Py_tp_finalize, finalize::<T> as *mut c_void);
+    }
+    if let Some(new) = new {
+        slot(ffi::Py_tp_new, new as *mut c_void);
+    }
+    let mut methods = definition.methods;
+    methods.push(ffi::PyMethodDef::zeroed());
+    slot(ffi::Py_tp_methods, Box::leak(methods.into_boxed_slice()).as_mut_ptr().cast());
+    let mut attributes = definition.attributes;
+    if definition.open {
+        attributes.push(dict_attribute());
+    }
+    // SAFETY: all zeroes ends the list.
+    attributes.push(unsafe { std::mem::zeroed() });
+    slot(ffi::Py_tp_getset, Box::leak(attributes.into_boxed_slice()).as_mut_ptr().cast());
+    let mut members = Vec::new();
+    if definition.open {
+        members.push(offset_member(c"__dictoffset__", tail + std::mem::offset_of!(Tail, dict)));
+        members.push(offset_member(c"__weaklistoffset__", tail + std::mem::offset_of!(Tail, weak)));
+    }
+    // SAFETY: all zeroes ends the list.
+    members.push(unsafe { std::mem::zeroed() });
+    slot(ffi::Py_tp_members, Box::leak(members.into_boxed_slice()).as_mut_ptr().cast());
+    slot(0, std::ptr::null_mut());
+
+    let mut spec = ffi::PyType_Spec {
+        name: definition.name.as_ptr(),
+        basicsize: size as c_int,
+        itemsize: 0,
+        flags: (ffi::Py_TPFLAGS_DEFAULT | ffi::Py_TPFLAGS_HAVE_GC | flags) as _,
+        slots: slots.as_mut_ptr(),
+    };
+    // SAFETY: the spec is complete and ends where it must; what it points to and the class keeps was leaked above.
+    let class: Bound<'py, PyType> = unsafe {
+        let class = ffi::PyType_FromSpecWithBases(&mut spec, definition.base.as_ptr());
+        Bound::from_owned_ptr_or_err(py, class)?.cast_into_unchecked()
+    };
+    let made = T::class();
+    made.offset.store(offset, Relaxed);
+    // The class lives as long as the process: instances are made of the static.
+    made.class.store(class.clone().into_ptr().cast(), Relaxed);
+    Ok(class)
+}
+
+/// Makes an instance of a subclass, for the `tp_new` of a class made by [`make_subclassable`].
+///
+/// # Safety
+/// Called with the arguments of tp_new.
+pub unsafe fn new_instance<T: Native>(
+    class: *mut ffi::PyTypeObject,
+    make: impl FnOnce(Python<'_>) -> PyResult<T>,
+) -> *mut ffi::PyObject {
+    // SAFETY: tp_new is called with the GIL held.
+    unsafe {
+        guard(std::ptr::null_mut(), |py| {
+            let value = make(py)?;
+            let allocate = (*class).tp_alloc.ok_or_else(|| PyTypeError::new_err("the class has no allocator"))?;
+            let instance = allocate(class, 0);
+            if instance.is_null() {
+                return Err(PyErr::fetch(py));
+            }
+            std::ptr::write(instance.byte_add(T::class().offset.load(Relaxed)).cast::<T>(), value);
+            Ok(instance)
+        })
+    }
+}
+
+fn offset_member(name: &'static CStr, offset: usize) -> ffi::PyMemberDef {
+    ffi::PyMemberDef {
+        name: name.as_ptr(),
+        type_code: ffi::Py_T_PYSSIZET,
+        offset: offset as ffi::Py_ssize_t,
+        flags: ffi::Py_READONLY,
+        doc: std::ptr::null(),
+    }
+}
+
+fn dict_attribute() -> ffi::PyGetSetDef {
+    ffi::PyGetSetDef {
+        name: c"__dict__".as_ptr(),
+        get: Some(ffi::PyObject_GenericGetDict),
+        set: Some(ffi::PyObject_GenericSetDict),
+        doc: std::ptr::null(),
+        closure: std::ptr::null_mut(),
+    }
+}
+
+/// # Safety
+/// `instance` is an instance of T's class, which is open.
+unsafe fn tail<T: Native>(instance: *mut ffi::PyObject) -> *mut Tail {
+    let end = T::class().offset.load(Relaxed) + size_of::<T>();
+    // SAFETY: the tail of an open class is where `make_with` put it.
+    unsafe { instance.byte_add(end.next_multiple_of(align_of::<Tail>())).cast() }
+}
+
+unsafe extern "C" fn traverse<T: Native, const OPEN: bool>(
+    instance: *mut ffi::PyObject,
+    visit: ffi::visitproc,
+    arg: *mut c_void,
+) -> c_int {
+    let mut visitor = Visitor { visit, arg, result: 0 };
+    // SAFETY: called by the collector for a live instance; instances of classes made here own a reference to them.
+    unsafe {
+        visitor.pointer(ffi::Py_TYPE(instance).cast());
+        value::<T>(instance).traverse(&mut visitor);
+        if OPEN {
+            let dict = (*tail::<T>(instance)).dict;
+            if !dict.is_null() {
+                visitor.pointer(dict);
+            }
+        }
+    }
+    visitor.result
+}
+
+unsafe extern "C" fn clear<T: Native, const OPEN: bool>(instance: *mut ffi::PyObject) -> c_int {
+    // SAFETY: called by the collector, with the GIL, for a live instance.
+    unsafe {
+        value::<T>(instance).clear();
+        if OPEN {
+            ffi::Py_CLEAR(&raw mut (*tail::<T>(instance)).dict);
+        }
+    }
+    0
+}
+
+unsafe extern "C" fn finalize<T: Native>(instance: *mut ffi::PyObject) {
+    // SAFETY: called with the GIL for a live instance; an exception that is being raised is kept apart.
+    unsafe {
+        let py = Python::assume_attached();
+        let raised = PyErr::take(py);
+        guard((), |py| {
+            T::finalize(This { object: Borrowed::from_ptr(py, instance), native: PhantomData });
+            Ok(())
+        });
+        if let Some(raised) = raised {
+            raised.restore(py);
+        }
+    }
+}
+
+unsafe extern "C" fn dealloc<T: Native>(instance: *mut ffi::PyObject) {
+    // SAFETY: the last reference is gone. What dropping the value runs can no longer reach the instance, except in a
+    // finalizer, which is asked first.
+    unsafe {
+        if T::FINALIZES && ffi::PyObject_CallFinalizerFromDealloc(instance) < 0 {
+            return;
+        }
+        let class = ffi::Py_TYPE(instance);
+        ffi::PyObject_GC_UnTrack(instance.cast());
+        if (*class).tp_weaklistoffset != 0 {
+            ffi::PyObject_ClearWeakRefs(instance);
+        }
+        let made = T::class();
+        std::ptr::drop_in_place(instance.byte_add(made.offset.load(Relaxed)).cast::<T>());
+        if (*class).tp_dictoffset > 0 && class == made.class.load(Relaxed) {
+            ffi::Py_CLEAR(&raw mut (*tail::<T>(instance)).dict);
+        }
+        let free = &mut *made.free.get();
+        if free.len() < made.keep && class == made.class.load(Relaxed) {
+            free.push(instance);
+        } else if let Some(release) = (*class).tp_free {
+            release(instance.cast());
+        }
+        ffi::Py_DECREF(class.cast());
+    }
+}
+
+/// Runs `f` at the boundary to C: an error or a panic becomes the current Python exception.
+///
+/// # Safety
+/// The GIL is held.
+#[inline(always)]
+pub unsafe fn guard<R>(failure: R, f: impl FnOnce(Python<'_>) -> PyResult<R>) -> R {
+    // SAFETY: the caller holds the GIL.
+    let py = unsafe { Python::assume_attached() };
+    match catch_unwind(AssertUnwindSafe(|| f(py))) {
+        Ok(Ok(result)) => result,
+        Ok(Err(error)) => {
+            error.restore(py);
+            failure
+        }
+        Err(panic) => {
+            restore_panic(py, panic);
+            failure
+        }
+    }
+}
+
+#[cold]
+fn restore_panic(py: Python<'_>, panic: Box<dyn std::any::Any + Send>) {
+    let message = match (panic.downcast_ref::<&str>(), panic.downcast_ref::<String>()) {
+        (Some(message), _) => (*message).to_owned(),
+        (_, Some(message)) => message.clone(),
+        _ => "panic".to_owned(),
+    };
+    PanicException::new_err(message).restore(py);
+}
+
+/// # Safety
+/// Called with the arguments of a METH_FASTCALL | METH_KEYWORDS method of T's class.
+#[inline(always)]
+pub unsafe fn call_fast<T: Native>(
+    instance: *mut ffi::PyObject,
+    values: *const *mut ffi::PyObject,
+    count: ffi::Py_ssize_t,
+    names: *mut ffi::PyObject,
+    method: for<'a, 'py> fn(This<'a, 'py, T>, Args<'a, 'py>) -> PyResult<Object>,
+) -> *mut ffi::PyObject {
+    // SAFETY: the method's descriptor has checked the class of the instance; the arguments live through the call.
+    unsafe {
+        guard(std::ptr::null_mut(), |py| {
+            let this = This { object: Borrowed::from_ptr(py, instance), native: PhantomData };
+            let args = Args::new(py, values, count as usize, names);
+            method(this, args).map(Object::into_ptr)
+        })
+    }
+}
+
+/// # Safety
+/// Called with the instance of a METH_NOARGS method or a getter of T's class.
+#[inline(always)]
+pub unsafe fn call_bare<T: Native>(
+    instance: *mut ffi::PyObject,
+    method: for<'a, 'py> fn(This<'a, 'py, T>) -> PyResult<Object>,
+) -> *mut ffi::PyObject {
+    // SAFETY: the descriptor has checked the class of the instance.
+    unsafe {
+        guard(std::ptr::null_mut(), |py| {
+            let this = This { object: Borrowed::from_ptr(py, instance), native: PhantomData };
+            method(this).map(Object::into_ptr)
+        })
+    }
+}
+
+/// # Safety
+/// Called with the arguments of a METH_O method of T's class.
+#[inline(always)]
+pub unsafe fn call_one<T: Native>(
+    instance: *mut ffi::PyObject,
+    argument: *mut ffi::PyObject,
+    method: for<'a, 'py> fn(This<'a, 'py, T>, Borrowed<'a, 'py, PyAny>) -> PyResult<Object>,
+) -> *mut ffi::PyObject {
+    // SAFETY: the descriptor has checked the class of the instance; the argument lives through the call.
+    unsafe {
+        guard(std::ptr::null_mut(), |py| {
+            let this = This { object: Borrowed::from_ptr(py, instance), native: PhantomData };
+            method(this, Borrowed::from_ptr(py, argument)).map(Object::into_ptr)
+        })
+    }
+}
+
+/// # Safety
+/// Called with the arguments of a setter of T's class.
+pub unsafe fn call_setter<T: Native>(
+    instance: *mut ffi::PyObject,
+    new: *mut ffi::PyObject,
+    setter: for<'a, 'py> fn(This<'a, 'py, T>, Borrowed<'a, 'py, PyAny>) -> PyResult<()>,
+) -> c_int {
+    // SAFETY: the descriptor has checked the class of the instance; a null value asks for deletion.
+    unsafe {
+        guard(-1, |py| {
+            if new.is_null() {
+                return Err(pyo3::exceptions::PyAttributeError::new_err("attribute cannot be deleted"));
+            }
+            let this = This { object: Borrowed::from_ptr(py, instance), native: PhantomData };
+            setter(this, Borrowed::from_ptr(py, new)).map(|()| 0)
+        })
+    }
+}
+
+/// A method that takes any arguments: `fn(This<T>, Args) -> PyResult<Object>`.
+#[macro_export]
+macro_rules! method {
+    ($native:ty, $name:literal, $function:expr, $doc:literal) => {{
+        unsafe extern "C" fn call(
+            instance: *mut pyo3::ffi::PyObject,
+            values: *const *mut pyo3::ffi::PyObject,
+            count: pyo3::ffi::Py_ssize_t,
+            names: *mut pyo3::ffi::PyObject,
+        ) -> *mut pyo3::ffi::PyObject {
+            // SAFETY: the interpreter calls this as the method that the definition below says it is.
+            unsafe { $crate::cpython::class::call_fast::<$native>(instance, values, count, names, $function) }
+        }
+        pyo3::ffi::PyMethodDef {
+            ml_name: $crate::cpython::class::c_str(concat!($name, "\0")).as_ptr(),
+            ml_meth: pyo3::ffi::PyMethodDefPointer { PyCFunctionFastWithKeywords: call },
+            ml_flags: pyo3::ffi::METH_FASTCALL | pyo3::ffi::METH_KEYWORDS,
+            ml_doc: $crate::cpython::class::c_str(concat!($doc, "\0")).as_ptr(),
+        }
+    }};
+}
+
+/// A method without arguments: `fn(This<T>) -> PyResult<Object>`.
+#[macro_export]
+macro_rules! method0 {
+    ($native:ty, $name:literal, $function:expr, $doc:literal) => {{
+        unsafe extern "C" fn call(
+            instance: *mut pyo3::ffi::PyObject,
+            _: *mut pyo3::ffi::PyObject,
+        ) -> *mut pyo3::ffi::PyObject {
+            // SAFETY: the interpreter calls this as the method that the definition below says it is.
+            unsafe { $crate::cpython::class::call_bare::<$native>(instance, $function) }
+        }
+        pyo3::ffi::PyMethodDef {
+            ml_name: $crate::cpython::class::c_str(concat!($name, "\0")).as_ptr(),
+            ml_meth: pyo3::ffi::PyMethodDefPointer { PyCFunction: call },
+            ml_flags: pyo3::ffi::METH_NOARGS,
+            ml_doc: $crate::cpython::class::c_str(concat!($doc, "\0")).as_ptr(),
+        }
+    }};
+}
+
+/// A method with one positional argument: `fn(This<T>, Borrowed<PyAny>) -> PyResult<Object>`.
+#[macro_export]
+macro_rules! method1 {
+    ($native:ty, $name:literal, $function:expr, $doc:literal) => {{
+        unsafe extern "C" fn call(
+            instance: *mut pyo3::ffi::PyObject,
+            argument: *mut pyo3::ffi::PyObject,
+        ) -> *mut pyo3::ffi::PyObject {
+            // SAFETY: the interpreter calls this as the method that the definition below says it is.
+            unsafe { $crate::cpython::class::call_one::<$native>(instance, argument, $function) }
+        }
+        pyo3::ffi::PyMethodDef {
+            ml_name: $crate::cpython::class::c_str(concat!($name, "\0")).as_ptr(),
+            ml_meth: pyo3::ffi::PyMethodDefPointer { PyCFunction: call },
+            ml_flags: pyo3::ffi::METH_O,
+            ml_doc: $crate::cpython::class::c_str(concat!($doc, "\0")).as_ptr(),
+        }
+    }};
+}
+
+/// An attribute: `fn(This<T>) -> PyResult<Object>`, and if it can be set `fn(This<T>, Borrowed<PyAny>) -> PyResult<()>`.
+#[macro_export]
+macro_rules! attribute {
+    ($native:ty, $name:literal, $getter:expr) => {
+        attribute!(@ $native, $name, $getter, None)
+    };
+    ($native:ty, $name:literal, $getter:expr, $setter:expr) => {{
+        unsafe extern "C" fn set(
+            instance: *mut pyo3::ffi::PyObject,
+            new: *mut pyo3::ffi::PyObject,
+            _: *mut std::ffi::c_void,
+        ) -> std::ffi::c_int {
+            // SAFETY: the interpreter calls this as the setter that the definition below says it is.
+            unsafe { $crate::cpython::class::call_setter::<$native>(instance, new, $setter) }
+        }
+        attribute!(@ $native, $name, $getter, Some(set))
+    }};
+    (@ $native:ty, $name:literal, $getter:expr, $set:expr) => {{
+        unsafe extern "C" fn get(
+            instance: *mut pyo3::ffi::PyObject,
+            _: *mut std::ffi::c_void,
+        ) -> *mut pyo3::ffi::PyObject {
+            // SAFETY: the interpreter calls this as the getter that the definition below says it is.
+            unsafe { $crate::cpython::class::call_bare::<$native>(instance, $getter) }
+        }
+        pyo3::ffi::PyGetSetDef {
+            name: $crate::cpython::class::c_str(concat!($name, "\0")).as_ptr(),
+            get: Some(get),
+            set: $set,
+            doc: std::ptr::null(),
+            closure: std::ptr::null_mut(),
+        }
+    }};
+}
+
+pub const fn c_str(text: &'static str) -> &'static CStr {
+    match CStr::from_bytes_with_nul(text.as_bytes()) {
+        Ok(text) => text,
+        Err(_) => panic!("a name ends where its only NUL is"),
+    }
+}

@@ -1,0 +1,17 @@
+//! The C API that PyO3 does not wrap, and the one home, beside the reactor, of unsafe code.
+//!
+//! PyO3 cannot make a class whose base is a Python class on every supported version (a transport must be an
+//! asyncio.Transport), takes a generic path to parse arguments, and keeps per-thread counts that a reference need not
+//! cost. The hot classes of the event loop are therefore made here from the C API's own parts:
+//!
+//! - [`object`]: references, and calls.
+//! - [`class`]: classes whose instances hold a Rust value behind the layout of a Python base.
+//! - [`args`]: what a method was called with.
+//!
+//! All of it leans on the GIL: an [`object::Object`] is used and dropped only by a thread that holds it. It is
+//! neither Send nor Sync, so the compiler sees to it that none crosses into code that runs without it.
+// GIL: reference counts, class statics and free lists are not synchronised in any other way.
+
+pub mod args;
+pub mod class;
+pub mod object;

@@ -1,0 +1,413 @@
+//! References to Python objects, and calls of them.
+
+use std::cell::Cell;
+use std::marker::PhantomData;
+use std::ptr::NonNull;
+
+use pyo3::exceptions::PyTypeError;
+use pyo3::prelude::*;
+use pyo3::{Borrowed, ffi};
+
+/// A strong reference.
+///
+/// Like `Py<PyAny>`, without its check at each drop whether the thread is attached to the interpreter: it is bound to
+/// threads that are.
+#[repr(transparent)]
+pub struct Object {
+    pointer: NonNull<ffi::PyObject>,
+    /// Neither Send nor Sync.
+    bound: PhantomData<*mut ()>,
+}
+
+impl Object {
+    /// Takes over a reference that a C function returned; null stands for the exception that it has set.
+    ///
+    /// # Safety
+    /// `pointer` is null, or a strong reference that nobody else will release.
+    pub unsafe fn from_owned(py: Python<'_>, pointer: *mut ffi::PyObject) -> PyResult<Object> {
+        match NonNull::new(pointer) {
+            Some(pointer) => Ok(Object { pointer, bound: PhantomData }),
+            None => Err(PyErr::fetch(py)),
+        }
+    }
+
+    /// Makes a strong reference of a borrowed one.
+    ///
+    /// # Safety
+    /// `pointer` points to a live object.
+    pub unsafe fn from_borrowed(pointer: NonNull<ffi::PyObject>) -> Object {
+        // SAFETY: the object lives.
+        unsafe { ffi::Py_INCREF(pointer.as_ptr()) };
+        Object { pointer, bound: PhantomData }
+    }
+
+    pub fn none(py: Python<'_>) -> Object {
+        py.None().into_bound(py).into()
+    }
+
+    pub fn as_ptr(&self) -> *mut ffi::PyObject {
+        self.pointer.as_ptr()
+    }
+
+    pub fn into_ptr(self) -> *mut ffi::PyObject {
+        let pointer = self.pointer.as_ptr();
+        std::mem::forget(self);
+        pointer
+    }
+
+    pub fn bind<'a, 'py>(&'a self, py: Python<'py>) -> Borrowed<'a, 'py, PyAny> {
+        // SAFETY: self keeps the object alive for 'a.
+        unsafe { Borrowed::from_ptr(py, self.as_ptr()) }
+    }
+
+    pub fn into_bound(self, py: Python<'_>) -> Bound<'_, PyAny> {
+        // SAFETY: the reference is ours to give away.
+        unsafe { Bound::from_owned_ptr(py, self.into_ptr()) }
+    }
+
+    pub fn is(&self, other: &Object) -> bool {
+        self.pointer == other.pointer
+    }
+
+    pub fn is_none(&self) -> bool {
+        // SAFETY: None is immortal or at least never freed.
+        self.as_ptr() == unsafe { ffi::Py_None() }
+    }
+
+    pub fn call(&self, py: Python<'_>, args: &[&Object]) -> PyResult<Object> {
+        let mut stack = Stack::new();
+        args.iter().for_each(|arg| stack.push(arg));
+        stack.call(py, self)
+    }
+
+    /// Calls a method with no argument.
+    pub fn call_method0(&self, py: Python<'_>, name: &Bound<'_, PyAny>) -> PyResult<Object> {
+        let args = [self.as_ptr()];
+        // SAFETY: one live argument, which stands for self.
+        unsafe {
+            let result = ffi::PyObject_VectorcallMethod(name.as_ptr(), args.as_ptr(), 1, std::ptr::null_mut());
+            Object::from_owned(py, result)
+        }
+    }
+
+    /// Calls a method with one argument.
+    pub fn call_method1(&self, py: Python<'_>, name: &Bound<'_, PyAny>, arg: &Object) -> PyResult<Object> {
+        let args = [self.as_ptr(), arg.as_ptr()];
+        // SAFETY: two live arguments, of which the first stands for self.
+        unsafe {
+            let result = ffi::PyObject_VectorcallMethod(name.as_ptr(), args.as_ptr(), 2, std::ptr::null_mut());
+            Object::from_owned(py, result)
+        }
+    }
+}
+
+impl Clone for Object {
+    fn clone(&self) -> Object {
+        // SAFETY: self keeps the object alive.
+        unsafe { Object::from_borrowed(self.pointer) }
+    }
+}
+
+impl Drop for Object {
+    fn drop(&mut self) {
+        // SAFETY: the reference is ours, and the GIL is held (see the module's documentation).
+        unsafe { ffi::Py_DECREF(self.as_ptr()) }
+    }
+}
+
+impl<T> From<Bound<'_, T>> for Object {
+    fn from(bound: Bound<'_, T>) -> Object {
+        // SAFETY: a Bound is a non-null strong reference.
+        let pointer = unsafe { NonNull::new_unchecked(bound.into_ptr()) };
+        Object { pointer, bound: PhantomData }
+    }
+}
+
+impl<T> From<&Bound<'_, T>> for Object {
+    fn from(bound: &Bound<'_, T>) -> Object {
+        // SAFETY: the Bound keeps its object alive.
+        unsafe { Object::from_borrowed(NonNull::new_unchecked(bound.as_ptr())) }
+    }
+}
+
+impl From<Borrowed<'_, '_, PyAny>> for Object {
+    fn from(borrowed: Borrowed<'_, '_, PyAny>) -> Object {
+        Object::from(&*borrowed)
+    }
+}
+
+/// An optional strong reference that can be replaced through a shared reference.
+#[derive(Default)]
+pub struct ObjectCell(Cell<Option<Object>>);
+
+impl ObjectCell {
+    pub fn new(object: Option<Object>) -> ObjectCell {
+        ObjectCell(Cell::new(object))
+    }
+
+    pub fn get(&self) -> Option<Object> {
+        self.peek().cloned()
+    }
+
+    /// Looks inside for the time of one expression that runs no Python code.
+    fn peek(&self) -> Option<&Object> {
+        // SAFETY: the reference is used up (cloned, compared, visited) before anything can replace the content:
+        // this type is not Sync, and the callers of this private method run no foreign code meanwhile.
+        unsafe { (*self.0.as_ptr()).as_ref() }
+    }
+
+    pub fn is_some(&self) -> bool {
+        self.peek().is_some()
+    }
+
+    /// Replaces the content; the old one is dropped, which may run Python code, when the new one is in place.
+    pub fn set(&self, object: Option<Object>) {
+        drop(self.0.replace(object));
+    }
+
+    pub fn take(&self) -> Option<Object> {
+        self.0.take()
+    }
+
+    pub(super) fn as_ptr(&self) -> Option<*mut ffi::PyObject> {
+        self.peek().map(Object::as_ptr)
+    }
+}
+
+/// Arguments of a call, laid out as vectorcall wants them: on the stack unless there are many.
+pub struct Stack<'a> {
+    /// The first place is free for the callee (PY_VECTORCALL_ARGUMENTS_OFFSET).
+    near: [*mut ffi::PyObject; Stack::NEAR + 1],
+    far: Vec<*mut ffi::PyObject>,
+    length: usize,
+    objects: PhantomData<&'a Object>,
+}
+
+impl<'a> Stack<'a> {
+    const NEAR: usize = 5;
+
+    pub fn new() -> Stack<'a> {
+        Stack { near: [std::ptr::null_mut(); Stack::NEAR + 1], far: Vec::new(), length: 0, objects: PhantomData }
+    }
+
+    pub fn push(&mut self, object: &'a Object) {
+        self.length += 1;
+        if self.length <= Stack::NEAR {
+            self.near[self.length] = object.as_ptr();
+            return;
+        }
+        if self.far.is_empty() {
+            self.far.extend_from_slice(&self.near);
+        }
+        self.far.push(object.as_ptr());
+    }
+
+    pub fn call(&mut self, py: Python<'_>, callable: &Object) -> PyResult<Object> {
+        let arguments = if self.far.is_empty() { self.near.as_mut_ptr() } else { self.far.as_mut_ptr() };
+        // SAFETY: behind the free first place are `length` objects that live for 'a, longer than the call.
+        unsafe {
+            let result = ffi::PyObject_Vectorcall(
+                callable.as_ptr(),
+                arguments.add(1),
+                self.length | ffi::PY_VECTORCALL_ARGUMENTS_OFFSET,
+                std::ptr::null_mut(),
+            );
+            Object::from_owned(py, result)
+        }
+    }
+}
+
+/// Calls with keyword arguments: the last `names` of `args` belong to the names.
+pub fn call_with_names(py: Python<'_>, callable: &Object, args: &[&Object], names: &Object) -> PyResult<Object> {
+    // SAFETY: `names` is checked to be a tuple before it is used as one.
+    let count = unsafe {
+        if ffi::PyTuple_Check(names.as_ptr()) == 0 {
+            return Err(PyTypeError::new_err("keyword names must be a tuple"));
+        }
+        ffi::PyTuple_GET_SIZE(names.as_ptr()) as usize
+    };
+    assert!(count <= args.len());
+    // SAFETY: Object is a transparent pointer, so a slice of references to Objects is not an array of pointers; the
+    // array is made here, and its objects live through the call.
+    unsafe {
+        let pointers: Vec<_> = args.iter().map(|arg| arg.as_ptr()).collect();
+        let positional = args.len() - count;
+        let result = ffi::PyObject_Vectorcall(callable.as_ptr(), pointers.as_ptr(), positional, names.as_ptr());
+        Object::from_owned(py, result)
+    }
+}
+
+/// A copy of the current context, as contextvars.copy_context() makes it.
+pub fn copy_context(py: Python<'_>) -> PyResult<Object> {
+    // SAFETY: returns a new reference or null with an exception.
+    unsafe { Object::from_owned(py, ffi::PyContext_CopyCurrent()) }
+}
+
+/// A copy of a context.
+pub fn copy_of_context(py: Python<'_>, context: &Object) -> PyResult<Object> {
+    // SAFETY: PyContext_Copy checks that it is given a context.
+    unsafe { Object::from_owned(py, ffi::PyContext_Copy(context.as_ptr())) }
+}
+
+/// Runs `f` in `context`, as Context.run() does.
+#[inline]
+pub fn run_in_context<R>(py: Python<'_>, context: &Object, f: impl FnOnce() -> PyResult<R>) -> PyResult<R> {
+    // SAFETY: PyContext_Enter checks that it is given a context; it is left below in any case but a panic, which
+    // ends the run of the event loop.
+    unsafe {
+        if ffi::PyContext_Enter(context.as_ptr()) < 0 {
+            return Err(PyErr::fetch(py));
+        }
+        let result = f();
+        if ffi::PyContext_Exit(context.as_ptr()) < 0 {
+            return Err(PyErr::fetch(py));
+        }
+        result
+    }
+}
+
+/// A new bytes object with a copy of `data`.
+pub fn new_bytes(py: Python<'_>, data: &[u8]) -> PyResult<Object> {
+    // SAFETY: `data` is valid for reads of its length.
+    unsafe {
+        Object::from_owned(py, ffi::PyBytes_FromStringAndSize(data.as_ptr().cast(), data.len() as ffi::Py_ssize_t))
+    }
+}
+
+/// A bytes object: immutable, and no Python code runs when it is dropped.
+pub struct Bytes(Object);
+
+impl Bytes {
+    /// None if the object is of another class, subclasses included.
+    pub fn from_exact(object: &Object) -> Option<Bytes> {
+        // SAFETY: the object lives.
+        let exact = unsafe { ffi::PyBytes_CheckExact(object.as_ptr()) } != 0;
+        exact.then(|| Bytes(object.clone()))
+    }
+
+    /// A copy of what a bytes-like object holds at this moment.
+    pub fn copy_of(py: Python<'_>, object: &Object) -> PyResult<Bytes> {
+        // SAFETY: PyBytes_FromObject takes any object; for a subclass of bytes, too, it copies.
+        let copy = unsafe { Object::from_owned(py, ffi::PyBytes_FromObject(object.as_ptr()))? };
+        match Bytes::from_exact(&copy) {
+            Some(bytes) => Ok(bytes),
+            None => {
+                // A subclass of bytes is returned as it is, and may run code when it is dropped.
+                // SAFETY: PyBytes_FromObject returns bytes or a subclass.
+                let data = unsafe { bytes_of(&copy) };
+                Ok(Bytes(new_bytes(py, data)?))
+            }
+        }
+    }
+
+    pub fn as_slice(&self) -> &[u8] {
+        // SAFETY: it was checked to be bytes when it was made.
+        unsafe { bytes_of(&self.0) }
+    }
+}
+
+/// # Safety
+/// The object is an instance of bytes.
+unsafe fn bytes_of(object: &Object) -> &[u8] {
+    // SAFETY: bytes are immutable, and the reference keeps them alive.
+    unsafe {
+        let data = ffi::PyBytes_AsString(object.as_ptr());
+        let length = ffi::PyBytes_Size(object.as_ptr());
+        std::slice::from_raw_parts(data.cast(), length as usize)
+    }
+}
+
+/// A writable view of a buffer that a Python object lends, released when dropped.
+pub struct WritableBuffer(Box<ffi::Py_buffer>);
+
+impl WritableBuffer {
+    pub fn new(object: &Object, py: Python<'_>) -> PyResult<WritableBuffer> {
+        let mut view = Box::new(ffi::Py_buffer::new());
+        // SAFETY: `view` stays where it is until it is released.
+        if unsafe { ffi::PyObject_GetBuffer(object.as_ptr(), &mut *view, ffi::PyBUF_WRITABLE) } < 0 {
+            return Err(PyErr::fetch(py));
+        }
+        Ok(WritableBuffer(view))
+    }
+
+    pub fn len(&self) -> usize {
+        self.0.len as usize
+    }
+
+    /// The memory. It must not be held while Python code runs, which could write to it, too.
+    pub fn as_mut_slice(&mut self) -> &mut [u8] {
+        if self.0.len == 0 {
+            return &mut [];
+        }
+        // SAFETY: the exporter keeps `len` writable bytes in place until the view is released.
+        unsafe { std::slice::from_raw_parts_mut(self.0.buf.cast(), self.0.len as usize) }
+    }
+}
+
+impl Drop for WritableBuffer {
+    fn drop(&mut self) {
+        // SAFETY: the view was filled in by PyObject_GetBuffer and is released once.
+        unsafe { ffi::PyBuffer_Release(&mut *self.0) };
+    }
+}
+
+/// A readable view of a buffer that a Python object lends, released when dropped.
+pub struct ReadableBuffer(Box<ffi::Py_buffer>);
+
+impl ReadableBuffer {
+    pub fn new(object: &Object, py: Python<'_>) -> PyResult<ReadableBuffer> {
+        let mut view = Box::new(ffi::Py_buffer::new());
+        // SAFETY: `view` stays where it is until it is released.
+        if unsafe { ffi::PyObject_GetBuffer(object.as_ptr(), &mut *view, ffi::PyBUF_SIMPLE) } < 0 {
+            return Err(PyErr::fetch(py));
+        }
+        Ok(ReadableBuffer(view))
+    }
+
+    /// The memory, for use while no Python code runs, which could write to it.
+    pub fn as_slice(&self) -> &[u8] {
+        if self.0.len == 0 {
+            return &[];
+        }
+        // SAFETY: the exporter keeps `len` bytes in place until the view is released.
+        unsafe { std::slice::from_raw_parts(self.0.buf.cast(), self.0.len as usize) }
+    }
+}
+
+impl Drop for ReadableBuffer {
+    fn drop(&mut self) {
+        // SAFETY: the view was filled in by PyObject_GetBuffer and is released once.
+        unsafe { ffi::PyBuffer_Release(&mut *self.0) };
+    }
+}
+
+/// What a generator or coroutine answers when it is resumed.
+pub enum Resumed {
+    Yielded(Object),
+    Returned(Object),
+}
+
+/// Resumes an iterator with a value, as its send() would.
+pub fn resume(py: Python<'_>, iterator: &Object, value: &Object) -> PyResult<Resumed> {
+    let mut result = std::ptr::null_mut();
+    // SAFETY: both objects live; `result` is filled in with a new reference, or left null with an exception set.
+    unsafe {
+        let sent = ffi::PyIter_Send(iterator.as_ptr(), value.as_ptr(), &mut result);
+        let result = Object::from_owned(py, result)?;
+        Ok(match sent {
+            ffi::PySendResult::PYGEN_NEXT => Resumed::Yielded(result),
+            _ => Resumed::Returned(result),
+        })
+    }
+}
+
+/// The identifier of the calling thread, as threading.get_ident() has it.
+pub fn thread_ident() -> u64 {
+    // SAFETY: a call without arguments that needs no GIL.
+    unsafe { ffi::PyThread_get_thread_ident() as u64 }
+}
+
+/// Runs Python's signal handlers, if signals have arrived and this is the main thread.
+pub fn check_signals(py: Python<'_>) -> PyResult<()> {
+    py.check_signals()
+}

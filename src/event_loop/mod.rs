@@ -1,0 +1,131 @@
+//! The class `hotloop._core.Loop`: what of an event loop runs for each callback, event or byte.
+//!
+//! `hotloop.Loop` derives from it and from asyncio.BaseEventLoop, which does the rest. One file a chapter of the
+//! documentation of asyncio's AbstractEventLoop.
+
+mod running;
+mod scheduling;
+mod serving;
+mod socket_operation;
+mod sockets;
+mod tasks;
+mod watchers;
+
+use std::cell::Cell;
+use std::ffi::c_int;
+use std::rc::Rc;
+
+use pyo3::exceptions::PyRuntimeError;
+use pyo3::ffi;
+use pyo3::prelude::*;
+
+use crate::core::Core;
+use crate::cpython::class::{self, Class, Definition, Native, This, Visitor};
+
+/// The value behind a Loop.
+pub struct Loop {
+    pub core: Rc<Core>,
+    /// Set by close(), before the core is closed.
+    closed: Cell<bool>,
+    /// The identifier of the thread that runs the loop.
+    thread: Cell<Option<u64>>,
+    has_task_factory: Cell<bool>,
+}
+
+pub type ThisLoop<'a, 'py> = This<'a, 'py, Loop>;
+
+impl Loop {
+    fn new() -> PyResult<Loop> {
+        // Forces the wait that platforms without one of ours use, so that it can be tested on Linux.
+        let portable = std::env::var_os("HOTLOOP_POLLER").is_some_and(|value| value == "portable");
+        Ok(Loop {
+            core: Rc::new(Core::new(portable)?),
+            closed: Cell::new(false),
+            thread: Cell::new(None),
+            has_task_factory: Cell::new(false),
+        })
+    }
+
+    fn check_closed(&self) -> PyResult<()> {
+        if self.closed.get() {
+            return Err(PyRuntimeError::new_err("Event loop is closed"));
+        }
+        Ok(())
+    }
+
+    fn debug(&self) -> bool {
+        self.core.schedule.debug.get()
+    }
+}
+
+impl Native for Loop {
+    fn class() -> &'static Class {
+        static CLASS: Class = Class::new(0);
+        &CLASS
+    }
+
+    fn traverse(&self, visitor: &mut Visitor) {
+        self.core.traverse(visitor);
+    }
+
+    fn clear(&self) {
+        self.core.clear();
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        // Transports may keep the core alive; what it refers to must not outlive the loop.
+        self.core.clear();
+    }
+}
+
+unsafe extern "C" fn new_loop(
+    class: *mut ffi::PyTypeObject,
+    _args: *mut ffi::PyObject,
+    _keywords: *mut ffi::PyObject,
+) -> *mut ffi::PyObject {
+    // SAFETY: this is tp_new.
+    unsafe { class::new_instance::<Loop>(class, |_| Loop::new()) }
+}
+
+/// Makes the classes.
+pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    let mut methods = scheduling::methods();
+    methods.extend(running::methods());
+    methods.extend(tasks::methods());
+    methods.extend(watchers::methods());
+    methods.extend(sockets::methods());
+    methods.extend(serving::methods());
+    let definition = Definition {
+        name: c"hotloop._core.Loop",
+        doc: c"The part of hotloop.Loop that is written in Rust.",
+        base: module.py().get_type::<PyAny>(),
+        methods,
+        attributes: running::attributes(),
+        slots: Vec::new(),
+        open: false,
+    };
+    module.add("Loop", class::make_subclassable::<Loop>(definition, new_loop)?)?;
+    socket_operation::register(module)?;
+    serving::register(module)
+}
+
+/// A file descriptor out of an integer or an object with fileno(), with the errors of the `selectors` module.
+fn descriptor(object: &Bound<'_, PyAny>) -> PyResult<c_int> {
+    use pyo3::exceptions::PyValueError;
+    use pyo3::types::PyInt;
+
+    let fd = if object.is_instance_of::<PyInt>() {
+        object.extract::<c_int>()
+    } else {
+        object.call_method0("fileno").and_then(|fd| fd.extract::<c_int>())
+    };
+    let Ok(fd) = fd else {
+        return Err(PyValueError::new_err(format!("Invalid file object: {}", object.repr()?)));
+    };
+    if fd < 0 {
+        return Err(PyValueError::new_err(format!("Invalid file descriptor: {fd}")));
+    }
+    Ok(fd)
+}

@@ -1,0 +1,143 @@
+//! Running and stopping, debug mode, closing.
+
+use std::num::NonZeroU64;
+
+use pyo3::exceptions::PyAttributeError;
+use pyo3::ffi::{PyGetSetDef, PyMethodDef};
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::{Borrowed, Python};
+
+use super::{Loop, ThisLoop};
+use crate::cpython::object::Object;
+use crate::handle::boolean;
+use crate::{attribute, method0};
+
+fn run(this: ThisLoop<'_, '_>) -> PyResult<Object> {
+    // PyO3 counts attachments by thread: what it drops below this is released at once, not at some later time.
+    Python::attach(|py| this.core.run(py, &this.object()))?;
+    Ok(Object::none(this.py()))
+}
+
+fn run_once(this: ThisLoop<'_, '_>) -> PyResult<Object> {
+    Python::attach(|py| this.core.iterate(py, &this.object()))?;
+    Ok(Object::none(this.py()))
+}
+
+fn close_core(this: ThisLoop<'_, '_>) -> PyResult<Object> {
+    this.core.close(this.py())?;
+    Ok(Object::none(this.py()))
+}
+
+fn stop(this: ThisLoop<'_, '_>) -> PyResult<Object> {
+    this.core.set_stopping(true);
+    Ok(Object::none(this.py()))
+}
+
+fn is_running(this: ThisLoop<'_, '_>) -> PyResult<Object> {
+    Ok(boolean(this.py(), this.thread.get().is_some()))
+}
+
+fn is_closed(this: ThisLoop<'_, '_>) -> PyResult<Object> {
+    Ok(boolean(this.py(), this.closed.get()))
+}
+
+fn get_debug(this: ThisLoop<'_, '_>) -> PyResult<Object> {
+    Ok(boolean(this.py(), this.debug()))
+}
+
+fn check_closed(this: ThisLoop<'_, '_>) -> PyResult<Object> {
+    this.check_closed()?;
+    Ok(Object::none(this.py()))
+}
+
+pub fn methods() -> Vec<PyMethodDef> {
+    vec![
+        method0!(
+            Loop,
+            "_run",
+            run,
+            "_run($self, /)\n--\n\nRun iterations until stop() is called: the inside of run_forever()."
+        ),
+        method0!(Loop, "_run_once", run_once, "_run_once($self, /)\n--\n\nRun one iteration."),
+        method0!(
+            Loop,
+            "_close",
+            close_core,
+            "_close($self, /)\n--\n\nSend what can be sent, and drop all handles, timers and watched descriptors."
+        ),
+        method0!(
+            Loop,
+            "stop",
+            stop,
+            "stop($self, /)\n--\n\nEnd run_forever() when the iteration that is under way, or the next one, is done."
+        ),
+        method0!(Loop, "is_running", is_running, "is_running($self, /)\n--\n\nReturn True if the event loop is running."),
+        method0!(Loop, "is_closed", is_closed, "is_closed($self, /)\n--\n\nReturn True if the event loop was closed."),
+        method0!(Loop, "get_debug", get_debug, "get_debug($self, /)\n--\n\nReturn True if debug mode is on."),
+        method0!(
+            Loop,
+            "_check_closed",
+            check_closed,
+            "_check_closed($self, /)\n--\n\nRaise RuntimeError if the event loop was closed."
+        ),
+    ]
+}
+
+fn set_closed(this: ThisLoop<'_, '_>, value: Borrowed<'_, '_, PyAny>) -> PyResult<()> {
+    this.closed.set(value.is_truthy()?);
+    Ok(())
+}
+
+fn set_stopping(this: ThisLoop<'_, '_>, value: Borrowed<'_, '_, PyAny>) -> PyResult<()> {
+    this.core.set_stopping(value.is_truthy()?);
+    Ok(())
+}
+
+fn get_thread(this: ThisLoop<'_, '_>) -> PyResult<Object> {
+    match this.thread.get() {
+        Some(thread) => Ok(thread.into_pyobject(this.py())?.into()),
+        None => Ok(Object::none(this.py())),
+    }
+}
+
+fn set_thread(this: ThisLoop<'_, '_>, value: Borrowed<'_, '_, PyAny>) -> PyResult<()> {
+    let thread: Option<NonZeroU64> = value.extract()?;
+    this.thread.set(thread.map(NonZeroU64::get));
+    Ok(())
+}
+
+fn set_debug(this: ThisLoop<'_, '_>, value: Borrowed<'_, '_, PyAny>) -> PyResult<()> {
+    this.core.schedule.debug.set(value.is_truthy()?);
+    Ok(())
+}
+
+fn get_task_factory(this: ThisLoop<'_, '_>) -> PyResult<Object> {
+    let py = this.py();
+    match this.as_any().getattr(intern!(py, "__dict__"))?.get_item(intern!(py, "_task_factory")) {
+        Ok(factory) => Ok(factory.into()),
+        Err(_) => Err(PyAttributeError::new_err("_task_factory")),
+    }
+}
+
+fn set_task_factory(this: ThisLoop<'_, '_>, value: Borrowed<'_, '_, PyAny>) -> PyResult<()> {
+    let py = this.py();
+    this.as_any().getattr(intern!(py, "__dict__"))?.set_item(intern!(py, "_task_factory"), value)?;
+    this.has_task_factory.set(!value.is_none());
+    Ok(())
+}
+
+/// The attributes that asyncio.BaseEventLoop keeps on its instances and this half has to know of.
+pub fn attributes() -> Vec<PyGetSetDef> {
+    vec![
+        attribute!(Loop, "_closed", is_closed, set_closed),
+        attribute!(Loop, "_stopping", |this| Ok(boolean(this.py(), this.core.stopping())), set_stopping),
+        attribute!(Loop, "_thread_id", get_thread, set_thread),
+        attribute!(Loop, "_debug", get_debug, set_debug),
+        attribute!(Loop, "_task_factory", get_task_factory, set_task_factory),
+        attribute!(Loop, "_poller", |this| {
+            let name = if this.core.is_portable() { "portable" } else { "epoll" };
+            Ok(name.into_pyobject(this.py())?.into())
+        }),
+    ]
+}

@@ -1,0 +1,166 @@
+//! Scheduling callbacks, now and later: call_soon, call_soon_threadsafe, call_later, call_at, time.
+
+use pyo3::exceptions::PyTypeError;
+use pyo3::ffi::PyMethodDef;
+use pyo3::intern;
+use pyo3::prelude::*;
+
+use super::{Loop, ThisLoop};
+use crate::core::Ready;
+use crate::cpython::args::{Args, missing_argument};
+use crate::cpython::class::Obj;
+use crate::cpython::object::{Object, copy_context, thread_ident};
+use crate::handle::{Arguments, Call, Handle, TimerHandle};
+use crate::reactor::clock;
+use crate::{method, method0, method1};
+
+/// The handle that a scheduling method makes of its arguments, of which the callback is at `position`.
+fn make_handle<'py>(this: ThisLoop<'_, 'py>, method: &str, args: Args<'_, 'py>, position: usize) -> PyResult<Handle> {
+    let py = this.py();
+    let Some(callback) = args.object(position) else {
+        return Err(missing_argument(method, "callback"));
+    };
+    let context = if args.has_keywords() { args.sole_keyword(method, intern!(py, "context"))? } else { None };
+    if this.debug() {
+        check_in_debug(this, method, &callback)?;
+    }
+    let call = Call {
+        callback,
+        arguments: Arguments::collect(args.rest(position + 1)),
+        context: match context {
+            Some(context) => context,
+            None => copy_context(py)?,
+        },
+        event_loop: this.object(),
+    };
+    Handle::new(py, call, &this.core.schedule)
+}
+
+#[cold]
+fn check_in_debug(this: ThisLoop<'_, '_>, method: &str, callback: &Object) -> PyResult<()> {
+    let py = this.py();
+    if method != "call_soon_threadsafe" {
+        this.as_any().call_method0(intern!(py, "_check_thread"))?;
+    }
+    this.as_any().call_method1(intern!(py, "_check_callback"), (callback.bind(py), method)).map(drop)
+}
+
+fn call_soon<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
+    this.check_closed()?;
+    let handle = Obj::new(this.py(), make_handle(this, "call_soon", args, 0)?)?;
+    this.core.push(Ready::Handle(handle.clone()));
+    Ok(handle.into_object())
+}
+
+fn call_soon_threadsafe<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
+    this.check_closed()?;
+    let handle = Obj::new(this.py(), make_handle(this, "call_soon_threadsafe", args, 0)?)?;
+    match this.thread.get() {
+        Some(thread) if thread != thread_ident() => this.core.send(Ready::Handle(handle.clone()))?,
+        // GIL: while nobody runs the loop, whoever holds the GIL may touch its queue.
+        _ => this.core.push(Ready::Handle(handle.clone())),
+    }
+    Ok(handle.into_object())
+}
+
+fn call_at_time<'py>(
+    this: ThisLoop<'_, 'py>,
+    method: &str,
+    args: Args<'_, 'py>,
+    when: impl FnOnce(&Bound<'py, PyAny>) -> PyResult<f64>,
+) -> PyResult<Object> {
+    let name = if method == "call_later" { "delay" } else { "when" };
+    let time = args.get(0).ok_or_else(|| missing_argument(method, name))?;
+    let when = when(&time)?;
+    this.check_closed()?;
+    let handle = make_handle(this, method, args, 1)?;
+    Ok(TimerHandle::schedule(this.py(), when, handle)?.into_object())
+}
+
+fn call_later<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
+    call_at_time(this, "call_later", args, |delay| {
+        if delay.is_none() {
+            return Err(PyTypeError::new_err("delay must not be None"));
+        }
+        Ok(clock::now() + delay.extract::<f64>()?)
+    })
+}
+
+fn call_at<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
+    call_at_time(this, "call_at", args, |when| {
+        if when.is_none() {
+            return Err(PyTypeError::new_err("when cannot be None"));
+        }
+        when.extract::<f64>()
+    })
+}
+
+fn time(this: ThisLoop<'_, '_>) -> PyResult<Object> {
+    Ok(clock::now().into_pyobject(this.py())?.into())
+}
+
+fn add_callback<'py>(this: ThisLoop<'_, 'py>, handle: pyo3::Borrowed<'_, 'py, PyAny>) -> PyResult<Object> {
+    let py = this.py();
+    if !handle.getattr(intern!(py, "_cancelled"))?.is_truthy()? {
+        let handle = Object::from(handle);
+        this.core.push(match Obj::<Handle>::downcast(&handle) {
+            Some(handle) => Ready::Handle(handle),
+            None => Ready::Foreign(handle),
+        });
+    }
+    Ok(Object::none(py))
+}
+
+fn write_to_self(this: ThisLoop<'_, '_>) -> PyResult<Object> {
+    this.core.rouse()?;
+    Ok(Object::none(this.py()))
+}
+
+pub fn methods() -> Vec<PyMethodDef> {
+    vec![
+        method!(
+            Loop,
+            "call_soon",
+            call_soon,
+            "call_soon($self, callback, /, *args, context=None)\n--\n\n\
+             Call callback(*args) in the next iteration of the event loop, in context or else a copy of the \
+             current one.\n\nReturn an asyncio.Handle. Not to be called from another thread: see \
+             call_soon_threadsafe()."
+        ),
+        method!(
+            Loop,
+            "call_soon_threadsafe",
+            call_soon_threadsafe,
+            "call_soon_threadsafe($self, callback, /, *args, context=None)\n--\n\n\
+             Like call_soon(), but from any thread."
+        ),
+        method!(
+            Loop,
+            "call_later",
+            call_later,
+            "call_later($self, delay, callback, /, *args, context=None)\n--\n\n\
+             Call callback(*args) after delay seconds.\n\nReturn an asyncio.TimerHandle. Callbacks that are due at \
+             the same time are called in the order in which they were scheduled."
+        ),
+        method!(
+            Loop,
+            "call_at",
+            call_at,
+            "call_at($self, when, callback, /, *args, context=None)\n--\n\n\
+             Like call_later(), but when is a time of the event loop's clock."
+        ),
+        method0!(
+            Loop,
+            "time",
+            time,
+            "time($self, /)\n--\n\nReturn the time of the event loop's clock, in seconds: time.monotonic()."
+        ),
+        method1!(Loop, "_add_callback", add_callback, "_add_callback($self, handle, /)\n--\n\nQueue a handle."),
+        method0!(
+            Loop,
+            "_write_to_self",
+            write_to_self,
+            "_write_to_self($self, /)\n--\n\nWake the event loop if it is asleep."
+        ),
+    ]
+}

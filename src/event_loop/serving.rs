@@ -1,0 +1,372 @@
+//! Making stream transports of sockets, and accepting connections for servers.
+
+use std::cell::Cell;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::rc::Rc;
+
+use pyo3::ffi::PyMethodDef;
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyTuple};
+use std::io;
+
+use super::{Loop, ThisLoop, watchers};
+use crate::core::{Core, Direction, Waiter};
+use crate::cpython::args::{Args, missing_argument};
+use crate::cpython::class::{self, Class, Definition, Native, Obj, This, Visitor};
+use crate::cpython::object::{Object, copy_context, copy_of_context, run_in_context};
+use crate::handle::survivable;
+use crate::imports::imports;
+use crate::reactor::socket;
+use crate::transports::address::Address;
+use crate::transports::stream::{Parts, Socket, Stream};
+use crate::{method, method0, method1};
+
+fn given(argument: Option<Object>) -> Option<Object> {
+    argument.filter(|argument| !argument.is_none())
+}
+
+fn make_socket_transport<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
+    const METHOD: &str = "_make_socket_transport";
+    let py = this.py();
+    let names = ["sock", "protocol", "waiter", "extra", "server", "context"];
+    let [sock, protocol, waiter, extra, server, context] = args.parse(METHOD, names, 2, 3)?;
+    let sock = sock.ok_or_else(|| missing_argument(METHOD, "sock"))?;
+    let protocol = protocol.ok_or_else(|| missing_argument(METHOD, "protocol"))?;
+    let fd = super::descriptor(&sock.bind(py))?;
+    watchers::ensure_no_transport(this, fd, &sock.bind(py))?;
+    this.check_closed()?;
+    let peer = socket::peer_address(fd).ok().map(Address::from);
+    if peer.as_ref().is_none_or(Address::is_internet) {
+        socket::set_nodelay(fd);
+    }
+    let parts = Parts {
+        core: Rc::clone(&this.core),
+        event_loop: this.object(),
+        socket: Socket::Python(sock),
+        protocol,
+        waiter: given(waiter),
+        extra: given(extra),
+        server: given(server),
+        context: given(context),
+        peer,
+    };
+    Ok(Stream::create(py, parts)?.into_object())
+}
+
+/// A listening socket whose connections become transports.
+pub struct Listener {
+    core: Rc<Core>,
+    event_loop: Object,
+    protocol_factory: Object,
+    socket: Object,
+    fd: RawFd,
+    server: Option<Object>,
+    backlog: usize,
+    tls: Option<Tls>,
+    /// What each connection's context is a copy of.
+    context: Object,
+    /// Whether all callbacks of a connection share one context: what servers ask for from 3.15 on.
+    shares_context: bool,
+    stopped: Cell<bool>,
+}
+
+/// What TLS connections need besides.
+struct Tls {
+    context: Object,
+    handshake_timeout: Object,
+    shutdown_timeout: Object,
+}
+
+type ThisListener<'a, 'py> = This<'a, 'py, Listener>;
+
+fn start_serving<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
+    const METHOD: &str = "_start_serving";
+    let py = this.py();
+    let names = [
+        "protocol_factory",
+        "sock",
+        "sslcontext",
+        "server",
+        "backlog",
+        "ssl_handshake_timeout",
+        "ssl_shutdown_timeout",
+        "context",
+    ];
+    let [factory, sock, tls, server, backlog, handshake_timeout, shutdown_timeout, context] =
+        args.parse(METHOD, names, 2, 8)?;
+    this.check_closed()?;
+    let socket = sock.ok_or_else(|| missing_argument(METHOD, "sock"))?;
+    let fd = super::descriptor(&socket.bind(py))?;
+    // Connections inherit it where it matters most; elsewhere it is set again for each.
+    socket::set_nodelay(fd);
+    let context = given(context);
+    let listener = Listener {
+        core: Rc::clone(&this.core),
+        event_loop: this.object(),
+        protocol_factory: factory.ok_or_else(|| missing_argument(METHOD, "protocol_factory"))?,
+        socket,
+        fd,
+        server: given(server),
+        backlog: match given(backlog) {
+            Some(backlog) => backlog.bind(py).extract::<i64>()?.max(0) as usize,
+            None => 100,
+        },
+        tls: given(tls).map(|context| Tls {
+            context,
+            handshake_timeout: handshake_timeout.unwrap_or_else(|| Object::none(py)),
+            shutdown_timeout: shutdown_timeout.unwrap_or_else(|| Object::none(py)),
+        }),
+        shares_context: context.is_some(),
+        context: match context {
+            Some(context) => context,
+            None => copy_context(py)?,
+        },
+        stopped: Cell::new(false),
+    };
+    let listener = Obj::new(py, listener)?;
+    Listener::listen(listener.this(py))?;
+    Ok(Object::none(py))
+}
+
+fn stop_serving<'py>(this: ThisLoop<'_, 'py>, sock: pyo3::Borrowed<'_, 'py, PyAny>) -> PyResult<Object> {
+    let py = this.py();
+    let fd: RawFd = sock.call_method0(intern!(py, "fileno"))?.extract()?;
+    let waiter = this.core.remove_waiter(fd, Direction::Read, None);
+    if let Some(Waiter::Operation(object, _)) = &waiter
+        && let Some(listener) = Obj::<Listener>::downcast(object)
+    {
+        listener.stopped.set(true);
+    }
+    drop(waiter);
+    sock.call_method0(intern!(py, "close"))?;
+    Ok(Object::none(py))
+}
+
+/// What became of one attempt to accept.
+enum Accepted {
+    Connection(OwnedFd, Address),
+    /// The connection was aborted before it could be accepted.
+    Aborted,
+    /// No more are waiting.
+    None,
+    /// There is no descriptor or memory for it.
+    Exhausted(io::Error),
+}
+
+impl Listener {
+    fn listen(this: ThisListener<'_, '_>) -> PyResult<()> {
+        let waiter = Waiter::Operation(this.object(), accept_step);
+        let previous = this.core.add_waiter(this.fd, Direction::Read, waiter)?;
+        drop(previous);
+        Ok(())
+    }
+
+    fn accept(&self) -> PyResult<Accepted> {
+        match socket::accept(self.fd) {
+            Ok((fd, peer)) => Ok(Accepted::Connection(fd, peer.into())),
+            Err(error) => match (error.kind(), error.raw_os_error()) {
+                (io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted, _) => Ok(Accepted::None),
+                (io::ErrorKind::ConnectionAborted, _) => Ok(Accepted::Aborted),
+                (_, Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM)) => {
+                    Ok(Accepted::Exhausted(error))
+                }
+                _ => Err(error.into()),
+            },
+        }
+    }
+
+    /// Accepts all connections that wait, as far as the backlog says that there can be any.
+    fn accept_all(this: ThisListener<'_, '_>) -> PyResult<()> {
+        for _ in 0..=this.backlog {
+            // A protocol factory may have closed the server.
+            if this.stopped.get() {
+                return Ok(());
+            }
+            match this.accept()? {
+                Accepted::Connection(fd, peer) => Listener::serve(this, fd, peer)?,
+                Accepted::Aborted => {}
+                Accepted::None => return Ok(()),
+                Accepted::Exhausted(error) => return Listener::rest(this, error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Reports that connections cannot be accepted now, and tries again in a second.
+    fn rest(this: ThisListener<'_, '_>, error: io::Error) -> PyResult<()> {
+        let py = this.py();
+        drop(this.core.remove_waiter(this.fd, Direction::Read, Some(&this.object())));
+        let error = Object::from(PyErr::from(error).value(py));
+        imports(py)?.report_accept.call(py, &[&this.event_loop, &error, &this.socket, &this.object()]).map(drop)
+    }
+
+    /// Makes a transport of a connection, in a context of its own. What goes wrong is told in debug mode only, as
+    /// asyncio has it: any stranger can make it happen.
+    fn serve(this: ThisListener<'_, '_>, fd: OwnedFd, peer: Address) -> PyResult<()> {
+        let py = this.py();
+        let context = copy_of_context(py, &this.context)?;
+        let result = run_in_context(py, &context, || match &this.tls {
+            Some(tls) => Listener::serve_tls(this, tls, fd, &peer, &context),
+            None => Listener::serve_plainly(this, fd, peer, &context),
+        });
+        let Err(error) = result else { return Ok(()) };
+        let exception = survivable(py, error)?;
+        if this.core.schedule.debug.get() {
+            imports(py)?.report_connection.call(py, &[&this.event_loop, &exception])?;
+        }
+        Ok(())
+    }
+
+    fn serve_plainly(this: ThisListener<'_, '_>, fd: OwnedFd, peer: Address, context: &Object) -> PyResult<()> {
+        let py = this.py();
+        let protocol = this.protocol_factory.call(py, &[])?;
+        if cfg!(not(target_os = "linux")) && peer.is_internet() {
+            socket::set_nodelay(fd.as_raw_fd());
+        }
+        let parts = Parts {
+            core: Rc::clone(&this.core),
+            event_loop: this.event_loop.clone(),
+            socket: Socket::Native(fd),
+            protocol,
+            waiter: None,
+            extra: None,
+            server: this.server.clone(),
+            context: this.shares_context.then(|| context.clone()),
+            peer: Some(peer),
+        };
+        Stream::create(py, parts).map(drop)
+    }
+
+    /// asyncio's own way: a task that waits for the handshake.
+    fn serve_tls(
+        this: ThisListener<'_, '_>,
+        tls: &Tls,
+        fd: OwnedFd,
+        peer: &Address,
+        context: &Object,
+    ) -> PyResult<()> {
+        use std::os::fd::IntoRawFd;
+
+        let py = this.py();
+        let number = fd.into_raw_fd().into_pyobject(py)?.into();
+        let connection = imports(py)?.make_socket.call(py, &[&number])?;
+        let connection = connection.bind(py);
+        let extra = PyDict::new(py);
+        let peername = match peer.to_python(py)? {
+            Some(peername) => peername,
+            None => connection.call_method0(intern!(py, "getpeername"))?.into(),
+        };
+        extra.set_item(intern!(py, "peername"), peername.bind(py))?;
+        let server = this.server.clone().unwrap_or_else(|| Object::none(py));
+        let mut arguments = vec![
+            this.protocol_factory.bind(py).to_owned(),
+            connection.to_owned(),
+            extra.into_any(),
+            tls.context.bind(py).to_owned(),
+            server.bind(py).to_owned(),
+            tls.handshake_timeout.bind(py).to_owned(),
+            tls.shutdown_timeout.bind(py).to_owned(),
+        ];
+        let keywords = PyDict::new(py);
+        if this.shares_context {
+            arguments.push(context.bind(py).to_owned());
+            keywords.set_item(intern!(py, "context"), context.bind(py))?;
+        }
+        let event_loop = this.event_loop.bind(py);
+        let accept = event_loop.call_method1(intern!(py, "_accept_connection2"), PyTuple::new(py, arguments)?)?;
+        event_loop.call_method(intern!(py, "create_task"), (accept,), Some(&keywords))?;
+        Ok(())
+    }
+}
+
+fn accept_step(py: Python<'_>, object: &Object) -> PyResult<()> {
+    let Some(listener) = Obj::<Listener>::downcast(object) else { return Ok(()) };
+    if listener.stopped.get() {
+        return Ok(());
+    }
+    let Err(error) = Listener::accept_all(listener.this(py)) else { return Ok(()) };
+    let exception = survivable(py, error)?;
+    let message = "Exception in callback accept()".into_pyobject(py)?.into();
+    let none = Object::none(py);
+    imports(py)?.report_protocol.call(py, &[&listener.event_loop, &message, &exception, &none, &none]).map(drop)
+}
+
+/// Listens again after [`Listener::rest`].
+fn resume(this: ThisListener<'_, '_>) -> PyResult<Object> {
+    let py = this.py();
+    let fd: RawFd = this.socket.bind(py).call_method0(intern!(py, "fileno"))?.extract()?;
+    if !this.stopped.get() && fd == this.fd {
+        Listener::listen(this)?;
+    }
+    Ok(Object::none(py))
+}
+
+impl Native for Listener {
+    fn class() -> &'static Class {
+        static CLASS: Class = Class::new(0);
+        &CLASS
+    }
+
+    fn traverse(&self, visitor: &mut Visitor) {
+        visitor.object(&self.event_loop);
+        visitor.object(&self.protocol_factory);
+        visitor.object(&self.socket);
+        visitor.optional(&self.server);
+        visitor.object(&self.context);
+        if let Some(tls) = &self.tls {
+            visitor.object(&tls.context);
+            visitor.object(&tls.handshake_timeout);
+            visitor.object(&tls.shutdown_timeout);
+        }
+    }
+
+    fn clear(&self) {
+        self.stopped.set(true);
+    }
+}
+
+/// Makes the class of listeners.
+pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    let definition = Definition {
+        name: c"hotloop._core.Listener",
+        doc: c"A listening socket whose connections become transports.",
+        base: module.py().get_type::<PyAny>(),
+        methods: vec![method0!(
+            Listener,
+            "resume",
+            resume,
+            "resume($self, /)\n--\n\nAccept connections again, unless the server was closed meanwhile."
+        )],
+        attributes: Vec::new(),
+        slots: Vec::new(),
+        open: false,
+    };
+    module.add("Listener", class::make::<Listener>(definition)?)
+}
+
+pub fn methods() -> Vec<PyMethodDef> {
+    vec![
+        method!(
+            Loop,
+            "_make_socket_transport",
+            make_socket_transport,
+            "_make_socket_transport($self, sock, protocol, waiter=None, *, extra=None, server=None, context=None)\n\
+             --\n\nReturn a stream transport over a connected socket."
+        ),
+        method!(
+            Loop,
+            "_start_serving",
+            start_serving,
+            "_start_serving($self, protocol_factory, sock, sslcontext=None, server=None, backlog=100, \
+             ssl_handshake_timeout=None, ssl_shutdown_timeout=None, context=None)\n--\n\n\
+             Accept the connections of a listening socket."
+        ),
+        method1!(
+            Loop,
+            "_stop_serving",
+            stop_serving,
+            "_stop_serving($self, sock, /)\n--\n\nStop accepting, and close the listening socket."
+        ),
+    ]
+}

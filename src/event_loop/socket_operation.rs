@@ -1,0 +1,486 @@
+//! A coroutine that does one operation on a socket: what sock_recv() and its kin return.
+//!
+//! It tries at once, and only where the socket is not ready makes a future, has the descriptor watched and yields.
+//! Readiness does nothing but wake the coroutine: the system call is made when it is resumed. A cancellation that
+//! arrives in between thus finds the data still in the socket, where the next call gets it.
+
+use std::cell::Cell;
+use std::ffi::{c_int, c_void};
+use std::io;
+use std::os::fd::RawFd;
+use std::rc::Rc;
+
+use pyo3::exceptions::{
+    PyBlockingIOError, PyInterruptedError, PyOSError, PyRuntimeError, PyStopIteration, PyTypeError, PyValueError,
+};
+use pyo3::ffi;
+use pyo3::intern;
+use pyo3::prelude::*;
+
+use super::{Loop, ThisLoop, watchers};
+use crate::core::{Core, Direction, Waiter};
+use crate::cpython::args::Args;
+use crate::cpython::class::{self, Class, Definition, Native, Obj, This, Visitor, guard};
+use crate::cpython::object::{Object, ObjectCell, ReadableBuffer, Resumed, WritableBuffer, new_bytes, resume};
+use crate::handle::boolean;
+use crate::imports::imports;
+use crate::reactor::socket;
+use crate::{attribute, method, method0, method1};
+
+/// What to do to the socket.
+pub enum Operation {
+    Recv(Object),
+    RecvInto(Object),
+    RecvFrom(Object),
+    RecvFromInto(Object, Object),
+    SendAll { data: Object, view: Cell<Option<ReadableBuffer>>, sent: Cell<usize> },
+    SendTo(Object, Object),
+    Accept,
+    Connect { address: Object, begun: Cell<bool> },
+}
+
+impl Operation {
+    fn name(&self) -> &'static str {
+        match self {
+            Operation::Recv(..) => "sock_recv",
+            Operation::RecvInto(..) => "sock_recv_into",
+            Operation::RecvFrom(..) => "sock_recvfrom",
+            Operation::RecvFromInto(..) => "sock_recvfrom_into",
+            Operation::SendAll { .. } => "sock_sendall",
+            Operation::SendTo(..) => "sock_sendto",
+            Operation::Accept => "sock_accept",
+            Operation::Connect { .. } => "sock_connect",
+        }
+    }
+
+    fn direction(&self) -> Direction {
+        match self {
+            Operation::SendAll { .. } | Operation::SendTo(..) | Operation::Connect { .. } => Direction::Write,
+            _ => Direction::Read,
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    Fresh,
+    Running,
+    /// Waits for the descriptor, which is the one that the socket had when the wait began.
+    Waiting(RawFd),
+    Done,
+}
+
+pub struct SocketOperation {
+    core: Rc<Core>,
+    event_loop: Obj<Loop>,
+    socket: Object,
+    operation: Operation,
+    state: Cell<State>,
+    /// While waiting: what readiness resolves, and the iterator that awaits it.
+    future: ObjectCell,
+    awaiting: ObjectCell,
+}
+
+type ThisOperation<'a, 'py> = This<'a, 'py, SocketOperation>;
+
+impl SocketOperation {
+    pub fn create(this: ThisLoop<'_, '_>, socket: Object, operation: Operation) -> PyResult<Object> {
+        let value = SocketOperation {
+            core: Rc::clone(&this.core),
+            event_loop: this.obj(),
+            socket,
+            operation,
+            state: Cell::new(State::Fresh),
+            future: ObjectCell::default(),
+            awaiting: ObjectCell::default(),
+        };
+        Ok(Obj::new(this.py(), value)?.into_object())
+    }
+
+    /// Ends a wait: nobody watches the descriptor for this operation any more.
+    fn unwatch(&self, this: &Object) {
+        if let State::Waiting(fd) = self.state.get() {
+            drop(self.core.remove_waiter(fd, self.operation.direction(), Some(this)));
+        }
+    }
+
+    fn finish(&self, this: &Object) {
+        self.unwatch(this);
+        self.state.set(State::Done);
+        if let Operation::SendAll { view, .. } = &self.operation {
+            drop(view.take());
+        }
+        self.awaiting.set(None);
+        self.future.set(None);
+    }
+
+    fn check(&self, py: Python<'_>) -> PyResult<()> {
+        imports(py)?.check_ssl_socket.call(py, &[&self.socket])?;
+        if self.core.schedule.debug.get() {
+            let timeout = self.socket.bind(py).call_method0(intern!(py, "gettimeout"))?;
+            if timeout.is_none() || timeout.ne(0)? {
+                return Err(PyValueError::new_err("the socket must be non-blocking"));
+            }
+        }
+        Ok(())
+    }
+
+    fn fileno(&self, py: Python<'_>) -> PyResult<RawFd> {
+        self.socket.bind(py).call_method0(intern!(py, "fileno"))?.extract()
+    }
+
+    /// Tries to do the operation; None if the socket is not ready.
+    fn attempt(&self, py: Python<'_>) -> PyResult<Option<Object>> {
+        let socket = self.socket.bind(py);
+        match &self.operation {
+            Operation::Recv(size) => self.recv(py, size),
+            Operation::RecvInto(buffer) => {
+                let fd = self.fileno(py)?;
+                let mut view = WritableBuffer::new(buffer, py)?;
+                if view.len() == 0 {
+                    return Ok(Some(0usize.into_pyobject(py)?.into()));
+                }
+                match ready(socket::recv(fd, view.as_mut_slice()))? {
+                    Some(received) => Ok(Some(received.into_pyobject(py)?.into())),
+                    None => Ok(None),
+                }
+            }
+            Operation::RecvFrom(size) => {
+                unless_blocked(py, socket.call_method1(intern!(py, "recvfrom"), (size.bind(py),)))
+            }
+            Operation::RecvFromInto(buffer, size) => {
+                let buffer = buffer.bind(py);
+                let size: usize = match size.bind(py).extract()? {
+                    0 => buffer.len()?,
+                    size => size,
+                };
+                unless_blocked(py, socket.call_method1(intern!(py, "recvfrom_into"), (buffer, size)))
+            }
+            Operation::SendAll { data, view, sent } => {
+                let fd = self.fileno(py)?;
+                let buffer = match view.take() {
+                    Some(buffer) => buffer,
+                    None => ReadableBuffer::new(data, py)?,
+                };
+                self.core.stir();
+                let rest = &buffer.as_slice()[sent.get()..];
+                let result = if rest.is_empty() { Ok(0) } else { socket::send(fd, rest) };
+                let left = rest.len();
+                view.set(Some(buffer));
+                let Some(count) = ready(result)? else { return Ok(None) };
+                sent.set(sent.get() + count);
+                Ok((count == left).then(|| Object::none(py)))
+            }
+            Operation::SendTo(data, address) => {
+                self.core.stir();
+                let arguments = (data.bind(py), address.bind(py));
+                unless_blocked(py, socket.call_method1(intern!(py, "sendto"), arguments))
+            }
+            Operation::Accept => {
+                let accepted = unless_blocked(py, socket.call_method0(intern!(py, "accept")))?;
+                if let Some(accepted) = &accepted {
+                    let connection = accepted.bind(py).get_item(0)?;
+                    connection.call_method1(intern!(py, "setblocking"), (false,))?;
+                    // asyncio's result is a pair, as accept()'s is.
+                }
+                Ok(accepted)
+            }
+            Operation::Connect { address, begun } => {
+                self.core.stir();
+                if !begun.replace(true) {
+                    return unless_blocked(py, socket.call_method1(intern!(py, "connect"), (address.bind(py),)));
+                }
+                let error: c_int = socket
+                    .call_method1(intern!(py, "getsockopt"), (libc::SOL_SOCKET, libc::SO_ERROR))?
+                    .extract()?;
+                if error != 0 {
+                    let message = format!("Connect call failed {}", address.bind(py).str()?);
+                    return Err(PyOSError::new_err((error, message)));
+                }
+                Ok(Some(Object::none(py)))
+            }
+        }
+    }
+
+    fn recv(&self, py: Python<'_>, size: &Object) -> PyResult<Option<Object>> {
+        let size: isize = size.bind(py).extract()?;
+        let Ok(size) = usize::try_from(size) else {
+            return Err(PyValueError::new_err("negative buffersize in recv"));
+        };
+        let fd = self.fileno(py)?;
+        if size == 0 {
+            return new_bytes(py, b"").map(Some);
+        }
+        self.core.with_buffer(|buffer| {
+            let size = size.min(buffer.len());
+            match ready(socket::recv(fd, &mut buffer[..size]))? {
+                Some(received) => new_bytes(py, &buffer[..received]).map(Some),
+                None => Ok(None),
+            }
+        })
+    }
+
+    /// Has the descriptor watched, and yields the future that readiness resolves.
+    fn wait(this: ThisOperation<'_, '_>) -> PyResult<Object> {
+        let py = this.py();
+        let fd = this.fileno(py)?;
+        watchers::ensure_no_transport(this.event_loop.this(py), fd, &this.socket.bind(py))?;
+        let event_loop = this.event_loop.as_object();
+        let future = event_loop.call_method0(py, intern!(py, "create_future"))?;
+        let awaiting = future.call_method0(py, intern!(py, "__await__"))?;
+        let waiter = Waiter::Operation(this.object(), on_ready);
+        let previous = this.core.add_waiter(fd, this.operation.direction(), waiter)?;
+        if let Some(Waiter::Handle(previous)) = &previous {
+            previous.as_object().call_method0(py, intern!(py, "cancel"))?;
+        }
+        drop(previous);
+        this.state.set(State::Waiting(fd));
+        this.future.set(Some(future));
+        this.awaiting.set(Some(awaiting.clone()));
+        match resume(py, &awaiting, &Object::none(py))? {
+            Resumed::Yielded(future) => Ok(future),
+            Resumed::Returned(_) => Err(PyRuntimeError::new_err("a future that is not done must be waited for")),
+        }
+    }
+
+    /// Goes on until the operation is done or has to wait.
+    fn proceed(this: ThisOperation<'_, '_>) -> PyResult<Resumed> {
+        let py = this.py();
+        this.state.set(State::Running);
+        match this.attempt(py)? {
+            Some(result) => {
+                this.finish(&this.object());
+                Ok(Resumed::Returned(result))
+            }
+            None => SocketOperation::wait(this).map(Resumed::Yielded),
+        }
+    }
+
+    fn resume(this: ThisOperation<'_, '_>, value: &Object) -> PyResult<Resumed> {
+        let py = this.py();
+        let result = match this.state.get() {
+            State::Done => return Err(PyRuntimeError::new_err("cannot reuse already awaited coroutine")),
+            State::Running => return Err(PyValueError::new_err("coroutine already executing")),
+            State::Fresh if !value.is_none() => {
+                return Err(PyTypeError::new_err("can't send non-None value to a just-started coroutine"));
+            }
+            State::Fresh => this.check(py).and_then(|()| SocketOperation::proceed(this)),
+            State::Waiting(_) => {
+                let Some(awaiting) = this.awaiting.get() else {
+                    return Err(PyRuntimeError::new_err("cannot reuse already awaited coroutine"));
+                };
+                match resume(py, &awaiting, value) {
+                    Ok(Resumed::Yielded(future)) => Ok(Resumed::Yielded(future)),
+                    Ok(Resumed::Returned(_)) => {
+                        this.unwatch(&this.object());
+                        SocketOperation::proceed(this)
+                    }
+                    Err(error) => Err(error),
+                }
+            }
+        };
+        if result.is_err() {
+            this.finish(&this.object());
+        }
+        result
+    }
+}
+
+/// The descriptor is ready: wakes the coroutine, unless its future was cancelled meanwhile.
+fn on_ready(py: Python<'_>, object: &Object) -> PyResult<()> {
+    let Some(operation) = Obj::<SocketOperation>::downcast(object) else { return Ok(()) };
+    let Some(future) = operation.future.get() else { return Ok(()) };
+    operation.unwatch(object);
+    if !future.call_method0(py, intern!(py, "done"))?.bind(py).is_truthy()? {
+        future.call_method1(py, intern!(py, "set_result"), &Object::none(py))?;
+    }
+    Ok(())
+}
+
+/// None for an error that says that the socket is not ready.
+fn ready<T>(result: io::Result<T>) -> PyResult<Option<T>> {
+    match result {
+        Ok(result) => Ok(Some(result)),
+        Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// [`ready`] for Python's socket methods.
+fn unless_blocked(py: Python<'_>, result: PyResult<Bound<'_, PyAny>>) -> PyResult<Option<Object>> {
+    match result {
+        Ok(result) => Ok(Some(result.into())),
+        Err(error)
+            if error.is_instance_of::<PyBlockingIOError>(py) || error.is_instance_of::<PyInterruptedError>(py) =>
+        {
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+impl Native for SocketOperation {
+    fn class() -> &'static Class {
+        static CLASS: Class = Class::new(64);
+        &CLASS
+    }
+
+    fn traverse(&self, visitor: &mut Visitor) {
+        visitor.object(self.event_loop.as_object());
+        visitor.object(&self.socket);
+        match &self.operation {
+            Operation::Recv(object) | Operation::RecvInto(object) | Operation::RecvFrom(object) => visitor.object(object),
+            Operation::RecvFromInto(first, second) | Operation::SendTo(first, second) => {
+                visitor.object(first);
+                visitor.object(second);
+            }
+            Operation::SendAll { data, .. } => visitor.object(data),
+            Operation::Connect { address, .. } => visitor.object(address),
+            Operation::Accept => {}
+        }
+        visitor.cell(&self.future);
+        visitor.cell(&self.awaiting);
+    }
+
+    fn clear(&self) {
+        self.state.set(State::Done);
+        self.awaiting.set(None);
+        self.future.set(None);
+    }
+
+    const FINALIZES: bool = true;
+
+    fn finalize(this: This<'_, '_, Self>) {
+        let py = this.py();
+        match this.state.get() {
+            State::Fresh => {
+                let warned = imports(py)
+                    .and_then(|imports| Ok(imports.warn_unawaited.bind(py).call1((this.operation.name(),))?.is_none()));
+                if let Err(error) = warned {
+                    error.write_unraisable(py, Some(&this.as_any()));
+                }
+            }
+            _ => this.finish(&this.object()),
+        }
+    }
+}
+
+fn send<'py>(this: ThisOperation<'_, 'py>, value: pyo3::Borrowed<'_, 'py, PyAny>) -> PyResult<Object> {
+    match SocketOperation::resume(this, &Object::from(value))? {
+        Resumed::Yielded(future) => Ok(future),
+        // A tuple as the value of StopIteration would be taken for its arguments.
+        Resumed::Returned(result) => Err(PyStopIteration::new_err((result.into_bound(this.py()).unbind(),))),
+    }
+}
+
+fn throw<'py>(this: ThisOperation<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
+    let py = this.py();
+    let [thrown, value, traceback] = args.parse("throw", ["typ", "val", "tb"], 1, 3)?;
+    let thrown = thrown.ok_or_else(|| PyTypeError::new_err("throw() takes an exception"))?.into_bound(py);
+    let value = value.filter(|value| !value.is_none());
+    let error = match value {
+        Some(value) if value.bind(py).is_instance(&thrown)? => PyErr::from_value(value.into_bound(py)),
+        Some(value) => PyErr::from_value(thrown.call1((value.into_bound(py),))?),
+        None => PyErr::from_value(thrown),
+    };
+    if let Some(traceback) = traceback.filter(|traceback| !traceback.is_none()) {
+        error.value(py).setattr(intern!(py, "__traceback__"), traceback.bind(py))?;
+    }
+    if this.state.get() == State::Done {
+        return Err(PyRuntimeError::new_err("cannot reuse already awaited coroutine"));
+    }
+    this.finish(&this.object());
+    Err(error)
+}
+
+unsafe extern "C" fn am_await(instance: *mut ffi::PyObject) -> *mut ffi::PyObject {
+    // SAFETY: the instance lives, and its class is that of SocketOperation.
+    unsafe { class::call_bare::<SocketOperation>(instance, |this| Ok(this.object())) }
+}
+
+unsafe extern "C" fn iter_next(instance: *mut ffi::PyObject) -> *mut ffi::PyObject {
+    // SAFETY: as above.
+    unsafe { class::call_bare::<SocketOperation>(instance, |this| send(this, Object::none(this.py()).bind(this.py()))) }
+}
+
+unsafe extern "C" fn am_send(
+    instance: *mut ffi::PyObject,
+    value: *mut ffi::PyObject,
+    result: *mut *mut ffi::PyObject,
+) -> ffi::PySendResult {
+    // SAFETY: the interpreter passes an instance of the class, a live value, and a place for the result.
+    unsafe {
+        *result = std::ptr::null_mut();
+        guard(ffi::PySendResult::PYGEN_ERROR, |py| {
+            let object = Object::from_borrowed(std::ptr::NonNull::new_unchecked(instance));
+            let value = Object::from_borrowed(std::ptr::NonNull::new_unchecked(value));
+            let Some(operation) = Obj::<SocketOperation>::downcast(&object) else {
+                return Err(PyTypeError::new_err("not a socket operation"));
+            };
+            Ok(match SocketOperation::resume(operation.this(py), &value)? {
+                Resumed::Yielded(future) => {
+                    *result = future.into_ptr();
+                    ffi::PySendResult::PYGEN_NEXT
+                }
+                Resumed::Returned(value) => {
+                    *result = value.into_ptr();
+                    ffi::PySendResult::PYGEN_RETURN
+                }
+            })
+        })
+    }
+}
+
+fn name(this: ThisOperation<'_, '_>) -> PyResult<Object> {
+    Ok(this.operation.name().into_pyobject(this.py())?.into())
+}
+
+/// Makes the class.
+pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    let slot = |slot, pfunc| ffi::PyType_Slot { slot, pfunc };
+    let definition = Definition {
+        name: c"hotloop._core.SocketOperation",
+        doc: c"A coroutine that does one operation on a socket.",
+        base: module.py().get_type::<PyAny>(),
+        methods: vec![
+            method1!(SocketOperation, "send", send, "send($self, value, /)\n--\n\nResume the coroutine."),
+            method!(
+                SocketOperation,
+                "throw",
+                throw,
+                "throw($self, typ, val=None, tb=None, /)\n--\n\nEnd the coroutine with an exception."
+            ),
+            method0!(
+                SocketOperation,
+                "close",
+                |this| {
+                    this.finish(&this.object());
+                    Ok(Object::none(this.py()))
+                },
+                "close($self, /)\n--\n\nEnd the coroutine."
+            ),
+        ],
+        attributes: vec![
+            attribute!(SocketOperation, "__name__", name),
+            attribute!(SocketOperation, "__qualname__", name),
+            attribute!(SocketOperation, "cr_running", |this| Ok(boolean(
+                this.py(),
+                this.state.get() == State::Running
+            ))),
+            attribute!(SocketOperation, "cr_await", |this| Ok(this
+                .future
+                .get()
+                .unwrap_or_else(|| Object::none(this.py())))),
+            attribute!(SocketOperation, "cr_frame", |this| Ok(Object::none(this.py()))),
+            attribute!(SocketOperation, "cr_code", |this| Ok(Object::none(this.py()))),
+        ],
+        slots: vec![
+            slot(ffi::Py_am_await, am_await as *mut c_void),
+            slot(ffi::Py_am_send, am_send as *mut c_void),
+            slot(ffi::Py_tp_iter, ffi::PyObject_SelfIter as *mut c_void),
+            slot(ffi::Py_tp_iternext, iter_next as *mut c_void),
+        ],
+        open: true,
+    };
+    module.add("SocketOperation", class::make::<SocketOperation>(definition)?)
+}

@@ -1,0 +1,142 @@
+//! Working with sockets: sock_recv and its kin.
+
+use std::cell::Cell;
+
+use pyo3::ffi::PyMethodDef;
+use pyo3::prelude::*;
+
+use super::socket_operation::{Operation, SocketOperation};
+use super::{Loop, ThisLoop};
+use crate::cpython::args::{Args, missing_argument};
+use crate::cpython::object::Object;
+use crate::method;
+
+/// The operation that a method makes of its arguments: the socket, and so many more that are required.
+fn operation<'py, const N: usize>(
+    this: ThisLoop<'_, 'py>,
+    method: &str,
+    args: Args<'_, 'py>,
+    names: [&str; N],
+    make: impl FnOnce([Object; N]) -> (Object, Operation),
+) -> PyResult<Object> {
+    let found = args.parse(method, names, N, N)?;
+    let mut missing = None;
+    let found = std::array::from_fn(|index| {
+        found[index].clone().unwrap_or_else(|| {
+            missing = Some(missing_argument(method, names[index]));
+            Object::none(this.py())
+        })
+    });
+    if let Some(error) = missing {
+        return Err(error);
+    }
+    let (socket, operation) = make(found);
+    SocketOperation::create(this, socket, operation)
+}
+
+fn sock_recv<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
+    operation(this, "sock_recv", args, ["sock", "n"], |[sock, n]| (sock, Operation::Recv(n)))
+}
+
+fn sock_recv_into<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
+    operation(this, "sock_recv_into", args, ["sock", "buf"], |[sock, buf]| (sock, Operation::RecvInto(buf)))
+}
+
+fn sock_recvfrom<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
+    operation(this, "sock_recvfrom", args, ["sock", "bufsize"], |[sock, n]| (sock, Operation::RecvFrom(n)))
+}
+
+fn sock_recvfrom_into<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
+    let [sock, buf, nbytes] = args.parse("sock_recvfrom_into", ["sock", "buf", "nbytes"], 2, 3)?;
+    let missing = |name| missing_argument("sock_recvfrom_into", name);
+    let sock = sock.ok_or_else(|| missing("sock"))?;
+    let buf = buf.ok_or_else(|| missing("buf"))?;
+    let nbytes = match nbytes {
+        Some(nbytes) => nbytes,
+        None => 0usize.into_pyobject(this.py())?.into(),
+    };
+    SocketOperation::create(this, sock, Operation::RecvFromInto(buf, nbytes))
+}
+
+fn sock_sendall<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
+    operation(this, "sock_sendall", args, ["sock", "data"], |[sock, data]| {
+        (sock, Operation::SendAll { data, view: Cell::new(None), sent: Cell::new(0) })
+    })
+}
+
+fn sock_sendto<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
+    operation(this, "sock_sendto", args, ["sock", "data", "address"], |[sock, data, address]| {
+        (sock, Operation::SendTo(data, address))
+    })
+}
+
+fn sock_accept<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
+    operation(this, "sock_accept", args, ["sock"], |[sock]| (sock, Operation::Accept))
+}
+
+fn sock_connect<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
+    operation(this, "_sock_connect", args, ["sock", "address"], |[sock, address]| {
+        (sock, Operation::Connect { address, begun: Cell::new(false) })
+    })
+}
+
+pub fn methods() -> Vec<PyMethodDef> {
+    vec![
+        method!(
+            Loop,
+            "sock_recv",
+            sock_recv,
+            "sock_recv($self, sock, n)\n--\n\n\
+             Coroutine: receive at most n bytes from a non-blocking socket; b'' at the end of the stream."
+        ),
+        method!(
+            Loop,
+            "sock_recv_into",
+            sock_recv_into,
+            "sock_recv_into($self, sock, buf)\n--\n\n\
+             Coroutine: receive from a non-blocking socket into buf; return the number of bytes."
+        ),
+        method!(
+            Loop,
+            "sock_recvfrom",
+            sock_recvfrom,
+            "sock_recvfrom($self, sock, bufsize)\n--\n\n\
+             Coroutine: receive a datagram of at most bufsize bytes; return it and its sender's address."
+        ),
+        method!(
+            Loop,
+            "sock_recvfrom_into",
+            sock_recvfrom_into,
+            "sock_recvfrom_into($self, sock, buf, nbytes=0)\n--\n\n\
+             Coroutine: receive a datagram into buf; return its number of bytes and its sender's address."
+        ),
+        method!(
+            Loop,
+            "sock_sendall",
+            sock_sendall,
+            "sock_sendall($self, sock, data)\n--\n\n\
+             Coroutine: send all of data to a non-blocking socket.\n\n\
+             If it is cancelled or fails, there is no telling how much was sent."
+        ),
+        method!(
+            Loop,
+            "sock_sendto",
+            sock_sendto,
+            "sock_sendto($self, sock, data, address)\n--\n\n\
+             Coroutine: send a datagram to address; return the number of bytes sent."
+        ),
+        method!(
+            Loop,
+            "sock_accept",
+            sock_accept,
+            "sock_accept($self, sock)\n--\n\n\
+             Coroutine: accept a connection; return its socket, which does not block, and the peer's address."
+        ),
+        method!(
+            Loop,
+            "_sock_connect",
+            sock_connect,
+            "_sock_connect($self, sock, address)\n--\n\nCoroutine: connect to an address that needs no resolving."
+        ),
+    ]
+}

@@ -1,0 +1,184 @@
+//! Watching file descriptors: add_reader and its kin.
+
+use std::os::fd::RawFd;
+
+use pyo3::Borrowed;
+use pyo3::exceptions::PyRuntimeError;
+use pyo3::ffi::PyMethodDef;
+use pyo3::intern;
+use pyo3::prelude::*;
+
+use super::{Loop, ThisLoop, descriptor};
+use crate::core::{Direction, Waiter};
+use crate::cpython::args::{Args, missing_argument};
+use crate::cpython::class::Obj;
+use crate::cpython::object::{Object, copy_context};
+use crate::handle::{Arguments, Call, Handle, boolean};
+use crate::{method, method1};
+
+/// Refuses a descriptor that a transport works on.
+pub fn ensure_no_transport(this: ThisLoop<'_, '_>, fd: RawFd, given: &Bound<'_, PyAny>) -> PyResult<()> {
+    let py = this.py();
+    let Some(transport) = this.core.transport_of(fd) else { return Ok(()) };
+    let transport = transport.bind(py);
+    if transport.call_method0(intern!(py, "is_closing"))?.is_truthy()? {
+        return Ok(());
+    }
+    let message = format!("File descriptor {} is used by transport {}", given.repr()?, transport.repr()?);
+    Err(PyRuntimeError::new_err(message))
+}
+
+fn watch<'py>(
+    this: ThisLoop<'_, 'py>,
+    method: &str,
+    fd: RawFd,
+    args: Args<'_, 'py>,
+    direction: Direction,
+) -> PyResult<Object> {
+    let py = this.py();
+    this.check_closed()?;
+    let callback = args.object(1).ok_or_else(|| missing_argument(method, "callback"))?;
+    let context = args.sole_keyword(method, intern!(py, "context"))?;
+    let call = Call {
+        callback,
+        arguments: Arguments::collect(args.rest(2)),
+        context: match context {
+            Some(context) => context,
+            None => copy_context(py)?,
+        },
+        event_loop: this.object(),
+    };
+    let handle = Obj::new(py, Handle::new(py, call, &this.core.schedule)?)?;
+    let previous = this.core.add_waiter(fd, direction, Waiter::Handle(handle.clone()))?;
+    dismiss(py, previous)?;
+    Ok(handle.into_object())
+}
+
+/// Cancels what waited before, so that it is not called even if it is in the ready queue.
+fn dismiss(py: Python<'_>, waiter: Option<Waiter>) -> PyResult<bool> {
+    match waiter {
+        None => Ok(false),
+        Some(Waiter::Handle(handle)) => {
+            handle.as_object().call_method0(py, intern!(py, "cancel"))?;
+            Ok(true)
+        }
+        Some(Waiter::Operation(..)) => Ok(true),
+    }
+}
+
+fn add<'py>(this: ThisLoop<'_, 'py>, method: &str, args: Args<'_, 'py>, direction: Direction) -> PyResult<Object> {
+    let file = args.get(0).ok_or_else(|| missing_argument(method, "fd"))?;
+    let fd = descriptor(&file)?;
+    ensure_no_transport(this, fd, &file)?;
+    watch(this, method, fd, args, direction)?;
+    Ok(Object::none(this.py()))
+}
+
+fn add_privately<'py>(
+    this: ThisLoop<'_, 'py>,
+    method: &str,
+    args: Args<'_, 'py>,
+    direction: Direction,
+) -> PyResult<Object> {
+    let file = args.get(0).ok_or_else(|| missing_argument(method, "fd"))?;
+    watch(this, method, descriptor(&file)?, args, direction)
+}
+
+fn remove_privately<'py>(
+    this: ThisLoop<'_, 'py>,
+    file: Borrowed<'_, 'py, PyAny>,
+    direction: Direction,
+) -> PyResult<Object> {
+    let py = this.py();
+    if this.closed.get() {
+        return Ok(boolean(py, false));
+    }
+    // asyncio finds nothing under a descriptor that cannot be one.
+    let Ok(fd) = descriptor(&file) else { return Ok(boolean(py, false)) };
+    let waiter = this.core.remove_waiter(fd, direction, None);
+    Ok(boolean(py, dismiss(py, waiter)?))
+}
+
+fn remove<'py>(
+    this: ThisLoop<'_, 'py>,
+    file: Borrowed<'_, 'py, PyAny>,
+    direction: Direction,
+) -> PyResult<Object> {
+    check_not_used(this, file)?;
+    remove_privately(this, file, direction)
+}
+
+/// What asyncio's _ensure_fd_no_transport does: any integer will do, other objects must have a descriptor.
+fn check_not_used<'py>(this: ThisLoop<'_, 'py>, file: Borrowed<'_, 'py, PyAny>) -> PyResult<Object> {
+    match descriptor(&file) {
+        Ok(fd) => ensure_no_transport(this, fd, &file)?,
+        Err(error) if !file.is_instance_of::<pyo3::types::PyInt>() => return Err(error),
+        Err(_) => {}
+    }
+    Ok(Object::none(this.py()))
+}
+
+pub fn methods() -> Vec<PyMethodDef> {
+    vec![
+        method!(
+            Loop,
+            "add_reader",
+            |this, args| add(this, "add_reader", args, Direction::Read),
+            "add_reader($self, fd, callback, /, *args)\n--\n\n\
+             Call callback(*args) whenever fd, an integer or an object with fileno(), can be read from.\n\n\
+             Raise ValueError if fd is neither, RuntimeError if a transport uses it, OSError if it cannot be watched."
+        ),
+        method1!(
+            Loop,
+            "remove_reader",
+            |this, file| remove(this, file, Direction::Read),
+            "remove_reader($self, fd, /)\n--\n\nStop watching fd for reading; return whether it was."
+        ),
+        method!(
+            Loop,
+            "add_writer",
+            |this, args| add(this, "add_writer", args, Direction::Write),
+            "add_writer($self, fd, callback, /, *args)\n--\n\n\
+             Call callback(*args) whenever fd, an integer or an object with fileno(), can be written to.\n\n\
+             Raise ValueError if fd is neither, RuntimeError if a transport uses it, OSError if it cannot be watched."
+        ),
+        method1!(
+            Loop,
+            "remove_writer",
+            |this, file| remove(this, file, Direction::Write),
+            "remove_writer($self, fd, /)\n--\n\nStop watching fd for writing; return whether it was."
+        ),
+        method!(
+            Loop,
+            "_add_reader",
+            |this, args| add_privately(this, "_add_reader", args, Direction::Read),
+            "_add_reader($self, fd, callback, /, *args, context=None)\n--\n\n\
+             add_reader() for the standard library's transports; return the handle."
+        ),
+        method1!(
+            Loop,
+            "_remove_reader",
+            |this, file| remove_privately(this, file, Direction::Read),
+            "_remove_reader($self, fd, /)\n--\n\nremove_reader() for the standard library's transports."
+        ),
+        method!(
+            Loop,
+            "_add_writer",
+            |this, args| add_privately(this, "_add_writer", args, Direction::Write),
+            "_add_writer($self, fd, callback, /, *args, context=None)\n--\n\n\
+             add_writer() for the standard library's transports; return the handle."
+        ),
+        method1!(
+            Loop,
+            "_remove_writer",
+            |this, file| remove_privately(this, file, Direction::Write),
+            "_remove_writer($self, fd, /)\n--\n\nremove_writer() for the standard library's transports."
+        ),
+        method1!(
+            Loop,
+            "_ensure_fd_no_transport",
+            check_not_used,
+            "_ensure_fd_no_transport($self, fd, /)\n--\n\nRaise RuntimeError if a transport uses fd."
+        ),
+    ]
+}

@@ -1,0 +1,74 @@
+//! What Rust needs of Python: asyncio's classes, and the functions of `hotloop._support`, which say in Python what is
+//! rarely said (error reports, debug output).
+
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+
+use crate::cpython::object::Object;
+
+pub struct Imports {
+    pub task: Object,
+    pub base_create_task: Object,
+    pub future: Object,
+    pub buffered_protocol: Object,
+    pub report_handle: Object,
+    pub report_slow: Object,
+    pub report_fatal: Object,
+    pub report_protocol: Object,
+    pub report_accept: Object,
+    pub source_traceback: Object,
+    pub transport_socket: Object,
+    pub make_socket: Object,
+    pub check_ssl_socket: Object,
+    pub warn_unawaited: Object,
+    pub warn_unclosed: Object,
+    pub log_lost_write: Object,
+    pub report_connection: Object,
+    pub fail_empty_waiter: Object,
+    pub logger: Object,
+    /// Whether asyncio's Server wants to know which transport is attached.
+    pub server_takes_transport: bool,
+}
+
+// SAFETY: the references are made and used under the GIL, and never dropped.
+unsafe impl Send for Imports {}
+// SAFETY: see above.
+unsafe impl Sync for Imports {}
+
+static IMPORTS: PyOnceLock<Imports> = PyOnceLock::new();
+
+pub fn imports(py: Python<'_>) -> PyResult<&'static Imports> {
+    match IMPORTS.get(py) {
+        Some(imports) => Ok(imports),
+        None => IMPORTS.get_or_try_init(py, || load(py)),
+    }
+}
+
+#[cold]
+fn load(py: Python<'_>) -> PyResult<Imports> {
+    let asyncio = py.import("asyncio")?;
+    let support = py.import("hotloop._support")?;
+    let of = |module: &Bound<'_, PyModule>, name: &str| module.getattr(name).map(Object::from);
+    Ok(Imports {
+        task: of(&asyncio, "Task")?,
+        base_create_task: asyncio.getattr("BaseEventLoop")?.getattr("create_task")?.into(),
+        future: of(&asyncio, "Future")?,
+        buffered_protocol: of(&asyncio, "BufferedProtocol")?,
+        report_handle: of(&support, "report_handle")?,
+        report_slow: of(&support, "report_slow")?,
+        report_fatal: of(&support, "report_fatal")?,
+        report_protocol: of(&support, "report_protocol")?,
+        report_accept: of(&support, "report_accept")?,
+        source_traceback: of(&support, "source_traceback")?,
+        transport_socket: of(&support, "transport_socket")?,
+        make_socket: of(&support, "make_socket")?,
+        check_ssl_socket: of(&support, "check_ssl_socket")?,
+        warn_unawaited: of(&support, "warn_unawaited")?,
+        warn_unclosed: of(&support, "warn_unclosed")?,
+        log_lost_write: of(&support, "log_lost_write")?,
+        report_connection: of(&support, "report_connection")?,
+        fail_empty_waiter: of(&support, "fail_empty_waiter")?,
+        logger: of(&support, "logger")?,
+        server_takes_transport: support.getattr("SERVER_TAKES_TRANSPORT")?.is_truthy()?,
+    })
+}

@@ -1,0 +1,33 @@
+//! The extension module `hotloop._core`: an asyncio event loop.
+//!
+//! See docs/architecture.md for what is where, and why.
+
+pub mod reactor;
+
+#[cfg(feature = "python")]
+mod core;
+#[cfg(feature = "python")]
+mod cpython;
+#[cfg(feature = "python")]
+mod event_loop;
+#[cfg(feature = "python")]
+mod handle;
+#[cfg(feature = "python")]
+mod imports;
+#[cfg(feature = "python")]
+mod transports;
+
+/// What Python sees.
+#[cfg(feature = "python")]
+#[pyo3::pymodule(gil_used = true)]
+mod _core {
+    use pyo3::prelude::*;
+
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+        crate::handle::register(module)?;
+        crate::transports::stream_class::register(module)?;
+        crate::event_loop::register(module)
+    }
+}

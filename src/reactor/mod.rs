@@ -1,0 +1,15 @@
+//! What is ready and when: the part of the event loop that knows nothing of Python.
+//!
+//! - [`clock`]: the time.
+//! - [`poller`]: waits for descriptors, and for a wake-up from another thread.
+//! - [`registry`]: which descriptor is watched, for what, on whose behalf.
+//! - [`timers`]: what is due when.
+//! - [`waker`]: work handed over by other threads.
+//! - [`socket`]: the system calls on sockets that transports make.
+
+pub mod clock;
+pub mod poller;
+pub mod registry;
+pub mod socket;
+pub mod timers;
+pub mod waker;

@@ -1,0 +1,423 @@
+//! Waiting for descriptors to become ready.
+//!
+//! The `polling` crate owns registration and wake-up on every platform. On Linux the wait itself is ours: `polling`
+//! spends five system calls on a wait with a timeout (it arms a timerfd, and re-arms its notifier whether that fired
+//! or not), where one epoll_pwait2 on the poller's own descriptor does. The portable wait stays available everywhere
+//! and is the only one elsewhere.
+//!
+//! Some facts about epoll, and what is therefore done here:
+//! - A registration belongs to an open file, not to a descriptor. It outlives close() while a duplicate is open, and
+//!   cannot then be removed by anybody. Keys tell such ghosts from the living, and [`super::registry`] makes a new
+//!   poller when one shows up.
+//! - After fork(), parent and child share one epoll instance: removing a registration in the child removes it in the
+//!   parent. A poller knows the process that made it, and never touches the kernel's set in another one.
+//! - EPOLLHUP and EPOLLERR are reported whether asked for or not. A descriptor that nobody wants to hear of must
+//!   leave the set; an empty interest would spin.
+//! - `polling` asks for EPOLLPRI along with EPOLLIN. Out-of-band data on a socket keeps EPOLLPRI up until it is read
+//!   with MSG_OOB, which no stream reader does, so a peer could make the loop spin with one byte. An event that is
+//!   nothing but EPOLLPRI narrows the registration to what asyncio asks for.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::sync::Once;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use polling::PollMode;
+
+/// What a descriptor is watched for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Interest {
+    pub readable: bool,
+    pub writable: bool,
+}
+
+impl Interest {
+    pub const NONE: Interest = Interest { readable: false, writable: false };
+    pub const READABLE: Interest = Interest { readable: true, writable: false };
+    pub const WRITABLE: Interest = Interest { readable: false, writable: true };
+
+    pub fn is_none(self) -> bool {
+        self == Interest::NONE
+    }
+}
+
+/// A descriptor that became ready: the key that it was registered with, and for what it is ready.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Event {
+    pub key: usize,
+    pub readable: bool,
+    pub writable: bool,
+    /// Only out-of-band data: see [`Poller::narrow`].
+    pub only_priority: bool,
+}
+
+/// What a wait found. Reused from wait to wait.
+pub struct Ready {
+    pub events: Vec<Event>,
+    /// Whether a signal cut the wait short.
+    pub interrupted: bool,
+    portable: polling::Events,
+    #[cfg(target_os = "linux")]
+    native: Vec<libc::epoll_event>,
+}
+
+impl Default for Ready {
+    fn default() -> Self {
+        Ready {
+            events: Vec::with_capacity(EVENTS_PER_WAIT),
+            interrupted: false,
+            portable: polling::Events::new(),
+            #[cfg(target_os = "linux")]
+            native: Vec::with_capacity(EVENTS_PER_WAIT),
+        }
+    }
+}
+
+/// Descriptors reported by one wait at the most; the others are reported by the next.
+const EVENTS_PER_WAIT: usize = 1024;
+
+/// Counts the forks that led to this process, so that a poller can tell that it was inherited.
+static FORKS: AtomicU32 = AtomicU32::new(0);
+
+fn forks() -> u32 {
+    static WATCH: Once = Once::new();
+    extern "C" fn in_child() {
+        FORKS.fetch_add(1, Ordering::Relaxed);
+    }
+    WATCH.call_once(|| {
+        // SAFETY: the handler only adds to an atomic, which is safe in the child of a multi-threaded process.
+        unsafe { libc::pthread_atfork(None, None, Some(in_child)) };
+    });
+    FORKS.load(Ordering::Relaxed)
+}
+
+/// The kernel's set of watched descriptors, with a wake-up for other threads.
+pub struct Poller {
+    /// None only while being dropped.
+    poller: Option<polling::Poller>,
+    portable: bool,
+    forks: u32,
+}
+
+impl Poller {
+    /// Makes a poller. `portable` forces the wait of the `polling` crate where a faster one of ours exists.
+    pub fn new(portable: bool) -> io::Result<Poller> {
+        let forks = forks();
+        Ok(Poller { poller: Some(polling::Poller::new()?), portable, forks })
+    }
+
+    pub fn is_portable(&self) -> bool {
+        self.portable || cfg!(not(target_os = "linux"))
+    }
+
+    /// Whether this process inherited the poller in a fork; it is then of no use here.
+    pub fn is_inherited(&self) -> bool {
+        self.forks != FORKS.load(Ordering::Relaxed)
+    }
+
+    fn inner(&self) -> &polling::Poller {
+        self.poller.as_ref().expect("a poller is used only before it is dropped")
+    }
+
+    pub fn add(&self, fd: RawFd, key: usize, interest: Interest) -> io::Result<()> {
+        let source = borrow(fd)?.as_raw_fd();
+        // SAFETY: epoll and kqueue drop a registration with its file, and a stale one is harmless (see above).
+        unsafe { self.inner().add_with_mode(source, to_polling(key, interest), PollMode::Level) }
+    }
+
+    pub fn modify(&self, fd: RawFd, key: usize, interest: Interest) -> io::Result<()> {
+        self.inner().modify_with_mode(borrow(fd)?, to_polling(key, interest), PollMode::Level)
+    }
+
+    pub fn delete(&self, fd: RawFd) -> io::Result<()> {
+        self.inner().delete(borrow(fd)?)
+    }
+
+    /// Wakes the thread that waits, or makes the next wait return at once. Callable from any thread.
+    pub fn wake(&self) -> io::Result<()> {
+        self.inner().notify()
+    }
+
+    /// Waits until a descriptor is ready, the time is up (None: never), a signal arrives or [`Poller::wake`] is
+    /// called, and leaves in `ready` what became ready.
+    pub fn wait(&self, ready: &mut Ready, timeout: Option<Duration>) -> io::Result<()> {
+        ready.events.clear();
+        ready.interrupted = false;
+        #[cfg(target_os = "linux")]
+        if !self.portable {
+            return self.wait_natively(ready, timeout);
+        }
+        self.wait_portably(ready, timeout)
+    }
+
+    fn wait_portably(&self, ready: &mut Ready, timeout: Option<Duration>) -> io::Result<()> {
+        ready.portable.clear();
+        // `polling` waits on when a signal cuts its wait short. Whoever needs to see signals has them written to a
+        // descriptor and watches that, as the event loop does.
+        self.inner().wait(&mut ready.portable, timeout)?;
+        ready.events.extend(ready.portable.iter().map(|event| Event {
+            key: event.key,
+            readable: event.readable,
+            writable: event.writable,
+            only_priority: is_only_priority(&event),
+        }));
+        Ok(())
+    }
+
+    /// Stops asking for out-of-band data on a descriptor: what follows an event that is `only_priority`.
+    pub fn narrow(&self, fd: RawFd, key: usize, interest: Interest) -> io::Result<()> {
+        #[cfg(target_os = "linux")]
+        {
+            let mut events = 0;
+            if interest.readable {
+                events |= libc::EPOLLIN as u32;
+            }
+            if interest.writable {
+                events |= libc::EPOLLOUT as u32;
+            }
+            let mut event = libc::epoll_event { events, u64: key as u64 };
+            let epoll = self.inner().as_raw_fd();
+            // SAFETY: `event` is a valid epoll_event for the duration of the call.
+            match unsafe { libc::epoll_ctl(epoll, libc::EPOLL_CTL_MOD, fd, &mut event) } {
+                0 => Ok(()),
+                _ => Err(io::Error::last_os_error()),
+            }
+        }
+        #[cfg(not(target_os = "linux"))]
+        {
+            let _ = (fd, key, interest);
+            Ok(())
+        }
+    }
+}
+
+#[cfg(target_os = "linux")]
+impl Poller {
+    /// One epoll_pwait2 on the poller's own descriptor.
+    fn wait_natively(&self, ready: &mut Ready, timeout: Option<Duration>) -> io::Result<()> {
+        use std::sync::atomic::AtomicBool;
+        /// Linux before 5.11, and seccomp profiles of its time, refuse epoll_pwait2.
+        static HAS_PWAIT2: AtomicBool = AtomicBool::new(true);
+
+        let epoll = self.inner().as_raw_fd();
+        let buffer = ready.native.as_mut_ptr();
+        let capacity = ready.native.capacity() as libc::c_int;
+        let mut count = -1;
+        if HAS_PWAIT2.load(Ordering::Relaxed) {
+            let timespec = timeout.map(|timeout| libc::timespec {
+                tv_sec: timeout.as_secs() as libc::time_t,
+                tv_nsec: timeout.subsec_nanos() as libc::c_long,
+            });
+            let timespec = timespec.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
+            // SAFETY: `buffer` has room for `capacity` events; `timespec` is null or points to a timespec that lives
+            // until the end of this block; a null mask leaves the signal mask alone.
+            count = unsafe {
+                libc::syscall(
+                    libc::SYS_epoll_pwait2,
+                    epoll,
+                    buffer,
+                    capacity,
+                    timespec,
+                    std::ptr::null::<libc::sigset_t>(),
+                    size_of::<u64>(),
+                ) as libc::c_int
+            };
+            if count < 0 {
+                let error = io::Error::last_os_error();
+                match error.raw_os_error() {
+                    Some(libc::EINTR) => {
+                        ready.interrupted = true;
+                        return Ok(());
+                    }
+                    Some(libc::ENOSYS | libc::EPERM) => HAS_PWAIT2.store(false, Ordering::Relaxed),
+                    _ => return Err(error),
+                }
+            }
+        }
+        if count < 0 {
+            // SAFETY: `buffer` has room for `capacity` events.
+            count = unsafe { libc::epoll_wait(epoll, buffer, capacity, to_milliseconds(timeout)) };
+            if count < 0 {
+                let error = io::Error::last_os_error();
+                if error.kind() != io::ErrorKind::Interrupted {
+                    return Err(error);
+                }
+                ready.interrupted = true;
+                return Ok(());
+            }
+        }
+        // SAFETY: the kernel has filled in the first `count` events.
+        unsafe { ready.native.set_len(count as usize) };
+
+        const READABLE: u32 = (libc::EPOLLIN | libc::EPOLLHUP | libc::EPOLLERR) as u32;
+        const WRITABLE: u32 = (libc::EPOLLOUT | libc::EPOLLHUP | libc::EPOLLERR) as u32;
+        let mut woken = false;
+        for event in &ready.native {
+            let (key, flags) = (event.u64 as usize, event.events);
+            if key == NOTIFIER_KEY {
+                woken = true;
+                continue;
+            }
+            ready.events.push(Event {
+                key,
+                readable: flags & READABLE != 0,
+                writable: flags & WRITABLE != 0,
+                only_priority: flags == libc::EPOLLPRI as u32,
+            });
+        }
+        if woken {
+            // Clear the notifier and arm it again. What else this reports is level-triggered and comes up anew.
+            ready.portable.clear();
+            match self.inner().wait(&mut ready.portable, Some(Duration::ZERO)) {
+                Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The key under which `polling` registers its own notifier (and refuses ours).
+#[cfg(target_os = "linux")]
+const NOTIFIER_KEY: usize = usize::MAX;
+
+/// Whole milliseconds, rounded up so that a timer is never found early, for kernels without epoll_pwait2.
+#[cfg(target_os = "linux")]
+fn to_milliseconds(timeout: Option<Duration>) -> libc::c_int {
+    match timeout {
+        None => -1,
+        Some(timeout) => timeout.as_nanos().div_ceil(1_000_000).min(libc::c_int::MAX as u128) as libc::c_int,
+    }
+}
+
+impl Drop for Poller {
+    fn drop(&mut self) {
+        if !self.is_inherited() {
+            return;
+        }
+        // `polling` would take its notifier out of the set that is shared with the parent, which could then never be
+        // woken again. Closing the child's descriptor of the set is all that may be done here.
+        if let Some(poller) = self.poller.take() {
+            let set = poller.as_fd().as_raw_fd();
+            std::mem::forget(poller);
+            // SAFETY: `poller` was the owner of the descriptor, and is forgotten.
+            unsafe { libc::close(set) };
+        }
+    }
+}
+
+fn to_polling(key: usize, interest: Interest) -> polling::Event {
+    polling::Event::new(key, interest.readable, interest.writable)
+}
+
+#[cfg(target_os = "linux")]
+fn is_only_priority(event: &polling::Event) -> bool {
+    // `polling` does not say whether EPOLLIN was among the flags. If it was, it comes up again after the narrowing.
+    event.is_priority() && !event.is_interrupt()
+}
+
+#[cfg(not(target_os = "linux"))]
+fn is_only_priority(_event: &polling::Event) -> bool {
+    false
+}
+
+fn borrow<'fd>(fd: RawFd) -> io::Result<BorrowedFd<'fd>> {
+    if fd < 0 {
+        return Err(io::Error::from_raw_os_error(libc::EBADF));
+    }
+    // SAFETY: the descriptor is only passed on to a system call, which reports EBADF if it is not open.
+    Ok(unsafe { BorrowedFd::borrow_raw(fd) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+    use std::os::fd::AsRawFd;
+    use std::os::unix::net::UnixStream;
+    use std::time::Instant;
+
+    fn both() -> [Poller; 2] {
+        [Poller::new(false).unwrap(), Poller::new(true).unwrap()]
+    }
+
+    const MOMENT: Option<Duration> = Some(Duration::from_millis(20));
+
+    #[test]
+    fn reports_what_is_ready_as_long_as_it_is() {
+        for poller in both() {
+            let (mut here, mut there) = UnixStream::pair().unwrap();
+            let mut ready = Ready::default();
+            poller.add(here.as_raw_fd(), 7, Interest::READABLE).unwrap();
+            poller.wait(&mut ready, Some(Duration::ZERO)).unwrap();
+            assert_eq!(ready.events, []);
+            there.write_all(b"x").unwrap();
+            let event = Event { key: 7, readable: true, writable: false, only_priority: false };
+            for _ in 0..2 {
+                poller.wait(&mut ready, None).unwrap();
+                assert_eq!(ready.events, [event]);
+            }
+            here.read_exact(&mut [0]).unwrap();
+            poller.modify(here.as_raw_fd(), 8, Interest::WRITABLE).unwrap();
+            poller.wait(&mut ready, None).unwrap();
+            assert_eq!(ready.events, [Event { key: 8, readable: false, writable: true, only_priority: false }]);
+            poller.delete(here.as_raw_fd()).unwrap();
+            poller.wait(&mut ready, MOMENT).unwrap();
+            assert_eq!(ready.events, []);
+        }
+    }
+
+    #[test]
+    fn waits_no_shorter_than_asked() {
+        for poller in both() {
+            let mut ready = Ready::default();
+            for timeout in [Duration::from_micros(300), Duration::from_millis(5)] {
+                let start = Instant::now();
+                poller.wait(&mut ready, Some(timeout)).unwrap();
+                assert!(start.elapsed() >= timeout);
+            }
+        }
+    }
+
+    #[test]
+    fn wakes_again_and_again() {
+        for poller in both() {
+            let mut ready = Ready::default();
+            for _ in 0..3 {
+                poller.wake().unwrap();
+                poller.wake().unwrap();
+                let start = Instant::now();
+                poller.wait(&mut ready, Some(Duration::from_secs(20))).unwrap();
+                assert!(start.elapsed() < Duration::from_secs(10));
+                assert_eq!(ready.events, []);
+                let start = Instant::now();
+                poller.wait(&mut ready, MOMENT).unwrap();
+                assert!(start.elapsed() >= MOMENT.unwrap(), "a wake-up is spent by one wait");
+            }
+        }
+    }
+
+    #[test]
+    fn errors_are_told() {
+        let poller = Poller::new(false).unwrap();
+        assert!(poller.add(-1, 1, Interest::READABLE).is_err());
+        assert!(poller.modify(-1, 1, Interest::READABLE).is_err());
+        let file = std::fs::File::open("/proc/self/exe").unwrap();
+        assert_eq!(
+            poller.add(file.as_raw_fd(), 1, Interest::READABLE).unwrap_err().raw_os_error(),
+            Some(libc::EPERM),
+            "epoll refuses regular files"
+        );
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn rounds_milliseconds_up() {
+        assert_eq!(to_milliseconds(None), -1);
+        assert_eq!(to_milliseconds(Some(Duration::ZERO)), 0);
+        assert_eq!(to_milliseconds(Some(Duration::from_nanos(1))), 1);
+        assert_eq!(to_milliseconds(Some(Duration::from_micros(1001))), 2);
+        assert_eq!(to_milliseconds(Some(Duration::MAX)), libc::c_int::MAX);
+    }
+}

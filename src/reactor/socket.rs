@@ -1,0 +1,150 @@
+//! The system calls that transports make on their sockets, on borrowed descriptors.
+//!
+//! A descriptor is only a number here: the kernel answers EBADF where it names nothing. Whoever passes one sees to it
+//! that it still names the socket that is meant.
+
+use std::io::{self, IoSlice};
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+
+use socket2::SockAddr;
+
+/// Buffers handed to one sendmsg at the most. Linux takes up to 1,024; fewer keep the array on the stack.
+pub const MAX_SLICES: usize = 64;
+
+fn check(result: isize) -> io::Result<usize> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as usize) }
+}
+
+/// Receives into `buffer` and returns the number of bytes; never waits.
+pub fn recv(fd: RawFd, buffer: &mut [u8]) -> io::Result<usize> {
+    // SAFETY: `buffer` is valid for writes of its length.
+    check(unsafe { libc::recv(fd, buffer.as_mut_ptr().cast(), buffer.len(), libc::MSG_DONTWAIT) })
+}
+
+#[cfg(any(target_os = "linux", target_os = "android", target_os = "freebsd"))]
+const SEND_FLAGS: libc::c_int = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+#[cfg(not(any(target_os = "linux", target_os = "android", target_os = "freebsd")))]
+const SEND_FLAGS: libc::c_int = libc::MSG_DONTWAIT;
+
+/// Sends as much of `data` as the socket takes and returns the number of bytes; never waits, and raises no SIGPIPE.
+pub fn send(fd: RawFd, data: &[u8]) -> io::Result<usize> {
+    // SAFETY: `data` is valid for reads of its length.
+    check(unsafe { libc::send(fd, data.as_ptr().cast(), data.len(), SEND_FLAGS) })
+}
+
+/// [`send`] for several buffers, sent as one, of which at most [`MAX_SLICES`] are looked at.
+pub fn send_vectored(fd: RawFd, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+    let slices = &slices[..slices.len().min(MAX_SLICES)];
+    // SAFETY: all zeroes is a valid msghdr: no address, no control data.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = slices.as_ptr().cast_mut().cast();
+    message.msg_iovlen = slices.len() as _;
+    // SAFETY: IoSlice has the layout of iovec; sendmsg reads the slices, which are valid for the call.
+    check(unsafe { libc::sendmsg(fd, &message, SEND_FLAGS) })
+}
+
+/// Accepts a connection that is waiting; the new socket does not block and is not inherited.
+pub fn accept(listener: RawFd) -> io::Result<(OwnedFd, SockAddr)> {
+    #[cfg(any(target_os = "linux", target_os = "android", target_os = "freebsd"))]
+    let flags = Some(libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC);
+    #[cfg(not(any(target_os = "linux", target_os = "android", target_os = "freebsd")))]
+    let flags: Option<libc::c_int> = None;
+    // SAFETY: try_init passes storage of the length that it says; the calls fill it in.
+    let (fd, address) = unsafe {
+        SockAddr::try_init(|storage, length| {
+            let fd = match flags {
+                #[cfg(any(target_os = "linux", target_os = "android", target_os = "freebsd"))]
+                Some(flags) => libc::accept4(listener, storage.cast(), length, flags),
+                _ => libc::accept(listener, storage.cast(), length),
+            };
+            if fd < 0 { Err(io::Error::last_os_error()) } else { Ok(fd) }
+        })
+    }?;
+    // SAFETY: the kernel has just made the descriptor, and nobody else knows of it.
+    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    if flags.is_none() {
+        let socket = socket2::SockRef::from(&socket);
+        socket.set_nonblocking(true)?;
+        socket.set_cloexec(true)?;
+    }
+    Ok((socket, address))
+}
+
+/// Ends the sending direction.
+pub fn shutdown_write(fd: RawFd) -> io::Result<()> {
+    // SAFETY: a call without pointers.
+    check(unsafe { libc::shutdown(fd, libc::SHUT_WR) } as isize).map(drop)
+}
+
+/// Disables Nagle's algorithm. Other sockets than TCP's refuse; they have no such algorithm.
+pub fn set_nodelay(fd: RawFd) {
+    let on: libc::c_int = 1;
+    let length = size_of_val(&on) as libc::socklen_t;
+    // SAFETY: the option's value is an int that lives through the call.
+    unsafe { libc::setsockopt(fd, libc::IPPROTO_TCP, libc::TCP_NODELAY, (&raw const on).cast(), length) };
+}
+
+/// The address that the socket is bound to.
+pub fn local_address(fd: RawFd) -> io::Result<SockAddr> {
+    // SAFETY: getsockname fills in storage of the length that it is told.
+    unsafe {
+        SockAddr::try_init(|storage, length| {
+            check(libc::getsockname(fd, storage.cast(), length) as isize).map(drop)
+        })
+    }
+    .map(|((), address)| address)
+}
+
+/// The address that the socket is connected to.
+pub fn peer_address(fd: RawFd) -> io::Result<SockAddr> {
+    // SAFETY: getpeername fills in storage of the length that it is told.
+    unsafe {
+        SockAddr::try_init(|storage, length| {
+            check(libc::getpeername(fd, storage.cast(), length) as isize).map(drop)
+        })
+    }
+    .map(|((), address)| address)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+    use std::os::fd::AsRawFd;
+    use std::os::unix::net::UnixStream;
+
+    #[test]
+    fn moves_bytes_and_never_waits() {
+        let (mut here, there) = UnixStream::pair().unwrap();
+        let mut buffer = [0; 8];
+        assert_eq!(recv(there.as_raw_fd(), &mut buffer).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        here.write_all(b"ping").unwrap();
+        assert_eq!(recv(there.as_raw_fd(), &mut buffer).unwrap(), 4);
+        assert_eq!(&buffer[..4], b"ping");
+        assert_eq!(send_vectored(there.as_raw_fd(), &[IoSlice::new(b"po"), IoSlice::new(b"ng")]).unwrap(), 4);
+        here.read_exact(&mut buffer[..4]).unwrap();
+        assert_eq!(&buffer[..4], b"pong");
+        let flood = vec![0; 1 << 22];
+        assert!(send(there.as_raw_fd(), &flood).unwrap() < flood.len());
+        assert_eq!(send(there.as_raw_fd(), &flood).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        drop(here);
+        assert_eq!(send(there.as_raw_fd(), b"x").unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+        assert_eq!(recv(-1, &mut buffer).unwrap_err().raw_os_error(), Some(libc::EBADF));
+    }
+
+    #[test]
+    fn accepts_what_waits() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        assert_eq!(accept(listener.as_raw_fd()).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (server, address) = accept(listener.as_raw_fd()).unwrap();
+        assert_eq!(address.as_socket(), Some(client.local_addr().unwrap()));
+        assert_eq!(local_address(server.as_raw_fd()).unwrap().as_socket(), Some(client.peer_addr().unwrap()));
+        set_nodelay(server.as_raw_fd());
+        assert!(socket2::SockRef::from(&server).tcp_nodelay().unwrap());
+        assert_eq!(recv(server.as_raw_fd(), &mut [0]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        shutdown_write(server.as_raw_fd()).unwrap();
+        assert_eq!((&client).read(&mut [0]).unwrap(), 0);
+    }
+}

@@ -1,0 +1,252 @@
+//! Timers: a heap ordered by deadline, from which an entry can be removed at once.
+//!
+//! Most timers of a server are timeouts that never fire. asyncio leaves a cancelled timer in its heap until it
+//! comes up, or until half of the heap is dead; here it is removed when it is cancelled, so that what it holds is
+//! freed and the heap stays as small as what is really pending.
+
+/// Children of a node. Four keep a node's children in one cache line and the tree half as deep as two would.
+const ARITY: usize = 4;
+
+/// Names a pending timer. A key outlives its timer safely: it then names nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TimerKey {
+    slot: u32,
+    generation: u32,
+}
+
+#[derive(Clone, Copy)]
+struct Node {
+    deadline: f64,
+    /// Order of insertion: timers with equal deadlines fire first in, first out.
+    sequence: u64,
+    slot: u32,
+}
+
+impl Node {
+    fn before(&self, other: &Node) -> bool {
+        self.deadline < other.deadline || (self.deadline == other.deadline && self.sequence < other.sequence)
+    }
+}
+
+struct Slot<T> {
+    generation: u32,
+    /// Index of the timer's node in the heap.
+    position: u32,
+    payload: Option<T>,
+}
+
+/// Pending timers, each with a payload of type `T`.
+pub struct Timers<T> {
+    heap: Vec<Node>,
+    slots: Vec<Slot<T>>,
+    free: Vec<u32>,
+    sequence: u64,
+}
+
+impl<T> Default for Timers<T> {
+    fn default() -> Self {
+        Timers { heap: Vec::new(), slots: Vec::new(), free: Vec::new(), sequence: 0 }
+    }
+}
+
+impl<T> Timers<T> {
+    pub fn len(&self) -> usize {
+        self.heap.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.heap.is_empty()
+    }
+
+    /// The earliest deadline, in seconds of the caller's clock.
+    pub fn next_deadline(&self) -> Option<f64> {
+        self.heap.first().map(|node| node.deadline)
+    }
+
+    /// Adds a timer. A deadline that is not a number is due at once.
+    pub fn insert(&mut self, deadline: f64, payload: T) -> TimerKey {
+        let deadline = if deadline.is_nan() { f64::NEG_INFINITY } else { deadline };
+        let slot = match self.free.pop() {
+            Some(slot) => {
+                self.slots[slot as usize].payload = Some(payload);
+                slot
+            }
+            None => {
+                self.slots.push(Slot { generation: 0, position: 0, payload: Some(payload) });
+                (self.slots.len() - 1) as u32
+            }
+        };
+        self.sequence += 1;
+        let node = Node { deadline, sequence: self.sequence, slot };
+        self.heap.push(node);
+        self.sift_up(self.heap.len() - 1, node);
+        TimerKey { slot, generation: self.slots[slot as usize].generation }
+    }
+
+    /// Removes a pending timer and returns its payload; None if it fired or was removed before.
+    pub fn remove(&mut self, key: TimerKey) -> Option<T> {
+        let slot = self.slots.get(key.slot as usize)?;
+        if slot.generation != key.generation {
+            return None;
+        }
+        let position = slot.position as usize;
+        Some(self.take(position))
+    }
+
+    /// Removes the earliest timer if it is due at `now`.
+    pub fn pop_due(&mut self, now: f64) -> Option<T> {
+        match self.heap.first() {
+            Some(node) if node.deadline <= now => Some(self.take(0)),
+            _ => None,
+        }
+    }
+
+    /// Removes every timer, in no particular order.
+    pub fn drain(&mut self) -> Vec<T> {
+        let mut payloads = Vec::with_capacity(self.heap.len());
+        while let Some(node) = self.heap.pop() {
+            payloads.push(self.release(node.slot));
+        }
+        payloads
+    }
+
+    /// The payloads of all pending timers.
+    pub fn iter(&self) -> impl Iterator<Item = &T> {
+        self.slots.iter().filter_map(|slot| slot.payload.as_ref())
+    }
+
+    /// Removes the node at `position`, keeping the heap in order.
+    fn take(&mut self, position: usize) -> T {
+        let removed = self.heap.swap_remove(position);
+        if position < self.heap.len() {
+            let moved = self.heap[position];
+            if moved.before(&removed) {
+                self.sift_up(position, moved);
+            } else {
+                self.sift_down(position, moved);
+            }
+        }
+        self.release(removed.slot)
+    }
+
+    fn release(&mut self, slot: u32) -> T {
+        self.free.push(slot);
+        let slot = &mut self.slots[slot as usize];
+        slot.generation = slot.generation.wrapping_add(1);
+        slot.payload.take().expect("a slot in the heap has a payload")
+    }
+
+    fn place(&mut self, position: usize, node: Node) {
+        self.heap[position] = node;
+        self.slots[node.slot as usize].position = position as u32;
+    }
+
+    fn sift_up(&mut self, mut position: usize, node: Node) {
+        while position > 0 {
+            let parent = (position - 1) / ARITY;
+            if !node.before(&self.heap[parent]) {
+                break;
+            }
+            self.place(position, self.heap[parent]);
+            position = parent;
+        }
+        self.place(position, node);
+    }
+
+    fn sift_down(&mut self, mut position: usize, node: Node) {
+        loop {
+            let first = position * ARITY + 1;
+            let last = (first + ARITY).min(self.heap.len());
+            let Some(least) = (first..last).reduce(|a, b| if self.heap[b].before(&self.heap[a]) { b } else { a })
+            else {
+                break;
+            };
+            if !self.heap[least].before(&node) {
+                break;
+            }
+            self.place(position, self.heap[least]);
+            position = least;
+        }
+        self.place(position, node);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn drain_due(timers: &mut Timers<u32>, now: f64) -> Vec<u32> {
+        std::iter::from_fn(|| timers.pop_due(now)).collect()
+    }
+
+    #[test]
+    fn fires_in_order_of_deadline_then_of_insertion() {
+        let mut timers = Timers::default();
+        for (payload, deadline) in [(0, 3.0), (1, 1.0), (2, 2.0), (3, 1.0), (4, 1.0)] {
+            timers.insert(deadline, payload);
+        }
+        assert_eq!(timers.next_deadline(), Some(1.0));
+        assert_eq!(drain_due(&mut timers, 2.5), [1, 3, 4, 2]);
+        assert_eq!(drain_due(&mut timers, 2.9), []);
+        assert_eq!(drain_due(&mut timers, 3.0), [0]);
+        assert!(timers.is_empty());
+    }
+
+    #[test]
+    fn a_key_names_one_timer_only() {
+        let mut timers = Timers::default();
+        let first = timers.insert(1.0, 1);
+        assert_eq!(timers.remove(first), Some(1));
+        assert_eq!(timers.remove(first), None);
+        let second = timers.insert(1.0, 2);
+        assert_eq!(timers.remove(first), None, "the slot is reused, the key is not");
+        assert_eq!(timers.pop_due(1.0), Some(2));
+        assert_eq!(timers.remove(second), None);
+    }
+
+    #[test]
+    fn not_a_number_is_due_at_once_and_infinity_never() {
+        let mut timers = Timers::default();
+        timers.insert(f64::INFINITY, 1);
+        timers.insert(f64::NAN, 2);
+        assert_eq!(drain_due(&mut timers, 1e300), [2]);
+        assert_eq!(timers.len(), 1);
+        assert_eq!(timers.drain(), [1]);
+    }
+
+    #[test]
+    fn agrees_with_a_sorted_list_under_random_insertions_and_removals() {
+        let mut state = 0x2545_f491_4f6c_dd1d_u64;
+        let mut random = move |bound: u64| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state % bound
+        };
+        let mut timers = Timers::default();
+        let mut model: Vec<(u64, u32, TimerKey)> = Vec::new();
+        for payload in 0..20_000 {
+            match random(10) {
+                0..=5 => {
+                    let deadline = random(500);
+                    let key = timers.insert(deadline as f64, payload);
+                    model.push((deadline, payload, key));
+                }
+                6..=7 if !model.is_empty() => {
+                    let (_, expected, key) = model.swap_remove(random(model.len() as u64) as usize);
+                    assert_eq!(timers.remove(key), Some(expected));
+                }
+                _ => {
+                    let now = random(500);
+                    let mut due: Vec<_> = model.iter().filter(|(d, ..)| *d <= now).map(|(d, p, _)| (*d, *p)).collect();
+                    due.sort_unstable();
+                    model.retain(|(d, ..)| *d > now);
+                    let expected: Vec<u32> = due.into_iter().map(|(_, p)| p).collect();
+                    assert_eq!(drain_due(&mut timers, now as f64), expected);
+                }
+            }
+            assert_eq!(timers.len(), model.len());
+            assert_eq!(timers.iter().count(), model.len());
+        }
+    }
+}

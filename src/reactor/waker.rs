@@ -1,0 +1,118 @@
+//! Work handed over by other threads, and the wake-up that makes the loop see it.
+//!
+//! A wake-up costs a system call only while the loop is asleep. The loop says so before it waits, and looks at the
+//! inbox once more after it said so; a sender delivers first and looks at the flag then. Whichever comes second sees
+//! the other, so no delivery is slept through.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Messages from other threads.
+pub struct Inbox<T> {
+    messages: Mutex<Vec<T>>,
+    /// Whether `messages` may have something: lets the loop look without taking the lock.
+    filled: AtomicBool,
+    asleep: AtomicBool,
+}
+
+impl<T> Default for Inbox<T> {
+    fn default() -> Self {
+        Inbox { messages: Mutex::new(Vec::new()), filled: AtomicBool::new(false), asleep: AtomicBool::new(false) }
+    }
+}
+
+impl<T> Inbox<T> {
+    /// Delivers a message. True if the loop is asleep and the caller must wake it.
+    #[must_use]
+    pub fn deliver(&self, message: T) -> bool {
+        let mut messages = self.messages.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        messages.push(message);
+        self.filled.store(true, Ordering::SeqCst);
+        drop(messages);
+        self.rouse()
+    }
+
+    /// True if the loop is asleep and the caller must wake it.
+    #[must_use]
+    pub fn rouse(&self) -> bool {
+        self.asleep.swap(false, Ordering::SeqCst)
+    }
+
+    pub fn is_filled(&self) -> bool {
+        self.filled.load(Ordering::Relaxed)
+    }
+
+    /// Takes all messages, oldest first.
+    pub fn collect(&self) -> Vec<T> {
+        let mut messages = self.messages.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        self.filled.store(false, Ordering::SeqCst);
+        std::mem::take(&mut messages)
+    }
+
+    /// Announces that the loop is about to wait. False if a message has arrived, so that it must not.
+    #[must_use]
+    pub fn fall_asleep(&self) -> bool {
+        self.asleep.store(true, Ordering::SeqCst);
+        if self.filled.load(Ordering::SeqCst) {
+            self.asleep.store(false, Ordering::SeqCst);
+            return false;
+        }
+        true
+    }
+
+    pub fn awake(&self) {
+        self.asleep.store(false, Ordering::SeqCst);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::reactor::poller::{Poller, Ready};
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    #[test]
+    fn only_the_first_delivery_to_a_sleeper_wakes_it() {
+        let inbox = Inbox::default();
+        assert!(!inbox.deliver(1), "an awake loop needs no wake-up");
+        assert!(!inbox.fall_asleep(), "a loop with mail does not sleep");
+        assert_eq!(inbox.collect(), [1]);
+        assert!(inbox.fall_asleep());
+        assert!(inbox.deliver(2));
+        assert!(!inbox.deliver(3));
+        inbox.awake();
+        assert_eq!(inbox.collect(), [2, 3]);
+        assert!(!inbox.is_filled());
+    }
+
+    #[test]
+    fn no_delivery_is_slept_through() {
+        const MESSAGES: u32 = 20_000;
+        let shared = Arc::new((Inbox::default(), Poller::new(false).unwrap()));
+        let senders: Vec<_> = (0..2)
+            .map(|_| {
+                let shared = Arc::clone(&shared);
+                std::thread::spawn(move || {
+                    for message in 0..MESSAGES {
+                        if shared.0.deliver(message) {
+                            shared.1.wake().unwrap();
+                        }
+                    }
+                })
+            })
+            .collect();
+        let mut received = 0;
+        let mut ready = Ready::default();
+        while received < 2 * MESSAGES {
+            if shared.0.fall_asleep() {
+                let start = std::time::Instant::now();
+                shared.1.wait(&mut ready, Some(Duration::from_secs(20))).unwrap();
+                assert!(start.elapsed() < Duration::from_secs(10), "a delivery was slept through");
+            }
+            shared.0.awake();
+            received += shared.0.collect().len() as u32;
+        }
+        senders.into_iter().for_each(|sender| sender.join().unwrap());
+    }
+}

@@ -1,0 +1,167 @@
+"""Fixtures: every test that takes a loop runs on asyncio's own and on hotloop, unless it is marked hotloop_only.
+
+HOTLOOP_TESTS_LOOPS names the loops to run on (`asyncio`, `hotloop`, or both with a comma between them); with `asyncio`
+alone the extension need not have been built.
+"""
+
+import asyncio
+import gc
+import inspect
+import logging
+
+import pytest
+import trustme
+
+import helpers
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "hotloop_only: behaviour that asyncio's own loop does not have")
+    config.addinivalue_line("markers", "asyncio_from(major, minor): behaviour that asyncio has from that Python on")
+    config.addinivalue_line("markers", "asyncio_bug(reason, *pythons): asyncio's own loop fails here, on those or all")
+
+
+def pytest_generate_tests(metafunc):
+    if "loop_name" not in metafunc.fixturenames:
+        return
+    names = list(helpers.FACTORIES)
+    if metafunc.definition.get_closest_marker("hotloop_only"):
+        names = [name for name in names if name == "hotloop"]
+    metafunc.parametrize("loop_name", names)
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(60))
+
+
+def pytest_runtest_setup(item):
+    for marker in item.iter_markers("asyncio_from"):
+        if helpers.PYTHON < marker.args:
+            pytest.skip("from Python {}.{} on".format(*marker.args))
+    for marker in item.iter_markers("asyncio_bug"):
+        reason, *pythons = marker.args
+        if item.callspec.params.get("loop_name") == "asyncio" and (not pythons or helpers.PYTHON in pythons):
+            pytest.skip(reason)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem):
+    """Run a test that is a coroutine function on its loop."""
+    if not inspect.iscoroutinefunction(pyfuncitem.function):
+        return None
+    arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
+    pyfuncitem.funcargs["loop"].run_until_complete(pyfuncitem.obj(**arguments))
+    return True
+
+
+@pytest.fixture
+def reports():
+    """What the loop's exception handler was told; a test takes out what it expects, and what is left fails it."""
+    found = helpers.Reports()
+    yield found
+    assert not found, list(found)
+
+
+@pytest.fixture
+def new_loop(loop_name, reports):
+    """Makes loops, which are closed after the test, and must leave no descriptor behind."""
+    before = helpers.open_descriptors()
+    loops = []
+
+    def make():
+        loop = helpers.FACTORIES[loop_name]()
+        loop.set_exception_handler(reports.handler)
+        loops.append(loop)
+        return loop
+
+    yield make
+    for loop in loops:
+        if not loop.is_closed():
+            # What a closed transport still has to do, it does in the iterations that follow.
+            for _ in range(3):
+                loop.call_soon(loop.stop)
+                loop.run_forever()
+            executor = loop._default_executor
+            loop.close()
+            if executor is not None:
+                executor.shutdown()
+    loops.clear()
+    if helpers.open_descriptors() != before:
+        gc.collect()
+        after = helpers.open_descriptors()
+        left = {fd: target for fd, target in after.items() if before.get(fd) != target}
+        assert not left, f"descriptors left open: {left}"
+
+
+@pytest.fixture
+def loop(new_loop):
+    """A loop whose reports to the exception handler are in `reports`."""
+    return new_loop()
+
+
+@pytest.fixture(params=["tcp", "unix"])
+def kind(request):
+    """Each kind of stream socket in turn."""
+    return request.param
+
+
+@pytest.fixture
+def pair(kind):
+    """Two connected sockets of that kind, closed after the test."""
+    both = helpers.PAIRS[kind]()
+    yield both
+    for sock in both:
+        sock.close()
+
+
+@pytest.fixture
+def attach(loop, kind):
+    """Gives a protocol a transport over one end of a connection: `protocol, peer = await attach(protocol)`."""
+    opened = []
+
+    async def attach(protocol):
+        ours, peer = helpers.PAIRS[kind]()
+        opened.append(peer)
+        transport, _ = await loop.create_connection(lambda: protocol, sock=ours)
+        opened.append(transport)
+        return protocol, peer
+
+    yield attach
+    for thing in opened:
+        if not isinstance(thing, asyncio.BaseTransport):
+            thing.close()
+        elif not loop.is_closed() and not thing.is_closing():
+            thing.abort()
+
+
+@pytest.fixture
+def logged(caplog):
+    """The lines that asyncio's logger got, as (level, message)."""
+    caplog.set_level(logging.DEBUG, logger="asyncio")
+
+    def lines(level=logging.WARNING):
+        return [
+            record.getMessage() for record in caplog.records if record.name == "asyncio" and record.levelno >= level
+        ]
+
+    return lines
+
+
+@pytest.fixture(scope="session")
+def authority():
+    """A certificate authority of our own."""
+    return trustme.CA()
+
+
+@pytest.fixture(scope="session")
+def tls(authority):
+    """The TLS contexts of a server at localhost, and of a client that trusts it."""
+    import ssl
+
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost", "127.0.0.1", "::1").configure_cert(server)
+    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    authority.configure_trust(client)
+    return server, client

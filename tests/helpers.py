@@ -1,0 +1,302 @@
+"""What the tests share: the loops under test, protocols that write down what happens, sockets, scripts."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+import typing
+
+LOOP_NAMES = os.environ.get("HOTLOOP_TESTS_LOOPS", "asyncio,hotloop").split(",")
+FACTORIES: dict[str, typing.Callable[[], asyncio.AbstractEventLoop]] = {}
+if "asyncio" in LOOP_NAMES:
+    FACTORIES["asyncio"] = asyncio.SelectorEventLoop
+if "hotloop" in LOOP_NAMES:
+    import hotloop
+
+    FACTORIES["hotloop"] = hotloop.new_event_loop
+
+PYTHON = sys.version_info[:2]
+HAS_IPV6 = socket.has_ipv6 and os.path.exists("/proc/net/if_inet6")
+# More than any pair of loopback socket buffers holds.
+TOO_MUCH = b"x" * (24 << 20)
+
+
+class Leave(SystemExit):
+    """A SystemExit of our own, so that nobody else's can pass for it."""
+
+
+class Interrupt(KeyboardInterrupt):
+    """A KeyboardInterrupt of our own: a real Ctrl-C at the test run is not taken for it."""
+
+
+class Reports(list):
+    """The contexts that were given to the loop's exception handler. Whatever a test leaves here fails it."""
+
+    def handler(self, loop, context):
+        self.append(context)
+
+    def take(self):
+        """The one report that must be here."""
+        assert len(self) == 1, list(self)
+        return self.pop()
+
+
+class _Notes:
+    """Writes down each call of a protocol's methods, and runs the hook of that name, if it was given one.
+
+    A hook is called with the protocol and the call's arguments; its result is the call's.
+    """
+
+    def __init__(self, **hooks):
+        self.hooks = hooks
+        self.calls = []
+        self.data = bytearray()
+        self.transport = None
+        self.exception = None
+        self._waiting = []
+
+    def _note(self, name, *args):
+        self.calls.append(name)
+        try:
+            hook = self.hooks.get(name)
+            return hook(self, *args) if hook is not None else None
+        finally:
+            for condition, future in self._waiting[:]:
+                if not future.done() and condition(self):
+                    future.set_result(None)
+
+    def connection_made(self, transport):
+        self.transport = transport
+        self._note("connection_made", transport)
+
+    def eof_received(self):
+        return self._note("eof_received")
+
+    def connection_lost(self, exc):
+        self.exception = exc
+        self._note("connection_lost", exc)
+
+    def pause_writing(self):
+        self._note("pause_writing")
+
+    def resume_writing(self):
+        self._note("resume_writing")
+
+    async def until(self, condition):
+        """Wait for `condition(self)`: a function, or the name of a call."""
+        if isinstance(condition, str):
+            name = condition
+            condition = lambda protocol: name in protocol.calls  # noqa: E731
+        if condition(self):
+            return
+        future = asyncio.get_running_loop().create_future()
+        entry = (condition, future)
+        self._waiting.append(entry)
+        try:
+            await future
+        finally:
+            self._waiting.remove(entry)
+
+    async def received(self, count):
+        """Wait for `count` bytes in all, and return what came."""
+        await self.until(lambda protocol: len(protocol.data) >= count)
+        return bytes(self.data)
+
+    async def lost(self):
+        """Wait for connection_lost, and return its exception."""
+        await self.until("connection_lost")
+        return self.exception
+
+
+class Recorder(_Notes, asyncio.Protocol):
+    """A protocol that writes down what happens to it."""
+
+    def data_received(self, data):
+        self.data += data
+        self._note("data_received", data)
+
+
+class BufferedRecorder(_Notes, asyncio.BufferedProtocol):
+    """The same, received through get_buffer and buffer_updated."""
+
+    def __init__(self, size=65536, **hooks):
+        super().__init__(**hooks)
+        self.buffer = bytearray(size)
+
+    def get_buffer(self, sizehint):
+        result = self._note("get_buffer", sizehint)
+        return self.buffer if result is None else result
+
+    def buffer_updated(self, nbytes):
+        self.data += self.buffer[:nbytes]
+        self._note("buffer_updated", nbytes)
+
+
+def listener(family=socket.AF_INET, address=None, backlog=16):
+    """A listening socket that does not block."""
+    sock = socket.socket(family)
+    if address is None:
+        address = ("::1", 0) if family == socket.AF_INET6 else ("127.0.0.1", 0)
+    sock.bind(address)
+    sock.listen(backlog)
+    sock.setblocking(False)
+    return sock
+
+
+def tcp_pair(**kwargs):
+    """Two ends of one TCP connection over loopback, neither of them blocking."""
+    with listener(**kwargs) as server:
+        client = socket.socket(server.family)
+        client.connect(server.getsockname())
+        server.setblocking(True)
+        accepted, _ = server.accept()
+    for sock in (client, accepted):
+        sock.setblocking(False)
+    return client, accepted
+
+
+def unix_pair():
+    """Two ends of a Unix socket, neither of them blocking."""
+    pair = socket.socketpair()
+    for sock in pair:
+        sock.setblocking(False)
+    return pair
+
+
+PAIRS = {"tcp": tcp_pair, "unix": unix_pair}
+
+
+def unused_port():
+    """A port that nobody listens on just now."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
+def reset(sock):
+    """Close a TCP socket so that its peer gets a reset, not an end of file."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    sock.close()
+
+
+def never_answering():
+    """A listening socket whose backlog is full, so that connecting to it waits; and what fills it."""
+    server = socket.socket()
+    server.bind(("127.0.0.1", 0))
+    server.listen(0)
+    waiting = []
+    for _ in range(3):
+        sock = socket.socket()
+        sock.setblocking(False)
+        sock.connect_ex(server.getsockname())
+        waiting.append(sock)
+    return server, waiting
+
+
+async def read_exactly(sock, count):
+    loop = asyncio.get_running_loop()
+    data = bytearray()
+    while len(data) < count:
+        chunk = await loop.sock_recv(sock, min(count - len(data), 1 << 20))
+        if not chunk:
+            raise EOFError(f"{len(data)} of {count} bytes, then the end")
+        data += chunk
+    return bytes(data)
+
+
+async def read_to_end(sock):
+    loop = asyncio.get_running_loop()
+    data = bytearray()
+    while chunk := await loop.sock_recv(sock, 1 << 20):
+        data += chunk
+    return bytes(data)
+
+
+async def iterations(count):
+    """Let the loop go round `count` times."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+async def until(condition, timeout=5.0):
+    """Wait until a condition that nobody announces holds."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        await asyncio.sleep(0.002)
+
+
+@contextlib.asynccontextmanager
+async def idle(seconds=0.2):
+    """Fail if this thread, after the block, is busy while it should be asleep."""
+    yield
+    await iterations(3)
+    start = time.thread_time()
+    await asyncio.sleep(seconds)
+    used = time.thread_time() - start
+    assert used < seconds / 3, f"{used:.3f} s of processor time in {seconds} s of sleep"
+
+
+@contextlib.asynccontextmanager
+async def running(server):
+    """A server, and its first address; closed, with the connections that it accepted, after the block."""
+    try:
+        yield server.sockets[0].getsockname()
+    finally:
+        server.close()
+
+
+def open_descriptors():
+    """What each open descriptor of this process leads to."""
+    found = {}
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
+    return found
+
+
+PRELUDE = """
+import asyncio, os, signal, socket, sys, threading, time, warnings
+if {name!r} == "hotloop":
+    import hotloop
+    new_event_loop, run, install = hotloop.new_event_loop, hotloop.run, getattr(hotloop, "install", None)
+else:
+    new_event_loop, run, install = asyncio.new_event_loop, asyncio.run, lambda: None
+"""
+
+
+def script(name, source):
+    """The text of a program that has new_event_loop() and run() of the loop called `name`."""
+    return PRELUDE.format(name=name) + textwrap.dedent(source)
+
+
+def run_script(name, source, *options, check=True, timeout=30, env=None):
+    """Run such a program in a process of its own, and return what it printed and its status."""
+    result = subprocess.run(
+        [sys.executable, *options, "-c", script(name, source)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env={**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parent), **(env or {})},
+    )
+    if check:
+        assert result.returncode == 0, (result.returncode, result.stdout, result.stderr)
+    return result
+
+
+def start_script(name, source, *options):
+    """Start such a program, with pipes to talk to it."""
+    return subprocess.Popen(
+        [sys.executable, *options, "-u", "-c", script(name, source)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )

@@ -1,0 +1,505 @@
+"""create_server, and the Server it gives."""
+
+import asyncio
+import contextlib
+import gc
+import resource
+import signal
+import socket
+import subprocess
+
+import pytest
+
+import helpers
+from helpers import Recorder
+
+
+class Served(list):
+    """A factory that remembers the protocols it made."""
+
+    def __init__(self, **hooks):
+        super().__init__()
+        self.hooks = hooks
+
+    def __call__(self):
+        self.append(Recorder(**self.hooks))
+        return self[-1]
+
+
+def connect(address):
+    sock = socket.create_connection(address[:2])
+    sock.setblocking(False)
+    return sock
+
+
+async def refused(address):
+    with pytest.raises(ConnectionRefusedError):
+        await asyncio.open_connection(*address[:2])
+
+
+# Its addresses
+
+
+async def test_a_server_serves(loop):
+    served = Served(connection_made=lambda protocol, transport: transport.write(b"welcome"))
+    server = await loop.create_server(served, "127.0.0.1", 0)
+    assert isinstance(server, asyncio.AbstractServer)
+    assert server.is_serving()
+    assert server.get_loop() is loop
+    (sock,) = server.sockets
+    assert isinstance(sock, asyncio.trsock.TransportSocket)
+    async with helpers.running(server) as address:
+        with connect(address) as client:
+            assert await helpers.read_exactly(client, 7) == b"welcome"
+            assert served[0].transport.get_extra_info("peername") == client.getsockname()
+            assert served[0].transport.get_extra_info("sockname") == address
+        assert await served[0].lost() is None
+    assert not server.is_serving()
+    assert server.sockets == ()
+    await refused(address)
+
+
+async def test_a_server_on_several_addresses(loop):
+    served = Served()
+    server = await loop.create_server(served, ["127.0.0.1", "127.0.0.2"], 0)
+    addresses = [sock.getsockname() for sock in server.sockets]
+    assert sorted(host for host, port in addresses) == ["127.0.0.1", "127.0.0.2"]
+    async with helpers.running(server):
+        for number, address in enumerate(addresses, 1):
+            with connect(address):
+                await helpers.until(lambda number=number: len(served) == number)
+        await asyncio.gather(*(protocol.lost() for protocol in served))
+    for address in addresses:
+        await refused(address)
+
+
+async def test_a_host_that_is_given_twice_is_served_once(loop):
+    server = await loop.create_server(Recorder, ["127.0.0.1", "127.0.0.1"], 0)
+    assert len(server.sockets) == 1
+    server.close()
+
+
+@pytest.mark.parametrize("host", [None, ""])
+async def test_a_server_on_every_interface(loop, host):
+    served = Served()
+    server = await loop.create_server(served, host, 0, family=socket.AF_INET)
+    async with helpers.running(server) as address:
+        assert address[0] == "0.0.0.0"
+        with connect(("127.0.0.1", address[1])):
+            await helpers.until(lambda: served)
+        await served[0].lost()
+
+
+@pytest.mark.skipif(not helpers.HAS_IPV6, reason="no IPv6 here")
+async def test_a_server_over_ipv6(loop):
+    served = Served()
+    server = await loop.create_server(served, "::1", 0)
+    async with helpers.running(server) as address:
+        assert len(address) == 4
+        with connect(address) as client:
+            await helpers.until(lambda: served)
+            assert served[0].transport.get_extra_info("peername") == client.getsockname()
+        await served[0].lost()
+
+
+async def test_a_port_in_use(loop):
+    server = await loop.create_server(Recorder, "127.0.0.1", 0)
+    async with helpers.running(server) as address:
+        with pytest.raises(OSError, match="error while attempting to bind on address") as caught:
+            await loop.create_server(Recorder, *address)
+        assert caught.value.errno == 98
+    again = await loop.create_server(Recorder, *address)
+    again.close()
+
+
+async def test_two_servers_on_one_port(loop):
+    served = Served()
+    one = await loop.create_server(served, "127.0.0.1", 0, reuse_port=True)
+    other = await loop.create_server(served, *one.sockets[0].getsockname(), reuse_port=True)
+    async with helpers.running(one) as address, helpers.running(other):
+        for number in range(1, 21):
+            with connect(address):
+                await helpers.until(lambda number=number: len(served) == number)
+        await asyncio.gather(*(protocol.lost() for protocol in served))
+
+
+@pytest.mark.asyncio_from(3, 13)
+async def test_connections_can_be_kept_alive(loop):
+    served = Served()
+    server = await loop.create_server(served, "127.0.0.1", 0, keep_alive=True)
+    async with helpers.running(server) as address:
+        with connect(address):
+            await helpers.until(lambda: served and served[0].transport)
+            sock = served[0].transport.get_extra_info("socket")
+            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        await served[0].lost()
+
+
+async def test_a_socket_made_by_hand(loop):
+    sock = socket.socket()
+    sock.bind(("127.0.0.1", 0))
+    served = Served()
+    server = await loop.create_server(served, sock=sock)
+    async with helpers.running(server) as address:
+        assert sock.gettimeout() == 0
+        with connect(address):
+            await helpers.until(lambda: served)
+        await served[0].lost()
+    assert sock.fileno() == -1
+
+
+async def test_arguments_that_make_no_server(loop):
+    with socket.socket() as stream, socket.socket(type=socket.SOCK_DGRAM) as datagram:
+        for arguments, options, error, message in (
+            ((), {}, ValueError, "Neither host/port nor sock were specified"),
+            (("127.0.0.1", 0), {"sock": stream}, ValueError, "can not be specified at the same time"),
+            ((), {"sock": datagram}, ValueError, "A Stream Socket was expected"),
+            (("127.0.0.1", 0), {"ssl": True}, TypeError, "ssl argument must be an SSLContext or None"),
+            (("127.0.0.1", 0), {"ssl_handshake_timeout": 1}, ValueError, "only meaningful with ssl"),
+            (("127.0.0.1", 0), {"ssl_shutdown_timeout": 1}, ValueError, "only meaningful with ssl"),
+        ):
+            with pytest.raises(error, match=message):
+                await loop.create_server(Recorder, *arguments, **options)
+
+
+# Its life
+
+
+async def test_a_server_can_start_later(loop):
+    served = Served()
+    server = await loop.create_server(served, "127.0.0.1", 0, start_serving=False)
+    assert not server.is_serving()
+    address = server.sockets[0].getsockname()
+    await refused(address)
+    await server.start_serving()
+    await server.start_serving()
+    assert server.is_serving()
+    with connect(address):
+        await helpers.until(lambda: served)
+    await served[0].lost()
+    server.close()
+
+
+async def test_clients_that_were_there_first(loop):
+    """However many connections wait, each is accepted."""
+    served = Served()
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        sock.listen(50)
+        clients = [connect(sock.getsockname()) for _ in range(30)]
+        server = await loop.create_server(served, sock=sock, backlog=50)
+        await helpers.until(lambda: len(served) == 30)
+        for client in clients:
+            client.close()
+        await asyncio.gather(*(protocol.lost() for protocol in served))
+        server.close()
+        await helpers.iterations(2)
+
+
+@pytest.mark.parametrize("backlog", [1, 3])
+async def test_a_short_backlog(loop, backlog):
+    served = Served()
+    server = await loop.create_server(served, "127.0.0.1", 0, backlog=backlog)
+    async with helpers.running(server) as address:
+        clients = []
+        for number in range(1, 21):
+            clients.append(connect(address))
+            await helpers.until(lambda number=number: len(served) == number)
+        for client in clients:
+            client.close()
+        await asyncio.gather(*(protocol.lost() for protocol in served))
+
+
+async def test_serve_forever_until_cancelled(loop):
+    server = await loop.create_server(Recorder, "127.0.0.1", 0, start_serving=False)
+    address = server.sockets[0].getsockname()
+    task = loop.create_task(server.serve_forever())
+    await helpers.until(server.is_serving)
+    with pytest.raises(RuntimeError, match="is already being awaited on serve_forever"):
+        await server.serve_forever()
+    connect(address).close()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert not server.is_serving()
+    await refused(address)
+    with pytest.raises(RuntimeError, match="is closed"):
+        await server.serve_forever()
+
+
+async def test_closing_a_server_ends_serve_forever(loop):
+    server = await loop.create_server(Recorder, "127.0.0.1", 0)
+    task = loop.create_task(server.serve_forever())
+    await helpers.iterations(2)
+    server.close()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_a_closed_server_keeps_its_connections(loop):
+    served = Served(data_received=lambda protocol, data: protocol.transport.write(data))
+    server = await loop.create_server(served, "127.0.0.1", 0)
+    with connect(server.sockets[0].getsockname()) as client:
+        await helpers.until(lambda: served)
+        server.close()
+        server.close()
+        await helpers.iterations(3)
+        client.send(b"hello")
+        assert await helpers.read_exactly(client, 5) == b"hello"
+    assert await served[0].lost() is None
+
+
+async def test_a_server_in_a_with_block(loop):
+    served = Served()
+    async with await loop.create_server(served, "127.0.0.1", 0) as server:
+        address = server.sockets[0].getsockname()
+        with connect(address):
+            await helpers.until(lambda: served)
+        await served[0].lost()
+    assert not server.is_serving()
+    await refused(address)
+
+
+async def test_wait_closed_without_connections(loop):
+    server = await loop.create_server(Recorder, "127.0.0.1", 0)
+    task = loop.create_task(server.wait_closed())
+    await helpers.iterations(3)
+    assert not task.done()
+    server.close()
+    await task
+    await server.wait_closed()
+
+
+async def test_wait_closed_with_a_connection(loop):
+    """Up to Python 3.11, a server that is closed is not waited for; from 3.12 on, its connections are."""
+    served = Served()
+    server = await loop.create_server(served, "127.0.0.1", 0)
+    client = connect(server.sockets[0].getsockname())
+    await helpers.until(lambda: served)
+    server.close()
+    task = loop.create_task(server.wait_closed())
+    await asyncio.sleep(0.005)
+    assert task.done() is (helpers.PYTHON < (3, 12))
+    client.close()
+    await served[0].lost()
+    await task
+
+
+async def test_wait_closed_before_close_waits_for_the_connections(loop):
+    served = Served()
+    server = await loop.create_server(served, "127.0.0.1", 0)
+    client = connect(server.sockets[0].getsockname())
+    await helpers.until(lambda: served)
+    task = loop.create_task(server.wait_closed())
+    await helpers.iterations(2)
+    server.close()
+    await helpers.iterations(3)
+    assert not task.done()
+    client.close()
+    await served[0].lost()
+    await task
+
+
+@pytest.mark.asyncio_from(3, 13)
+@pytest.mark.parametrize("end", ["close_clients", "abort_clients"])
+async def test_ending_the_connections_of_a_server(loop, end):
+    served = Served()
+    server = await loop.create_server(served, "127.0.0.1", 0)
+    address = server.sockets[0].getsockname()
+    clients = [connect(address) for _ in range(3)]
+    await helpers.until(lambda: len(served) == 3)
+    for protocol in served:
+        await protocol.until("connection_made")
+        protocol.transport.write(helpers.TOO_MUCH)
+    server.close()
+    task = loop.create_task(server.wait_closed())
+    getattr(server, end)()
+    if end == "close_clients":
+        await asyncio.sleep(0.005)
+        assert not task.done()
+    for client in clients:
+        got = await helpers.read_to_end(client)
+        assert (len(got) == len(helpers.TOO_MUCH)) is (end == "close_clients")
+        client.close()
+    await task
+    for protocol in served:
+        assert await protocol.lost() is None
+
+
+async def test_a_server_that_nobody_refers_to_goes_on_serving(loop):
+    served = Served()
+    address = (await loop.create_server(served, "127.0.0.1", 0)).sockets[0].getsockname()
+    gc.collect()
+    with connect(address):
+        await helpers.until(lambda: served)
+    await served[0].lost()
+
+
+def test_a_server_is_closed_with_its_loop_stopped(loop):
+    server = loop.run_until_complete(loop.create_server(Recorder, "127.0.0.1", 0))
+    address = server.sockets[0].getsockname()
+    server.close()
+    with pytest.raises(ConnectionRefusedError):
+        connect(address)
+
+
+# What goes wrong
+
+
+async def test_a_factory_that_fails_costs_its_connection_only(loop):
+    served = Served()
+    failures = [True, False, True, False]
+
+    def factory():
+        if failures.pop():
+            raise ValueError("no protocol")
+        return served()
+
+    server = await loop.create_server(factory, "127.0.0.1", 0)
+    async with helpers.running(server) as address:
+        clients = []
+        for left in (3, 2, 1, 0):
+            clients.append(connect(address))
+            await helpers.until(lambda left=left: len(failures) == left)
+        gc.collect()
+        for client, works in zip(clients, (True, False, True, False), strict=True):
+            if not works:
+                assert await helpers.read_to_end(client) == b""
+            client.close()
+        assert len(served) == 2
+        await asyncio.gather(*(protocol.lost() for protocol in served))
+
+
+async def test_a_factory_that_fails_is_reported_in_debug_mode(loop, reports):
+    def factory():
+        raise ValueError("no protocol")
+
+    loop.set_debug(True)
+    loop.slow_callback_duration = 10
+    server = await loop.create_server(factory, "127.0.0.1", 0)
+    async with helpers.running(server) as address:
+        connect(address).close()
+        await helpers.until(lambda: reports)
+    report = reports.take()
+    assert report["message"] == "Error on transport creation for incoming connection"
+    assert str(report["exception"]) == "no protocol"
+    loop.set_debug(False)
+
+
+def test_a_factory_that_leaves(loop, reports):
+    calls = []
+
+    def factory():
+        calls.append(1)
+        if len(calls) == 1:
+            raise helpers.Leave
+        return Recorder()
+
+    server = loop.run_until_complete(loop.create_server(factory, "127.0.0.1", 0))
+    address = server.sockets[0].getsockname()
+    with connect(address), connect(address):
+        with contextlib.suppress(helpers.Leave):
+            loop.run_forever()
+        assert calls == [1]
+        loop.run_until_complete(helpers.until(lambda: len(calls) == 2))
+        server.close()
+    loop.run_until_complete(asyncio.sleep(0.005))
+    gc.collect()
+    # Where the accepting is a task, its exception may be reported besides.
+    assert all(isinstance(report["exception"], helpers.Leave) for report in reports)
+    reports.clear()
+
+
+async def test_a_connection_that_was_reset_before_it_was_accepted(loop):
+    served = Served()
+    server = await loop.create_server(served, "127.0.0.1", 0)
+    async with helpers.running(server) as address:
+        helpers.reset(connect(address))
+        with connect(address) as client:
+            await helpers.until(lambda: any(p.transport for p in served))
+            await asyncio.sleep(0.005)
+            served[-1].transport.write(b"hello")
+            assert await helpers.read_exactly(client, 5) == b"hello"
+        await asyncio.gather(*(protocol.lost() for protocol in served))
+
+
+OUT_OF_DESCRIPTORS = """
+import resource
+reported = []
+
+class Greeter(asyncio.Protocol):
+    def connection_made(self, transport):
+        transport.write(b"hello")
+
+async def main():
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda loop, context: reported.append(context))
+    server = await loop.create_server(Greeter, "127.0.0.1", 0)
+    used = max(map(int, os.listdir("/proc/self/fd")))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used + 11, used + 11))
+    print(server.sockets[0].getsockname()[1], flush=True)
+    await loop.run_in_executor(None, sys.stdin.readline)
+    for context in reported:
+        assert context["message"] == "socket.accept() out of system resource", context
+        assert context["exception"].errno == 24, context
+        assert isinstance(context["socket"], asyncio.trsock.TransportSocket), context
+    print(len(reported), round(time.process_time(), 2), flush=True)
+    server.close()
+
+run(main())
+"""
+
+
+@pytest.mark.skipif(resource.getrlimit(resource.RLIMIT_NOFILE)[0] < 200, reason="too few descriptors")
+def test_running_out_of_descriptors_loses_no_connection(loop_name):
+    """It is reported, and accepting goes on a second later with what has become free."""
+    with contextlib.ExitStack() as stack:
+        process = stack.enter_context(helpers.start_script(loop_name, OUT_OF_DESCRIPTORS))
+        stack.callback(process.kill)
+        address = ("127.0.0.1", int(process.stdout.readline()))
+        clients = [stack.enter_context(socket.create_connection(address)) for _ in range(25)]
+        greeted = []
+        while len(greeted) < 25:
+            for client in clients[len(greeted) :]:
+                # The connections are accepted in their order; whoever is not greeted soon waits for descriptors.
+                client.settimeout(5 if not greeted else 1.7)
+                try:
+                    greeting = client.recv(5)
+                except TimeoutError:
+                    break
+                assert greeting == b"hello"
+                greeted.append(client)
+            for client in greeted:
+                client.close()
+        output, errors = process.communicate("\n", timeout=10)
+        assert process.returncode == 0, errors
+        count, seconds = output.split()
+        assert 1 <= int(count)
+        if loop_name == "hotloop":
+            assert int(count) <= 10  # asyncio reports it a hundred times a second
+        assert float(seconds) < 2
+
+
+def test_a_server_ends_with_an_interrupt(loop_name):
+    process = helpers.start_script(
+        loop_name,
+        """
+        async def main():
+            server = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0)
+            print("ready", flush=True)
+            await server.serve_forever()
+
+        try:
+            run(main())
+        except KeyboardInterrupt:
+            print("interrupted")
+        """,
+    )
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    try:
+        output, errors = process.communicate(timeout=10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
+    assert (output, process.returncode, errors) == ("interrupted\n", 0, "")

@@ -1,0 +1,524 @@
+"""sock_recv, sock_sendall, sock_connect, sock_accept and their siblings."""
+
+import asyncio
+import os
+import socket
+import ssl
+import threading
+
+import pytest
+
+import helpers
+
+
+@pytest.fixture
+def listening():
+    with helpers.listener() as sock:
+        yield sock
+
+
+def udp():
+    sock = socket.socket(type=socket.SOCK_DGRAM)
+    sock.bind(("127.0.0.1", 0))
+    sock.setblocking(False)
+    return sock
+
+
+@pytest.fixture
+def datagrams():
+    """Two datagram sockets on loopback."""
+    with udp() as ours, udp() as peer:
+        yield ours, peer
+
+
+# Receiving
+
+
+async def test_receiving_what_is_there(loop, pair):
+    ours, peer = pair
+    peer.send(b"hello")
+    await asyncio.sleep(0.001)
+    assert await loop.sock_recv(ours, 3) == b"hel"
+    assert await loop.sock_recv(ours, 100) == b"lo"
+
+
+async def test_receiving_waits_for_data(loop, pair):
+    ours, peer = pair
+    task = loop.create_task(loop.sock_recv(ours, 100))
+    await helpers.iterations(3)
+    assert not task.done()
+    peer.send(b"hello")
+    assert await task == b"hello"
+    assert loop.remove_reader(ours) is False
+
+
+async def test_receiving_the_end(loop, pair):
+    ours, peer = pair
+    task = loop.create_task(loop.sock_recv(ours, 100))
+    await helpers.iterations(2)
+    peer.shutdown(socket.SHUT_WR)
+    assert await task == b""
+    assert await loop.sock_recv(ours, 100) == b""
+
+
+async def test_receiving_a_reset(loop):
+    ours, peer = helpers.tcp_pair()
+    task = loop.create_task(loop.sock_recv(ours, 100))
+    await helpers.iterations(2)
+    helpers.reset(peer)
+    with pytest.raises(ConnectionResetError):
+        await task
+    assert loop.remove_reader(ours) is False
+    ours.close()
+
+
+async def test_receiving_into_a_buffer(loop, pair):
+    ours, peer = pair
+    buffer = bytearray(10)
+    task = loop.create_task(loop.sock_recv_into(ours, memoryview(buffer)[2:7]))
+    await helpers.iterations(2)
+    peer.send(b"hello world")
+    assert await task == 5
+    assert buffer == b"\0\0hello\0\0\0"
+    assert await loop.sock_recv_into(ours, buffer) == 6
+    assert buffer[:6] == b" world"
+
+
+async def test_receiving_into_what_is_no_buffer(loop, pair):
+    ours, peer = pair
+    peer.send(b"x")
+    await asyncio.sleep(0.001)
+    for bad in (b"read only", 42, None, "text"):
+        with pytest.raises((TypeError, BufferError)):
+            await loop.sock_recv_into(ours, bad)
+    assert await loop.sock_recv(ours, 10) == b"x"
+
+
+async def test_receiving_a_wrong_number_of_bytes(loop, pair):
+    ours, _ = pair
+    with pytest.raises(ValueError):
+        await loop.sock_recv(ours, -1)
+    with pytest.raises(TypeError):
+        await loop.sock_recv(ours, "10")
+    with pytest.raises(TypeError):
+        await loop.sock_recv(ours, None)
+    assert loop.remove_reader(ours) is False
+
+
+async def test_receiving_a_lot_at_once(loop, pair):
+    ours, peer = pair
+    data = os.urandom(1 << 20)
+    sender = loop.create_task(loop.sock_sendall(peer, data))
+    assert await helpers.read_exactly(ours, len(data)) == data
+    await sender
+
+
+async def test_datagrams(loop, datagrams):
+    ours, peer = datagrams
+    task = loop.create_task(loop.sock_recvfrom(ours, 100))
+    await helpers.iterations(2)
+    assert await loop.sock_sendto(peer, b"hello", ours.getsockname()) == 5
+    assert await task == (b"hello", peer.getsockname())
+
+    buffer = bytearray(10)
+    task = loop.create_task(loop.sock_recvfrom_into(ours, buffer))
+    await helpers.iterations(2)
+    await loop.sock_sendto(peer, b"world", ours.getsockname())
+    assert await task == (5, peer.getsockname())
+    assert buffer[:5] == b"world"
+
+    await loop.sock_sendto(peer, b"123456", ours.getsockname())
+    assert await loop.sock_recvfrom_into(ours, buffer, 4) == (4, peer.getsockname())
+    assert buffer[:5] == b"1234d"
+
+    await loop.sock_sendto(peer, b"", ours.getsockname())
+    assert await loop.sock_recvfrom(ours, 10) == (b"", peer.getsockname())
+
+
+async def test_sending_a_datagram_that_is_too_long(loop, datagrams):
+    ours, peer = datagrams
+    with pytest.raises(OSError, match="Message too long"):
+        await loop.sock_sendto(ours, b"x" * 100_000, peer.getsockname())
+
+
+# Sending
+
+
+async def test_sending_everything(loop, pair):
+    ours, peer = pair
+    data = os.urandom(8 << 20)
+    task = loop.create_task(loop.sock_sendall(ours, data))
+    await asyncio.sleep(0.005)
+    assert not task.done()
+    assert await helpers.read_exactly(peer, len(data)) == data
+    assert await task is None
+    assert loop.remove_writer(ours) is False
+
+
+async def test_sending_any_sort_of_bytes(loop, pair):
+    ours, peer = pair
+    for data in (b"bytes", bytearray(b"bytearray"), memoryview(b"memoryview")[2:], b""):
+        assert await loop.sock_sendall(ours, data) is None
+        assert await helpers.read_exactly(peer, len(data)) == bytes(data)
+
+
+async def test_sending_what_is_not_bytes(loop, pair):
+    for bad in ("text", 42, None):
+        with pytest.raises(TypeError):
+            await loop.sock_sendall(pair[0], bad)
+
+
+async def test_sending_to_a_peer_that_has_gone(loop, pair):
+    ours, peer = pair
+    task = loop.create_task(loop.sock_sendall(ours, helpers.TOO_MUCH))
+    await asyncio.sleep(0.005)
+    peer.close()
+    with pytest.raises((BrokenPipeError, ConnectionResetError)):
+        await task
+    assert loop.remove_writer(ours) is False
+
+
+async def test_both_directions_at_once(loop, pair):
+    one, other = pair
+    here, there = os.urandom(6 << 20), os.urandom(6 << 20)
+    results = await asyncio.gather(
+        loop.sock_sendall(one, here),
+        loop.sock_sendall(other, there),
+        helpers.read_exactly(one, len(there)),
+        helpers.read_exactly(other, len(here)),
+    )
+    assert results[2:] == [there, here]
+
+
+async def test_sending_a_file(loop, pair, tmp_path):
+    ours, peer = pair
+    data = os.urandom(1 << 20)
+    path = tmp_path / "file"
+    path.write_bytes(data)
+    with path.open("rb") as file:
+        task = loop.create_task(loop.sock_sendfile(ours, file, 10, 1 << 19))
+        assert await helpers.read_exactly(peer, 1 << 19) == data[10 : 10 + (1 << 19)]
+        assert await task == 1 << 19
+
+
+# Connecting and accepting
+
+
+@pytest.mark.parametrize("name", ["127.0.0.1", "localhost"])
+async def test_connecting_and_accepting(loop, listening, name):
+    with socket.socket() as sock:
+        sock.setblocking(False)
+        accepting = loop.create_task(loop.sock_accept(listening))
+        assert await loop.sock_connect(sock, (name, listening.getsockname()[1])) is None
+        connection, address = await accepting
+        with connection:
+            assert address == sock.getsockname()
+            assert connection.gettimeout() == 0
+            assert isinstance(connection, socket.socket)
+            await loop.sock_sendall(sock, b"hello")
+            assert await loop.sock_recv(connection, 10) == b"hello"
+    assert loop.remove_reader(listening) is False
+
+
+@pytest.mark.skipif(not helpers.HAS_IPV6, reason="no IPv6 here")
+async def test_connecting_over_ipv6(loop):
+    with helpers.listener(socket.AF_INET6) as server, socket.socket(socket.AF_INET6) as sock:
+        sock.setblocking(False)
+        await loop.sock_connect(sock, server.getsockname()[:2])
+        connection, address = await loop.sock_accept(server)
+        assert address == sock.getsockname()
+        connection.close()
+
+
+async def test_connecting_over_unix(loop, tmp_path):
+    path = str(tmp_path / "socket")
+    with helpers.listener(socket.AF_UNIX, path) as server, socket.socket(socket.AF_UNIX) as sock:
+        sock.setblocking(False)
+        await loop.sock_connect(sock, path)
+        connection, _ = await loop.sock_accept(server)
+        connection.close()
+
+
+async def test_a_refused_connection(loop):
+    address = ("127.0.0.1", helpers.unused_port())
+    with socket.socket() as sock:
+        sock.setblocking(False)
+        with pytest.raises(ConnectionRefusedError, match="Connect call failed.*127.0.0.1"):
+            await loop.sock_connect(sock, address)
+        assert loop.remove_writer(sock) is False
+
+
+async def test_connecting_to_no_such_path(loop, tmp_path):
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.setblocking(False)
+        with pytest.raises(FileNotFoundError):
+            await loop.sock_connect(sock, str(tmp_path / "nobody"))
+
+
+async def test_accepting_takes_one_at_a_time(loop, listening):
+    clients = [socket.create_connection(listening.getsockname()) for _ in range(3)]
+    addresses = set()
+    for _ in clients:
+        connection, address = await loop.sock_accept(listening)
+        addresses.add(address)
+        connection.close()
+    assert addresses == {client.getsockname() for client in clients}
+    task = loop.create_task(loop.sock_accept(listening))
+    await asyncio.sleep(0.005)
+    assert not task.done()
+    task.cancel()
+    for client in clients:
+        client.close()
+
+
+async def test_accepting_on_a_socket_that_does_not_listen(loop):
+    with socket.socket() as sock:
+        sock.setblocking(False)
+        with pytest.raises(OSError):
+            await loop.sock_accept(sock)
+
+
+# Sockets that are refused
+
+CALLS = {
+    "sock_recv": lambda loop, sock: loop.sock_recv(sock, 10),
+    "sock_recv_into": lambda loop, sock: loop.sock_recv_into(sock, bytearray(10)),
+    "sock_recvfrom": lambda loop, sock: loop.sock_recvfrom(sock, 10),
+    "sock_recvfrom_into": lambda loop, sock: loop.sock_recvfrom_into(sock, bytearray(10)),
+    "sock_sendall": lambda loop, sock: loop.sock_sendall(sock, helpers.TOO_MUCH),
+    "sock_sendto": lambda loop, sock: loop.sock_sendto(sock, b"x", ("127.0.0.1", 1)),
+    "sock_connect": lambda loop, sock: loop.sock_connect(sock, ("127.0.0.1", 1)),
+    "sock_accept": lambda loop, sock: loop.sock_accept(sock),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+async def test_a_tls_socket_is_refused(loop, name):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    ours, peer = socket.socketpair()
+    ours.setblocking(False)
+    with peer, context.wrap_socket(ours, server_hostname="localhost", do_handshake_on_connect=False) as sock:
+        with pytest.raises(TypeError, match="Socket cannot be of type SSLSocket"):
+            await CALLS[name](loop, sock)
+
+
+@pytest.mark.parametrize("name", CALLS)
+async def test_a_blocking_socket_is_refused_in_debug_mode(loop, name):
+    loop.set_debug(True)
+    with socket.socket() as sock:
+        with pytest.raises(ValueError, match="the socket must be non-blocking"):
+            await CALLS[name](loop, sock)
+    loop.set_debug(False)
+
+
+@pytest.mark.parametrize("name", CALLS)
+async def test_a_closed_socket_is_an_error(loop, name):
+    sock = socket.socket()
+    sock.setblocking(False)
+    sock.close()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        await CALLS[name](loop, sock)
+
+
+@pytest.mark.parametrize("name", ["sock_recv", "sock_recv_into", "sock_sendall"])
+async def test_the_socket_of_a_transport_is_refused(loop, name, attach):
+    protocol, peer = await attach(helpers.Recorder())
+    sock = protocol.transport.get_extra_info("socket")
+    with socket.socket(sock.family, fileno=os.dup(sock.fileno())) as copy:
+        # A copy has a number of its own, and may be used.
+        task = loop.create_task(CALLS["sock_sendall"](loop, copy))
+        await asyncio.sleep(0.005)
+        task.cancel()
+        await helpers.iterations(2)
+    ours = socket.socket(sock.family, fileno=sock.fileno())
+    try:
+        with pytest.raises(RuntimeError, match="is used by transport"):
+            await CALLS[name](loop, ours)
+    finally:
+        ours.detach()
+
+
+# Cancelling
+
+
+@pytest.mark.parametrize("name", ["sock_recv", "sock_recv_into", "sock_recvfrom", "sock_recvfrom_into"])
+async def test_a_cancelled_receive_leaves_no_registration_and_no_gap(loop, pair, name):
+    ours, peer = pair
+    task = loop.create_task(CALLS[name](loop, ours))
+    await helpers.iterations(2)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await helpers.iterations(2)
+    assert loop.remove_reader(ours) is False
+    peer.send(b"hello")
+    assert await loop.sock_recv(ours, 10) == b"hello"
+
+
+async def test_a_cancelled_send_leaves_no_registration_and_sends_no_more(loop, pair):
+    ours, peer = pair
+    data = os.urandom(len(helpers.TOO_MUCH))
+    task = loop.create_task(loop.sock_sendall(ours, data))
+    await asyncio.sleep(0.005)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await helpers.iterations(2)
+    assert loop.remove_writer(ours) is False
+    ours.shutdown(socket.SHUT_WR)
+    got = await helpers.read_to_end(peer)
+    assert 0 < len(got) < len(data)
+    assert data.startswith(got)
+
+
+async def test_a_cancelled_accept_leaves_no_registration(loop, listening):
+    task = loop.create_task(loop.sock_accept(listening))
+    await helpers.iterations(2)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await helpers.iterations(2)
+    assert loop.remove_reader(listening) is False
+    with socket.create_connection(listening.getsockname()) as client:
+        connection, address = await loop.sock_accept(listening)
+        assert address == client.getsockname()
+        connection.close()
+
+
+async def test_a_cancelled_connect_leaves_no_registration(loop):
+    server, waiting = helpers.never_answering()
+    sock = socket.socket()
+    sock.setblocking(False)
+    task = loop.create_task(loop.sock_connect(sock, server.getsockname()))
+    await asyncio.sleep(0.01)
+    assert not task.done()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await helpers.iterations(2)
+    assert loop.remove_writer(sock) is False
+    for each in (sock, server, *waiting):
+        each.close()
+
+
+async def test_a_timed_out_receive_can_be_repeated(loop, pair):
+    ours, peer = pair
+    for _ in range(3):
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.002):
+                await loop.sock_recv(ours, 10)
+    peer.send(b"hello")
+    assert await loop.sock_recv(ours, 10) == b"hello"
+
+
+async def test_closing_the_socket_after_cancelling_in_the_same_iteration(loop):
+    """The registration goes before the number can come back."""
+    ours, peer = helpers.unix_pair()
+    task = loop.create_task(loop.sock_recv(ours, 10))
+    await helpers.iterations(2)
+    task.cancel()
+    ours.close()
+    new, new_peer = helpers.unix_pair()
+    await helpers.iterations(3)
+    new_peer.send(b"x")
+    assert await loop.sock_recv(new, 10) == b"x"
+    for sock in (peer, new, new_peer):
+        sock.close()
+
+
+@pytest.mark.hotloop_only
+@pytest.mark.parametrize("steps", range(8))
+@pytest.mark.parametrize("name", ["sock_recv", "sock_recv_into", "sock_recvfrom"])
+async def test_cancelling_a_receive_never_loses_data(loop, pair, name, steps):
+    """Also between the arrival of the data and the task's next step, where asyncio drops what it has read."""
+    ours, peer = pair
+    got = bytearray()
+
+    async def receive():
+        if name == "sock_recv":
+            got.extend(await loop.sock_recv(ours, 10))
+        elif name == "sock_recvfrom":
+            got.extend((await loop.sock_recvfrom(ours, 10))[0])
+        else:
+            buffer = bytearray(10)
+            count = await loop.sock_recv_into(ours, buffer)
+            got.extend(buffer[:count])
+
+    task = loop.create_task(receive())
+    await helpers.iterations(2)
+    peer.send(b"hello")
+    await helpers.iterations(steps)
+    task.cancel()
+    await asyncio.wait([task])
+    await helpers.iterations(2)
+    assert loop.remove_reader(ours) is False
+    if not got:
+        assert task.cancelled()
+        got += await loop.sock_recv(ours, 10)
+    assert got == b"hello"
+
+
+@pytest.mark.hotloop_only
+@pytest.mark.parametrize("steps", range(8))
+async def test_cancelling_an_accept_never_loses_a_connection(loop, listening, steps):
+    async def accept():
+        connection, _ = await loop.sock_accept(listening)
+        return connection
+
+    task = loop.create_task(accept())
+    await helpers.iterations(2)
+    with socket.create_connection(listening.getsockname()) as client:
+        await helpers.iterations(steps)
+        task.cancel()
+        await asyncio.wait([task])
+        if task.cancelled():
+            connection = await accept()
+        else:
+            connection = task.result()
+        with connection:
+            client.sendall(b"hello")
+            assert await loop.sock_recv(connection, 10) == b"hello"
+
+
+@pytest.mark.hotloop_only
+@pytest.mark.parametrize("steps", range(6))
+async def test_cancelling_a_receive_whose_data_comes_in_the_same_iteration(loop, pair, steps):
+    """The cancellation comes from a callback that runs after the data's event, before the task."""
+    ours, peer = pair
+    other, other_peer = helpers.unix_pair()
+    task = loop.create_task(loop.sock_recv(ours, 10))
+    await helpers.iterations(2)
+
+    def cancel():
+        loop.remove_reader(other)
+        helper = loop.create_task(helpers.iterations(steps))
+        helper.add_done_callback(lambda _: task.cancel())
+
+    loop.add_reader(other, cancel)
+    peer.send(b"hello")
+    other_peer.send(b"x")
+    await asyncio.wait([task])
+    got = await loop.sock_recv(ours, 10) if task.cancelled() else task.result()
+    assert got == b"hello"
+    other.close()
+    other_peer.close()
+
+
+async def test_a_thread_at_the_other_end(loop, pair):
+    ours, peer = pair
+    data = os.urandom(4 << 20)
+
+    def echo():
+        peer.setblocking(True)
+        left = len(data)
+        while left:
+            chunk = peer.recv(65536)
+            peer.sendall(chunk)
+            left -= len(chunk)
+
+    thread = threading.Thread(target=echo)
+    thread.start()
+    sender = loop.create_task(loop.sock_sendall(ours, data))
+    assert await helpers.read_exactly(ours, len(data)) == data
+    await sender
+    thread.join()
