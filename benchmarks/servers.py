@@ -17,9 +17,7 @@ from typing import cast
 from benchmarks import loops
 
 BODY = b"x" * 1024
-RESPONSE = (
-    b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: %d\r\n\r\n" % len(BODY)
-) + BODY
+RESPONSE = (b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: %d\r\n\r\n" % len(BODY)) + BODY
 BACKLOG = 1024
 
 Server = Callable[[str], Awaitable[object]]
@@ -73,12 +71,10 @@ def tls_context() -> ssl.SSLContext:
     """A server's context with a certificate made on the spot."""
     with tempfile.TemporaryDirectory() as directory:
         certificate, key = Path(directory, "certificate.pem"), Path(directory, "key.pem")
-        subprocess.run(
-            ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]
-            + ["-nodes", "-days", "1", "-subj", "/CN=localhost", "-out", certificate, "-keyout", key],
-            check=True,
-            capture_output=True,
-        )
+        subject = ["-subj", "/CN=localhost", "-days", "1"]
+        curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+        files = ["-out", str(certificate), "-keyout", str(key)]
+        subprocess.run(["openssl", "req", "-x509", *subject, *curve, *files], check=True, capture_output=True)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(certificate, key)
     return context
@@ -135,7 +131,9 @@ async def uvicorn(address: str) -> object:
 
     headers = [(b"content-type", b"text/plain"), (b"content-length", b"%d" % len(BODY))]
 
-    async def application(scope: object, receive: object, send: Callable[[dict[str, object]], Awaitable[None]]) -> None:
+    async def application(
+        scope: object, receive: object, send: Callable[[dict[str, object]], Awaitable[None]]
+    ) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": BODY})
 

@@ -11,11 +11,13 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use pyo3::exceptions::PyRuntimeError;
 use pyo3::intern;
 use pyo3::prelude::*;
 
 use crate::cpython::class::{Obj, Visitor};
 use crate::cpython::object::{Object, check_signals};
+use crate::cpython::os_error::OrOsError;
 use crate::handle::{Handle, Schedule, TimerHandle};
 use crate::imports::imports;
 use crate::reactor::clock;
@@ -165,18 +167,18 @@ impl Core {
     }
 
     /// Queues from another thread, and wakes the event loop if it is asleep.
-    pub fn send(&self, entry: Ready) -> io::Result<()> {
+    pub fn send(&self, entry: Ready) -> PyResult<()> {
         if self.inbox.deliver(entry) { self.wake() } else { Ok(()) }
     }
 
     /// Ends a wait that is under way in another thread.
-    pub fn rouse(&self) -> io::Result<()> {
+    pub fn rouse(&self) -> PyResult<()> {
         if self.inbox.rouse() { self.wake() } else { Ok(()) }
     }
 
-    fn wake(&self) -> io::Result<()> {
+    fn wake(&self) -> PyResult<()> {
         match &*self.registry.borrow() {
-            Some(registry) => registry.poller().wake(),
+            Some(registry) => registry.poller().wake().or_os_error(),
             None => Ok(()),
         }
     }
@@ -250,7 +252,7 @@ impl Core {
         let check = events.interrupted || timeout != Some(Duration::ZERO);
         let taken_in = result.and_then(|()| self.take_in(&events));
         self.events.set(Some(events));
-        taken_in?;
+        taken_in.or_os_error()?;
         if check { check_signals(py) } else { Ok(()) }
     }
 
@@ -386,10 +388,10 @@ impl Core {
 
     // --- Descriptors ---
 
-    fn with_registry<R>(&self, f: impl FnOnce(&mut Registry<Watch>) -> io::Result<R>) -> io::Result<R> {
+    fn with_registry<R>(&self, f: impl FnOnce(&mut Registry<Watch>) -> io::Result<R>) -> PyResult<R> {
         match &mut *self.registry.borrow_mut() {
-            Some(registry) => f(registry),
-            None => Err(io::Error::other("the event loop is closed")),
+            Some(registry) => f(registry).or_os_error(),
+            None => Err(PyRuntimeError::new_err("Event loop is closed")),
         }
     }
 
@@ -404,7 +406,7 @@ impl Core {
     }
 
     /// Gives a descriptor to a transport; waiters that were left from an earlier file of that number are dropped.
-    pub fn attach(&self, fd: RawFd, transport: &Object, on_ready: OnReady) -> io::Result<Slot> {
+    pub fn attach(&self, fd: RawFd, transport: &Object, on_ready: OnReady) -> PyResult<Slot> {
         let (slot, stale) = self.with_registry(|registry| {
             let stale = registry.find(fd).and_then(|slot| registry.remove(slot));
             Ok((registry.insert(fd, Watch::Transport(transport.clone(), on_ready)), stale))
@@ -423,7 +425,7 @@ impl Core {
     }
 
     /// Asks for events of a transport's descriptor.
-    pub fn set_interest(&self, slot: Slot, interest: Interest) -> io::Result<()> {
+    pub fn set_interest(&self, slot: Slot, interest: Interest) -> PyResult<()> {
         self.stir();
         self.with_registry(|registry| registry.set_interest(slot, interest))
     }
@@ -434,7 +436,7 @@ impl Core {
     }
 
     /// Watches one direction of a descriptor and returns who waited for it before.
-    pub fn add_waiter(&self, fd: RawFd, direction: Direction, waiter: Waiter) -> io::Result<Option<Waiter>> {
+    pub fn add_waiter(&self, fd: RawFd, direction: Direction, waiter: Waiter) -> PyResult<Option<Waiter>> {
         self.stir();
         self.with_registry(|registry| {
             let slot = match registry.find(fd) {
@@ -446,7 +448,7 @@ impl Core {
                 Direction::Read => interest.readable = true,
                 Direction::Write => interest.writable = true,
             }
-            if let Err(error) = registry.set_interest(slot, interest) {
+            if let Err(error) = registry.renew_interest(slot, interest) {
                 if matches!(registry.get(slot), Some(Watch::Waiters { reader: None, writer: None })) {
                     registry.remove(slot);
                 }

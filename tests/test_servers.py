@@ -457,20 +457,20 @@ def test_running_out_of_descriptors_loses_no_connection(loop_name):
         process = stack.enter_context(helpers.start_script(loop_name, OUT_OF_DESCRIPTORS))
         stack.callback(process.kill)
         address = ("127.0.0.1", int(process.stdout.readline()))
-        clients = [stack.enter_context(socket.create_connection(address)) for _ in range(25)]
-        greeted = []
-        while len(greeted) < 25:
-            for client in clients[len(greeted) :]:
-                # The connections are accepted in their order; whoever is not greeted soon waits for descriptors.
-                client.settimeout(5 if not greeted else 1.7)
-                try:
-                    greeting = client.recv(5)
-                except TimeoutError:
-                    break
-                assert greeting == b"hello"
-                greeted.append(client)
-            for client in greeted:
-                client.close()
+        clients = [stack.enter_context(socket.create_connection(address)) for _ in range(18)]
+        # They are accepted in their order: whoever is not greeted soon waits for a descriptor.
+        for count, client in enumerate(clients):
+            client.settimeout(0.3 if count else 5)
+            try:
+                assert client.recv(5) == b"hello"
+            except TimeoutError:
+                break
+        assert 8 <= count <= 11
+        for client in clients[:count]:
+            client.close()
+        for client in clients[count:]:
+            client.settimeout(5)
+            assert client.recv(5) == b"hello"
         output, errors = process.communicate("\n", timeout=10)
         assert process.returncode == 0, errors
         count, seconds = output.split()

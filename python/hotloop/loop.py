@@ -25,6 +25,9 @@ class Loop(SignalHandling, _core.Loop, asyncio.BaseEventLoop):
     variable HOTLOOP_POLLER=portable, read here, forces the wait that platforms without a faster one use.
     """
 
+    # What asyncio's own loops wait with. Here the extension does.
+    _selector = None
+
     def __init__(self, selector: object = None) -> None:
         asyncio.BaseEventLoop.__init__(self)
         SignalHandling.__init__(self)

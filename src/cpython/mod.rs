@@ -7,6 +7,7 @@
 //! - [`object`]: references, and calls.
 //! - [`class`]: classes whose instances hold a Rust value behind the layout of a Python base.
 //! - [`args`]: what a method was called with.
+//! - [`os_error`]: errors of the operating system.
 //!
 //! All of it leans on the GIL: an [`object::Object`] is used and dropped only by a thread that holds it. It is
 //! neither Send nor Sync, so the compiler sees to it that none crosses into code that runs without it.
@@ -15,3 +16,4 @@
 pub mod args;
 pub mod class;
 pub mod object;
+pub mod os_error;

@@ -20,6 +20,7 @@ use pyo3::ffi;
 use pyo3::prelude::*;
 
 use crate::core::Core;
+use crate::cpython::os_error::OrOsError;
 use crate::cpython::class::{self, Class, Definition, Native, This, Visitor};
 
 /// The value behind a Loop.
@@ -39,7 +40,7 @@ impl Loop {
         // Forces the wait that platforms without one of ours use, so that it can be tested on Linux.
         let portable = std::env::var_os("HOTLOOP_POLLER").is_some_and(|value| value == "portable");
         Ok(Loop {
-            core: Rc::new(Core::new(portable)?),
+            core: Rc::new(Core::new(portable).or_os_error()?),
             closed: Cell::new(false),
             thread: Cell::new(None),
             has_task_factory: Cell::new(false),

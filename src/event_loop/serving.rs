@@ -15,6 +15,7 @@ use crate::core::{Core, Direction, Waiter};
 use crate::cpython::args::{Args, missing_argument};
 use crate::cpython::class::{self, Class, Definition, Native, Obj, This, Visitor};
 use crate::cpython::object::{Object, copy_context, copy_of_context, run_in_context};
+use crate::cpython::os_error::os_error;
 use crate::handle::survivable;
 use crate::imports::imports;
 use crate::reactor::socket;
@@ -171,7 +172,7 @@ impl Listener {
                 (_, Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM)) => {
                     Ok(Accepted::Exhausted(error))
                 }
-                _ => Err(error.into()),
+                _ => Err(os_error(error)),
             },
         }
     }
@@ -197,7 +198,7 @@ impl Listener {
     fn rest(this: ThisListener<'_, '_>, error: io::Error) -> PyResult<()> {
         let py = this.py();
         drop(this.core.remove_waiter(this.fd, Direction::Read, Some(&this.object())));
-        let error = Object::from(PyErr::from(error).value(py));
+        let error = Object::from(os_error(error).value(py));
         imports(py)?.report_accept.call(py, &[&this.event_loop, &error, &this.socket, &this.object()]).map(drop)
     }
 

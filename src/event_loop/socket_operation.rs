@@ -22,6 +22,7 @@ use crate::core::{Core, Direction, Waiter};
 use crate::cpython::args::Args;
 use crate::cpython::class::{self, Class, Definition, Native, Obj, This, Visitor, guard};
 use crate::cpython::object::{Object, ObjectCell, ReadableBuffer, Resumed, WritableBuffer, new_bytes, resume};
+use crate::cpython::os_error::os_error;
 use crate::handle::boolean;
 use crate::imports::imports;
 use crate::reactor::socket;
@@ -302,7 +303,7 @@ fn ready<T>(result: io::Result<T>) -> PyResult<Option<T>> {
     match result {
         Ok(result) => Ok(Some(result)),
         Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Ok(None),
-        Err(error) => Err(error.into()),
+        Err(error) => Err(os_error(error)),
     }
 }
 

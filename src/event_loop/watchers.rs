@@ -93,8 +93,7 @@ fn remove_privately<'py>(
     if this.closed.get() {
         return Ok(boolean(py, false));
     }
-    // asyncio finds nothing under a descriptor that cannot be one.
-    let Ok(fd) = descriptor(&file) else { return Ok(boolean(py, false)) };
+    let fd = descriptor(&file)?;
     let waiter = this.core.remove_waiter(fd, direction, None);
     Ok(boolean(py, dismiss(py, waiter)?))
 }

@@ -105,12 +105,14 @@ impl<W> Registry<W> {
 
     /// Asks the kernel for `interest`, if that is not what it has been asked for.
     pub fn set_interest(&mut self, slot: Slot, interest: Interest) -> io::Result<()> {
+        if self.registered(slot) == interest { Ok(()) } else { self.renew_interest(slot, interest) }
+    }
+
+    /// Asks the kernel for `interest` in any case: the descriptor's number may stand for another file by now.
+    pub fn renew_interest(&mut self, slot: Slot, interest: Interest) -> io::Result<()> {
         self.own_poller()?;
         let poller = Arc::clone(&self.poller);
         let Some(entry) = self.entry_mut(slot) else { return Ok(()) };
-        if entry.registered == interest {
-            return Ok(());
-        }
         let (fd, key) = (entry.fd, slot.key());
         if interest.is_none() {
             entry.registered = interest;
@@ -136,13 +138,6 @@ impl<W> Registry<W> {
             entry.registered = interest;
         }
         result
-    }
-
-    /// Forgets what the kernel has been told, because the descriptor's number stands for another file now.
-    pub fn forget_registration(&mut self, slot: Slot) {
-        if let Some(entry) = self.entry_mut(slot) {
-            entry.registered = Interest::NONE;
-        }
     }
 
     /// Removes an entry and returns its watch; None if it was removed before.
@@ -298,6 +293,8 @@ mod tests {
         assert_eq!(poll(&registry), []);
         let (successor, _peer) = UnixStream::pair().unwrap();
         duplicate_to(&successor, fd);
+        registry.renew_interest(slot, Interest::READABLE).unwrap();
+        assert_eq!(poll(&registry), []);
         registry.set_interest(slot, Interest::WRITABLE).unwrap();
         assert_eq!(poll(&registry), [Some("watch")]);
         close(fd);

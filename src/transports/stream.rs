@@ -22,6 +22,7 @@ use super::write_queue::{Progress, WriteQueue};
 use crate::core::{Core, Readiness, Ready};
 use crate::cpython::class::{Class, Native, Obj, This, Visitor};
 use crate::cpython::object::{Bytes, Object, ObjectCell, WritableBuffer, copy_context, new_bytes, run_in_context};
+use crate::cpython::os_error::{OrOsError, os_error};
 use crate::handle::survivable;
 use crate::imports::imports;
 use crate::reactor::poller::Interest;
@@ -206,7 +207,7 @@ impl Stream {
     // --- Interest in events ---
 
     /// Asks the kernel for the events that are wanted now.
-    fn sync_interest(&self) -> io::Result<()> {
+    fn sync_interest(&self) -> PyResult<()> {
         let Some(slot) = self.slot.get() else { return Ok(()) };
         self.core.set_interest(slot, Interest { readable: self.wants_read.get(), writable: self.blocked.get() })
     }
@@ -246,7 +247,7 @@ impl Stream {
             ProtocolKind::Buffered => Stream::receive_into_buffer(this, &protocol),
         };
         match received {
-            Ok(Received::Delivered | Received::Nothing) => Ok(()),
+            Ok(Received::Data(_) | Received::Nothing) => Ok(()),
             Ok(Received::End) => Stream::end_of_stream(this, &protocol),
             Err((error, message)) => Stream::fail(py, &this, error, message),
         }
@@ -255,17 +256,17 @@ impl Stream {
     fn receive(this: ThisStream<'_, '_>, protocol: &Object) -> Result<Received, Failure> {
         let py = this.py();
         let data = this.core.with_buffer(|buffer| match socket::recv(this.fd, buffer) {
-            Ok(0) => Ok(None),
-            Ok(count) => new_bytes(py, &buffer[..count]).map(Some),
-            Err(error) => Err(error.into()),
-        });
-        match data {
-            Ok(Some(data)) => match protocol.call_method1(py, intern!(py, "data_received"), &data) {
-                Ok(_) => Ok(Received::Delivered),
-                Err(error) => Err((error, "Fatal error: protocol.data_received() call failed.")),
+            Ok(0) => Ok(Received::End),
+            Ok(count) => match new_bytes(py, &buffer[..count]) {
+                Ok(data) => Ok(Received::Data(data)),
+                Err(error) => Err((error, READ_FAILED)),
             },
-            Ok(None) => Ok(Received::End),
-            Err(error) => read_failure(py, error),
+            Err(error) => no_data(error),
+        })?;
+        let Received::Data(data) = data else { return Ok(data) };
+        match protocol.call_method1(py, intern!(py, "data_received"), &data) {
+            Ok(_) => Ok(Received::Nothing),
+            Err(error) => Err((error, "Fatal error: protocol.data_received() call failed.")),
         }
     }
 
@@ -278,10 +279,10 @@ impl Stream {
             let error = PyRuntimeError::new_err("get_buffer() returned an empty buffer");
             return Err(get_buffer_failed(error));
         }
-        let received = WritableBuffer::new(&buffer, py).and_then(|mut view| {
-            let received = socket::recv(this.fd, view.as_mut_slice());
-            Ok(received?)
-        });
+        let received = match WritableBuffer::new(&buffer, py) {
+            Ok(mut view) => socket::recv(this.fd, view.as_mut_slice()),
+            Err(error) => return Err((error, READ_FAILED)),
+        };
         match received {
             Ok(0) => Ok(Received::End),
             Ok(count) => {
@@ -290,11 +291,11 @@ impl Stream {
                     .map_err(PyErr::from)
                     .and_then(|count| protocol.call_method1(py, intern!(py, "buffer_updated"), &count.into()));
                 match updated {
-                    Ok(_) => Ok(Received::Delivered),
+                    Ok(_) => Ok(Received::Nothing),
                     Err(error) => Err((error, "Fatal error: protocol.buffer_updated() call failed.")),
                 }
             }
-            Err(error) => read_failure(py, error),
+            Err(error) => no_data(error),
         }
     }
 
@@ -371,6 +372,14 @@ impl Stream {
 
     /// Sends what is queued; what the socket does not take waits until it becomes writable.
     fn flush(this: ThisStream<'_, '_>) -> PyResult<()> {
+        Stream::send_queued(this)?;
+        if this.phase.get() == Phase::Closing && this.queue.borrow().is_empty() {
+            return this.lose(this.py(), &this.object(), None);
+        }
+        Ok(())
+    }
+
+    fn send_queued(this: ThisStream<'_, '_>) -> PyResult<()> {
         let py = this.py();
         if this.is_lost() {
             return Ok(());
@@ -392,7 +401,7 @@ impl Stream {
             }
             Err(error) => {
                 this.queue.borrow_mut().clear();
-                let error = PyErr::from(error);
+                let error = os_error(error);
                 let exception = Object::from(error.value(py));
                 Stream::fail(py, &this, error, "Fatal write error on socket transport")?;
                 if let Some(waiter) = this.empty_waiter.get() {
@@ -406,7 +415,7 @@ impl Stream {
     /// The socket can be written to again.
     fn write_ready(this: ThisStream<'_, '_>) -> PyResult<()> {
         let py = this.py();
-        Stream::flush(this)?;
+        Stream::send_queued(this)?;
         if this.is_lost() {
             return Ok(());
         }
@@ -424,7 +433,7 @@ impl Stream {
             return Stream::call_connection_lost(this, &Object::none(py));
         }
         if this.eof_written.get() {
-            socket::shutdown_write(this.fd)?;
+            socket::shutdown_write(this.fd).or_os_error()?;
         }
         Ok(())
     }
@@ -439,7 +448,7 @@ impl Stream {
         }
         this.eof_written.set(true);
         if this.queue.borrow().is_empty() {
-            socket::shutdown_write(this.fd)?;
+            socket::shutdown_write(this.fd).or_os_error()?;
         }
         Ok(())
     }
@@ -463,13 +472,14 @@ impl Stream {
         }
     }
 
-    pub fn abort(this: ThisStream<'_, '_>) -> PyResult<()> {
+    /// Closes at once, with an exception for connection_lost().
+    pub fn abort(this: ThisStream<'_, '_>, exception: Option<Object>) -> PyResult<()> {
         if this.is_lost() {
             return Ok(());
         }
         // asyncio has sent by now what was written, as far as the socket took it.
         Stream::flush_unless_blocked(this)?;
-        this.force_close(this.py(), &this.object(), None)
+        this.force_close(this.py(), &this.object(), exception)
     }
 
     fn force_close(&self, py: Python<'_>, this: &Object, exception: Option<Object>) -> PyResult<()> {
@@ -498,6 +508,8 @@ impl Stream {
     /// Ends the connection because of an error, which is reported unless it is the network's.
     pub fn fail(py: Python<'_>, this: &ThisStream<'_, '_>, error: PyErr, message: &str) -> PyResult<()> {
         let exception = survivable(py, error)?;
+        // asyncio has sent by now what was written.
+        Stream::flush_unless_blocked(*this)?;
         let object = this.object();
         let protocol = this.protocol.get().unwrap_or_else(|| Object::none(py));
         let message = message.into_pyobject(py)?.into();
@@ -614,20 +626,22 @@ impl Stream {
 }
 
 enum Received {
-    Delivered,
+    Data(Object),
+    /// Nothing that is not delivered yet.
     Nothing,
     End,
 }
 
+const READ_FAILED: &str = "Fatal read error on socket transport";
+
 /// An error, and what to say of it.
 type Failure = (PyErr, &'static str);
 
-fn read_failure(py: Python<'_>, error: PyErr) -> Result<Received, Failure> {
-    use pyo3::exceptions::{PyBlockingIOError, PyInterruptedError};
-    if error.is_instance_of::<PyBlockingIOError>(py) || error.is_instance_of::<PyInterruptedError>(py) {
-        return Ok(Received::Nothing);
+fn no_data(error: io::Error) -> Result<Received, Failure> {
+    match error.kind() {
+        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => Ok(Received::Nothing),
+        _ => Err((os_error(error), READ_FAILED)),
     }
-    Err((error, "Fatal read error on socket transport"))
 }
 
 fn kind_of(py: Python<'_>, protocol: &Object) -> PyResult<ProtocolKind> {
@@ -668,7 +682,7 @@ fn connection_made(py: Python<'_>, object: &Object) -> PyResult<()> {
             stream.wants_read.set(true);
             if let Err(error) = stream.sync_interest() {
                 let message = "Fatal error: the socket cannot be watched";
-                Stream::fail(py, &stream.this(py), error.into(), message)?;
+                Stream::fail(py, &stream.this(py), error, message)?;
             }
         }
         match stream.waiter.take() {
@@ -699,7 +713,7 @@ fn on_ready(py: Python<'_>, object: &Object, readiness: Readiness) -> PyResult<(
                 unwanted = true;
             }
         }
-        if unwanted { Ok(stream.sync_interest()?) } else { Ok(()) }
+        if unwanted { stream.sync_interest() } else { Ok(()) }
     })
 }
 

@@ -175,7 +175,8 @@ fn get_protocol(this: ThisStream<'_, '_>) -> PyResult<Object> {
 /// Makes the class.
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     let py = module.py();
-    let base = py.import("asyncio")?.getattr("Transport")?.cast_into::<PyType>()?;
+    // A Transport, and the mark by which the standard library knows one that has flow control.
+    let base = py.import("asyncio")?.getattr("transports")?.getattr("_FlowControlMixin")?.cast_into::<PyType>()?;
     let definition = Definition {
         name: c"hotloop._core.StreamTransport",
         doc: c"A transport over a TCP or Unix socket: asyncio.Transport.",
@@ -219,7 +220,7 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
                 Stream,
                 "abort",
                 |this| {
-                    Stream::abort(this)?;
+                    Stream::abort(this, None)?;
                     none(this)
                 },
                 "abort($self, /)\n--\n\nClose at once: what is buffered is lost. connection_lost(None) is called."
@@ -306,11 +307,10 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
                 Stream,
                 "_force_close",
                 |this, exception| {
-                    let error = PyErr::from_value(exception.to_owned());
-                    Stream::fail(this.py(), &this, error, "Fatal error on transport")?;
+                    Stream::abort(this, (!exception.is_none()).then(|| Object::from(exception)))?;
                     none(this)
                 },
-                "_force_close($self, exc, /)\n--\n\nClose at once because of an exception."
+                "_force_close($self, exc, /)\n--\n\nClose at once, with an exception for connection_lost()."
             ),
         ],
         attributes: vec![

@@ -74,7 +74,7 @@ class Reporter(unittest.TestResult):
         super().startTest(test)
         flush_output()
         self.output_start = os.path.getsize(ORDER["output"])
-        dump_traceback_at_timeout()
+        limit_time()
         self.tell("start", test=short_id(test), output_start=self.output_start)
 
     def addSuccess(self, test):
@@ -121,9 +121,9 @@ def flush_output():
     sys.stderr.flush()
 
 
-def dump_traceback_at_timeout():
-    # run.py kills the process a moment later. This says where it was.
-    faulthandler.dump_traceback_later(ORDER["timeout"])
+def limit_time():
+    """Say where the process is and end it, unless the next test starts in time."""
+    faulthandler.dump_traceback_later(ORDER["timeout"], exit=True)
 
 
 def short_id(test):
@@ -140,7 +140,7 @@ def tests_in(suite):
 
 def main():
     faulthandler.enable()
-    dump_traceback_at_timeout()
+    limit_time()
     made = count_loops()
     with open(ORDER["report"], "a") as report:
         reporter = Reporter(report)

@@ -103,7 +103,7 @@ def left_out_of(name):
     python = f"{sys.version_info[0]}.{sys.version_info[1]}"
     entries = tomllib.loads((HERE / "left_out.toml").read_text()).get("left_out", [])
     return {
-        entry["test"]: f"tests {entry['member']}"
+        entry["test"]: f"tests {entry['member']}" if "member" in entry else f"not yet: {entry['not_yet']}"
         for entry in entries
         if entry["test"].split(".")[0] == name and python in entry.get("python", [python])
     }
@@ -114,8 +114,13 @@ def run_all(modules, jobs):
     modules.sort(key=lambda module: (module.name not in LONGEST, module.tests))
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
         running = [pool.submit(module.run) for module in modules]
-        for future in concurrent.futures.as_completed(running):
-            future.result().print_outcome()
+        try:
+            for future in concurrent.futures.as_completed(running):
+                future.result().print_outcome()
+        except KeyboardInterrupt:
+            for module in modules:
+                module.stop()
+            raise
     return sorted(modules, key=lambda module: module.tests)
 
 
@@ -139,6 +144,8 @@ class Module:
         self.outcomes = {}
         self.loops = collections.Counter()
         self.seconds = 0
+        self.attempts_left = MAX_ATTEMPTS
+        self.process = None
         # What is wrong with the module as a whole, in a few words each.
         self.faults = []
 
@@ -160,7 +167,8 @@ class Module:
 
     def run(self):
         start = time.monotonic()
-        for _ in range(MAX_ATTEMPTS):
+        while self.attempts_left:
+            self.attempts_left -= 1
             if self.attempt():
                 break
         else:
@@ -171,6 +179,11 @@ class Module:
         if self.options.loop == "hotloop" and not self.troubles:
             self.check_loops()
         return self
+
+    def stop(self):
+        self.attempts_left = 0
+        if self.process:
+            kill_group(self.process)
 
     def check_loops(self):
         needs_loop = self.is_whole and self.name not in WITHOUT_LOOP and self.count("passed")
@@ -197,7 +210,7 @@ class Module:
             }
             order.write_text(json.dumps(what_to_do))
             with output.open("wb") as sink:
-                process = subprocess.Popen(
+                self.process = subprocess.Popen(
                     [sys.executable, HERE / "one_module.py"],
                     stdin=subprocess.DEVNULL,
                     stdout=sink,
@@ -206,8 +219,8 @@ class Module:
                     env=os.environ | {"HOTLOOP_CPYTHON_ORDER": str(order), "TMPDIR": str(work)},
                     start_new_session=True,
                 )
-                # The two seconds are for the traceback that the process prints at its timeout.
-                ending = wait_while_growing(process, report, self.options.timeout + 2)
+                # The process keeps the time itself, but may have become unable to.
+                ending = wait_while_growing(self.process, report, self.options.timeout + 10)
             return self.read(report.read_text().splitlines(), ending, output.read_bytes())
 
     def read(self, events, ending, output):
@@ -227,6 +240,8 @@ class Module:
         if ended and ending == "exited with status 0":
             return True
         text = output[output_start:].decode(errors="backslashreplace")
+        if "Timeout (" in text and ending == "exited with status 1":
+            ending = f"hung for {self.options.timeout:g} seconds"
         self.note(running or f"{self.tests} outside of its tests", "failed", f"{ending}\n{text}")
         return running is None
 
@@ -256,14 +271,18 @@ def wait_while_growing(process, report, timeout):
             size, since = report.stat().st_size, time.monotonic()
         hung = time.monotonic() - since > timeout
     # After a good end, too: the tests may have left processes behind.
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+    kill_group(process)
     status = process.wait()
     if hung:
-        return f"hung for {timeout:.0f} seconds"
+        return f"hung for {timeout:g} seconds"
     if status < 0:
         return f"crashed with {signal.Signals(-status).name}"
     return f"exited with status {status}"
+
+
+def kill_group(process):
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def print_summary(modules, loop):

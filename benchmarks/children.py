@@ -1,0 +1,108 @@
+"""The processes that a benchmark runs: what they print, how they fail, and which processor each has."""
+
+import contextlib
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TextIO
+
+ROOT = Path(__file__).parent.parent
+
+SERVER_PROCESSOR = 0
+CLIENT_PROCESSOR = 1
+
+
+class Failed(Exception):
+    """Why a loop has no figure in a row, in one line."""
+
+
+def python(module: str, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", f"benchmarks.{module}", *arguments]
+
+
+def pin(pid: int, processor: int) -> None:
+    """Keep a process to one processor, where there are several and the platform can."""
+    with contextlib.suppress(AttributeError, OSError):
+        if processor in os.sched_getaffinity(0):
+            os.sched_setaffinity(pid, {processor})
+
+
+def run(command: Sequence[str], *, timeout: float, processor: int | None = None) -> str:
+    """Run a command to its end and return what it printed."""
+    with tempfile.TemporaryFile("w+") as errors:
+        process = _start(command, errors)
+        if processor is not None:
+            pin(process.pid, processor)
+        try:
+            output, _ = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            raise Failed(f"hangs: not done after {timeout:.0f} s") from None
+        finally:
+            _end(process)
+        if process.returncode:
+            raise Failed(_reason(errors, process.returncode))
+        return output
+
+
+@contextlib.contextmanager
+def running(command: Sequence[str], *, timeout: float, processor: int | None = None) -> Iterator[None]:
+    """Keep a server running, from when it prints "ready" until the block ends."""
+    with tempfile.TemporaryFile("w+") as errors:
+        process = _start(command, errors)
+        if processor is not None:
+            pin(process.pid, processor)
+        try:
+            assert process.stdout is not None
+            readable, _, _ = select.select([process.stdout], [], [], timeout)
+            if not readable:
+                raise Failed(f"hangs: not serving after {timeout:.0f} s")
+            if process.stdout.readline() != "ready\n":
+                raise Failed(_reason(errors, process.wait()))
+            try:
+                yield
+            except Failed as failure:
+                said = _last_line(errors)
+                raise Failed(f"{failure} ({said})" if said else str(failure)) from None
+        finally:
+            _end(process)
+
+
+def _start(command: Sequence[str], errors: TextIO) -> subprocess.Popen[str]:
+    # A fixed hash seed takes one source of chance out of the instruction counts.
+    environment = {**os.environ, "PYTHONHASHSEED": "0"}
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=errors,
+        start_new_session=True,
+    )
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """The whole group is told: a tool that counts may not pass the signal on to what it runs."""
+    for ending in (signal.SIGTERM, signal.SIGKILL):
+        if process.poll() is None:
+            os.killpg(process.pid, ending)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(10)
+    if process.stdout is not None:
+        process.stdout.close()
+
+
+def _reason(errors: TextIO, status: int) -> str:
+    return _last_line(errors) or f"ends with status {status}"
+
+
+def _last_line(errors: TextIO) -> str:
+    errors.seek(0)
+    lines = [line.strip() for line in errors if line.strip()]
+    return lines[-1] if lines else ""

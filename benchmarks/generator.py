@@ -1,0 +1,83 @@
+"""What puts the servers under load: our own generator (load/) and, for HTTP, wrk."""
+
+import functools
+import json
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+
+from benchmarks.children import CLIENT_PROCESSOR, ROOT, Failed, run
+
+PACKAGE = ROOT / "benchmarks" / "load"
+UNITS = {"us": 1.0, "ms": 1e3, "s": 1e6, "m": 60e6}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    requests: int
+    rate: float
+    """Requests answered in a second."""
+    p99: float
+    """The latency that 99 % of them did not exceed, in microseconds."""
+
+
+@dataclass(frozen=True)
+class Load:
+    """What the clients do: connections, the size of an echo request, how many are in flight on each."""
+
+    connections: int = 64
+    size: int = 1024
+    depth: int = 1
+
+    def arguments(self) -> list[str]:
+        return ["--connections", str(self.connections), "--size", str(self.size), "--depth", str(self.depth)]
+
+
+@functools.cache
+def build() -> str:
+    """The load generator's path, built if it is not up to date. Raises SystemExit if it can't be."""
+    command = ["cargo", "build", "--release", "--quiet", "-j1"]
+    if not shutil.which("cargo"):
+        raise SystemExit("the load generator in benchmarks/load needs cargo to be built")
+    if subprocess.run(command, cwd=PACKAGE).returncode:
+        raise SystemExit("the load generator in benchmarks/load does not build")
+    metadata = subprocess.run(
+        ["cargo", "metadata", "--no-deps", "--format-version=1"], cwd=PACKAGE, capture_output=True, check=True
+    )
+    target: str = json.loads(metadata.stdout)["target_directory"]
+    return f"{target}/release/load"
+
+
+def for_requests(address: str, load: Load, requests: int, timeout: float) -> Outcome:
+    return _ours(address, load, ["--requests", str(requests), "--patience", str(timeout)], timeout)
+
+
+def for_seconds(address: str, load: Load, seconds: float) -> Outcome:
+    return _ours(address, load, ["--seconds", str(seconds), "--warmup", "0.2"], seconds + 20)
+
+
+def _ours(address: str, load: Load, length: list[str], timeout: float) -> Outcome:
+    command = [build(), address, *load.arguments(), *length]
+    report = json.loads(run(command, timeout=timeout, processor=CLIENT_PROCESSOR))
+    return Outcome(report["requests"], report["rate"], report["latency_us"]["p99"])
+
+
+def has_wrk() -> bool:
+    return shutil.which("wrk") is not None
+
+
+def wrk(url: str, load: Load, seconds: float) -> Outcome:
+    """Whole seconds: wrk knows no others."""
+    whole = max(1, round(seconds))
+    command = ["wrk", "-t1", f"-c{load.connections}", f"-d{whole}s", "--timeout", "10s", "--latency", url]
+    printed = run(command, timeout=whole + 30, processor=CLIENT_PROCESSOR)
+    for complaint in ("Socket errors", "Non-2xx"):
+        if complaint in printed:
+            raise Failed(next(line.strip() for line in printed.splitlines() if complaint in line))
+    requests = re.search(r"(\d+) requests in", printed)
+    rate = re.search(r"Requests/sec: +([\d.]+)", printed)
+    p99 = re.search(r"99% +([\d.]+)([a-z]+)", printed)
+    if not (requests and rate and p99) or requests[1] == "0":
+        raise Failed("no request answered")
+    return Outcome(int(requests[1]), float(rate[1]), float(p99[1]) * UNITS[p99[2]])

@@ -1,0 +1,199 @@
+"""The rows of the comparison: how one loop's rate and cost are measured in each."""
+
+import abc
+import contextlib
+import json
+import socket
+import ssl
+import tempfile
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from benchmarks import generator
+from benchmarks.children import SERVER_PROCESSOR, Failed, python, run, running
+from benchmarks.counters import Count, Counter
+from benchmarks.generator import Load, Outcome
+from benchmarks.scheduling import CASES, Case
+from benchmarks.servers import BODY
+
+PATIENCE = 20.0
+"""How long a loop may take to start and to do its work, in seconds, before it counts as hung."""
+
+
+@dataclass(frozen=True)
+class Row(abc.ABC):
+    name: str
+    title: str
+    group: ClassVar[str]
+
+    @abc.abstractmethod
+    def rate(self, loop: str, seconds: float) -> Outcome:
+        """One timed round. Raises Failed."""
+
+    @abc.abstractmethod
+    def count(self, loop: str, counter: Counter) -> Count:
+        """The cost of one request or iteration: the difference between a long run and a short one. Raises
+        Failed."""
+
+    def is_named(self, wanted: str) -> bool:
+        return wanted in (self.name, self.group)
+
+
+@dataclass(frozen=True)
+class SchedulingRow(Row):
+    case: Case
+    group: ClassVar[str] = "scheduling"
+
+    def rate(self, loop: str, seconds: float) -> Outcome:
+        times = self.case.timed
+        taken = json.loads(run(self._command(loop, times), timeout=PATIENCE))["seconds"]
+        return Outcome(times, times / taken, 0.0)
+
+    def count(self, loop: str, counter: Counter) -> Count:
+        start, whole = (
+            self._counted(loop, counter, times) for times in (self.case.counted, 2 * self.case.counted)
+        )
+        return whole.per_request(start, self.case.counted)
+
+    def _counted(self, loop: str, counter: Counter, times: int) -> Count:
+        with tempfile.NamedTemporaryFile() as output:
+            command = counter.wrap(self._command(loop, times), output.name)
+            run(command, timeout=PATIENCE * counter.slowdown)
+            return counter.read(output.name)
+
+    def _command(self, loop: str, times: int) -> list[str]:
+        return python("scheduling", loop, self.name, str(times))
+
+
+@dataclass(frozen=True)
+class ServerRow(Row):
+    server: str
+    load: Load
+    counted: int
+    """How many requests are enough to count instructions."""
+
+    def rate(self, loop: str, seconds: float) -> Outcome:
+        with self._serving(loop, None) as address:
+            return self._drive_for(address, seconds)
+
+    def count(self, loop: str, counter: Counter) -> Count:
+        warmup = max(300, 4 * self.load.connections * self.load.depth)
+        start, answered_at_start = self._counted(loop, counter, warmup)
+        whole, answered = self._counted(loop, counter, warmup + self.counted)
+        return whole.per_request(start, answered - answered_at_start)
+
+    def _counted(self, loop: str, counter: Counter, requests: int) -> tuple[Count, int]:
+        with tempfile.NamedTemporaryFile() as output:
+            with self._serving(loop, (counter, output.name)) as address:
+                answered = self._drive_until(address, requests, PATIENCE * counter.slowdown).requests
+            return counter.read(output.name), answered
+
+    @contextlib.contextmanager
+    def _serving(self, loop: str, counted: tuple[Counter, str] | None) -> Iterator[str]:
+        address = self._free_address()
+        command = python("servers", loop, self.server, address)
+        timeout = PATIENCE
+        if counted:
+            counter, output = counted
+            command = counter.wrap(command, output)
+            timeout *= counter.slowdown
+        with running(command, timeout=timeout, processor=None if counted else SERVER_PROCESSOR):
+            yield address
+
+    def _free_address(self) -> str:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            return f"127.0.0.1:{free.getsockname()[1]}"
+
+    @abc.abstractmethod
+    def _drive_for(self, address: str, seconds: float) -> Outcome: ...
+
+    @abc.abstractmethod
+    def _drive_until(self, address: str, requests: int, timeout: float) -> Outcome: ...
+
+
+@dataclass(frozen=True)
+class EchoRow(ServerRow):
+    scheme: str = "tcp://"
+    group: ClassVar[str] = "echo"
+
+    def _drive_for(self, address: str, seconds: float) -> Outcome:
+        return generator.for_seconds(self.scheme + address, self.load, seconds)
+
+    def _drive_until(self, address: str, requests: int, timeout: float) -> Outcome:
+        return generator.for_requests(self.scheme + address, self.load, requests, timeout)
+
+
+@dataclass(frozen=True)
+class UnixEchoRow(EchoRow):
+    @contextlib.contextmanager
+    def _serving(self, loop: str, counted: tuple[Counter, str] | None) -> Iterator[str]:
+        with super()._serving(loop, counted) as address:
+            yield address
+        Path(address).unlink(missing_ok=True)
+
+    def _free_address(self) -> str:
+        return tempfile.mktemp(prefix="echo-", suffix=".sock")
+
+
+@dataclass(frozen=True)
+class HttpRow(ServerRow):
+    group: ClassVar[str] = "http"
+
+    def _drive_for(self, address: str, seconds: float) -> Outcome:
+        url = f"http://{address}/"
+        check_body(url)
+        if generator.has_wrk():
+            return generator.wrk(url, self.load, seconds)
+        return generator.for_seconds(url, self.load, seconds)
+
+    def _drive_until(self, address: str, requests: int, timeout: float) -> Outcome:
+        return generator.for_requests(f"http://{address}/", self.load, requests, timeout)
+
+
+@dataclass(frozen=True)
+class HttpsRow(ServerRow):
+    group: ClassVar[str] = "http"
+
+    def _drive_for(self, address: str, seconds: float) -> Outcome:
+        if not generator.has_wrk():
+            raise Failed("needs wrk")
+        url = f"https://{address}/"
+        check_body(url)
+        return generator.wrk(url, self.load, seconds)
+
+    def _drive_until(self, address: str, requests: int, timeout: float) -> Outcome:
+        """wrk stops after a time, not a number of requests: one that is long in proportion."""
+        return self._drive_for(address, 2 + 2 * requests / self.counted)
+
+
+def check_body(url: str) -> None:
+    """Raises Failed unless the server answers with the bytes that it was given to send."""
+    context = ssl._create_unverified_context() if url.startswith("https") else None
+    try:
+        with urllib.request.urlopen(url, timeout=PATIENCE, context=context) as response:
+            right = response.read() == BODY
+    except OSError as error:
+        raise Failed(f"no answer: {error}") from None
+    if not right:
+        raise Failed("wrong bytes")
+
+
+ROWS: list[Row] = [
+    *[SchedulingRow(name, case.title, case) for name, case in CASES.items()],
+    EchoRow("echo_1", "Protocol echo 1 KiB, 1 connection", "protocol", Load(connections=1), 6_000),
+    EchoRow("echo_64", "Protocol echo 1 KiB, 64 connections", "protocol", Load(), 12_000),
+    EchoRow("echo_pipelined", "the same, 64 B, 16 in flight", "protocol", Load(size=64, depth=16), 100_000),
+    EchoRow("echo_100k", "Protocol echo 100 KiB, 16 connections", "protocol", Load(16, 100 * 1024), 2_000),
+    EchoRow("echo_buffered", "BufferedProtocol echo 1 KiB, 64 connections", "buffered", Load(), 8_000),
+    EchoRow("echo_streams", "asyncio.start_server echo 1 KiB, 64 connections", "streams", Load(), 4_000),
+    EchoRow("echo_sockets", "sock_recv and sock_sendall echo 1 KiB, 64", "sockets", Load(), 4_000),
+    EchoRow("echo_datagram", "datagram echo 1 KiB, 64 clients", "datagram", Load(), 8_000, "udp://"),
+    UnixEchoRow("echo_unix", "Unix socket echo 1 KiB, 64 connections", "unix", Load(), 12_000, "unix:"),
+    HttpRow("http_bare", "bare HTTP Protocol, 1 KiB body, 64 connections", "http", Load(), 8_000),
+    HttpsRow("http_tls", "the same over TLS", "https", Load(), 4_000),
+    HttpRow("http_uvicorn", "uvicorn + httptools, 64 connections", "uvicorn", Load(), 1_500),
+    HttpRow("http_aiohttp", "aiohttp, 64 connections", "aiohttp", Load(), 1_500),
+]
