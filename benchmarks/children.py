@@ -21,6 +21,9 @@ class Failed(Exception):
     """Why a loop has no figure in a row, in one line."""
 
 
+_alive: set[subprocess.Popen[str]] = set()
+
+
 def python(module: str, *arguments: str) -> list[str]:
     return [sys.executable, "-m", f"benchmarks.{module}", *arguments]
 
@@ -72,10 +75,17 @@ def running(command: Sequence[str], *, timeout: float, processor: int | None = N
             _end(process)
 
 
+def end_all() -> None:
+    """End what other threads still run, which fail with that."""
+    for process in list(_alive):
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
 def _start(command: Sequence[str], errors: TextIO) -> subprocess.Popen[str]:
     # A fixed hash seed takes one source of chance out of the instruction counts.
     environment = {**os.environ, "PYTHONHASHSEED": "0"}
-    return subprocess.Popen(
+    process = subprocess.Popen(
         command,
         cwd=ROOT,
         env=environment,
@@ -85,6 +95,8 @@ def _start(command: Sequence[str], errors: TextIO) -> subprocess.Popen[str]:
         stderr=errors,
         start_new_session=True,
     )
+    _alive.add(process)
+    return process
 
 
 def _end(process: subprocess.Popen[str]) -> None:
@@ -96,6 +108,7 @@ def _end(process: subprocess.Popen[str]) -> None:
                 process.wait(10)
     if process.stdout is not None:
         process.stdout.close()
+    _alive.discard(process)
 
 
 def _reason(errors: TextIO, status: int) -> str:

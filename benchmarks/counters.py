@@ -44,8 +44,6 @@ class Counter(abc.ABC):
     """A tool that runs a command and leaves its count in a file when the command ends or is terminated."""
 
     name: str
-    slowdown: int
-    """How many times longer a command takes under it, at worst."""
 
     @abc.abstractmethod
     def works(self) -> bool: ...
@@ -59,7 +57,6 @@ class Counter(abc.ABC):
 
 class Perf(Counter):
     name = "perf stat"
-    slowdown = 2
 
     def works(self) -> bool:
         if not shutil.which("perf"):
@@ -85,7 +82,6 @@ class Perf(Counter):
 
 class Valgrind(Counter):
     name = "valgrind --tool=cachegrind --cache-sim=no"
-    slowdown = 60
 
     def works(self) -> bool:
         return shutil.which("valgrind") is not None
@@ -100,7 +96,6 @@ class Valgrind(Counter):
 
 class Strace(Counter):
     name = "strace -f -c"
-    slowdown = 60
 
     def works(self) -> bool:
         return shutil.which("strace") is not None

@@ -21,6 +21,8 @@ from benchmarks.servers import BODY
 
 PATIENCE = 20.0
 """How long a loop may take to start and to do its work, in seconds, before it counts as hung."""
+COUNTING_PATIENCE = 120.0
+"""The same under a tool that counts."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class SchedulingRow(Row):
     def _counted(self, loop: str, counter: Counter, times: int) -> Count:
         with tempfile.NamedTemporaryFile() as output:
             command = counter.wrap(self._command(loop, times), output.name)
-            run(command, timeout=PATIENCE * counter.slowdown)
+            run(command, timeout=COUNTING_PATIENCE)
             return counter.read(output.name)
 
     def _command(self, loop: str, times: int) -> list[str]:
@@ -88,7 +90,7 @@ class ServerRow(Row):
     def _counted(self, loop: str, counter: Counter, requests: int) -> tuple[Count, int]:
         with tempfile.NamedTemporaryFile() as output:
             with self._serving(loop, (counter, output.name)) as address:
-                answered = self._drive_until(address, requests, PATIENCE * counter.slowdown).requests
+                answered = self._drive_until(address, requests, COUNTING_PATIENCE).requests
             return counter.read(output.name), answered
 
     @contextlib.contextmanager
@@ -99,7 +101,7 @@ class ServerRow(Row):
         if counted:
             counter, output = counted
             command = counter.wrap(command, output)
-            timeout *= counter.slowdown
+            timeout = COUNTING_PATIENCE
         with running(command, timeout=timeout, processor=None if counted else SERVER_PROCESSOR):
             yield address
 

@@ -3,12 +3,13 @@
 import argparse
 import concurrent.futures
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import counters, generator, loops
-from benchmarks.children import Failed
+from benchmarks.children import Failed, end_all
 from benchmarks.counters import Counter
 from benchmarks.report import Result, Results, markdown
 from benchmarks.rows import ROWS, Row
@@ -21,6 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     rows, names = chosen_rows(options.rows), chosen_loops(options.loops)
     counting = [] if options.no_counts else counters.available()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     results: Results = {(row.name, name): Result() for row in rows for name in names}
     try:
         if any(row.group != "scheduling" for row in rows):
@@ -100,7 +102,15 @@ def count_together(row: Row, names: list[str], results: Results, counter: Counte
             fail(row, name, result, f"under {counter.name}: {failure}")
 
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(count, names))
+        counts = [pool.submit(count, name) for name in names]
+        try:
+            concurrent.futures.wait(counts)
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            end_all()
+            raise
+    for counted in counts:
+        counted.result()
 
 
 def fail(row: Row, name: str, result: Result, reason: str) -> None:

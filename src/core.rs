@@ -18,7 +18,7 @@ use pyo3::prelude::*;
 use crate::cpython::class::{Obj, Visitor};
 use crate::cpython::object::{Object, check_signals};
 use crate::cpython::os_error::OrOsError;
-use crate::handle::{Handle, Schedule, TimerHandle};
+use crate::handle::{Handle, Schedule, ThreadSafeHandle, TimerHandle};
 use crate::imports::imports;
 use crate::reactor::clock;
 use crate::reactor::poller::{self, Interest, Poller};
@@ -41,6 +41,7 @@ pub struct Readiness {
 pub enum Ready {
     Handle(Obj<Handle>),
     Timer(Obj<TimerHandle>),
+    ThreadSafe(Obj<ThreadSafeHandle>),
     /// An asyncio.Handle that is not of our making.
     Foreign(Object),
     Step(Object, Step),
@@ -560,6 +561,7 @@ impl Ready {
         match self {
             Ready::Handle(handle) => handle.run(py, handle.as_object()),
             Ready::Timer(timer) => timer.handle().run(py, timer.as_object()),
+            Ready::ThreadSafe(handle) => handle.run(py, handle.as_object()),
             Ready::Foreign(handle) => handle.call_method0(py, intern!(py, "_run")).map(drop),
             Ready::Step(object, step) => step(py, object),
             Ready::Event(object, on_ready, readiness) => on_ready(py, object, *readiness),
@@ -583,11 +585,12 @@ impl Ready {
         match self {
             Ready::Handle(handle) => handle.as_object(),
             Ready::Timer(timer) => timer.as_object(),
+            Ready::ThreadSafe(handle) => handle.as_object(),
             Ready::Foreign(object) | Ready::Step(object, _) | Ready::Event(object, ..) => object,
         }
     }
 
     fn is_handle(&self) -> bool {
-        matches!(self, Ready::Handle(_) | Ready::Timer(_) | Ready::Foreign(_))
+        matches!(self, Ready::Handle(_) | Ready::Timer(_) | Ready::ThreadSafe(_) | Ready::Foreign(_))
     }
 }

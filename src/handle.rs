@@ -5,6 +5,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::sync::{Condvar, Mutex, MutexGuard};
 
 use pyo3::exceptions::{PyKeyboardInterrupt, PySystemExit};
 use pyo3::intern;
@@ -12,7 +13,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyTuple, PyType};
 
 use crate::cpython::class::{self, Class, Definition, Native, Obj, This, Visitor};
-use crate::cpython::object::{Object, ObjectCell, Stack, run_in_context};
+use crate::cpython::object::{Object, ObjectCell, Stack, run_in_context, thread_ident};
 use crate::imports::imports;
 use crate::reactor::timers::{TimerKey, Timers};
 use crate::{attribute, method0};
@@ -211,6 +212,81 @@ impl TimerHandle {
     }
 }
 
+/// A callback that other threads may cancel, as asyncio has them from 3.14 on: while it runs, its state cannot be
+/// asked or changed from another thread, which waits until it is done.
+pub struct ThreadSafeHandle {
+    handle: Handle,
+    running: RunLock,
+}
+
+#[derive(Default)]
+struct RunLock {
+    state: Mutex<RunState>,
+    done: Condvar,
+}
+
+#[derive(Default)]
+struct RunState {
+    /// The thread in which the callback runs.
+    thread: Option<u64>,
+    waiters: u32,
+}
+
+impl RunLock {
+    fn state(&self) -> MutexGuard<'_, RunState> {
+        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Waits until the callback does not run in another thread.
+    fn wait(&self, py: Python<'_>) {
+        let is_elsewhere = |state: &RunState| state.thread.is_some_and(|thread| thread != thread_ident());
+        if !is_elsewhere(&self.state()) {
+            return;
+        }
+        py.detach(|| {
+            let mut state = self.state();
+            state.waiters += 1;
+            while is_elsewhere(&state) {
+                state = self.done.wait(state).unwrap_or_else(|poisoned| poisoned.into_inner());
+            }
+            state.waiters -= 1;
+        });
+    }
+}
+
+impl ThreadSafeHandle {
+    pub fn new(handle: Handle) -> ThreadSafeHandle {
+        ThreadSafeHandle { handle, running: RunLock::default() }
+    }
+
+    pub fn run(&self, py: Python<'_>, this: &Object) -> PyResult<()> {
+        self.running.wait(py);
+        self.running.state().thread = Some(thread_ident());
+        let result = self.handle.run(py, this);
+        let mut state = self.running.state();
+        state.thread = None;
+        if state.waiters > 0 {
+            self.running.done.notify_all();
+        }
+        result
+    }
+}
+
+impl Native for ThreadSafeHandle {
+    fn class() -> &'static Class {
+        static CLASS: Class = Class::new(256);
+        &CLASS
+    }
+
+    fn traverse(&self, visitor: &mut Visitor) {
+        self.handle.traverse(visitor);
+    }
+
+    fn clear(&self) {
+        self.handle.discard();
+    }
+}
+
 impl Native for Handle {
     fn class() -> &'static Class {
         static CLASS: Class = Class::new(256);
@@ -246,6 +322,34 @@ trait AsHandle: Native {
     fn as_handle(&self) -> &Handle;
 
     fn cancel(this: This<'_, '_, Self>) -> PyResult<()>;
+
+    fn is_cancelled(this: This<'_, '_, Self>) -> bool {
+        this.as_handle().is_cancelled()
+    }
+
+    fn run(this: This<'_, '_, Self>) -> PyResult<()> {
+        this.as_handle().run(this.py(), &this.object())
+    }
+}
+
+impl AsHandle for ThreadSafeHandle {
+    fn as_handle(&self) -> &Handle {
+        &self.handle
+    }
+
+    fn cancel(this: This<'_, '_, Self>) -> PyResult<()> {
+        this.running.wait(this.py());
+        this.get().handle.cancel_as(this.py(), &this.object())
+    }
+
+    fn is_cancelled(this: This<'_, '_, Self>) -> bool {
+        this.running.wait(this.py());
+        this.handle.is_cancelled()
+    }
+
+    fn run(this: This<'_, '_, Self>) -> PyResult<()> {
+        this.get().run(this.py(), &this.object())
+    }
 }
 
 impl AsHandle for Handle {
@@ -274,7 +378,7 @@ impl AsHandle for TimerHandle {
 
 /// The definition of a class that has a handle's attributes and methods.
 macro_rules! definition {
-    ($native:ty, $name:literal, $doc:literal, $base:expr) => {
+    ($native:ty, $name:literal, $doc:expr, $base:expr) => {
         Definition {
             name: $name,
             doc: $doc,
@@ -284,7 +388,7 @@ macro_rules! definition {
                     $native,
                     "cancel",
                     |this| {
-                        <$native>::cancel(this)?;
+                        <$native as AsHandle>::cancel(this)?;
                         Ok(Object::none(this.py()))
                     },
                     "cancel($self, /)\n--\n\nCancel the callback: it is never called. Cancelling twice has no effect."
@@ -292,14 +396,14 @@ macro_rules! definition {
                 method0!(
                     $native,
                     "cancelled",
-                    |this| Ok(boolean(this.py(), this.as_handle().is_cancelled())),
+                    |this| Ok(boolean(this.py(), <$native as AsHandle>::is_cancelled(this))),
                     "cancelled($self, /)\n--\n\nReturn True if the callback was cancelled."
                 ),
                 method0!(
                     $native,
                     "_run",
                     |this| {
-                        this.as_handle().run(this.py(), &this.object())?;
+                        <$native as AsHandle>::run(this)?;
                         Ok(Object::none(this.py()))
                     },
                     "_run($self, /)\n--\n\nRun the callback in its context."
@@ -337,6 +441,13 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     let handle = asyncio.getattr("Handle")?.cast_into::<PyType>()?;
     let handle = definition!(Handle, c"hotloop._core.Handle", c"A scheduled callback: asyncio.Handle.", handle);
     module.add("Handle", class::make::<Handle>(handle)?)?;
+
+    // Python 3.14 has a class for handles that other threads may cancel.
+    if let Ok(base) = py.import("asyncio.events")?.getattr("_ThreadSafeHandle") {
+        let doc = c"A callback that other threads may cancel: what call_soon_threadsafe() returns.";
+        let handle = definition!(ThreadSafeHandle, c"hotloop._core.ThreadSafeHandle", doc, base.cast_into::<PyType>()?);
+        module.add("ThreadSafeHandle", class::make::<ThreadSafeHandle>(handle)?)?;
+    }
 
     let timer = asyncio.getattr("TimerHandle")?.cast_into::<PyType>()?;
     let mut timer = definition!(

@@ -1,15 +1,17 @@
 //! What Rust needs of Python: asyncio's classes, and the functions of `hotloop._support`, which say in Python what is
 //! rarely said (error reports, debug output).
 
+use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 
-use crate::cpython::object::Object;
+use crate::cpython::object::{Object, dict_item};
 
 pub struct Imports {
-    pub task: Object,
     pub base_create_task: Object,
-    pub future: Object,
+    /// The namespaces in which asyncio looks up its Task and Future at each use, since programs replace them.
+    tasks: Object,
+    futures: Object,
     pub buffered_protocol: Object,
     pub report_handle: Object,
     pub report_slow: Object,
@@ -44,15 +46,27 @@ pub fn imports(py: Python<'_>) -> PyResult<&'static Imports> {
     }
 }
 
+impl Imports {
+    /// The class of tasks.
+    pub fn task(&self, py: Python<'_>) -> PyResult<Object> {
+        dict_item(py, &self.tasks, intern!(py, "Task"))
+    }
+
+    /// The class of futures.
+    pub fn future(&self, py: Python<'_>) -> PyResult<Object> {
+        dict_item(py, &self.futures, intern!(py, "Future"))
+    }
+}
+
 #[cold]
 fn load(py: Python<'_>) -> PyResult<Imports> {
     let asyncio = py.import("asyncio")?;
     let support = py.import("hotloop._support")?;
     let of = |module: &Bound<'_, PyModule>, name: &str| module.getattr(name).map(Object::from);
     Ok(Imports {
-        task: of(&asyncio, "Task")?,
         base_create_task: asyncio.getattr("BaseEventLoop")?.getattr("create_task")?.into(),
-        future: of(&asyncio, "Future")?,
+        tasks: of(&asyncio, "tasks")?.bind(py).getattr("__dict__")?.into(),
+        futures: of(&asyncio, "futures")?.bind(py).getattr("__dict__")?.into(),
         buffered_protocol: of(&asyncio, "BufferedProtocol")?,
         report_handle: of(&support, "report_handle")?,
         report_slow: of(&support, "report_slow")?,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import pathlib
 import socket
 import subprocess
 import sys
@@ -263,7 +262,9 @@ def open_descriptors():
 
 
 PRELUDE = """
-import asyncio, os, signal, socket, sys, threading, time, warnings
+import sys
+sys.path += [path for path in {path!r} if path not in sys.path]
+import asyncio, os, signal, socket, threading, time, warnings
 if {name!r} == "hotloop":
     import hotloop
     new_event_loop, run, install = hotloop.new_event_loop, hotloop.run, getattr(hotloop, "install", None)
@@ -274,7 +275,7 @@ else:
 
 def script(name, source):
     """The text of a program that has new_event_loop() and run() of the loop called `name`."""
-    return PRELUDE.format(name=name) + textwrap.dedent(source)
+    return PRELUDE.format(name=name, path=sys.path) + textwrap.dedent(source)
 
 
 def run_script(name, source, *options, check=True, timeout=30, env=None):
@@ -284,7 +285,7 @@ def run_script(name, source, *options, check=True, timeout=30, env=None):
         capture_output=True,
         text=True,
         timeout=timeout,
-        env={**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parent), **(env or {})},
+        env={**os.environ, **(env or {})},
     )
     if check:
         assert result.returncode == 0, (result.returncode, result.stdout, result.stderr)

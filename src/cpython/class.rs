@@ -84,6 +84,11 @@ pub struct Class {
 unsafe impl Sync for Class {}
 
 impl Class {
+    /// Whether the class has been made: some exist only where the running Python has their base.
+    pub fn exists(&self) -> bool {
+        !self.class.load(Relaxed).is_null()
+    }
+
     /// `keep`: how many dead instances are kept to be used again.
     pub const fn new(keep: usize) -> Class {
         Class {

@@ -4,8 +4,9 @@ use std::cell::Cell;
 use std::marker::PhantomData;
 use std::ptr::NonNull;
 
-use pyo3::exceptions::PyTypeError;
+use pyo3::exceptions::{PyKeyError, PyTypeError};
 use pyo3::prelude::*;
+use pyo3::types::PyString;
 use pyo3::{Borrowed, ffi};
 
 /// A strong reference.
@@ -398,6 +399,17 @@ pub fn resume(py: Python<'_>, iterator: &Object, value: &Object) -> PyResult<Res
             ffi::PySendResult::PYGEN_NEXT => Resumed::Yielded(result),
             _ => Resumed::Returned(result),
         })
+    }
+}
+
+/// An item of a dict under a string; KeyError if there is none.
+pub fn dict_item(py: Python<'_>, dict: &Object, key: &Bound<'_, PyString>) -> PyResult<Object> {
+    // SAFETY: PyDict_GetItemWithError checks that it is given a dict, and returns a borrowed reference or null.
+    let item = unsafe { ffi::PyDict_GetItemWithError(dict.as_ptr(), key.as_ptr()) };
+    match NonNull::new(item) {
+        // SAFETY: the dict keeps the item alive until here.
+        Some(item) => Ok(unsafe { Object::from_borrowed(item) }),
+        None => Err(PyErr::take(py).unwrap_or_else(|| PyKeyError::new_err(key.to_string()))),
     }
 }
 

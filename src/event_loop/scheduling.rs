@@ -8,9 +8,9 @@ use pyo3::prelude::*;
 use super::{Loop, ThisLoop};
 use crate::core::Ready;
 use crate::cpython::args::{Args, missing_argument};
-use crate::cpython::class::Obj;
+use crate::cpython::class::{Native, Obj};
 use crate::cpython::object::{Object, copy_context, thread_ident};
-use crate::handle::{Arguments, Call, Handle, TimerHandle};
+use crate::handle::{Arguments, Call, Handle, ThreadSafeHandle, TimerHandle};
 use crate::reactor::clock;
 use crate::{method, method0, method1};
 
@@ -54,13 +54,20 @@ fn call_soon<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Obje
 
 fn call_soon_threadsafe<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
     this.check_closed()?;
-    let handle = Obj::new(this.py(), make_handle(this, "call_soon_threadsafe", args, 0)?)?;
+    let handle = make_handle(this, "call_soon_threadsafe", args, 0)?;
+    let (entry, handle) = if ThreadSafeHandle::class().exists() {
+        let handle = Obj::new(this.py(), ThreadSafeHandle::new(handle))?;
+        (Ready::ThreadSafe(handle.clone()), handle.into_object())
+    } else {
+        let handle = Obj::new(this.py(), handle)?;
+        (Ready::Handle(handle.clone()), handle.into_object())
+    };
     match this.thread.get() {
-        Some(thread) if thread != thread_ident() => this.core.send(Ready::Handle(handle.clone()))?,
+        Some(thread) if thread != thread_ident() => this.core.send(entry)?,
         // GIL: while nobody runs the loop, whoever holds the GIL may touch its queue.
-        _ => this.core.push(Ready::Handle(handle.clone())),
+        _ => this.core.push(entry),
     }
-    Ok(handle.into_object())
+    Ok(handle)
 }
 
 fn call_at_time<'py>(

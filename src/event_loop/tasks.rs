@@ -23,7 +23,7 @@ fn names_of_loop(py: Python<'_>) -> Object {
 
 fn create_future(this: ThisLoop<'_, '_>) -> PyResult<Object> {
     let py = this.py();
-    call_with_names(py, &imports(py)?.future, &[&this.object()], &names_of_loop(py))
+    call_with_names(py, &imports(py)?.future(py)?, &[&this.object()], &names_of_loop(py))
 }
 
 fn create_task<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
@@ -32,7 +32,7 @@ fn create_task<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Ob
     if args.len() == 1 && !this.has_task_factory.get() && !this.debug() {
         let coroutine = args.first("create_task", "coro")?;
         if !args.has_keywords() {
-            return call_with_names(py, &imports(py)?.task, &[&coroutine, &this.object()], &names_of_loop(py));
+            return call_with_names(py, &imports(py)?.task(py)?, &[&coroutine, &this.object()], &names_of_loop(py));
         }
         let (name, context) = (intern!(py, "name"), intern!(py, "context"));
         let is_common = |key: &Bound<'py, PyAny>| key.as_ptr() == name.as_ptr() || key.as_ptr() == context.as_ptr();
@@ -45,7 +45,7 @@ fn create_task<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Ob
             let mut all = vec![&coroutine];
             all.extend(&values);
             all.push(&event_loop);
-            return call_with_names(py, &imports(py)?.task, &all, &names);
+            return call_with_names(py, &imports(py)?.task(py)?, &all, &names);
         }
     }
     create_task_as_asyncio_does(this, args)
