@@ -54,7 +54,10 @@ def run(command: Sequence[str], *, timeout: float, processor: int | None = None)
 
 @contextlib.contextmanager
 def running(command: Sequence[str], *, timeout: float, processor: int | None = None) -> Iterator[None]:
-    """Keep a server running, from when it prints "ready" until the block ends."""
+    """Keep a server running, from when it prints "ready" and its process's number until the block ends.
+
+    The server alone is told to end, and what counts it, if anything does, ends after it and with its count.
+    """
     with tempfile.TemporaryFile("w+") as errors:
         process = _start(command, errors)
         if processor is not None:
@@ -64,10 +67,12 @@ def running(command: Sequence[str], *, timeout: float, processor: int | None = N
             readable, _, _ = select.select([process.stdout], [], [], timeout)
             if not readable:
                 raise Failed(f"hangs: not serving after {timeout:.0f} s")
-            if process.stdout.readline() != "ready\n":
+            ready, _, server = process.stdout.readline().partition(" ")
+            if ready != "ready":
                 raise Failed(_reason(errors, process.wait()))
             try:
                 yield
+                _end_server(int(server), process)
             except Failed as failure:
                 said = _last_line(errors)
                 raise Failed(f"{failure} ({said})" if said else str(failure)) from None
@@ -99,13 +104,20 @@ def _start(command: Sequence[str], errors: TextIO) -> subprocess.Popen[str]:
     return process
 
 
+def _end_server(server: int, process: subprocess.Popen[str]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(server, signal.SIGTERM)
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        raise Failed("hangs: does not end when it is told to") from None
+
+
 def _end(process: subprocess.Popen[str]) -> None:
-    """The whole group is told: a tool that counts may not pass the signal on to what it runs."""
-    for ending in (signal.SIGTERM, signal.SIGKILL):
-        if process.poll() is None:
-            os.killpg(process.pid, ending)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(10)
+    """End whatever is left of a command, and what it started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
     if process.stdout is not None:
         process.stdout.close()
     _alive.discard(process)

@@ -50,7 +50,9 @@ def build() -> str:
 
 
 def for_requests(address: str, load: Load, requests: int, timeout: float) -> Outcome:
-    return _ours(address, load, ["--requests", str(requests), "--patience", str(timeout)], timeout)
+    """In lockstep, so that the server finds the same to do however fast it is while it is counted."""
+    length = ["--requests", str(requests), "--lockstep", "--patience", str(timeout)]
+    return _ours(address, load, length, timeout)
 
 
 def for_seconds(address: str, load: Load, seconds: float) -> Outcome:

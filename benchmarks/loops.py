@@ -39,4 +39,4 @@ def version(loop: str) -> str:
     try:
         return importlib.metadata.version(package(loop))
     except importlib.metadata.PackageNotFoundError:
-        return "unknown"
+        return getattr(importlib.import_module(package(loop)), "__version__", "unknown")

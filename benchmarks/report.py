@@ -72,7 +72,7 @@ def processor() -> str:
 def table(rows: list[Row], names: list[str], results: Results, measure: Measure, lowest: bool) -> str:
     lines = ["| | " + " | ".join(names) + " |", "|---|" + "---:|" * len(names)]
     for row in rows:
-        values = {name: measure(results[row.name, name]) for name in names}
+        values = {name: rounded(measure(results[row.name, name])) for name in names}
         known = [value for value in values.values() if value is not None]
         best = (min if lowest else max)(known, default=None)
         cells = [cell(value, value == best, results[row.name, name]) for name, value in values.items()]
@@ -80,10 +80,17 @@ def table(rows: list[Row], names: list[str], results: Results, measure: Measure,
     return "\n".join(lines)
 
 
+def rounded(value: float | None) -> float | None:
+    """As it is shown, so that what looks the same is equally good."""
+    if value is None:
+        return None
+    return float(round(value)) if value >= SMALL else max(round(value, 2), 0.0)
+
+
 def cell(value: float | None, is_best: bool, result: Result) -> str:
     if value is None:
         return "fails" if result.failure else "-"
-    text = f"{value:,.0f}" if value >= 100 else f"{value:.2f}"
+    text = f"{value:,.0f}" if value >= SMALL else f"{value:.2f}"
     return f"**{text}**" if is_best else text
 
 
@@ -110,6 +117,9 @@ def kernel(result: Result) -> float | None:
 def calls(result: Result) -> float | None:
     return result.count.calls
 
+
+SMALL = 100
+"""Figures below this are shown with decimals."""
 
 SCHEDULING = ("scheduling",)
 SERVERS = ("echo", "http")

@@ -44,6 +44,13 @@ class Row(abc.ABC):
         return wanted in (self.name, self.group)
 
 
+def steady(count: Count) -> Count:
+    """Raises Failed if starting the process costs so much, now more, now less, that nothing is left."""
+    if any(instructions is not None and instructions <= 0 for instructions in (count.user, count.kernel)):
+        raise Failed("the count is not steady")
+    return count
+
+
 @dataclass(frozen=True)
 class SchedulingRow(Row):
     case: Case
@@ -58,7 +65,7 @@ class SchedulingRow(Row):
         start, whole = (
             self._counted(loop, counter, times) for times in (self.case.counted, 2 * self.case.counted)
         )
-        return whole.per_request(start, self.case.counted)
+        return steady(whole.per_request(start, self.case.counted))
 
     def _counted(self, loop: str, counter: Counter, times: int) -> Count:
         with tempfile.NamedTemporaryFile() as output:
@@ -85,7 +92,7 @@ class ServerRow(Row):
         warmup = max(300, 4 * self.load.connections * self.load.depth)
         start, answered_at_start = self._counted(loop, counter, warmup)
         whole, answered = self._counted(loop, counter, warmup + self.counted)
-        return whole.per_request(start, answered - answered_at_start)
+        return steady(whole.per_request(start, answered - answered_at_start))
 
     def _counted(self, loop: str, counter: Counter, requests: int) -> tuple[Count, int]:
         with tempfile.NamedTemporaryFile() as output:
@@ -94,9 +101,9 @@ class ServerRow(Row):
             return counter.read(output.name), answered
 
     @contextlib.contextmanager
-    def _serving(self, loop: str, counted: tuple[Counter, str] | None) -> Iterator[str]:
+    def _serving(self, loop: str, counted: tuple[Counter, str] | None, *arguments: str) -> Iterator[str]:
         address = self._free_address()
-        command = python("servers", loop, self.server, address)
+        command = python("servers", loop, self.server, address, *arguments)
         timeout = PATIENCE
         if counted:
             counter, output = counted
@@ -131,8 +138,8 @@ class EchoRow(ServerRow):
 @dataclass(frozen=True)
 class UnixEchoRow(EchoRow):
     @contextlib.contextmanager
-    def _serving(self, loop: str, counted: tuple[Counter, str] | None) -> Iterator[str]:
-        with super()._serving(loop, counted) as address:
+    def _serving(self, loop: str, counted: tuple[Counter, str] | None, *arguments: str) -> Iterator[str]:
+        with super()._serving(loop, counted, *arguments) as address:
             yield address
         Path(address).unlink(missing_ok=True)
 
@@ -159,6 +166,11 @@ class HttpRow(ServerRow):
 class HttpsRow(ServerRow):
     group: ClassVar[str] = "http"
 
+    @contextlib.contextmanager
+    def _serving(self, loop: str, counted: tuple[Counter, str] | None, *arguments: str) -> Iterator[str]:
+        with certificate() as path, super()._serving(loop, counted, path) as address:
+            yield address
+
     def _drive_for(self, address: str, seconds: float) -> Outcome:
         if not generator.has_wrk():
             raise Failed("needs wrk")
@@ -169,6 +181,20 @@ class HttpsRow(ServerRow):
     def _drive_until(self, address: str, requests: int, timeout: float) -> Outcome:
         """wrk stops after a time, not a number of requests: one that is long in proportion."""
         return self._drive_for(address, 2 + 2 * requests / self.counted)
+
+
+@contextlib.contextmanager
+def certificate() -> Iterator[str]:
+    """A file with a new certificate and its key."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = f"{directory}/certificate.pem"
+        subject = ["-subj", "/CN=localhost", "-days", "1"]
+        key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+        try:
+            run(["openssl", "req", "-x509", *subject, *key, "-out", path, "-keyout", path], timeout=PATIENCE)
+        except FileNotFoundError:
+            raise Failed("needs openssl to make a certificate") from None
+        yield path
 
 
 def check_body(url: str) -> None:
@@ -195,7 +221,7 @@ ROWS: list[Row] = [
     EchoRow("echo_datagram", "datagram echo 1 KiB, 64 clients", "datagram", Load(), 8_000, "udp://"),
     UnixEchoRow("echo_unix", "Unix socket echo 1 KiB, 64 connections", "unix", Load(), 12_000, "unix:"),
     HttpRow("http_bare", "bare HTTP Protocol, 1 KiB body, 64 connections", "http", Load(), 8_000),
-    HttpsRow("http_tls", "the same over TLS", "https", Load(), 4_000),
+    HttpsRow("http_tls", "the same over TLS", "http", Load(), 4_000),
     HttpRow("http_uvicorn", "uvicorn + httptools, 64 connections", "uvicorn", Load(), 1_500),
     HttpRow("http_aiohttp", "aiohttp, 64 connections", "aiohttp", Load(), 1_500),
 ]

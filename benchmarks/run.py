@@ -5,6 +5,7 @@ import concurrent.futures
 import os
 import signal
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -90,6 +91,7 @@ def time_in_turn(row: Row, names: list[str], results: Results, rounds: int, seco
 
 def count_together(row: Row, names: list[str], results: Results, counter: Counter) -> None:
     """Instructions do not depend on what else runs, so all processors count."""
+    interrupted = threading.Event()
 
     def count(name: str) -> None:
         result = results[row.name, name]
@@ -99,13 +101,15 @@ def count_together(row: Row, names: list[str], results: Results, counter: Counte
         try:
             result.count = result.count.merged_with(row.count(name, counter))
         except Failed as failure:
-            fail(row, name, result, f"under {counter.name}: {failure}")
+            if not interrupted.is_set():
+                fail(row, name, result, f"under {counter.name}: {failure}")
 
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         counts = [pool.submit(count, name) for name in names]
         try:
             concurrent.futures.wait(counts)
         except KeyboardInterrupt:
+            interrupted.set()
             pool.shutdown(wait=False, cancel_futures=True)
             end_all()
             raise

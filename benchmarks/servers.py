@@ -1,17 +1,16 @@
-"""The servers that are put under load: python -m benchmarks.servers LOOP SERVER ADDRESS
+"""The servers that are put under load: python -m benchmarks.servers LOOP SERVER ADDRESS [CERTIFICATE]
 
-ADDRESS is HOST:PORT, or a path for the Unix socket. Prints "ready" when it can be connected to, and serves
-until it is killed.
+ADDRESS is HOST:PORT, or a path for the Unix socket. With a CERTIFICATE (and its key, in one file) the HTTP
+server does TLS. Prints "ready" and its process's number when it can be connected to, and serves until it
+is killed.
 """
 
 import asyncio
+import os
 import socket
 import ssl
-import subprocess
 import sys
-import tempfile
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import cast
 
 from benchmarks import loops
@@ -20,7 +19,7 @@ BODY = b"x" * 1024
 RESPONSE = (b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: %d\r\n\r\n" % len(BODY)) + BODY
 BACKLOG = 1024
 
-Server = Callable[[str], Awaitable[object]]
+Server = Callable[..., Awaitable[object]]
 
 
 class Echo(asyncio.Protocol):
@@ -67,27 +66,17 @@ async def stream_echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     writer.close()
 
 
-def tls_context() -> ssl.SSLContext:
-    """A server's context with a certificate made on the spot."""
-    with tempfile.TemporaryDirectory() as directory:
-        certificate, key = Path(directory, "certificate.pem"), Path(directory, "key.pem")
-        subject = ["-subj", "/CN=localhost", "-days", "1"]
-        curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-        files = ["-out", str(certificate), "-keyout", str(key)]
-        subprocess.run(["openssl", "req", "-x509", *subject, *curve, *files], check=True, capture_output=True)
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(certificate, key)
-    return context
-
-
-def of_protocol(protocol: Callable[[], asyncio.BaseProtocol], *, tls: bool = False) -> Server:
-    async def start(address: str) -> object:
-        loop = asyncio.get_running_loop()
-        return await loop.create_server(
+def of_protocol(protocol: Callable[[], asyncio.BaseProtocol]) -> Server:
+    async def start(address: str, certificate: str | None = None) -> object:
+        context = None
+        if certificate:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate)
+        return await asyncio.get_running_loop().create_server(
             cast(Callable[[], asyncio.Protocol], protocol),
             *host_and_port(address),
             backlog=BACKLOG,
-            ssl=tls_context() if tls else None,
+            ssl=context,
         )
 
     return start
@@ -178,7 +167,6 @@ SERVERS: dict[str, Server] = {
     "streams": streams,
     "sockets": sockets,
     "http": of_protocol(BareHttp),
-    "https": of_protocol(BareHttp, tls=True),
     "uvicorn": uvicorn,
     "aiohttp": aiohttp,
 }
@@ -189,17 +177,17 @@ def host_and_port(address: str) -> tuple[str, int]:
     return host, int(port)
 
 
-async def serve(server: str, address: str) -> None:
-    started = await SERVERS[server](address)  # Held for as long as we serve.
-    print("ready", flush=True)
+async def serve(server: str, *arguments: str) -> None:
+    started = await SERVERS[server](*arguments)  # Held for as long as we serve.
+    print("ready", os.getpid(), flush=True)
     await asyncio.Event().wait()
     del started
 
 
 def main() -> None:
-    loop, server, address = sys.argv[1:]
+    loop, server, *arguments = sys.argv[1:]
     with asyncio.Runner(loop_factory=loops.factory(loop)) as runner:
-        runner.run(serve(server, address))
+        runner.run(serve(server, *arguments))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Fixtures: every test that takes a loop runs on asyncio's own and on hotloop, unless it is marked hotloop_only.
+"""Fixtures: a test that takes a loop runs on asyncio's own and on hotloop, unless it is marked hotloop_only.
 
-HOTLOOP_TESTS_LOOPS names the loops to run on (`asyncio`, `hotloop`, or both with a comma between them); with `asyncio`
-alone the extension need not have been built.
+HOTLOOP_TESTS_LOOPS names the loops to run on (`asyncio`, `hotloop`, or both with a comma between them); with
+`asyncio` alone the extension need not have been built.
 """
 
 import asyncio
@@ -9,16 +9,19 @@ import gc
 import inspect
 import logging
 
+import helpers
 import pytest
 import trustme
-
-import helpers
 
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "hotloop_only: behaviour that asyncio's own loop does not have")
-    config.addinivalue_line("markers", "asyncio_from(major, minor): behaviour that asyncio has from that Python on")
-    config.addinivalue_line("markers", "asyncio_bug(reason, *pythons): asyncio's own loop fails here, on those or all")
+    config.addinivalue_line(
+        "markers", "asyncio_from(major, minor): behaviour that asyncio has from that Python on"
+    )
+    config.addinivalue_line(
+        "markers", "asyncio_bug(reason, *pythons): asyncio's own loop fails here, on those or all"
+    )
 
 
 def pytest_generate_tests(metafunc):
@@ -30,15 +33,15 @@ def pytest_generate_tests(metafunc):
     metafunc.parametrize("loop_name", names)
 
 
-def pytest_collection_modifyitems(items):
-    for item in items:
-        if item.get_closest_marker("timeout") is None:
-            item.add_marker(pytest.mark.timeout(60))
+def pytest_collection_finish(session):
+    """What has been imported by now stays; the many collections of the tests need not look at it."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_runtest_setup(item):
     for marker in item.iter_markers("asyncio_from"):
-        if helpers.PYTHON < marker.args:
+        if marker.args > helpers.PYTHON:
             pytest.skip("from Python {}.{} on".format(*marker.args))
     for marker in item.iter_markers("asyncio_bug"):
         reason, *pythons = marker.args
@@ -58,7 +61,7 @@ def pytest_pyfunc_call(pyfuncitem):
 
 @pytest.fixture
 def reports():
-    """What the loop's exception handler was told; a test takes out what it expects, and what is left fails it."""
+    """What the loop's exception handler was told; a test takes what it expects, and what is left fails it."""
     found = helpers.Reports()
     yield found
     assert not found, list(found)
@@ -88,11 +91,11 @@ def new_loop(loop_name, reports):
             if executor is not None:
                 executor.shutdown()
     loops.clear()
-    if helpers.open_descriptors() != before:
-        gc.collect()
-        after = helpers.open_descriptors()
-        left = {fd: target for fd, target in after.items() if before.get(fd) != target}
-        assert not left, f"descriptors left open: {left}"
+    if helpers.opened_since(before):
+        for _ in range(3):  # what a destructor has touched goes one collection later
+            gc.collect()
+    left = helpers.opened_since(before)
+    assert not left, f"descriptors left open: {left}"
 
 
 @pytest.fixture
@@ -118,7 +121,7 @@ def pair(kind):
 
 @pytest.fixture
 def attach(loop, kind):
-    """Gives a protocol a transport over one end of a connection: `protocol, peer = await attach(protocol)`."""
+    """Gives a protocol a transport over an end of a connection: `protocol, peer = await attach(protocol)`."""
     opened = []
 
     async def attach(protocol):
@@ -143,7 +146,9 @@ def logged(caplog):
 
     def lines(level=logging.WARNING):
         return [
-            record.getMessage() for record in caplog.records if record.name == "asyncio" and record.levelno >= level
+            record.getMessage()
+            for record in caplog.records
+            if record.name == "asyncio" and record.levelno >= level
         ]
 
     return lines

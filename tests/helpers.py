@@ -172,6 +172,15 @@ def unix_pair():
 PAIRS = {"tcp": tcp_pair, "unix": unix_pair}
 
 
+def fill(sock):
+    """Send until the socket takes no more."""
+    try:
+        while True:
+            sock.send(b"x" * 65536)
+    except BlockingIOError:
+        pass
+
+
 def unused_port():
     """A port that nobody listens on just now."""
     with socket.socket() as sock:
@@ -261,10 +270,16 @@ def open_descriptors():
     return found
 
 
+def opened_since(before):
+    """What is open now and was not when `before` was taken from open_descriptors()."""
+    return {fd: target for fd, target in open_descriptors().items() if before.get(fd) != target}
+
+
 PRELUDE = """
 import sys
 sys.path += [path for path in {path!r} if path not in sys.path]
 import asyncio, os, signal, socket, threading, time, warnings
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background ignores it
 if {name!r} == "hotloop":
     import hotloop
     new_event_loop, run, install = hotloop.new_event_loop, hotloop.run, getattr(hotloop, "install", None)

@@ -3,9 +3,8 @@
 import asyncio
 import os
 
-import pytest
-
 import helpers
+import pytest
 from helpers import BufferedRecorder
 
 
@@ -38,7 +37,7 @@ async def test_a_view_of_a_part_of_a_buffer(loop, attach):
     def updated(protocol, count):
         got.extend(storage[40 : 40 + count])
 
-    protocol, peer = await attach(
+    _protocol, peer = await attach(
         BufferedRecorder(get_buffer=lambda protocol, hint: memoryview(storage)[40:45], buffer_updated=updated)
     )
     peer.send(b"hello world")
@@ -65,7 +64,9 @@ async def test_the_buffer_is_let_go_before_buffer_updated(attach):
 
 async def test_a_buffer_that_get_buffer_alone_refers_to(attach):
     protocol, peer = await attach(
-        BufferedRecorder(get_buffer=lambda protocol, hint: bytearray(10), buffer_updated=lambda protocol, count: None)
+        BufferedRecorder(
+            get_buffer=lambda protocol, hint: bytearray(10), buffer_updated=lambda protocol, count: None
+        )
     )
     peer.send(b"hello")
     await protocol.until("buffer_updated")
@@ -109,7 +110,7 @@ async def test_an_echo(loop, attach):
         protocol.buffer[:count] = bytes(count)
 
     received = bytearray()
-    protocol, peer = await attach(BufferedRecorder(buffer_updated=echo))
+    _protocol, peer = await attach(BufferedRecorder(buffer_updated=echo))
     data = os.urandom(100_000)
     sending = loop.create_task(loop.sock_sendall(peer, data))
     received += await helpers.read_exactly(peer, len(data))
@@ -119,7 +120,9 @@ async def test_an_echo(loop, attach):
 
 async def test_closing_in_get_buffer(attach):
     """What comes of the data is not said; the connection ends once, and cleanly."""
-    protocol, peer = await attach(BufferedRecorder(get_buffer=lambda protocol, hint: protocol.transport.close()))
+    protocol, peer = await attach(
+        BufferedRecorder(get_buffer=lambda protocol, hint: protocol.transport.close())
+    )
     peer.send(b"hello")
     assert await protocol.lost() is None
     await helpers.iterations(3)

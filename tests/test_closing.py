@@ -1,12 +1,11 @@
-"""How a connection ends: close, abort, a peer that goes; and callbacks of a protocol that close, stop, leave or fail."""
+"""How a connection ends: close, abort, a peer that goes; and callbacks that close, stop, leave or fail."""
 
 import asyncio
 import contextlib
 import socket
 
-import pytest
-
 import helpers
+import pytest
 from helpers import BufferedRecorder, Recorder
 
 CALLBACKS = [
@@ -122,7 +121,7 @@ async def test_what_is_written_after_close_is_dropped(attach, logged):
 
 
 async def test_writing_again_and_again_after_close_is_warned_of(attach, logged):
-    protocol, peer = await attach(Recorder())
+    protocol, _peer = await attach(Recorder())
     protocol.transport.close()
     for _ in range(4):
         protocol.transport.write(b"x")
@@ -147,7 +146,7 @@ async def test_lines_written_after_close_are_dropped(attach):
 
 
 async def test_wrong_types_are_refused_after_close_too(attach):
-    protocol, peer = await attach(Recorder())
+    protocol, _peer = await attach(Recorder())
     protocol.transport.close()
     with pytest.raises(TypeError):
         protocol.transport.write("text")
@@ -179,7 +178,7 @@ async def test_abort_keeps_what_the_socket_takes_at_once(attach):
 
 
 async def test_abort_after_close(attach):
-    protocol, peer = await attach(Recorder())
+    protocol, _peer = await attach(Recorder())
     protocol.transport.write(helpers.TOO_MUCH)
     protocol.transport.close()
     await asyncio.sleep(0.001)
@@ -266,7 +265,10 @@ async def test_data_that_came_before_the_end_is_received(loop, attach):
 
 @pytest.mark.parametrize(
     "name",
-    but("resume_writing", pytest.mark.asyncio_bug("connection_lost is called twice", (3, 11), (3, 12), (3, 13))),
+    but(
+        "resume_writing",
+        pytest.mark.asyncio_bug("connection_lost is called twice", (3, 11), (3, 12), (3, 13)),
+    ),
 )
 @pytest.mark.parametrize("action", ["close", "abort"])
 async def test_a_callback_that_ends_its_connection(loop, pair, name, action):
@@ -394,7 +396,7 @@ async def test_connection_made_that_fails_is_reported_and_the_connection_stays(l
 
 
 async def test_connection_lost_that_fails_is_reported_and_the_socket_closed(loop, pair, reports):
-    ours, peer = pair
+    ours, _peer = pair
 
     def fail(protocol, exc):
         raise ValueError("broken")

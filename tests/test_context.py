@@ -4,9 +4,8 @@ import asyncio
 import contextvars
 import socket
 
-import pytest
-
 import helpers
+import pytest
 from helpers import Recorder
 
 variable = contextvars.ContextVar("variable", default=None)

@@ -6,9 +6,8 @@ import sys
 import threading
 import time
 
-import pytest
-
 import helpers
+import pytest
 
 
 @pytest.fixture

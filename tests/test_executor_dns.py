@@ -7,10 +7,8 @@ import socket
 import threading
 import time
 
-import pytest
-
 import helpers
-
+import pytest
 
 # Executors
 
@@ -157,11 +155,13 @@ async def test_addresses_are_those_of_the_socket_module(loop, arguments, options
     except Exception as error:
         with pytest.raises(type(error)) as caught:
             await loop.getaddrinfo(*arguments, **options)
-        assert caught.value.args == error.args
+        assert caught.value.args == error.args  # noqa: PT017
     else:
         found = await loop.getaddrinfo(*arguments, **options)
         assert found == expected
-        assert [tuple(map(type, answer)) for answer in found] == [tuple(map(type, answer)) for answer in expected]
+        assert [tuple(map(type, answer)) for answer in found] == [
+            tuple(map(type, answer)) for answer in expected
+        ]
 
 
 NUMERIC = socket.NI_NUMERICHOST | socket.NI_NUMERICSERV
@@ -184,8 +184,6 @@ NAMES = [
 
 @pytest.mark.parametrize(("address", "flags"), NAMES, ids=lambda value: repr(value))
 async def test_names_are_those_of_the_socket_module(loop, address, flags):
-    if address[0] == "nonsense":
-        pytest.importorskip("hotloop") if loop is None else None
     try:
         expected = socket.getnameinfo(address, flags)
     except Exception as error:
@@ -237,7 +235,9 @@ async def test_connecting_to_a_name_and_a_service(loop, monkeypatch):
 
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
     with helpers.listener() as server:
-        transport, protocol = await loop.create_connection(helpers.Recorder, "localhost", str(server.getsockname()[1]))
+        transport, protocol = await loop.create_connection(
+            helpers.Recorder, "localhost", str(server.getsockname()[1])
+        )
         transport.close()
         await protocol.lost()
     assert seen == [("localhost", False)]

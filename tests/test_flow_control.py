@@ -1,11 +1,11 @@
 """The write buffer: its limits, and when a protocol is paused and resumed."""
 
 import asyncio
+import contextlib
 import os
 
-import pytest
-
 import helpers
+import pytest
 from helpers import Recorder
 
 FLOW = ("pause_writing", "resume_writing")
@@ -94,7 +94,9 @@ async def test_writing_in_resume_writing(attach):
 
 
 async def test_writing_in_pause_writing(attach):
-    protocol, peer = await attach(Recorder(pause_writing=lambda protocol: protocol.transport.write(b"the end")))
+    protocol, peer = await attach(
+        Recorder(pause_writing=lambda protocol: protocol.transport.write(b"the end"))
+    )
     protocol.transport.write(helpers.TOO_MUCH)
     got = await helpers.read_exactly(peer, len(helpers.TOO_MUCH) + 7)
     assert got.endswith(b"xthe end")
@@ -168,7 +170,7 @@ async def test_lowering_the_limit_pauses_at_once(attach):
 
 
 async def test_the_size_of_the_buffer(attach):
-    protocol, peer = await attach(Recorder())
+    protocol, _peer = await attach(Recorder())
     protocol.transport.write(helpers.TOO_MUCH)
     size = protocol.transport.get_write_buffer_size()
     assert 0 < size <= len(helpers.TOO_MUCH)
@@ -209,7 +211,7 @@ async def test_an_echo_server_with_flow_control(loop, attach):
 
 async def test_drain_waits_for_a_slow_reader(loop, pair):
     ours, peer = pair
-    reader, writer = await asyncio.open_connection(sock=ours)
+    _reader, writer = await asyncio.open_connection(sock=ours)
     written = 0
 
     async def write():
@@ -258,16 +260,15 @@ async def test_a_long_iteration_does_not_hold_back_what_was_written(loop):
     seen = []
 
     def look(number):
-        try:
+        with contextlib.suppress(BlockingIOError):
             seen.append((number, peer.recv(100)))
-        except BlockingIOError:
-            pass
 
     loop.call_soon(transport.write, b"hello")
     for number in range(5000):
         loop.call_soon(look, number)
     await helpers.iterations(2)
-    assert seen and seen[0][1] == b"hello"
+    assert seen
+    assert seen[0][1] == b"hello"
     assert seen[0][0] < 4000
     transport.close()
     await protocol.lost()

@@ -158,7 +158,13 @@ def test_the_representation_of_partials_and_methods_is_asyncios(loop):
         def __repr__(self):
             return "<thing>"
 
-    for function in (functools.partial(callback, 1, two=2), Thing().method, Thing, print, functools.partial(print)):
+    for function in (
+        functools.partial(callback, 1, two=2),
+        Thing().method,
+        Thing,
+        print,
+        functools.partial(print),
+    ):
         assert repr(loop.call_soon(function)) == repr(asyncio.Handle(function, (), loop))
 
 
@@ -183,10 +189,18 @@ def test_when(loop):
 
 def test_timers_compare_by_their_time(loop):
     early, same, late = loop.call_at(10, callback), loop.call_at(10, callback), loop.call_at(20, callback)
-    assert early < late and early <= late and late > early and late >= early
-    assert not early > late and not early >= late and not late < early and not late <= early
-    assert not early < same and not early > same
-    assert early <= same and early >= same
+    assert early < late
+    assert early <= late
+    assert late > early
+    assert late >= early
+    assert not early > late
+    assert not early >= late
+    assert not late < early
+    assert not late <= early
+    assert not early < same
+    assert not early > same
+    assert early <= same
+    assert early >= same
     assert sorted([late, early]) == [early, late]
 
 
@@ -205,7 +219,7 @@ def test_timers_are_equal_if_all_their_parts_are(loop):
 def test_timers_do_not_compare_with_anything_else(loop):
     handle = loop.call_at(10, callback)
     assert handle != 10
-    assert not handle == "10"
+    assert handle != "10"
     assert handle != loop.call_soon(callback)
     for compare in (lambda: handle < 10, lambda: handle <= 10, lambda: handle > 10, lambda: handle >= None):
         with pytest.raises(TypeError):

@@ -9,9 +9,8 @@ import subprocess
 import threading
 import time
 
-import pytest
-
 import helpers
+import pytest
 
 SIGNAL = signal.SIGUSR1
 
@@ -352,7 +351,9 @@ TIMES = {"computing": 2, "blocked": 2}
 
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_an_interrupt_ends_a_program(loop_name, program):
-    status, output, errors = interrupted(loop_name, PROGRAMS[program] + "\nrun(main())", TIMES.get(program, 1))
+    status, output, errors = interrupted(
+        loop_name, PROGRAMS[program] + "\nrun(main())", TIMES.get(program, 1)
+    )
     assert status == -signal.SIGINT
     assert errors.rstrip().endswith("KeyboardInterrupt")
     assert output == ""
@@ -404,7 +405,9 @@ except KeyboardInterrupt:
     [
         "idle",
         "sleeping",
-        pytest.param("busy", marks=pytest.mark.asyncio_bug("an interrupt may lose the callback that is next")),
+        pytest.param(
+            "busy", marks=pytest.mark.asyncio_bug("an interrupt may lose the callback that is next")
+        ),
         "computing",
         "blocked",
     ],
@@ -461,7 +464,7 @@ def test_a_loop_in_another_thread_does_not_keep_an_interrupt_from_the_main_threa
         thread.start()
         try:
             print("ready", flush=True)
-            thread.join()
+            time.sleep(60)
         except KeyboardInterrupt:
             loop.call_soon_threadsafe(loop.stop)
             thread.join()

@@ -6,9 +6,8 @@ import socket
 import ssl
 import threading
 
-import pytest
-
 import helpers
+import pytest
 
 
 @pytest.fixture
@@ -96,7 +95,7 @@ async def test_receiving_into_what_is_no_buffer(loop, pair):
 
 async def test_receiving_a_wrong_number_of_bytes(loop, pair):
     ours, _ = pair
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="negative buffersize"):
         await loop.sock_recv(ours, -1)
     with pytest.raises(TypeError):
         await loop.sock_recv(ours, "10")
@@ -190,17 +189,6 @@ async def test_both_directions_at_once(loop, pair):
     assert results[2:] == [there, here]
 
 
-async def test_sending_a_file(loop, pair, tmp_path):
-    ours, peer = pair
-    data = os.urandom(1 << 20)
-    path = tmp_path / "file"
-    path.write_bytes(data)
-    with path.open("rb") as file:
-        task = loop.create_task(loop.sock_sendfile(ours, file, 10, 1 << 19))
-        assert await helpers.read_exactly(peer, 1 << 19) == data[10 : 10 + (1 << 19)]
-        assert await task == 1 << 19
-
-
 # Connecting and accepting
 
 
@@ -243,7 +231,7 @@ async def test_a_refused_connection(loop):
     address = ("127.0.0.1", helpers.unused_port())
     with socket.socket() as sock:
         sock.setblocking(False)
-        with pytest.raises(ConnectionRefusedError, match="Connect call failed.*127.0.0.1"):
+        with pytest.raises(ConnectionRefusedError, match=r"Connect call failed.*127\.0\.0\.1"):
             await loop.sock_connect(sock, address)
         assert loop.remove_writer(sock) is False
 
@@ -274,7 +262,7 @@ async def test_accepting_takes_one_at_a_time(loop, listening):
 async def test_accepting_on_a_socket_that_does_not_listen(loop):
     with socket.socket() as sock:
         sock.setblocking(False)
-        with pytest.raises(OSError):
+        with pytest.raises(OSError, match="Invalid argument"):
             await loop.sock_accept(sock)
 
 
@@ -297,17 +285,16 @@ async def test_a_tls_socket_is_refused(loop, name):
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     ours, peer = socket.socketpair()
     ours.setblocking(False)
-    with peer, context.wrap_socket(ours, server_hostname="localhost", do_handshake_on_connect=False) as sock:
-        with pytest.raises(TypeError, match="Socket cannot be of type SSLSocket"):
-            await CALLS[name](loop, sock)
+    sock = context.wrap_socket(ours, server_hostname="localhost", do_handshake_on_connect=False)
+    with peer, sock, pytest.raises(TypeError, match="Socket cannot be of type SSLSocket"):
+        await CALLS[name](loop, sock)
 
 
 @pytest.mark.parametrize("name", CALLS)
 async def test_a_blocking_socket_is_refused_in_debug_mode(loop, name):
     loop.set_debug(True)
-    with socket.socket() as sock:
-        with pytest.raises(ValueError, match="the socket must be non-blocking"):
-            await CALLS[name](loop, sock)
+    with socket.socket() as sock, pytest.raises(ValueError, match="the socket must be non-blocking"):
+        await CALLS[name](loop, sock)
     loop.set_debug(False)
 
 
@@ -322,7 +309,7 @@ async def test_a_closed_socket_is_an_error(loop, name):
 
 @pytest.mark.parametrize("name", ["sock_recv", "sock_recv_into", "sock_sendall"])
 async def test_the_socket_of_a_transport_is_refused(loop, name, attach):
-    protocol, peer = await attach(helpers.Recorder())
+    protocol, _peer = await attach(helpers.Recorder())
     sock = protocol.transport.get_extra_info("socket")
     with socket.socket(sock.family, fileno=os.dup(sock.fileno())) as copy:
         # A copy has a number of its own, and may be used.
@@ -336,172 +323,6 @@ async def test_the_socket_of_a_transport_is_refused(loop, name, attach):
             await CALLS[name](loop, ours)
     finally:
         ours.detach()
-
-
-# Cancelling
-
-
-@pytest.mark.parametrize("name", ["sock_recv", "sock_recv_into", "sock_recvfrom", "sock_recvfrom_into"])
-async def test_a_cancelled_receive_leaves_no_registration_and_no_gap(loop, pair, name):
-    ours, peer = pair
-    task = loop.create_task(CALLS[name](loop, ours))
-    await helpers.iterations(2)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    await helpers.iterations(2)
-    assert loop.remove_reader(ours) is False
-    peer.send(b"hello")
-    assert await loop.sock_recv(ours, 10) == b"hello"
-
-
-async def test_a_cancelled_send_leaves_no_registration_and_sends_no_more(loop, pair):
-    ours, peer = pair
-    data = os.urandom(len(helpers.TOO_MUCH))
-    task = loop.create_task(loop.sock_sendall(ours, data))
-    await asyncio.sleep(0.005)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    await helpers.iterations(2)
-    assert loop.remove_writer(ours) is False
-    ours.shutdown(socket.SHUT_WR)
-    got = await helpers.read_to_end(peer)
-    assert 0 < len(got) < len(data)
-    assert data.startswith(got)
-
-
-async def test_a_cancelled_accept_leaves_no_registration(loop, listening):
-    task = loop.create_task(loop.sock_accept(listening))
-    await helpers.iterations(2)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    await helpers.iterations(2)
-    assert loop.remove_reader(listening) is False
-    with socket.create_connection(listening.getsockname()) as client:
-        connection, address = await loop.sock_accept(listening)
-        assert address == client.getsockname()
-        connection.close()
-
-
-async def test_a_cancelled_connect_leaves_no_registration(loop):
-    server, waiting = helpers.never_answering()
-    sock = socket.socket()
-    sock.setblocking(False)
-    task = loop.create_task(loop.sock_connect(sock, server.getsockname()))
-    await asyncio.sleep(0.01)
-    assert not task.done()
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    await helpers.iterations(2)
-    assert loop.remove_writer(sock) is False
-    for each in (sock, server, *waiting):
-        each.close()
-
-
-async def test_a_timed_out_receive_can_be_repeated(loop, pair):
-    ours, peer = pair
-    for _ in range(3):
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.002):
-                await loop.sock_recv(ours, 10)
-    peer.send(b"hello")
-    assert await loop.sock_recv(ours, 10) == b"hello"
-
-
-async def test_closing_the_socket_after_cancelling_in_the_same_iteration(loop):
-    """The registration goes before the number can come back."""
-    ours, peer = helpers.unix_pair()
-    task = loop.create_task(loop.sock_recv(ours, 10))
-    await helpers.iterations(2)
-    task.cancel()
-    ours.close()
-    new, new_peer = helpers.unix_pair()
-    await helpers.iterations(3)
-    new_peer.send(b"x")
-    assert await loop.sock_recv(new, 10) == b"x"
-    for sock in (peer, new, new_peer):
-        sock.close()
-
-
-@pytest.mark.hotloop_only
-@pytest.mark.parametrize("steps", range(8))
-@pytest.mark.parametrize("name", ["sock_recv", "sock_recv_into", "sock_recvfrom"])
-async def test_cancelling_a_receive_never_loses_data(loop, pair, name, steps):
-    """Also between the arrival of the data and the task's next step, where asyncio drops what it has read."""
-    ours, peer = pair
-    got = bytearray()
-
-    async def receive():
-        if name == "sock_recv":
-            got.extend(await loop.sock_recv(ours, 10))
-        elif name == "sock_recvfrom":
-            got.extend((await loop.sock_recvfrom(ours, 10))[0])
-        else:
-            buffer = bytearray(10)
-            count = await loop.sock_recv_into(ours, buffer)
-            got.extend(buffer[:count])
-
-    task = loop.create_task(receive())
-    await helpers.iterations(2)
-    peer.send(b"hello")
-    await helpers.iterations(steps)
-    task.cancel()
-    await asyncio.wait([task])
-    await helpers.iterations(2)
-    assert loop.remove_reader(ours) is False
-    if not got:
-        assert task.cancelled()
-        got += await loop.sock_recv(ours, 10)
-    assert got == b"hello"
-
-
-@pytest.mark.hotloop_only
-@pytest.mark.parametrize("steps", range(8))
-async def test_cancelling_an_accept_never_loses_a_connection(loop, listening, steps):
-    async def accept():
-        connection, _ = await loop.sock_accept(listening)
-        return connection
-
-    task = loop.create_task(accept())
-    await helpers.iterations(2)
-    with socket.create_connection(listening.getsockname()) as client:
-        await helpers.iterations(steps)
-        task.cancel()
-        await asyncio.wait([task])
-        if task.cancelled():
-            connection = await accept()
-        else:
-            connection = task.result()
-        with connection:
-            client.sendall(b"hello")
-            assert await loop.sock_recv(connection, 10) == b"hello"
-
-
-@pytest.mark.hotloop_only
-@pytest.mark.parametrize("steps", range(6))
-async def test_cancelling_a_receive_whose_data_comes_in_the_same_iteration(loop, pair, steps):
-    """The cancellation comes from a callback that runs after the data's event, before the task."""
-    ours, peer = pair
-    other, other_peer = helpers.unix_pair()
-    task = loop.create_task(loop.sock_recv(ours, 10))
-    await helpers.iterations(2)
-
-    def cancel():
-        loop.remove_reader(other)
-        helper = loop.create_task(helpers.iterations(steps))
-        helper.add_done_callback(lambda _: task.cancel())
-
-    loop.add_reader(other, cancel)
-    peer.send(b"hello")
-    other_peer.send(b"x")
-    await asyncio.wait([task])
-    got = await loop.sock_recv(ours, 10) if task.cancelled() else task.result()
-    assert got == b"hello"
-    other.close()
-    other_peer.close()
 
 
 async def test_a_thread_at_the_other_end(loop, pair):

@@ -4,9 +4,8 @@ import asyncio
 import contextlib
 import os
 
-import pytest
-
 import helpers
+import pytest
 
 
 @contextlib.asynccontextmanager
@@ -96,7 +95,7 @@ async def test_a_line_that_is_too_long(loop):
 
     async with serving(handle) as address:
         reader, writer = await asyncio.open_connection(*address, limit=100)
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match="limit"):
             await reader.readline()
         await close(writer)
 
@@ -134,8 +133,8 @@ async def test_a_reset_reaches_reader_and_writer(loop):
     helpers.reset(peer)
     with pytest.raises(ConnectionResetError):
         await task
+    writer.write(b"x")
     with pytest.raises(ConnectionResetError):
-        writer.write(b"x")
         await writer.drain()
     writer.close()
     with contextlib.suppress(ConnectionResetError):
@@ -147,7 +146,7 @@ async def test_a_handler_that_fails_is_reported(loop, reports):
         raise ValueError("broken")
 
     async with serving(handle) as address:
-        reader, writer = await asyncio.open_connection(*address)
+        _reader, writer = await asyncio.open_connection(*address)
         await helpers.until(lambda: reports)
         writer.close()
         await asyncio.sleep(0.005)

@@ -1,13 +1,13 @@
-"""create_task and its keywords, task factories, eager tasks; the loop under tasks that fail, leave or are dropped."""
+"""create_task and its keywords, task factories, eager tasks; tasks that fail, leave or are dropped."""
 
 import asyncio
+import contextlib
 import contextvars
 import gc
 import weakref
 
-import pytest
-
 import helpers
+import pytest
 
 variable = contextvars.ContextVar("variable", default=None)
 
@@ -241,12 +241,15 @@ async def test_a_task_group_cancels_the_others(loop):
             cancelled.append(1)
             raise
 
-    with pytest.raises(ExceptionGroup) as caught:
+    async def run_group():
         async with asyncio.TaskGroup() as group:
             group.create_task(wait())
             group.create_task(wait())
             await asyncio.sleep(0)
             group.create_task(fail())
+
+    with pytest.raises(ExceptionGroup) as caught:
+        await run_group()
     assert [type(error) for error in caught.value.exceptions] == [LookupError]
     assert cancelled == [1, 1]
 
@@ -363,10 +366,8 @@ def test_a_finished_task_is_freed_at_once(loop):
 def test_a_failed_task_is_freed_without_the_collector(loop):
     async def main():
         task = loop.create_task(fail())
-        try:
+        with contextlib.suppress(LookupError):
             await task
-        except LookupError:
-            pass
         gone = weakref.ref(task)
         del task
         return gone

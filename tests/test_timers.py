@@ -197,7 +197,7 @@ def test_a_timer_of_no_delay_runs_in_a_later_iteration(loop):
 
 
 def test_timers_do_not_overtake_callbacks(loop):
-    """A callback that was ready first runs first, and one that a timer schedules runs after the timers then due."""
+    """What was ready first runs first; what a timer schedules runs after the timers that are due with it."""
     ran = []
     now = loop.time()
     loop.call_at(now - 2, lambda: (ran.append("timer 1"), loop.call_soon(ran.append, "soon 2")))

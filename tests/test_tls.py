@@ -6,9 +6,8 @@ import os
 import socket
 import ssl
 
-import pytest
-
 import helpers
+import pytest
 from helpers import BufferedRecorder, Recorder
 
 
@@ -76,7 +75,7 @@ async def test_the_life_of_a_connection(loop, tls, kind, path):
 
 @pytest.mark.parametrize("protocol", [Recorder, BufferedRecorder])
 async def test_a_lot_of_data(loop, tls, kind, path, protocol):
-    async with serving(loop, tls, kind, path, data_received=echo) as (connect, protocols):
+    async with serving(loop, tls, kind, path, data_received=echo) as (connect, _protocols):
         # A view, for sslproto fills a buffer slice by slice.
         client = protocol(get_buffer=lambda protocol, hint: memoryview(protocol.buffer))
         transport = await connect(client)
@@ -111,7 +110,7 @@ async def test_closing_sends_what_was_written(loop, tls):
         protocol.transport.write(data)
         protocol.transport.close()
 
-    async with serving(loop, tls, data_received=answer) as (connect, protocols):
+    async with serving(loop, tls, data_received=answer) as (connect, _protocols):
         protocol = Recorder()
         transport = await connect(protocol)
         transport.write(b"question")
@@ -120,7 +119,7 @@ async def test_closing_sends_what_was_written(loop, tls):
 
 
 async def test_a_certificate_of_nobody(loop, tls):
-    async with serving(loop, tls) as (connect, protocols):
+    async with serving(loop, tls) as (connect, _protocols):
         with pytest.raises(ssl.SSLCertVerificationError):
             await connect(Recorder(), ssl=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
         with pytest.raises(ssl.SSLCertVerificationError, match="Hostname mismatch"):
@@ -140,15 +139,10 @@ async def test_a_client_that_does_not_speak_tls(loop, tls):
 
 
 async def test_a_handshake_that_takes_too_long(loop, tls):
-    with helpers.listener() as silent:
-        with pytest.raises(ConnectionAbortedError, match="SSL handshake is taking longer than"):
-            await loop.create_connection(
-                Recorder,
-                *silent.getsockname(),
-                ssl=tls[1],
-                server_hostname="localhost",
-                ssl_handshake_timeout=0.02,
-            )
+    options = {"ssl": tls[1], "server_hostname": "localhost", "ssl_handshake_timeout": 0.02}
+    said = "SSL handshake is taking longer than"
+    with helpers.listener() as silent, pytest.raises(ConnectionAbortedError, match=said):
+        await loop.create_connection(Recorder, *silent.getsockname(), **options)
 
 
 async def test_a_peer_that_goes_during_the_handshake(loop, tls):
@@ -228,7 +222,7 @@ async def test_start_tls_refuses_what_it_cannot_upgrade(loop, tls):
         await loop.start_tls(asyncio.Transport(), Recorder(), tls[1])
     ours, peer = helpers.tcp_pair()
     transport, protocol = await loop.create_connection(Recorder, sock=ours)
-    with pytest.raises(TypeError, match="sslcontext is expected to be an instance of ssl.SSLContext"):
+    with pytest.raises(TypeError, match="sslcontext is expected to be an instance of"):
         await loop.start_tls(transport, protocol, None)
     transport.abort()
     await protocol.lost()
@@ -241,7 +235,9 @@ async def test_a_socket_that_is_already_connected(loop, tls):
     accepting = loop.create_task(
         loop.connect_accepted_socket(lambda: protocols.append(Recorder()) or protocols[-1], peer, ssl=tls[0])
     )
-    transport, protocol = await loop.create_connection(Recorder, sock=ours, ssl=tls[1], server_hostname="localhost")
+    transport, protocol = await loop.create_connection(
+        Recorder, sock=ours, ssl=tls[1], server_hostname="localhost"
+    )
     await accepting
     transport.write(b"hello")
     assert await protocols[0].received(5) == b"hello"
@@ -272,6 +268,8 @@ async def test_a_cancelled_handshake_leaves_nothing_open(loop, tls):
         before = helpers.open_descriptors()
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.01):
-                await loop.create_connection(Recorder, *silent.getsockname(), ssl=tls[1], server_hostname="localhost")
+                await loop.create_connection(
+                    Recorder, *silent.getsockname(), ssl=tls[1], server_hostname="localhost"
+                )
         await asyncio.sleep(0.005)
-        assert helpers.open_descriptors() == before
+        assert not helpers.opened_since(before)

@@ -8,9 +8,8 @@ import os
 import socket
 import weakref
 
-import pytest
-
 import helpers
+import pytest
 from helpers import BufferedRecorder, Recorder
 
 
@@ -48,7 +47,9 @@ async def test_data_received_gets_bytes(attach):
 
 
 async def test_a_lot_of_data_both_ways(loop, attach):
-    protocol, peer = await attach(Recorder(data_received=lambda protocol, data: protocol.transport.write(data)))
+    protocol, peer = await attach(
+        Recorder(data_received=lambda protocol, data: protocol.transport.write(data))
+    )
     data = os.urandom(12 << 20)
     sending = loop.create_task(loop.sock_sendall(peer, data))
     assert await helpers.read_exactly(peer, len(data)) == data
@@ -89,7 +90,13 @@ async def test_any_sort_of_bytes_can_be_written(attach):
         pass
 
     numbers = array.array("I", [1, 2, 3])
-    for data in (b"bytes", bytearray(b"bytearray"), memoryview(b"memoryview")[3:], Bytes(b"mine"), memoryview(numbers)):
+    for data in (
+        b"bytes",
+        bytearray(b"bytearray"),
+        memoryview(b"memoryview")[3:],
+        Bytes(b"mine"),
+        memoryview(numbers),
+    ):
         protocol.transport.write(data)
         expected = bytes(data)
         assert await helpers.read_exactly(peer, len(expected)) == expected
@@ -285,7 +292,9 @@ async def test_eof_received_can_keep_the_transport_open(attach, answer):
 
 
 async def test_eof_received_can_write_its_answer(attach):
-    protocol, peer = await attach(Recorder(eof_received=lambda protocol: protocol.transport.write(b"goodbye")))
+    protocol, peer = await attach(
+        Recorder(eof_received=lambda protocol: protocol.transport.write(b"goodbye"))
+    )
     peer.shutdown(socket.SHUT_WR)
     assert await helpers.read_to_end(peer) == b"goodbye"
     assert await protocol.lost() is None
@@ -321,7 +330,9 @@ async def test_nothing_is_received_while_reading_is_paused(attach):
 
 
 async def test_reading_paused_in_connection_made(attach):
-    protocol, peer = await attach(Recorder(connection_made=lambda protocol, transport: transport.pause_reading()))
+    protocol, peer = await attach(
+        Recorder(connection_made=lambda protocol, transport: transport.pause_reading())
+    )
     peer.send(b"hello")
     await asyncio.sleep(0.01)
     assert protocol.data == b""
@@ -330,7 +341,9 @@ async def test_reading_paused_in_connection_made(attach):
 
 
 async def test_reading_paused_in_data_received(loop, attach):
-    protocol, peer = await attach(Recorder(data_received=lambda protocol, data: protocol.transport.pause_reading()))
+    protocol, peer = await attach(
+        Recorder(data_received=lambda protocol, data: protocol.transport.pause_reading())
+    )
     data = os.urandom(3 << 20)
     sending = loop.create_task(loop.sock_sendall(peer, data))
     while len(protocol.data) < len(data):
@@ -357,7 +370,7 @@ async def test_the_end_is_not_seen_while_reading_is_paused(attach):
 
 
 async def test_pausing_a_closed_transport_does_nothing(attach):
-    protocol, peer = await attach(Recorder())
+    protocol, _peer = await attach(Recorder())
     protocol.transport.close()
     protocol.transport.pause_reading()
     protocol.transport.resume_reading()
@@ -403,7 +416,9 @@ async def test_changing_the_protocol_while_receiving(attach, old, new):
 
 async def test_changing_the_protocol_in_connection_made(attach):
     second = BufferedRecorder()
-    protocol, peer = await attach(Recorder(connection_made=lambda protocol, transport: transport.set_protocol(second)))
+    protocol, peer = await attach(
+        Recorder(connection_made=lambda protocol, transport: transport.set_protocol(second))
+    )
     peer.send(b"hello")
     assert await second.received(5) == b"hello"
     assert protocol.data == b""
@@ -433,7 +448,7 @@ async def test_extra_information(loop, attach, kind):
 
 
 async def test_the_representation_tells_the_state(attach):
-    protocol, peer = await attach(Recorder())
+    protocol, _peer = await attach(Recorder())
     transport = protocol.transport
     number = transport.get_extra_info("socket").fileno()
     assert f"fd={number}" in repr(transport)
@@ -446,7 +461,7 @@ async def test_the_representation_tells_the_state(attach):
 
 
 async def test_a_transport_can_be_referred_to_weakly(attach):
-    protocol, peer = await attach(Recorder())
+    protocol, _peer = await attach(Recorder())
     ref = weakref.ref(protocol.transport)
     assert ref() is protocol.transport
 

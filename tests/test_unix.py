@@ -7,9 +7,8 @@ import pathlib
 import secrets
 import socket
 
-import pytest
-
 import helpers
+import pytest
 from helpers import Recorder
 
 
@@ -221,7 +220,7 @@ async def test_an_accepted_socket(loop, path):
         client = socket.socket(socket.AF_UNIX)
         client.connect(path)
         accepted, _ = server.accept()
-    transport, protocol = await loop.connect_accepted_socket(Recorder, accepted)
+    _transport, protocol = await loop.connect_accepted_socket(Recorder, accepted)
     client.sendall(b"hello")
     assert await protocol.received(5) == b"hello"
     client.close()

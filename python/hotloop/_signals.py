@@ -201,7 +201,9 @@ class SignalHandling:
         if self._csock is not None and self._ssock is not None:
             if threading.current_thread() is threading.main_thread():
                 self._give_wakeup_fd_back()
-            self._remove_reader(self._ssock.fileno())
+            if self._ssock.fileno() >= 0:
+                # Unless the garbage collector was first, which closes sockets of a cycle in any order.
+                self._remove_reader(self._ssock.fileno())
             self._ssock.close()
             self._csock.close()
             self._ssock = self._csock = None

@@ -11,6 +11,7 @@ from asyncio.log import logger
 from typing import Any
 
 from . import _core
+from ._datagram import DatagramTransport
 from ._signals import SignalHandling
 
 # What asyncio's event loop for Unix does once a connection, or once a program, in functions that ask nothing of their
@@ -142,6 +143,31 @@ class Loop(SignalHandling, _core.Loop, asyncio.BaseEventLoop):
         )
         self._make_socket_transport(rawsock, ssl_protocol, extra=extra, server=server, context=context)
         return ssl_protocol._app_transport
+
+    def _make_datagram_transport(
+        self, sock: socket.socket, protocol: Any, address: Any = None, waiter: Any = None, extra: Any = None
+    ) -> DatagramTransport:
+        self._ensure_fd_no_transport(sock)
+        return DatagramTransport(self, sock, protocol, address, waiter, extra)
+
+    async def _sendfile_native(self, transp: Any, file: Any, offset: int, count: int | None) -> int:
+        """os.sendfile() on a duplicate of the transport's descriptor, which can be watched beside it."""
+        resume_reading = transp.is_reading()
+        transp.pause_reading()
+        await transp._make_empty_waiter()
+        try:
+            with socket.socket(fileno=os.dup(transp._sock_fd)) as sock:
+                sock.setblocking(False)
+                return await self.sock_sendfile(sock, file, offset, count, fallback=False)  # type: ignore[arg-type]
+        finally:
+            transp._reset_empty_waiter()
+            if resume_reading:
+                transp.resume_reading()
+
+    _sock_sendfile_native = _Unix._sock_sendfile_native
+    _sock_sendfile_native_impl = _Unix._sock_sendfile_native_impl
+    _sock_sendfile_update_filepos = _Unix._sock_sendfile_update_filepos
+    _sock_add_cancellation_callback = _Unix._sock_add_cancellation_callback
 
     def _stop_serving(self, sock: socket.socket) -> None:
         # Python 3.13 and later note here which paths are to be removed.

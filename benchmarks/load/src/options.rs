@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub const USAGE: &str = "usage: load ADDRESS [--connections N] [--size BYTES] [--depth N] [--requests N] \
-[--seconds S] [--warmup S] [--patience S]
+[--seconds S] [--warmup S] [--lockstep] [--patience S]
 
 ADDRESS is tcp://HOST:PORT, udp://HOST:PORT, unix:PATH or http://HOST:PORT/PATH, the host a numeric address.
   --connections N   open N connections (default 1)
@@ -14,6 +14,7 @@ ADDRESS is tcp://HOST:PORT, udp://HOST:PORT, unix:PATH or http://HOST:PORT/PATH,
   --requests N      stop after N requests
   --seconds S       stop after S seconds (default 1, where --requests is not given)
   --warmup S        do not count the first S seconds (default 0)
+  --lockstep        make the next requests when all connections are answered, not each by itself
   --patience S      give up when the server is silent for S seconds (default 10)";
 
 pub enum Address {
@@ -37,6 +38,7 @@ pub struct Options {
     pub depth: u64,
     pub length: Length,
     pub warmup: Duration,
+    pub lockstep: bool,
     pub patience: Duration,
 }
 
@@ -54,9 +56,14 @@ impl Options {
             depth: 1,
             length: Length::Time(Duration::from_secs(1)),
             warmup: Duration::ZERO,
+            lockstep: false,
             patience: Duration::from_secs(10),
         };
         while let Some(name) = args.next() {
+            if name == "--lockstep" {
+                options.lockstep = true;
+                continue;
+            }
             let value = args.next().ok_or_else(|| format!("{name} needs a value\n{USAGE}"))?;
             match name.as_str() {
                 "--connections" => options.connections = positive(&name, &value)?,

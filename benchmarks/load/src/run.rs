@@ -23,9 +23,7 @@ pub fn run(options: &Options) -> Result<Report, String> {
     let begin = Instant::now();
     let count_from = begin + options.warmup;
     let mut counted = Count::starting(begin);
-    for client in &mut clients {
-        client.request(budget.take(options.depth), begin)?;
-    }
+    request_of_all(&mut clients, &mut budget, options.depth, begin)?;
 
     while !budget.spent() {
         match poll.poll(&mut events, Some(options.patience)) {
@@ -54,11 +52,25 @@ pub fn run(options: &Options) -> Result<Report, String> {
                 let now = Instant::now();
                 let answered = client.receive(&mut buffer, |made| counted.add(now - made))?;
                 budget.answered(answered);
-                client.request(budget.take(answered), now)?;
+                if !options.lockstep {
+                    client.request(budget.take(answered), now)?;
+                }
             }
+        }
+        if options.lockstep && budget.all_answered() {
+            request_of_all(&mut clients, &mut budget, options.depth, Instant::now())?;
         }
     }
     Ok(counted.finish(Instant::now()))
+}
+
+fn request_of_all(
+    clients: &mut [Client],
+    budget: &mut Budget,
+    depth: u64,
+    now: Instant,
+) -> Result<(), String> {
+    clients.iter_mut().try_for_each(|client| client.request(budget.take(depth), now))
 }
 
 fn connect(options: &Options, poll: &Poll) -> Result<Vec<Client>, String> {
@@ -70,7 +82,7 @@ fn connect(options: &Options, poll: &Poll) -> Result<Vec<Client>, String> {
     };
     (0..options.connections)
         .map(|index| {
-            let failed = |error| format!("cannot connect ({} are): {error}", index);
+            let failed = |error| format!("cannot connect, with {index} connections open: {error}");
             let mut socket = Socket::connect(&options.address).map_err(failed)?;
             socket.register(poll.registry(), Token(index)).map_err(failed)?;
             let exchange = match &http {
@@ -109,6 +121,11 @@ impl Budget {
 
     fn answered(&mut self, count: u64) {
         self.to_answer -= count;
+    }
+
+    /// Whether every request that was made is answered.
+    fn all_answered(&self) -> bool {
+        self.to_answer == self.to_make
     }
 
     fn spent(&self) -> bool {

@@ -1,0 +1,356 @@
+"""os.fork(): the child has loops of its own, and does its parent's no harm."""
+
+import os
+import sys
+
+import helpers
+import pytest
+
+# Every program forks, and the child ends with os._exit(): 0 if all went well there.
+CHILD = """
+def in_child(function):
+    '''Run the function in a forked child, and return the child's status.'''
+    sys.stdout.flush()
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            function()
+            status = 0
+        except BaseException:
+            import traceback
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+async def exchange():
+    '''Use a loop: tasks, timers, sockets, threads.'''
+    loop = asyncio.get_running_loop()
+    ours, peer = socket.socketpair()
+    reader, writer = await asyncio.open_connection(sock=ours)
+    peer.setblocking(False)
+    await asyncio.sleep(0.001)
+    await loop.sock_sendall(peer, b"hello")
+    assert await reader.readexactly(5) == b"hello"
+    assert await loop.run_in_executor(None, lambda: 42) == 42
+    writer.close()
+    await writer.wait_closed()
+    peer.close()
+    return "exchanged"
+
+def woken(loop):
+    '''A call from another thread reaches the loop while it waits.'''
+    timer = threading.Timer(0.02, lambda: loop.call_soon_threadsafe(loop.stop))
+    timer.start()
+    alarm = loop.call_later(10, lambda: os._exit(99))
+    loop.run_forever()
+    alarm.cancel()
+    timer.join()
+"""
+
+
+def run(loop_name, source):
+    result = helpers.run_script(loop_name, CHILD + source, "-W", "ignore::DeprecationWarning")
+    assert result.stderr == ""
+    return result.stdout
+
+
+def test_a_child_of_a_program_that_has_run_a_loop(loop_name):
+    assert run(
+        loop_name,
+        """
+print(run(exchange()))
+assert in_child(lambda: run(exchange())) == 0
+print(run(exchange()))
+""",
+    ) == ("exchanged\nexchanged\n")
+
+
+def test_a_child_of_a_program_that_has_a_loop(loop_name):
+    run(
+        loop_name,
+        """
+loop = new_event_loop()
+loop.run_until_complete(exchange())
+assert in_child(lambda: run(exchange())) == 0
+assert in_child(lambda: new_event_loop().run_until_complete(exchange())) == 0
+woken(loop)
+loop.run_until_complete(exchange())
+loop.close()
+""",
+    )
+
+
+def test_a_child_of_a_running_loop(loop_name):
+    run(
+        loop_name,
+        """
+def child():
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        pass
+    else:
+        raise AssertionError("the child believes that it runs a loop")
+    run(exchange())
+    loop = new_event_loop()
+    loop.run_until_complete(exchange())
+    loop.close()
+
+async def main():
+    await exchange()
+    assert in_child(child) == 0
+    await exchange()
+
+run(main())
+""",
+    )
+
+
+@pytest.mark.hotloop_only
+def test_a_child_that_closes_its_parents_loop(loop_name):
+    """asyncio's own loop takes the parent's registrations away with it."""
+    run(
+        loop_name,
+        """
+loop = new_event_loop()
+ours, peer = socket.socketpair()
+got = []
+loop.add_reader(ours, lambda: (got.append(ours.recv(10)), loop.stop()))
+loop.run_until_complete(exchange())
+assert in_child(loop.close) == 0
+woken(loop)
+threading.Timer(0.02, peer.send, (b"hello",)).start()
+loop.run_forever()
+assert got == [b"hello"], got
+loop.remove_reader(ours)
+loop.run_until_complete(exchange())
+loop.close()
+""",
+    )
+
+
+@pytest.mark.hotloop_only
+def test_a_child_that_closes_its_parents_running_loop(loop_name):
+    run(
+        loop_name,
+        """
+async def main():
+    loop = asyncio.get_running_loop()
+    reader, writer = await asyncio.open_connection(sock=ours)
+
+    def child():
+        try:
+            loop.close()
+        except RuntimeError:
+            pass
+
+    assert in_child(child) == 0
+    peer.send(b"hello")
+    assert await reader.readexactly(5) == b"hello"
+    assert await asyncio.to_thread(lambda: 42) == 42
+    writer.write(b"goodbye")
+    writer.close()
+    await writer.wait_closed()
+    assert peer.recv(10) == b"goodbye"
+
+ours, peer = socket.socketpair()
+run(main())
+""",
+    )
+
+
+@pytest.mark.hotloop_only
+def test_a_child_that_drops_its_parents_loop_and_transports(loop_name):
+    run(
+        loop_name,
+        """
+import gc
+warnings.simplefilter("ignore", ResourceWarning)
+
+class Echo(asyncio.Protocol):
+    def connection_made(self, transport):
+        self.transport = transport
+
+    def data_received(self, data):
+        self.transport.write(data)
+
+loop = new_event_loop()
+ours, peer = socket.socketpair()
+transport, protocol = loop.run_until_complete(loop.create_connection(Echo, sock=ours))
+
+def child():
+    global loop, transport, protocol, ours
+    transport.abort()
+    del loop, transport, protocol, ours
+    gc.collect()
+
+assert in_child(child) == 0
+peer.send(b"hello")
+peer.setblocking(False)
+assert loop.run_until_complete(loop.sock_recv(peer, 10)) == b"hello"
+woken(loop)
+transport.close()
+loop.run_until_complete(asyncio.sleep(0.001))
+loop.close()
+""",
+    )
+
+
+def test_what_was_written_before_the_fork_is_sent_once(loop_name):
+    run(
+        loop_name,
+        """
+import gc
+
+ours, peer = socket.socketpair()
+
+def child():
+    gc.collect()
+    run(exchange())
+
+async def main():
+    transport, _ = await asyncio.get_running_loop().create_connection(asyncio.Protocol, sock=ours)
+    transport.write(b"once")
+    assert in_child(child) == 0
+    transport.close()
+    await asyncio.sleep(0.001)
+
+run(main())
+peer.settimeout(5)
+data = b""
+while chunk := peer.recv(100):
+    data += chunk
+assert data == b"once", data
+""",
+    )
+
+
+def test_a_childs_loop_does_not_run_its_parents_callbacks(loop_name):
+    assert (
+        run(
+            loop_name,
+            """
+def child():
+    sys.stdout = open(os.devnull, "w")
+    run(asyncio.sleep(0.05))
+
+def show(text):
+    os.write(1, text.encode() + b"\\n")
+
+async def main():
+    loop = asyncio.get_running_loop()
+    ours, peer = socket.socketpair()
+    loop.add_reader(ours, lambda: (loop.remove_reader(ours), show("reader")))
+    loop.call_later(0.02, show, "timer")
+    loop.call_soon(show, "soon")
+    peer.send(b"x")
+    assert in_child(child) == 0
+    await asyncio.sleep(0.1)
+
+run(main())
+""",
+        )
+        == "soon\nreader\ntimer\n"
+    )
+
+
+def test_signals_in_a_child_are_not_its_parents(loop_name):
+    run(
+        loop_name,
+        """
+calls = []
+
+def child():
+    # What was the parent's handler must not reach the parent's loop from here.
+    async def wait():
+        got = asyncio.Event()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, got.set)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        await asyncio.wait_for(got.wait(), 10)
+    run(wait())
+
+async def main():
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, calls.append, 1)
+    assert in_child(child) == 0
+    await asyncio.sleep(0.01)
+    assert calls == []
+    os.kill(os.getpid(), signal.SIGUSR1)
+    await asyncio.sleep(0.01)
+    assert calls == [1]
+
+run(main())
+""",
+    )
+
+
+def test_multiprocessing_with_fork(loop_name):
+    run(
+        loop_name,
+        """
+import multiprocessing
+
+def work(queue):
+    queue.put(run(exchange()))
+
+async def main():
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    processes = [context.Process(target=work, args=(queue,)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        await asyncio.to_thread(process.join)
+        assert process.exitcode == 0
+        assert queue.get() == "exchanged"
+
+run(main())
+""",
+    )
+
+
+@pytest.mark.hotloop_only
+def test_a_child_that_goes_on_with_its_parents_loop(loop_name):
+    """A server that forks its workers after it has made its loop."""
+    run(
+        loop_name,
+        """
+loop = new_event_loop()
+
+def child():
+    loop.run_until_complete(exchange())
+    loop.close()
+
+assert in_child(child) == 0
+woken(loop)
+loop.run_until_complete(exchange())
+loop.close()
+""",
+    )
+
+
+def test_no_descriptor_of_a_loop_is_inherited_by_another_program(new_loop):
+    before = helpers.open_descriptors()
+    loop = new_loop()
+    loop.run_until_complete(loop.create_server(helpers.Recorder, "127.0.0.1", 0)).close()
+    made = set(helpers.open_descriptors()) - set(before)
+    assert made
+    for descriptor in made:
+        assert not os.get_inheritable(descriptor)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="fork() is for Unix")
+def test_many_forks(loop_name):
+    run(
+        loop_name,
+        """
+async def main():
+    for _ in range(10):
+        assert in_child(lambda: run(asyncio.sleep(0.001))) == 0
+        await asyncio.sleep(0)
+    await exchange()
+
+run(main())
+""",
+    )

@@ -1,0 +1,427 @@
+"""call_soon_threadsafe, and loops in several threads."""
+
+import asyncio
+import concurrent.futures
+import gc
+import os
+import queue
+import random
+import signal
+import threading
+import time
+
+import helpers
+import pytest
+
+
+def in_thread(function, *args):
+    thread = threading.Thread(target=function, args=args)
+    thread.start()
+    return thread
+
+
+# call_soon_threadsafe
+
+
+def test_a_call_from_another_thread_wakes_an_idle_loop(loop):
+    delays = []
+
+    def work():
+        for _ in range(20):
+            time.sleep(0.001)
+            loop.call_soon_threadsafe(lambda start: delays.append(time.monotonic() - start), time.monotonic())
+        loop.call_soon_threadsafe(loop.stop)
+
+    loop.call_later(20, loop.stop)
+    thread = in_thread(work)
+    loop.run_forever()
+    thread.join()
+    assert len(delays) == 20
+    assert min(delays) < 0.1
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_no_call_is_lost_and_each_threads_keep_their_order(loop, busy):
+    threads, calls = 8, 2000
+    seen = [[] for _ in range(threads)]
+    running = True
+
+    def work(number):
+        for call in range(calls):
+            loop.call_soon_threadsafe(seen[number].append, call)
+            if call % 500 == 0:
+                time.sleep(0.001)
+        loop.call_soon_threadsafe(finished.append, number)
+
+    def spin():
+        if running:
+            loop.call_soon(spin)
+
+    async def main():
+        nonlocal running
+        if busy:
+            spin()
+        workers = [in_thread(work, number) for number in range(threads)]
+        await helpers.until(lambda: len(finished) == threads, timeout=30)
+        running = False
+        for worker in workers:
+            worker.join()
+
+    finished = []
+    loop.run_until_complete(main())
+    assert seen == [list(range(calls))] * threads
+
+
+def test_calls_made_before_the_loop_runs(loop):
+    ran = []
+    for number in range(3):
+        thread = in_thread(loop.call_soon_threadsafe, ran.append, number)
+        thread.join()
+    loop.call_soon(ran.append, "soon")
+    loop.call_soon_threadsafe(loop.stop)
+    loop.run_forever()
+    assert ran == [0, 1, 2, "soon"]
+
+
+def test_calls_made_while_the_loop_rests_between_two_runs(loop):
+    ran = []
+    for number in range(50):
+        loop.run_until_complete(asyncio.sleep(0))
+        thread = in_thread(loop.call_soon_threadsafe, lambda number=number: (ran.append(number), loop.stop()))
+        if number % 2:
+            thread.join()
+        loop.run_forever()
+        thread.join()
+    assert ran == list(range(50))
+
+
+async def test_calls_from_the_loops_own_thread(loop):
+    ran = []
+    loop.call_soon(ran.append, 1)
+    handle = loop.call_soon_threadsafe(ran.append, 2)
+    loop.call_soon(ran.append, 3)
+    assert isinstance(handle, asyncio.Handle)
+    await asyncio.sleep(0)
+    assert ran == [1, 2, 3]
+    async with helpers.idle(0.1):
+        pass
+
+
+async def test_a_call_can_be_cancelled_from_its_thread(loop):
+    ran = []
+    go = threading.Event()
+
+    def work():
+        handles = [loop.call_soon_threadsafe(ran.append, number) for number in range(10)]
+        for handle in handles[::2]:
+            handle.cancel()
+        go.set()
+
+    thread = in_thread(work)
+    thread.join()  # the loop does not run until it has cancelled
+    await asyncio.sleep(0.002)
+    assert ran == [1, 3, 5, 7, 9]
+
+
+def test_stopping_from_another_thread(loop):
+    for _ in range(20):
+        thread = in_thread(lambda: loop.call_soon_threadsafe(loop.stop))
+        loop.run_forever()
+        thread.join()
+
+
+def test_calls_to_a_loop_that_closes_meanwhile(new_loop):
+    """They are either taken or refused with a RuntimeError."""
+    for _ in range(30):
+        loop = new_loop()
+        errors = []
+        started = threading.Event()
+
+        def work(loop=loop, errors=errors, started=started):
+            try:
+                while True:
+                    loop.call_soon_threadsafe(int)
+                    started.set()
+            except BaseException as exc:
+                errors.append(exc)
+
+        thread = in_thread(work)
+        started.wait(10)
+        loop.run_until_complete(asyncio.sleep(0))
+        loop.close()
+        thread.join()
+        assert [str(error) for error in errors] == ["Event loop is closed"]
+
+
+def test_an_exception_in_a_call_is_reported(loop, reports):
+    def work():
+        loop.call_soon_threadsafe(lambda: 1 / 0)
+        loop.call_soon_threadsafe(loop.stop)
+
+    thread = in_thread(work)
+    loop.run_forever()
+    thread.join()
+    assert isinstance(reports.take()["exception"], ZeroDivisionError)
+
+
+def test_a_call_from_a_destructor(loop):
+    """Which may run at any time, also while the loop is busy with its own queues."""
+    ran = []
+
+    class Last:
+        def __init__(self, number):
+            self.number = number
+            self.cycle = self
+
+        def __del__(self):
+            loop.call_soon_threadsafe(ran.append, self.number)
+
+    threshold = gc.get_threshold()
+    gc.set_threshold(1)
+    try:
+        for number in range(200):
+            Last(number)
+            loop.call_soon(int)
+        loop.run_until_complete(asyncio.sleep(0.001))
+        gc.collect()
+        loop.run_until_complete(asyncio.sleep(0.001))
+    finally:
+        gc.set_threshold(*threshold)
+    assert sorted(ran) == list(range(200))
+
+
+async def test_run_coroutine_threadsafe(loop):
+    async def add(one, other):
+        await asyncio.sleep(0.001)
+        return one + other
+
+    async def fail():
+        raise LookupError("failed")
+
+    results = queue.Queue()
+
+    def work():
+        results.put(asyncio.run_coroutine_threadsafe(add(1, 2), loop).result(10))
+        try:
+            asyncio.run_coroutine_threadsafe(fail(), loop).result(10)
+        except LookupError as error:
+            results.put(error)
+        future = asyncio.run_coroutine_threadsafe(asyncio.sleep(60), loop)
+        time.sleep(0.005)
+        results.put(future.cancel())
+
+    await asyncio.to_thread(work)
+    assert results.get() == 3
+    assert isinstance(results.get(), LookupError)
+    assert results.get() is True
+
+
+# Loops and threads
+
+
+def test_loops_in_several_threads(new_loop):
+    async def echo(number):
+        reader, writer = await asyncio.open_connection(*(await serve(number)))
+        for turn in range(20):
+            writer.write(b"%d %d\n" % (number, turn))
+            assert await reader.readline() == b"%d %d\n" % (number, turn)
+            await asyncio.sleep(random.random() / 1000)
+        writer.close()
+        await writer.wait_closed()
+        return number, threading.get_ident()
+
+    async def serve(number):
+        async def handle(reader, writer):
+            while line := await reader.readline():
+                writer.write(line)
+            writer.close()
+
+        server = await asyncio.start_server(handle, "127.0.0.1", 0)
+        servers.append(server)
+        return server.sockets[0].getsockname()
+
+    def work(number):
+        loop = new_loop()
+        asyncio.set_event_loop(loop)
+        try:
+            return loop.run_until_complete(echo(number))
+        finally:
+            loop.run_until_complete(asyncio.sleep(0.005))
+            asyncio.set_event_loop(None)
+
+    servers = []
+    with concurrent.futures.ThreadPoolExecutor(8) as executor:
+        results = list(executor.map(work, range(8)))
+    assert [number for number, _ in results] == list(range(8))
+    for server in servers:
+        server.close()
+
+
+def test_a_loop_made_in_one_thread_and_run_in_another(loop):
+    async def where():
+        await asyncio.sleep(0.001)
+        return threading.get_ident()
+
+    async def connect():
+        ours, peer = helpers.unix_pair()
+        protocol = helpers.Recorder()
+        transport, _ = await loop.create_connection(lambda: protocol, sock=ours)
+        await loop.sock_sendall(peer, b"hello")
+        assert await protocol.received(5) == b"hello"
+        transport.close()
+        await protocol.lost()
+        peer.close()
+
+    loop.call_soon(int)
+    idents = []
+    for _ in range(3):
+        thread = in_thread(
+            lambda: (loop.run_until_complete(connect()), idents.append(loop.run_until_complete(where())))
+        )
+        thread.join()
+    idents.append(loop.run_until_complete(where()))
+    assert len(idents) == 4
+    assert idents[-1] == threading.get_ident()
+    assert threading.get_ident() not in idents[:-1]
+
+
+def test_a_loop_made_and_run_elsewhere_and_closed_here(new_loop):
+    loops = []
+    thread = in_thread(lambda: (loops.append(new_loop()), loops[0].run_until_complete(asyncio.sleep(0.001))))
+    thread.join()
+    loops[0].close()
+    assert loops[0].is_closed()
+
+
+@pytest.mark.asyncio_bug("3.13.0 takes the loop for stopped after the first refusal", (3, 13))
+def test_two_threads_cannot_run_one_loop(loop):
+    errors = []
+
+    def work():
+        for run in (loop.run_forever, lambda: loop.run_until_complete(loop.create_future())):
+            try:
+                run()
+            except RuntimeError as error:
+                errors.append(str(error))
+
+    async def main():
+        await asyncio.to_thread(work)
+        await asyncio.sleep(0.001)
+        return "went on"
+
+    assert loop.run_until_complete(main()) == "went on"
+    assert errors == ["This event loop is already running"] * 2
+
+
+def test_the_loop_releases_the_interpreter_while_it_waits(loop):
+    ticks = []
+
+    def work():
+        end = time.monotonic() + 0.05
+        while time.monotonic() < end:
+            ticks.append(1)
+            time.sleep(0.0005)
+
+    thread = in_thread(work)
+    loop.run_until_complete(asyncio.sleep(0.1))
+    thread.join()
+    assert len(ticks) > 20
+
+
+@pytest.mark.hotloop_only
+def test_misuse_from_other_threads_never_crashes(loop_name):
+    """It may raise or be lost; the process lives."""
+    helpers.run_script(
+        loop_name,
+        """
+        import faulthandler, logging, random
+        faulthandler.enable()
+        logging.disable(logging.CRITICAL)
+        loop = new_event_loop()
+        loop.set_exception_handler(lambda loop, context: None)
+
+        class Echo(asyncio.Protocol):
+            def connection_made(self, transport):
+                self.transport = transport
+
+            def data_received(self, data):
+                self.transport.write(data)
+
+        async def main():
+            ours, peer = socket.socketpair()
+            peer.setblocking(False)
+            transport, _ = await loop.create_connection(Echo, sock=ours)
+            watched, other = socket.socketpair()
+            end = time.monotonic() + 1
+            actions = [
+                lambda: loop.call_soon(int),
+                lambda: loop.call_later(random.random() / 100, int),
+                lambda: loop.call_later(random.random() / 100, int).cancel(),
+                lambda: loop.call_soon_threadsafe(int),
+                lambda: transport.write(b"x" * random.choice([1, 1000, 100_000])),
+                lambda: transport.writelines([b"x", b"y"]),
+                lambda: transport.pause_reading(),
+                lambda: transport.resume_reading(),
+                lambda: transport.get_write_buffer_size(),
+                lambda: loop.add_reader(watched, int),
+                lambda: loop.remove_reader(watched),
+                lambda: loop.add_writer(watched, int),
+                lambda: loop.remove_writer(watched),
+                lambda: peer.send(b"hello"),
+                lambda: peer.recv(1 << 20),
+                lambda: loop.create_future().set_result(None),
+                lambda: repr(loop) + repr(transport),
+                lambda: loop.time(),
+                lambda: loop.set_debug(random.random() < 0.1),
+            ]
+
+            def misuse():
+                while time.monotonic() < end:
+                    try:
+                        random.choice(actions)()
+                    except Exception:
+                        pass
+
+            threads = [threading.Thread(target=misuse) for _ in range(4)]
+            for thread in threads:
+                thread.start()
+            while time.monotonic() < end:
+                await asyncio.sleep(0)
+                try:
+                    random.choice(actions)()
+                except Exception:
+                    pass
+            for thread in threads:
+                thread.join()
+            os._exit(0)  # what state things are in is nobody's promise
+
+        loop.call_later(20, os._exit, 0)
+        threading.Timer(20, os._exit, (0,)).start()
+        try:
+            loop.run_until_complete(main())
+        finally:
+            os._exit(0)
+        """,
+    )
+
+
+def test_signals_and_threads_together(loop):
+    """A flood of both wakes the loop for each."""
+    calls = {"signal": 0, "thread": 0}
+
+    def count(kind):
+        calls[kind] += 1
+
+    def work():
+        for _ in range(200):
+            loop.call_soon_threadsafe(count, "thread")
+            os.kill(os.getpid(), signal.SIGUSR1)
+            time.sleep(0.0001)
+
+    loop.add_signal_handler(signal.SIGUSR1, count, "signal")
+    thread = in_thread(work)
+    loop.run_until_complete(helpers.until(lambda: calls["thread"] == 200 and not thread.is_alive()))
+    loop.run_until_complete(asyncio.sleep(0.01))
+    assert calls["thread"] == 200
+    assert 1 <= calls["signal"] <= 200
+    assert loop.remove_signal_handler(signal.SIGUSR1)
