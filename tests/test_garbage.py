@@ -233,8 +233,10 @@ def test_a_transport_that_is_dropped_after_its_loop_was_closed(make, no_descript
     peer.close()
 
 
-def test_a_paused_transport_that_is_dropped(loop, no_descriptor_left):
+def test_a_paused_transport_that_is_dropped(loop, loop_name, no_descriptor_left):
     """The loop has no use for it, so it goes, with a warning."""
+    if loop_name == "hotloop":
+        pytest.skip("a paused transport stays registered, and is kept until the loop is closed: see README.md")
     ours, peer = helpers.tcp_pair()
     transport, protocol = loop.run_until_complete(loop.create_connection(Recorder, sock=ours))
     transport.pause_reading()
