@@ -73,7 +73,10 @@ impl Waiter {
 
 /// On whose behalf a descriptor is watched.
 pub enum Watch {
-    Waiters { reader: Option<Waiter>, writer: Option<Waiter> },
+    Waiters {
+        reader: Option<Waiter>,
+        writer: Option<Waiter>,
+    },
     /// A transport, which has the descriptor to itself.
     Transport(Object, OnReady),
 }
@@ -293,15 +296,23 @@ impl Core {
                 continue;
             }
             let asked = registry.registered(slot);
-            let readiness =
-                Readiness { readable: event.readable && asked.readable, writable: event.writable && asked.writable };
+            let readiness = Readiness {
+                readable: event.readable && asked.readable,
+                writable: event.writable && asked.writable,
+            };
             match watch {
-                Watch::Transport(object, on_ready) => ready.push_back(Ready::Event(object.clone(), *on_ready, readiness)),
+                Watch::Transport(object, on_ready) => {
+                    ready.push_back(Ready::Event(object.clone(), *on_ready, readiness))
+                }
                 Watch::Waiters { reader, writer } => {
-                    if readiness.readable && let Some(reader) = reader {
+                    if readiness.readable
+                        && let Some(reader) = reader
+                    {
                         ready.push_back(reader.to_ready());
                     }
-                    if readiness.writable && let Some(writer) = writer {
+                    if readiness.writable
+                        && let Some(writer) = writer
+                    {
                         ready.push_back(writer.to_ready());
                     }
                 }

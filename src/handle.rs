@@ -96,11 +96,8 @@ pub struct Call {
 
 impl Handle {
     pub fn new(py: Python<'_>, call: Call, schedule: &Rc<Schedule>) -> PyResult<Handle> {
-        let source_traceback = if schedule.debug.get() {
-            Some(imports(py)?.source_traceback.call(py, &[])?)
-        } else {
-            None
-        };
+        let source_traceback =
+            if schedule.debug.get() { Some(imports(py)?.source_traceback.call(py, &[])?) } else { None };
         Ok(Handle {
             cancelled: Cell::new(false),
             callback: ObjectCell::new(Some(call.callback)),
@@ -439,13 +436,19 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     let py = module.py();
     let asyncio = py.import(intern!(py, "asyncio"))?;
     let handle = asyncio.getattr("Handle")?.cast_into::<PyType>()?;
-    let handle = definition!(Handle, c"hotloop._core.Handle", c"A scheduled callback: asyncio.Handle.", handle);
+    let handle =
+        definition!(Handle, c"hotloop._core.Handle", c"A scheduled callback: asyncio.Handle.", handle);
     module.add("Handle", class::make::<Handle>(handle)?)?;
 
     // Python 3.14 has a class for handles that other threads may cancel.
     if let Ok(base) = py.import("asyncio.events")?.getattr("_ThreadSafeHandle") {
         let doc = c"A callback that other threads may cancel: what call_soon_threadsafe() returns.";
-        let handle = definition!(ThreadSafeHandle, c"hotloop._core.ThreadSafeHandle", doc, base.cast_into::<PyType>()?);
+        let handle = definition!(
+            ThreadSafeHandle,
+            c"hotloop._core.ThreadSafeHandle",
+            doc,
+            base.cast_into::<PyType>()?
+        );
         module.add("ThreadSafeHandle", class::make::<ThreadSafeHandle>(handle)?)?;
     }
 
@@ -462,7 +465,9 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
         |this| Ok(this.when.into_pyobject(this.py())?.into()),
         "Return the time at which the callback is due, in seconds of the event loop's clock."
     ));
-    timer.attributes.push(attribute!(TimerHandle, "_when", |this| Ok(this.when.into_pyobject(this.py())?.into())));
+    timer
+        .attributes
+        .push(attribute!(TimerHandle, "_when", |this| Ok(this.when.into_pyobject(this.py())?.into())));
     timer.attributes.push(attribute!(TimerHandle, "_scheduled", |this| {
         Ok(boolean(this.py(), this.key.get().is_some()))
     }));

@@ -8,6 +8,7 @@ import asyncio
 import gc
 import inspect
 import logging
+import signal
 
 import helpers
 import pytest
@@ -15,6 +16,8 @@ import trustme
 
 
 def pytest_configure(config):
+    # Whoever started this in the background may have it ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line("markers", "hotloop_only: behaviour that asyncio's own loop does not have")
     config.addinivalue_line(
         "markers", "asyncio_from(major, minor): behaviour that asyncio has from that Python on"

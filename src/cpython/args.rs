@@ -65,7 +65,9 @@ impl<'a, 'py> Args<'a, 'py> {
     }
 
     /// The keyword arguments, name and value.
-    pub fn keywords(&self) -> impl ExactSizeIterator<Item = (Borrowed<'a, 'py, PyAny>, Borrowed<'a, 'py, PyAny>)> {
+    pub fn keywords(
+        &self,
+    ) -> impl ExactSizeIterator<Item = (Borrowed<'a, 'py, PyAny>, Borrowed<'a, 'py, PyAny>)> {
         let args = *self;
         let count = if self.names.is_null() {
             0
@@ -75,22 +77,48 @@ impl<'a, 'py> Args<'a, 'py> {
         };
         (0..count).map(move |index| {
             // SAFETY: `index` is below the tuple's length; the tuple lives through the call.
-            let name = unsafe { Borrowed::from_ptr(args.py, ffi::PyTuple_GET_ITEM(args.names, index as isize)) };
+            let name =
+                unsafe { Borrowed::from_ptr(args.py, ffi::PyTuple_GET_ITEM(args.names, index as isize)) };
             (name, args.value(args.positional + index))
         })
     }
 
-    /// The value of the only keyword that a method takes, which the interpreter has interned; None stands for None
-    /// and for not given.
-    pub fn sole_keyword(&self, method: &str, keyword: &Bound<'py, PyAny>) -> PyResult<Option<Object>> {
-        let mut found = None;
+    /// The parameters that a method's other arguments follow, by position or by name, and the value of its keyword,
+    /// whose name the interpreter has interned; None stands for None and for not given.
+    #[inline]
+    pub fn leading<const N: usize>(
+        &self,
+        method: &str,
+        names: [&str; N],
+        keyword: &Bound<'py, PyAny>,
+    ) -> PyResult<([Object; N], Option<Object>)> {
+        let mut found: [Option<Object>; N] = std::array::from_fn(|index| self.object(index));
+        let mut option = None;
         for (name, value) in self.keywords() {
-            if name.as_ptr() != keyword.as_ptr() && !name.eq(keyword)? {
-                return Err(PyTypeError::new_err(format!("{method}() got an unexpected keyword argument '{}'", name.str()?)));
+            if name.as_ptr() == keyword.as_ptr() || name.eq(keyword)? {
+                option = (!value.is_none()).then(|| Object::from(value));
+            } else {
+                assign(method, &names, &mut found, &name, &value)?;
             }
-            found = (!value.is_none()).then(|| Object::from(value));
         }
-        Ok(found)
+        Ok((all(method, &names, found)?, option))
+    }
+
+    /// The only argument of a method, by position or by name.
+    #[inline]
+    pub(super) fn only(&self, method: &str, name: &str) -> PyResult<Borrowed<'a, 'py, PyAny>> {
+        if self.positional == 1 && self.names.is_null() {
+            Ok(self.value(0))
+        } else {
+            self.only_by_name(method, name)
+        }
+    }
+
+    #[cold]
+    fn only_by_name(&self, method: &str, name: &str) -> PyResult<Borrowed<'a, 'py, PyAny>> {
+        self.parse(method, [name], 1, 1)?;
+        // Given once: it is the first of the values, whichever way.
+        Ok(self.value(0))
     }
 
     /// Matches the arguments with a method's parameters: of `names`, the first `required` must be given, and those
@@ -110,27 +138,48 @@ impl<'a, 'py> Args<'a, 'py> {
         }
         let mut found: [Option<Object>; N] = std::array::from_fn(|index| self.object(index));
         for (name, value) in self.keywords() {
-            let name: String = name.extract()?;
-            let Some(index) = names.iter().position(|candidate| *candidate == name) else {
-                return Err(PyTypeError::new_err(format!("{method}() got an unexpected keyword argument '{name}'")));
-            };
-            if found[index].is_some() {
-                return Err(PyTypeError::new_err(format!("{method}() got multiple values for argument '{name}'")));
-            }
-            found[index] = Some(Object::from(value));
+            assign(method, &names, &mut found, &name, &value)?;
         }
         if let Some(missing) = (0..required).find(|index| found[*index].is_none()) {
             return Err(missing_argument(method, names[missing]));
         }
         Ok(found)
     }
-
-    /// The first positional argument; a TypeError that names it if it is missing.
-    pub fn first(&self, method: &str, name: &str) -> PyResult<Object> {
-        self.object(0).ok_or_else(|| missing_argument(method, name))
-    }
 }
 
-pub fn missing_argument(method: &str, name: &str) -> PyErr {
+/// Puts the value of a keyword in its place.
+#[cold]
+fn assign(
+    method: &str,
+    names: &[&str],
+    found: &mut [Option<Object>],
+    name: &Bound<'_, PyAny>,
+    value: &Bound<'_, PyAny>,
+) -> PyResult<()> {
+    let name: String = name.extract()?;
+    let Some(index) = names.iter().position(|candidate| *candidate == name) else {
+        return Err(PyTypeError::new_err(format!("{method}() got an unexpected keyword argument '{name}'")));
+    };
+    if found[index].replace(Object::from(value)).is_some() {
+        return Err(PyTypeError::new_err(format!("{method}() got multiple values for argument '{name}'")));
+    }
+    Ok(())
+}
+
+/// The arguments, if none is missing.
+#[inline]
+pub fn all<const N: usize>(
+    method: &str,
+    names: &[&str; N],
+    found: [Option<Object>; N],
+) -> PyResult<[Object; N]> {
+    if let Some(missing) = found.iter().position(Option::is_none) {
+        return Err(missing_argument(method, names[missing]));
+    }
+    Ok(found.map(|argument| argument.unwrap_or_else(|| unreachable!("none is missing"))))
+}
+
+#[cold]
+fn missing_argument(method: &str, name: &str) -> PyErr {
     PyTypeError::new_err(format!("{method}() missing 1 required positional argument: '{name}'"))
 }

@@ -337,7 +337,8 @@ pub unsafe fn new_instance<T: Native>(
     unsafe {
         guard(std::ptr::null_mut(), |py| {
             let value = make(py)?;
-            let allocate = (*class).tp_alloc.ok_or_else(|| PyTypeError::new_err("the class has no allocator"))?;
+            let allocate =
+                (*class).tp_alloc.ok_or_else(|| PyTypeError::new_err("the class has no allocator"))?;
             let instance = allocate(class, 0);
             if instance.is_null() {
                 return Err(PyErr::fetch(py));
@@ -480,6 +481,14 @@ fn restore_panic(py: Python<'_>, panic: Box<dyn std::any::Any + Send>) {
     PanicException::new_err(message).restore(py);
 }
 
+/// A method that takes any arguments.
+pub type Method<T> = for<'a, 'py> fn(This<'a, 'py, T>, Args<'a, 'py>) -> PyResult<Object>;
+/// A method without arguments, or a getter.
+pub type BareMethod<T> = for<'a, 'py> fn(This<'a, 'py, T>) -> PyResult<Object>;
+/// A method with one argument.
+pub type Method1<T> = for<'a, 'py> fn(This<'a, 'py, T>, Borrowed<'a, 'py, PyAny>) -> PyResult<Object>;
+pub type Setter<T> = for<'a, 'py> fn(This<'a, 'py, T>, Borrowed<'a, 'py, PyAny>) -> PyResult<()>;
+
 /// # Safety
 /// Called with the arguments of a METH_FASTCALL | METH_KEYWORDS method of T's class.
 #[inline(always)]
@@ -488,7 +497,7 @@ pub unsafe fn call_fast<T: Native>(
     values: *const *mut ffi::PyObject,
     count: ffi::Py_ssize_t,
     names: *mut ffi::PyObject,
-    method: for<'a, 'py> fn(This<'a, 'py, T>, Args<'a, 'py>) -> PyResult<Object>,
+    method: Method<T>,
 ) -> *mut ffi::PyObject {
     // SAFETY: the method's descriptor has checked the class of the instance; the arguments live through the call.
     unsafe {
@@ -505,7 +514,7 @@ pub unsafe fn call_fast<T: Native>(
 #[inline(always)]
 pub unsafe fn call_bare<T: Native>(
     instance: *mut ffi::PyObject,
-    method: for<'a, 'py> fn(This<'a, 'py, T>) -> PyResult<Object>,
+    method: BareMethod<T>,
 ) -> *mut ffi::PyObject {
     // SAFETY: the descriptor has checked the class of the instance.
     unsafe {
@@ -517,18 +526,22 @@ pub unsafe fn call_bare<T: Native>(
 }
 
 /// # Safety
-/// Called with the arguments of a METH_O method of T's class.
+/// As for [`call_fast`].
 #[inline(always)]
 pub unsafe fn call_one<T: Native>(
     instance: *mut ffi::PyObject,
-    argument: *mut ffi::PyObject,
-    method: for<'a, 'py> fn(This<'a, 'py, T>, Borrowed<'a, 'py, PyAny>) -> PyResult<Object>,
+    values: *const *mut ffi::PyObject,
+    count: ffi::Py_ssize_t,
+    names: *mut ffi::PyObject,
+    [method_name, name]: [&str; 2],
+    method: Method1<T>,
 ) -> *mut ffi::PyObject {
-    // SAFETY: the descriptor has checked the class of the instance; the argument lives through the call.
+    // SAFETY: as in `call_fast`.
     unsafe {
         guard(std::ptr::null_mut(), |py| {
             let this = This { object: Borrowed::from_ptr(py, instance), native: PhantomData };
-            method(this, Borrowed::from_ptr(py, argument)).map(Object::into_ptr)
+            let argument = Args::new(py, values, count as usize, names).only(method_name, name)?;
+            method(this, argument).map(Object::into_ptr)
         })
     }
 }
@@ -538,7 +551,7 @@ pub unsafe fn call_one<T: Native>(
 pub unsafe fn call_setter<T: Native>(
     instance: *mut ffi::PyObject,
     new: *mut ffi::PyObject,
-    setter: for<'a, 'py> fn(This<'a, 'py, T>, Borrowed<'a, 'py, PyAny>) -> PyResult<()>,
+    setter: Setter<T>,
 ) -> c_int {
     // SAFETY: the descriptor has checked the class of the instance; a null value asks for deletion.
     unsafe {
@@ -556,6 +569,7 @@ pub unsafe fn call_setter<T: Native>(
 #[macro_export]
 macro_rules! method {
     ($native:ty, $name:literal, $function:expr, $doc:literal) => {{
+        const METHOD: $crate::cpython::class::Method<$native> = $function;
         unsafe extern "C" fn call(
             instance: *mut pyo3::ffi::PyObject,
             values: *const *mut pyo3::ffi::PyObject,
@@ -563,7 +577,7 @@ macro_rules! method {
             names: *mut pyo3::ffi::PyObject,
         ) -> *mut pyo3::ffi::PyObject {
             // SAFETY: the interpreter calls this as the method that the definition below says it is.
-            unsafe { $crate::cpython::class::call_fast::<$native>(instance, values, count, names, $function) }
+            unsafe { $crate::cpython::class::call_fast(instance, values, count, names, METHOD) }
         }
         pyo3::ffi::PyMethodDef {
             ml_name: $crate::cpython::class::c_str(concat!($name, "\0")).as_ptr(),
@@ -578,12 +592,13 @@ macro_rules! method {
 #[macro_export]
 macro_rules! method0 {
     ($native:ty, $name:literal, $function:expr, $doc:literal) => {{
+        const METHOD: $crate::cpython::class::BareMethod<$native> = $function;
         unsafe extern "C" fn call(
             instance: *mut pyo3::ffi::PyObject,
             _: *mut pyo3::ffi::PyObject,
         ) -> *mut pyo3::ffi::PyObject {
             // SAFETY: the interpreter calls this as the method that the definition below says it is.
-            unsafe { $crate::cpython::class::call_bare::<$native>(instance, $function) }
+            unsafe { $crate::cpython::class::call_bare(instance, METHOD) }
         }
         pyo3::ffi::PyMethodDef {
             ml_name: $crate::cpython::class::c_str(concat!($name, "\0")).as_ptr(),
@@ -594,22 +609,34 @@ macro_rules! method0 {
     }};
 }
 
-/// A method with one positional argument: `fn(This<T>, Borrowed<PyAny>) -> PyResult<Object>`.
+/// A method with one argument, given with its name: `fn(This<T>, Borrowed<PyAny>) -> PyResult<Object>`.
 #[macro_export]
 macro_rules! method1 {
-    ($native:ty, $name:literal, $function:expr, $doc:literal) => {{
+    ($native:ty, $name:literal, $argument:literal, $function:expr, $doc:literal) => {{
+        const METHOD: $crate::cpython::class::Method1<$native> = $function;
         unsafe extern "C" fn call(
             instance: *mut pyo3::ffi::PyObject,
-            argument: *mut pyo3::ffi::PyObject,
+            values: *const *mut pyo3::ffi::PyObject,
+            count: pyo3::ffi::Py_ssize_t,
+            names: *mut pyo3::ffi::PyObject,
         ) -> *mut pyo3::ffi::PyObject {
+            const NAMES: [&str; 2] = [$name, $argument];
             // SAFETY: the interpreter calls this as the method that the definition below says it is.
-            unsafe { $crate::cpython::class::call_one::<$native>(instance, argument, $function) }
+            unsafe { $crate::cpython::class::call_one(instance, values, count, names, NAMES, METHOD) }
         }
         pyo3::ffi::PyMethodDef {
             ml_name: $crate::cpython::class::c_str(concat!($name, "\0")).as_ptr(),
-            ml_meth: pyo3::ffi::PyMethodDefPointer { PyCFunction: call },
-            ml_flags: pyo3::ffi::METH_O,
-            ml_doc: $crate::cpython::class::c_str(concat!($doc, "\0")).as_ptr(),
+            ml_meth: pyo3::ffi::PyMethodDefPointer { PyCFunctionFastWithKeywords: call },
+            ml_flags: pyo3::ffi::METH_FASTCALL | pyo3::ffi::METH_KEYWORDS,
+            ml_doc: $crate::cpython::class::c_str(concat!(
+                $name,
+                "($self, ",
+                $argument,
+                ")\n--\n\n",
+                $doc,
+                "\0"
+            ))
+            .as_ptr(),
         }
     }};
 }
@@ -621,23 +648,25 @@ macro_rules! attribute {
         attribute!(@ $native, $name, $getter, None)
     };
     ($native:ty, $name:literal, $getter:expr, $setter:expr) => {{
+        const SETTER: $crate::cpython::class::Setter<$native> = $setter;
         unsafe extern "C" fn set(
             instance: *mut pyo3::ffi::PyObject,
             new: *mut pyo3::ffi::PyObject,
             _: *mut std::ffi::c_void,
         ) -> std::ffi::c_int {
             // SAFETY: the interpreter calls this as the setter that the definition below says it is.
-            unsafe { $crate::cpython::class::call_setter::<$native>(instance, new, $setter) }
+            unsafe { $crate::cpython::class::call_setter(instance, new, SETTER) }
         }
         attribute!(@ $native, $name, $getter, Some(set))
     }};
     (@ $native:ty, $name:literal, $getter:expr, $set:expr) => {{
+        const GETTER: $crate::cpython::class::BareMethod<$native> = $getter;
         unsafe extern "C" fn get(
             instance: *mut pyo3::ffi::PyObject,
             _: *mut std::ffi::c_void,
         ) -> *mut pyo3::ffi::PyObject {
             // SAFETY: the interpreter calls this as the getter that the definition below says it is.
-            unsafe { $crate::cpython::class::call_bare::<$native>(instance, $getter) }
+            unsafe { $crate::cpython::class::call_bare(instance, GETTER) }
         }
         pyo3::ffi::PyGetSetDef {
             name: $crate::cpython::class::c_str(concat!($name, "\0")).as_ptr(),

@@ -86,7 +86,8 @@ impl Object {
         let args = [self.as_ptr()];
         // SAFETY: one live argument, which stands for self.
         unsafe {
-            let result = ffi::PyObject_VectorcallMethod(name.as_ptr(), args.as_ptr(), 1, std::ptr::null_mut());
+            let result =
+                ffi::PyObject_VectorcallMethod(name.as_ptr(), args.as_ptr(), 1, std::ptr::null_mut());
             Object::from_owned(py, result)
         }
     }
@@ -96,7 +97,8 @@ impl Object {
         let args = [self.as_ptr(), arg.as_ptr()];
         // SAFETY: two live arguments, of which the first stands for self.
         unsafe {
-            let result = ffi::PyObject_VectorcallMethod(name.as_ptr(), args.as_ptr(), 2, std::ptr::null_mut());
+            let result =
+                ffi::PyObject_VectorcallMethod(name.as_ptr(), args.as_ptr(), 2, std::ptr::null_mut());
             Object::from_owned(py, result)
         }
     }
@@ -188,7 +190,12 @@ impl<'a> Stack<'a> {
     const NEAR: usize = 5;
 
     pub fn new() -> Stack<'a> {
-        Stack { near: [std::ptr::null_mut(); Stack::NEAR + 1], far: Vec::new(), length: 0, objects: PhantomData }
+        Stack {
+            near: [std::ptr::null_mut(); Stack::NEAR + 1],
+            far: Vec::new(),
+            length: 0,
+            objects: PhantomData,
+        }
     }
 
     pub fn push(&mut self, object: &'a Object) {
@@ -219,7 +226,12 @@ impl<'a> Stack<'a> {
 }
 
 /// Calls with keyword arguments: the last `names` of `args` belong to the names.
-pub fn call_with_names(py: Python<'_>, callable: &Object, args: &[&Object], names: &Object) -> PyResult<Object> {
+pub fn call_with_names(
+    py: Python<'_>,
+    callable: &Object,
+    args: &[&Object],
+    names: &Object,
+) -> PyResult<Object> {
     // SAFETY: `names` is checked to be a tuple before it is used as one.
     let count = unsafe {
         if ffi::PyTuple_Check(names.as_ptr()) == 0 {
@@ -233,7 +245,8 @@ pub fn call_with_names(py: Python<'_>, callable: &Object, args: &[&Object], name
     unsafe {
         let pointers: Vec<_> = args.iter().map(|arg| arg.as_ptr()).collect();
         let positional = args.len() - count;
-        let result = ffi::PyObject_Vectorcall(callable.as_ptr(), pointers.as_ptr(), positional, names.as_ptr());
+        let result =
+            ffi::PyObject_Vectorcall(callable.as_ptr(), pointers.as_ptr(), positional, names.as_ptr());
         Object::from_owned(py, result)
     }
 }
@@ -271,7 +284,10 @@ pub fn run_in_context<R>(py: Python<'_>, context: &Object, f: impl FnOnce() -> P
 pub fn new_bytes(py: Python<'_>, data: &[u8]) -> PyResult<Object> {
     // SAFETY: `data` is valid for reads of its length.
     unsafe {
-        Object::from_owned(py, ffi::PyBytes_FromStringAndSize(data.as_ptr().cast(), data.len() as ffi::Py_ssize_t))
+        Object::from_owned(
+            py,
+            ffi::PyBytes_FromStringAndSize(data.as_ptr().cast(), data.len() as ffi::Py_ssize_t),
+        )
     }
 }
 

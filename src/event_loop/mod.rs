@@ -20,8 +20,8 @@ use pyo3::ffi;
 use pyo3::prelude::*;
 
 use crate::core::Core;
-use crate::cpython::os_error::OrOsError;
 use crate::cpython::class::{self, Class, Definition, Native, This, Visitor};
+use crate::cpython::os_error::OrOsError;
 
 /// The value behind a Loop.
 pub struct Loop {

@@ -72,8 +72,18 @@ pub fn methods() -> Vec<PyMethodDef> {
             stop,
             "stop($self, /)\n--\n\nEnd run_forever() when the iteration that is under way, or the next one, is done."
         ),
-        method0!(Loop, "is_running", is_running, "is_running($self, /)\n--\n\nReturn True if the event loop is running."),
-        method0!(Loop, "is_closed", is_closed, "is_closed($self, /)\n--\n\nReturn True if the event loop was closed."),
+        method0!(
+            Loop,
+            "is_running",
+            is_running,
+            "is_running($self, /)\n--\n\nReturn True if the event loop is running."
+        ),
+        method0!(
+            Loop,
+            "is_closed",
+            is_closed,
+            "is_closed($self, /)\n--\n\nReturn True if the event loop was closed."
+        ),
         method0!(Loop, "get_debug", get_debug, "get_debug($self, /)\n--\n\nReturn True if debug mode is on."),
         method0!(
             Loop,

@@ -7,26 +7,29 @@ use pyo3::prelude::*;
 
 use super::{Loop, ThisLoop};
 use crate::core::Ready;
-use crate::cpython::args::{Args, missing_argument};
+use crate::cpython::args::Args;
 use crate::cpython::class::{Native, Obj};
 use crate::cpython::object::{Object, copy_context, thread_ident};
 use crate::handle::{Arguments, Call, Handle, ThreadSafeHandle, TimerHandle};
 use crate::reactor::clock;
 use crate::{method, method0, method1};
 
-/// The handle that a scheduling method makes of its arguments, of which the callback is at `position`.
-fn make_handle<'py>(this: ThisLoop<'_, 'py>, method: &str, args: Args<'_, 'py>, position: usize) -> PyResult<Handle> {
+/// The handle that a scheduling method makes of a callback and the arguments from `first` on.
+fn make_handle<'py>(
+    this: ThisLoop<'_, 'py>,
+    method: &str,
+    callback: Object,
+    args: Args<'_, 'py>,
+    first: usize,
+    context: Option<Object>,
+) -> PyResult<Handle> {
     let py = this.py();
-    let Some(callback) = args.object(position) else {
-        return Err(missing_argument(method, "callback"));
-    };
-    let context = if args.has_keywords() { args.sole_keyword(method, intern!(py, "context"))? } else { None };
     if this.debug() {
         check_in_debug(this, method, &callback)?;
     }
     let call = Call {
         callback,
-        arguments: Arguments::collect(args.rest(position + 1)),
+        arguments: Arguments::collect(args.rest(first)),
         context: match context {
             Some(context) => context,
             None => copy_context(py)?,
@@ -34,6 +37,12 @@ fn make_handle<'py>(this: ThisLoop<'_, 'py>, method: &str, args: Args<'_, 'py>, 
         event_loop: this.object(),
     };
     Handle::new(py, call, &this.core.schedule)
+}
+
+/// The handle for the arguments of call_soon().
+fn make_soon<'py>(this: ThisLoop<'_, 'py>, method: &str, args: Args<'_, 'py>) -> PyResult<Handle> {
+    let ([callback], context) = args.leading(method, ["callback"], intern!(this.py(), "context"))?;
+    make_handle(this, method, callback, args, 1, context)
 }
 
 #[cold]
@@ -47,14 +56,14 @@ fn check_in_debug(this: ThisLoop<'_, '_>, method: &str, callback: &Object) -> Py
 
 fn call_soon<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
     this.check_closed()?;
-    let handle = Obj::new(this.py(), make_handle(this, "call_soon", args, 0)?)?;
+    let handle = Obj::new(this.py(), make_soon(this, "call_soon", args)?)?;
     this.core.push(Ready::Handle(handle.clone()));
     Ok(handle.into_object())
 }
 
 fn call_soon_threadsafe<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
     this.check_closed()?;
-    let handle = make_handle(this, "call_soon_threadsafe", args, 0)?;
+    let handle = make_soon(this, "call_soon_threadsafe", args)?;
     let (entry, handle) = if ThreadSafeHandle::class().exists() {
         let handle = Obj::new(this.py(), ThreadSafeHandle::new(handle))?;
         (Ready::ThreadSafe(handle.clone()), handle.into_object())
@@ -76,12 +85,13 @@ fn call_at_time<'py>(
     args: Args<'_, 'py>,
     when: impl FnOnce(&Bound<'py, PyAny>) -> PyResult<f64>,
 ) -> PyResult<Object> {
+    let py = this.py();
     let name = if method == "call_later" { "delay" } else { "when" };
-    let time = args.get(0).ok_or_else(|| missing_argument(method, name))?;
-    let when = when(&time)?;
+    let ([time, callback], context) = args.leading(method, [name, "callback"], intern!(py, "context"))?;
+    let when = when(&time.bind(py))?;
     this.check_closed()?;
-    let handle = make_handle(this, method, args, 1)?;
-    Ok(TimerHandle::schedule(this.py(), when, handle)?.into_object())
+    let handle = make_handle(this, method, callback, args, 2, context)?;
+    Ok(TimerHandle::schedule(py, when, handle)?.into_object())
 }
 
 fn call_later<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
@@ -129,7 +139,7 @@ pub fn methods() -> Vec<PyMethodDef> {
             Loop,
             "call_soon",
             call_soon,
-            "call_soon($self, callback, /, *args, context=None)\n--\n\n\
+            "call_soon($self, callback, *args, context=None)\n--\n\n\
              Call callback(*args) in the next iteration of the event loop, in context or else a copy of the \
              current one.\n\nReturn an asyncio.Handle. Not to be called from another thread: see \
              call_soon_threadsafe()."
@@ -138,14 +148,14 @@ pub fn methods() -> Vec<PyMethodDef> {
             Loop,
             "call_soon_threadsafe",
             call_soon_threadsafe,
-            "call_soon_threadsafe($self, callback, /, *args, context=None)\n--\n\n\
+            "call_soon_threadsafe($self, callback, *args, context=None)\n--\n\n\
              Like call_soon(), but from any thread."
         ),
         method!(
             Loop,
             "call_later",
             call_later,
-            "call_later($self, delay, callback, /, *args, context=None)\n--\n\n\
+            "call_later($self, delay, callback, *args, context=None)\n--\n\n\
              Call callback(*args) after delay seconds.\n\nReturn an asyncio.TimerHandle. Callbacks that are due at \
              the same time are called in the order in which they were scheduled."
         ),
@@ -153,7 +163,7 @@ pub fn methods() -> Vec<PyMethodDef> {
             Loop,
             "call_at",
             call_at,
-            "call_at($self, when, callback, /, *args, context=None)\n--\n\n\
+            "call_at($self, when, callback, *args, context=None)\n--\n\n\
              Like call_later(), but when is a time of the event loop's clock."
         ),
         method0!(
@@ -162,7 +172,7 @@ pub fn methods() -> Vec<PyMethodDef> {
             time,
             "time($self, /)\n--\n\nReturn the time of the event loop's clock, in seconds: time.monotonic()."
         ),
-        method1!(Loop, "_add_callback", add_callback, "_add_callback($self, handle, /)\n--\n\nQueue a handle."),
+        method1!(Loop, "_add_callback", "handle", add_callback, "Queue a handle."),
         method0!(
             Loop,
             "_write_to_self",

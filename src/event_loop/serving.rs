@@ -12,7 +12,7 @@ use std::io;
 
 use super::{Loop, ThisLoop, watchers};
 use crate::core::{Core, Direction, Waiter};
-use crate::cpython::args::{Args, missing_argument};
+use crate::cpython::args::{Args, all};
 use crate::cpython::class::{self, Class, Definition, Native, Obj, This, Visitor};
 use crate::cpython::object::{Object, copy_context, copy_of_context, run_in_context};
 use crate::cpython::os_error::os_error;
@@ -32,8 +32,7 @@ fn make_socket_transport<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> P
     let py = this.py();
     let names = ["sock", "protocol", "waiter", "extra", "server", "context"];
     let [sock, protocol, waiter, extra, server, context] = args.parse(METHOD, names, 2, 3)?;
-    let sock = sock.ok_or_else(|| missing_argument(METHOD, "sock"))?;
-    let protocol = protocol.ok_or_else(|| missing_argument(METHOD, "protocol"))?;
+    let [sock, protocol] = all(METHOD, &["sock", "protocol"], [sock, protocol])?;
     let fd = super::descriptor(&sock.bind(py))?;
     watchers::ensure_no_transport(this, fd, &sock.bind(py))?;
     this.check_closed()?;
@@ -97,7 +96,7 @@ fn start_serving<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<
     let [factory, sock, tls, server, backlog, handshake_timeout, shutdown_timeout, context] =
         args.parse(METHOD, names, 2, 8)?;
     this.check_closed()?;
-    let socket = sock.ok_or_else(|| missing_argument(METHOD, "sock"))?;
+    let [protocol_factory, socket] = all(METHOD, &["protocol_factory", "sock"], [factory, sock])?;
     let fd = super::descriptor(&socket.bind(py))?;
     // Connections inherit it where it matters most; elsewhere it is set again for each.
     socket::set_nodelay(fd);
@@ -105,7 +104,7 @@ fn start_serving<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<
     let listener = Listener {
         core: Rc::clone(&this.core),
         event_loop: this.object(),
-        protocol_factory: factory.ok_or_else(|| missing_argument(METHOD, "protocol_factory"))?,
+        protocol_factory,
         socket,
         fd,
         server: given(server),
@@ -199,7 +198,10 @@ impl Listener {
         let py = this.py();
         drop(this.core.remove_waiter(this.fd, Direction::Read, Some(&this.object())));
         let error = Object::from(os_error(error).value(py));
-        imports(py)?.report_accept.call(py, &[&this.event_loop, &error, &this.socket, &this.object()]).map(drop)
+        imports(py)?
+            .report_accept
+            .call(py, &[&this.event_loop, &error, &this.socket, &this.object()])
+            .map(drop)
     }
 
     /// Makes a transport of a connection, in a context of its own. What goes wrong is told in debug mode only, as
@@ -219,7 +221,12 @@ impl Listener {
         Ok(())
     }
 
-    fn serve_plainly(this: ThisListener<'_, '_>, fd: OwnedFd, peer: Address, context: &Object) -> PyResult<()> {
+    fn serve_plainly(
+        this: ThisListener<'_, '_>,
+        fd: OwnedFd,
+        peer: Address,
+        context: &Object,
+    ) -> PyResult<()> {
         let py = this.py();
         let protocol = this.protocol_factory.call(py, &[])?;
         if cfg!(not(target_os = "linux")) && peer.is_internet() {
@@ -275,7 +282,8 @@ impl Listener {
             keywords.set_item(intern!(py, "context"), context.bind(py))?;
         }
         let event_loop = this.event_loop.bind(py);
-        let accept = event_loop.call_method1(intern!(py, "_accept_connection2"), PyTuple::new(py, arguments)?)?;
+        let accept =
+            event_loop.call_method1(intern!(py, "_accept_connection2"), PyTuple::new(py, arguments)?)?;
         event_loop.call_method(intern!(py, "create_task"), (accept,), Some(&keywords))?;
         Ok(())
     }
@@ -290,7 +298,10 @@ fn accept_step(py: Python<'_>, object: &Object) -> PyResult<()> {
     let exception = survivable(py, error)?;
     let message = "Exception in callback accept()".into_pyobject(py)?.into();
     let none = Object::none(py);
-    imports(py)?.report_protocol.call(py, &[&listener.event_loop, &message, &exception, &none, &none]).map(drop)
+    imports(py)?
+        .report_protocol
+        .call(py, &[&listener.event_loop, &message, &exception, &none, &none])
+        .map(drop)
 }
 
 /// Listens again after [`Listener::rest`].
@@ -366,8 +377,9 @@ pub fn methods() -> Vec<PyMethodDef> {
         method1!(
             Loop,
             "_stop_serving",
+            "sock",
             stop_serving,
-            "_stop_serving($self, sock, /)\n--\n\nStop accepting, and close the listening socket."
+            "Stop accepting, and close the listening socket."
         ),
     ]
 }

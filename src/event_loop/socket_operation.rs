@@ -11,7 +11,8 @@ use std::os::fd::RawFd;
 use std::rc::Rc;
 
 use pyo3::exceptions::{
-    PyBlockingIOError, PyInterruptedError, PyOSError, PyRuntimeError, PyStopIteration, PyTypeError, PyValueError,
+    PyBlockingIOError, PyInterruptedError, PyOSError, PyRuntimeError, PyStopIteration, PyTypeError,
+    PyValueError,
 };
 use pyo3::ffi;
 use pyo3::intern;
@@ -21,7 +22,9 @@ use super::{Loop, ThisLoop, watchers};
 use crate::core::{Core, Direction, Waiter};
 use crate::cpython::args::Args;
 use crate::cpython::class::{self, Class, Definition, Native, Obj, This, Visitor, guard};
-use crate::cpython::object::{Object, ObjectCell, ReadableBuffer, Resumed, WritableBuffer, new_bytes, resume};
+use crate::cpython::object::{
+    Object, ObjectCell, ReadableBuffer, Resumed, WritableBuffer, new_bytes, resume,
+};
 use crate::cpython::os_error::os_error;
 use crate::handle::boolean;
 use crate::imports::imports;
@@ -189,7 +192,10 @@ impl SocketOperation {
             Operation::Connect { address, begun } => {
                 self.core.stir();
                 if !begun.replace(true) {
-                    return unless_blocked(py, socket.call_method1(intern!(py, "connect"), (address.bind(py),)));
+                    return unless_blocked(
+                        py,
+                        socket.call_method1(intern!(py, "connect"), (address.bind(py),)),
+                    );
                 }
                 let error: c_int = socket
                     .call_method1(intern!(py, "getsockopt"), (libc::SOL_SOCKET, libc::SO_ERROR))?
@@ -240,7 +246,9 @@ impl SocketOperation {
         this.awaiting.set(Some(awaiting.clone()));
         match resume(py, &awaiting, &Object::none(py))? {
             Resumed::Yielded(future) => Ok(future),
-            Resumed::Returned(_) => Err(PyRuntimeError::new_err("a future that is not done must be waited for")),
+            Resumed::Returned(_) => {
+                Err(PyRuntimeError::new_err("a future that is not done must be waited for"))
+            }
         }
     }
 
@@ -302,7 +310,9 @@ fn on_ready(py: Python<'_>, object: &Object) -> PyResult<()> {
 fn ready<T>(result: io::Result<T>) -> PyResult<Option<T>> {
     match result {
         Ok(result) => Ok(Some(result)),
-        Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Ok(None),
+        Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
+            Ok(None)
+        }
         Err(error) => Err(os_error(error)),
     }
 }
@@ -312,7 +322,8 @@ fn unless_blocked(py: Python<'_>, result: PyResult<Bound<'_, PyAny>>) -> PyResul
     match result {
         Ok(result) => Ok(Some(result.into())),
         Err(error)
-            if error.is_instance_of::<PyBlockingIOError>(py) || error.is_instance_of::<PyInterruptedError>(py) =>
+            if error.is_instance_of::<PyBlockingIOError>(py)
+                || error.is_instance_of::<PyInterruptedError>(py) =>
         {
             Ok(None)
         }
@@ -330,7 +341,9 @@ impl Native for SocketOperation {
         visitor.object(self.event_loop.as_object());
         visitor.object(&self.socket);
         match &self.operation {
-            Operation::Recv(object) | Operation::RecvInto(object) | Operation::RecvFrom(object) => visitor.object(object),
+            Operation::Recv(object) | Operation::RecvInto(object) | Operation::RecvFrom(object) => {
+                visitor.object(object)
+            }
             Operation::RecvFromInto(first, second) | Operation::SendTo(first, second) => {
                 visitor.object(first);
                 visitor.object(second);
@@ -355,8 +368,9 @@ impl Native for SocketOperation {
         let py = this.py();
         match this.state.get() {
             State::Fresh => {
-                let warned = imports(py)
-                    .and_then(|imports| Ok(imports.warn_unawaited.bind(py).call1((this.operation.name(),))?.is_none()));
+                let warned = imports(py).and_then(|imports| {
+                    Ok(imports.warn_unawaited.bind(py).call1((this.operation.name(),))?.is_none())
+                });
                 if let Err(error) = warned {
                     error.write_unraisable(py, Some(&this.as_any()));
                 }
@@ -401,7 +415,11 @@ unsafe extern "C" fn am_await(instance: *mut ffi::PyObject) -> *mut ffi::PyObjec
 
 unsafe extern "C" fn iter_next(instance: *mut ffi::PyObject) -> *mut ffi::PyObject {
     // SAFETY: as above.
-    unsafe { class::call_bare::<SocketOperation>(instance, |this| send(this, Object::none(this.py()).bind(this.py()))) }
+    unsafe {
+        class::call_bare::<SocketOperation>(instance, |this| {
+            send(this, Object::none(this.py()).bind(this.py()))
+        })
+    }
 }
 
 unsafe extern "C" fn am_send(
@@ -444,7 +462,7 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
         doc: c"A coroutine that does one operation on a socket.",
         base: module.py().get_type::<PyAny>(),
         methods: vec![
-            method1!(SocketOperation, "send", send, "send($self, value, /)\n--\n\nResume the coroutine."),
+            method1!(SocketOperation, "send", "value", send, "Resume the coroutine."),
             method!(
                 SocketOperation,
                 "throw",

@@ -7,7 +7,7 @@ use pyo3::prelude::*;
 
 use super::socket_operation::{Operation, SocketOperation};
 use super::{Loop, ThisLoop};
-use crate::cpython::args::{Args, missing_argument};
+use crate::cpython::args::{Args, all};
 use crate::cpython::object::Object;
 use crate::method;
 
@@ -19,17 +19,7 @@ fn operation<'py, const N: usize>(
     names: [&str; N],
     make: impl FnOnce([Object; N]) -> (Object, Operation),
 ) -> PyResult<Object> {
-    let found = args.parse(method, names, N, N)?;
-    let mut missing = None;
-    let found = std::array::from_fn(|index| {
-        found[index].clone().unwrap_or_else(|| {
-            missing = Some(missing_argument(method, names[index]));
-            Object::none(this.py())
-        })
-    });
-    if let Some(error) = missing {
-        return Err(error);
-    }
+    let found = all(method, &names, args.parse(method, names, N, N)?)?;
     let (socket, operation) = make(found);
     SocketOperation::create(this, socket, operation)
 }
@@ -48,9 +38,7 @@ fn sock_recvfrom<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<
 
 fn sock_recvfrom_into<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
     let [sock, buf, nbytes] = args.parse("sock_recvfrom_into", ["sock", "buf", "nbytes"], 2, 3)?;
-    let missing = |name| missing_argument("sock_recvfrom_into", name);
-    let sock = sock.ok_or_else(|| missing("sock"))?;
-    let buf = buf.ok_or_else(|| missing("buf"))?;
+    let [sock, buf] = all("sock_recvfrom_into", &["sock", "buf"], [sock, buf])?;
     let nbytes = match nbytes {
         Some(nbytes) => nbytes,
         None => 0usize.into_pyobject(this.py())?.into(),

@@ -29,13 +29,22 @@ fn create_future(this: ThisLoop<'_, '_>) -> PyResult<Object> {
 fn create_task<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
     let py = this.py();
     this.check_closed()?;
-    if args.len() == 1 && !this.has_task_factory.get() && !this.debug() {
-        let coroutine = args.first("create_task", "coro")?;
+    if let Some(coroutine) = args.object(0)
+        && args.len() == 1
+        && !this.has_task_factory.get()
+        && !this.debug()
+    {
         if !args.has_keywords() {
-            return call_with_names(py, &imports(py)?.task(py)?, &[&coroutine, &this.object()], &names_of_loop(py));
+            return call_with_names(
+                py,
+                &imports(py)?.task(py)?,
+                &[&coroutine, &this.object()],
+                &names_of_loop(py),
+            );
         }
         let (name, context) = (intern!(py, "name"), intern!(py, "context"));
-        let is_common = |key: &Bound<'py, PyAny>| key.as_ptr() == name.as_ptr() || key.as_ptr() == context.as_ptr();
+        let is_common =
+            |key: &Bound<'py, PyAny>| key.as_ptr() == name.as_ptr() || key.as_ptr() == context.as_ptr();
         if args.keywords().all(|(key, _)| is_common(&key)) {
             let mut keys: Vec<Object> = args.keywords().map(|(key, _)| Object::from(key)).collect();
             keys.push(Object::from(intern!(py, "loop")));
@@ -74,7 +83,7 @@ pub fn methods() -> Vec<PyMethodDef> {
             Loop,
             "create_task",
             create_task,
-            "create_task($self, coro, /, **kwargs)\n--\n\n\
+            "create_task($self, coro, **kwargs)\n--\n\n\
              Schedule a coroutine and return the asyncio.Task that runs it, or what the task factory makes of it.\n\n\
              The keyword arguments are those of asyncio.BaseEventLoop.create_task() of the running Python."
         ),

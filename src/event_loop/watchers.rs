@@ -10,7 +10,7 @@ use pyo3::prelude::*;
 
 use super::{Loop, ThisLoop, descriptor};
 use crate::core::{Direction, Waiter};
-use crate::cpython::args::{Args, missing_argument};
+use crate::cpython::args::Args;
 use crate::cpython::class::Obj;
 use crate::cpython::object::{Object, copy_context};
 use crate::handle::{Arguments, Call, Handle, boolean};
@@ -31,14 +31,15 @@ pub fn ensure_no_transport(this: ThisLoop<'_, '_>, fd: RawFd, given: &Bound<'_, 
 fn watch<'py>(
     this: ThisLoop<'_, 'py>,
     method: &str,
-    fd: RawFd,
     args: Args<'_, 'py>,
     direction: Direction,
+    check: impl FnOnce(RawFd, &Bound<'py, PyAny>) -> PyResult<()>,
 ) -> PyResult<Object> {
     let py = this.py();
+    let ([file, callback], context) = args.leading(method, ["fd", "callback"], intern!(py, "context"))?;
+    let fd = descriptor(&file.bind(py))?;
+    check(fd, &file.bind(py))?;
     this.check_closed()?;
-    let callback = args.object(1).ok_or_else(|| missing_argument(method, "callback"))?;
-    let context = args.sole_keyword(method, intern!(py, "context"))?;
     let call = Call {
         callback,
         arguments: Arguments::collect(args.rest(2)),
@@ -66,11 +67,13 @@ fn dismiss(py: Python<'_>, waiter: Option<Waiter>) -> PyResult<bool> {
     }
 }
 
-fn add<'py>(this: ThisLoop<'_, 'py>, method: &str, args: Args<'_, 'py>, direction: Direction) -> PyResult<Object> {
-    let file = args.get(0).ok_or_else(|| missing_argument(method, "fd"))?;
-    let fd = descriptor(&file)?;
-    ensure_no_transport(this, fd, &file)?;
-    watch(this, method, fd, args, direction)?;
+fn add<'py>(
+    this: ThisLoop<'_, 'py>,
+    method: &str,
+    args: Args<'_, 'py>,
+    direction: Direction,
+) -> PyResult<Object> {
+    watch(this, method, args, direction, |fd, file| ensure_no_transport(this, fd, file))?;
     Ok(Object::none(this.py()))
 }
 
@@ -80,8 +83,7 @@ fn add_privately<'py>(
     args: Args<'_, 'py>,
     direction: Direction,
 ) -> PyResult<Object> {
-    let file = args.get(0).ok_or_else(|| missing_argument(method, "fd"))?;
-    watch(this, method, descriptor(&file)?, args, direction)
+    watch(this, method, args, direction, |_, _| Ok(()))
 }
 
 fn remove_privately<'py>(
@@ -123,61 +125,66 @@ pub fn methods() -> Vec<PyMethodDef> {
             Loop,
             "add_reader",
             |this, args| add(this, "add_reader", args, Direction::Read),
-            "add_reader($self, fd, callback, /, *args)\n--\n\n\
+            "add_reader($self, fd, callback, *args)\n--\n\n\
              Call callback(*args) whenever fd, an integer or an object with fileno(), can be read from.\n\n\
              Raise ValueError if fd is neither, RuntimeError if a transport uses it, OSError if it cannot be watched."
         ),
         method1!(
             Loop,
             "remove_reader",
+            "fd",
             |this, file| remove(this, file, Direction::Read),
-            "remove_reader($self, fd, /)\n--\n\nStop watching fd for reading; return whether it was."
+            "Stop watching fd for reading; return whether it was."
         ),
         method!(
             Loop,
             "add_writer",
             |this, args| add(this, "add_writer", args, Direction::Write),
-            "add_writer($self, fd, callback, /, *args)\n--\n\n\
+            "add_writer($self, fd, callback, *args)\n--\n\n\
              Call callback(*args) whenever fd, an integer or an object with fileno(), can be written to.\n\n\
              Raise ValueError if fd is neither, RuntimeError if a transport uses it, OSError if it cannot be watched."
         ),
         method1!(
             Loop,
             "remove_writer",
+            "fd",
             |this, file| remove(this, file, Direction::Write),
-            "remove_writer($self, fd, /)\n--\n\nStop watching fd for writing; return whether it was."
+            "Stop watching fd for writing; return whether it was."
         ),
         method!(
             Loop,
             "_add_reader",
             |this, args| add_privately(this, "_add_reader", args, Direction::Read),
-            "_add_reader($self, fd, callback, /, *args, context=None)\n--\n\n\
+            "_add_reader($self, fd, callback, *args, context=None)\n--\n\n\
              add_reader() for the standard library's transports; return the handle."
         ),
         method1!(
             Loop,
             "_remove_reader",
+            "fd",
             |this, file| remove_privately(this, file, Direction::Read),
-            "_remove_reader($self, fd, /)\n--\n\nremove_reader() for the standard library's transports."
+            "remove_reader() for the standard library's transports."
         ),
         method!(
             Loop,
             "_add_writer",
             |this, args| add_privately(this, "_add_writer", args, Direction::Write),
-            "_add_writer($self, fd, callback, /, *args, context=None)\n--\n\n\
+            "_add_writer($self, fd, callback, *args, context=None)\n--\n\n\
              add_writer() for the standard library's transports; return the handle."
         ),
         method1!(
             Loop,
             "_remove_writer",
+            "fd",
             |this, file| remove_privately(this, file, Direction::Write),
-            "_remove_writer($self, fd, /)\n--\n\nremove_writer() for the standard library's transports."
+            "remove_writer() for the standard library's transports."
         ),
         method1!(
             Loop,
             "_ensure_fd_no_transport",
+            "fd",
             check_not_used,
-            "_ensure_fd_no_transport($self, fd, /)\n--\n\nRaise RuntimeError if a transport uses fd."
+            "Raise RuntimeError if a transport uses fd."
         ),
     ]
 }

@@ -361,7 +361,10 @@ mod tests {
             here.read_exact(&mut [0]).unwrap();
             poller.modify(here.as_raw_fd(), 8, Interest::WRITABLE).unwrap();
             poller.wait(&mut ready, None).unwrap();
-            assert_eq!(ready.events, [Event { key: 8, readable: false, writable: true, only_priority: false }]);
+            assert_eq!(
+                ready.events,
+                [Event { key: 8, readable: false, writable: true, only_priority: false }]
+            );
             poller.delete(here.as_raw_fd()).unwrap();
             poller.wait(&mut ready, MOMENT).unwrap();
             assert_eq!(ready.events, []);

@@ -165,7 +165,11 @@ impl<W> Registry<W> {
     pub fn drain(&mut self) -> Vec<W> {
         self.by_fd.clear();
         self.free.clear();
-        std::mem::take(&mut self.places).into_iter().filter_map(|place| place.entry).map(|entry| entry.watch).collect()
+        std::mem::take(&mut self.places)
+            .into_iter()
+            .filter_map(|place| place.entry)
+            .map(|entry| entry.watch)
+            .collect()
     }
 
     /// Answers an event that was nothing but out-of-band data.

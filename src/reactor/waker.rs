@@ -17,7 +17,11 @@ pub struct Inbox<T> {
 
 impl<T> Default for Inbox<T> {
     fn default() -> Self {
-        Inbox { messages: Mutex::new(Vec::new()), filled: AtomicBool::new(false), asleep: AtomicBool::new(false) }
+        Inbox {
+            messages: Mutex::new(Vec::new()),
+            filled: AtomicBool::new(false),
+            asleep: AtomicBool::new(false),
+        }
     }
 }
 

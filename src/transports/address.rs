@@ -41,7 +41,9 @@ impl Address {
                 let host = py
                     .import(intern!(py, "socket"))?
                     .call_method1(intern!(py, "inet_ntop"), (libc::AF_INET6, octets))?;
-                (host, address.port(), u32::from_be(address.flowinfo()), address.scope_id()).into_pyobject(py)?.into()
+                (host, address.port(), u32::from_be(address.flowinfo()), address.scope_id())
+                    .into_pyobject(py)?
+                    .into()
             }
             Address::Other(address) if address.is_unix() => {
                 if let Some(path) = address.as_pathname() {
@@ -57,4 +59,3 @@ impl Address {
         }))
     }
 }
-

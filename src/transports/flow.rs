@@ -85,7 +85,12 @@ impl FlowControl {
 }
 
 /// Hands what a protocol's method raised to the exception handler, which does not end the connection.
-pub fn report(py: Python<'_>, result: PyResult<Object>, message: &str, parties: &Parties<'_>) -> PyResult<()> {
+pub fn report(
+    py: Python<'_>,
+    result: PyResult<Object>,
+    message: &str,
+    parties: &Parties<'_>,
+) -> PyResult<()> {
     let Err(error) = result else { return Ok(()) };
     let exception = survivable(py, error)?;
     let message = message.into_pyobject(py)?.into();

@@ -21,7 +21,9 @@ use super::flow::{self, FlowControl, Parties};
 use super::write_queue::{Progress, WriteQueue};
 use crate::core::{Core, Readiness, Ready};
 use crate::cpython::class::{Class, Native, Obj, This, Visitor};
-use crate::cpython::object::{Bytes, Object, ObjectCell, WritableBuffer, copy_context, new_bytes, run_in_context};
+use crate::cpython::object::{
+    Bytes, Object, ObjectCell, WritableBuffer, copy_context, new_bytes, run_in_context,
+};
 use crate::cpython::os_error::{OrOsError, os_error};
 use crate::handle::survivable;
 use crate::imports::imports;
@@ -209,7 +211,8 @@ impl Stream {
     /// Asks the kernel for the events that are wanted now.
     fn sync_interest(&self) -> PyResult<()> {
         let Some(slot) = self.slot.get() else { return Ok(()) };
-        self.core.set_interest(slot, Interest { readable: self.wants_read.get(), writable: self.blocked.get() })
+        self.core
+            .set_interest(slot, Interest { readable: self.wants_read.get(), writable: self.blocked.get() })
     }
 
     fn is_registered_for_reading(&self) -> bool {
@@ -273,8 +276,10 @@ impl Stream {
     fn receive_into_buffer(this: ThisStream<'_, '_>, protocol: &Object) -> Result<Received, Failure> {
         let py = this.py();
         let get_buffer_failed = |error| (error, "Fatal error: protocol.get_buffer() call failed.");
-        let hint = (-1).into_pyobject(py).map(|hint| Object::from(&hint)).unwrap_or_else(|never| match never {});
-        let buffer = protocol.call_method1(py, intern!(py, "get_buffer"), &hint).map_err(get_buffer_failed)?;
+        let hint =
+            (-1).into_pyobject(py).map(|hint| Object::from(&hint)).unwrap_or_else(|never| match never {});
+        let buffer =
+            protocol.call_method1(py, intern!(py, "get_buffer"), &hint).map_err(get_buffer_failed)?;
         if buffer.bind(py).len().map_err(get_buffer_failed)? == 0 {
             let error = PyRuntimeError::new_err("get_buffer() returned an empty buffer");
             return Err(get_buffer_failed(error));
@@ -286,10 +291,9 @@ impl Stream {
         match received {
             Ok(0) => Ok(Received::End),
             Ok(count) => {
-                let updated = count
-                    .into_pyobject(py)
-                    .map_err(PyErr::from)
-                    .and_then(|count| protocol.call_method1(py, intern!(py, "buffer_updated"), &count.into()));
+                let updated = count.into_pyobject(py).map_err(PyErr::from).and_then(|count| {
+                    protocol.call_method1(py, intern!(py, "buffer_updated"), &count.into())
+                });
                 match updated {
                     Ok(_) => Ok(Received::Nothing),
                     Err(error) => Err((error, "Fatal error: protocol.buffer_updated() call failed.")),

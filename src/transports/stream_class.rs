@@ -176,7 +176,8 @@ fn get_protocol(this: ThisStream<'_, '_>) -> PyResult<Object> {
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     let py = module.py();
     // A Transport, and the mark by which the standard library knows one that has flow control.
-    let base = py.import("asyncio")?.getattr("transports")?.getattr("_FlowControlMixin")?.cast_into::<PyType>()?;
+    let base =
+        py.import("asyncio")?.getattr("transports")?.getattr("_FlowControlMixin")?.cast_into::<PyType>()?;
     let definition = Definition {
         name: c"hotloop._core.StreamTransport",
         doc: c"A transport over a TCP or Unix socket: asyncio.Transport.",
@@ -185,17 +186,18 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
             method1!(
                 Stream,
                 "write",
+                "data",
                 write,
-                "write($self, data, /)\n--\n\n\
-                 Send bytes, at the latest at the end of the iteration of the event loop.\n\n\
+                "Send bytes, at the latest at the end of the iteration of the event loop.\n\n\
                  What the socket does not take is buffered: see set_write_buffer_limits(). Anything but bytes is \
                  copied. Raise TypeError for what is not bytes-like, RuntimeError after write_eof()."
             ),
             method1!(
                 Stream,
                 "writelines",
+                "list_of_data",
                 writelines,
-                "writelines($self, list_of_data, /)\n--\n\nSend an iterable of bytes, like write() of them joined."
+                "Send an iterable of bytes, like write() of them joined."
             ),
             method0!(
                 Stream,
@@ -206,7 +208,12 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
                 },
                 "write_eof($self, /)\n--\n\nEnd the sending direction when what was written is sent."
             ),
-            method0!(Stream, "can_write_eof", |this| Ok(boolean(this.py(), true)), "can_write_eof($self, /)\n--\n\nTrue."),
+            method0!(
+                Stream,
+                "can_write_eof",
+                |this| Ok(boolean(this.py(), true)),
+                "can_write_eof($self, /)\n--\n\nTrue."
+            ),
             method0!(
                 Stream,
                 "close",
@@ -252,13 +259,19 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
             method1!(
                 Stream,
                 "set_protocol",
+                "protocol",
                 |this, protocol| {
                     this.set_protocol(this.py(), Object::from(protocol))?;
                     none(this)
                 },
-                "set_protocol($self, protocol, /)\n--\n\nHave another protocol called from now on."
+                "Have another protocol called from now on."
             ),
-            method0!(Stream, "get_protocol", get_protocol, "get_protocol($self, /)\n--\n\nReturn the protocol."),
+            method0!(
+                Stream,
+                "get_protocol",
+                get_protocol,
+                "get_protocol($self, /)\n--\n\nReturn the protocol."
+            ),
             method!(
                 Stream,
                 "get_extra_info",
@@ -306,11 +319,12 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
             method1!(
                 Stream,
                 "_force_close",
+                "exc",
                 |this, exception| {
                     Stream::abort(this, (!exception.is_none()).then(|| Object::from(exception)))?;
                     none(this)
                 },
-                "_force_close($self, exc, /)\n--\n\nClose at once, with an exception for connection_lost()."
+                "Close at once, with an exception for connection_lost()."
             ),
         ],
         attributes: vec![
@@ -323,7 +337,10 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
             }),
             attribute!(Stream, "_sock_fd", |this| Ok(this.fd.into_pyobject(this.py())?.into())),
             attribute!(Stream, "_closing", |this| Ok(boolean(this.py(), this.is_closing()))),
-            attribute!(Stream, "_paused", |this| Ok(boolean(this.py(), !this.is_closing() && !this.is_reading()))),
+            attribute!(Stream, "_paused", |this| Ok(boolean(
+                this.py(),
+                !this.is_closing() && !this.is_reading()
+            ))),
             attribute!(Stream, "_protocol_paused", |this| Ok(boolean(this.py(), this.flow.is_paused()))),
         ],
         slots: vec![pyo3::ffi::PyType_Slot {
@@ -334,6 +351,9 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     };
     let class = class::make::<Stream>(definition)?;
     class.setattr("_start_tls_compatible", true)?;
-    class.setattr("_sendfile_compatible", py.import("asyncio.constants")?.getattr("_SendfileMode")?.getattr("TRY_NATIVE")?)?;
+    class.setattr(
+        "_sendfile_compatible",
+        py.import("asyncio.constants")?.getattr("_SendfileMode")?.getattr("TRY_NATIVE")?,
+    )?;
     module.add("StreamTransport", class)
 }

@@ -11,6 +11,7 @@ import faulthandler
 import fnmatch
 import json
 import os
+import signal
 import sys
 import unittest
 import warnings
@@ -140,6 +141,8 @@ def tests_in(suite):
 
 def main():
     faulthandler.enable()
+    # Whoever started this in the background may have it ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     limit_time()
     made = count_loops()
     with open(ORDER["report"], "a") as report:
