@@ -40,13 +40,14 @@ test-python: $(VENV)/.hotloop $(VENV)/.tests ## hotloop's own tests
 test-cpython: $(VENV)/.hotloop ## CPython's asyncio tests, on hotloop
 	$(BIN)/python tests/cpython/run.py --jobs $(JOBS)
 
-lint: $(VENV)/.linters ## check format, style and types
+lint: $(VENV)/.hotloop $(VENV)/.linters ## check format, style and types
 	cargo fmt --check
 	PYO3_PYTHON=$(abspath $(BIN))/python cargo clippy --all-targets -- --deny warnings
 	cargo clippy --all-targets $(REACTOR) -- --deny warnings
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/python -m mypy.stubtest hotloop._core
 
 format: $(VENV)/.linters ## put all sources into the project's format
 	cargo fmt

@@ -140,9 +140,33 @@ async def test_a_paused_and_resumed_protocol_runs_in_the_context_of_whoever_resu
     context_with("resumer").run(transport.resume_reading)
     peer.send(b"x")
     await protocol.received(1)
-    assert seen == [None] if helpers.PYTHON >= (3, 15) else seen in (["resumer"], [None])
+    assert seen == [None if helpers.PYTHON >= (3, 15) else "resumer"]
     transport.close()
     await protocol.lost()
+
+
+async def test_a_protocol_is_resumed_in_the_context_of_the_write_that_found_the_socket_full(loop, pair):
+    """Up to Python 3.14, as above; and what is called because everything is sent is called there, too."""
+    ours, peer = pair
+    seen = []
+
+    def note(protocol, *args):
+        seen.append(variable.get())
+
+    protocol = Recorder(pause_writing=note, resume_writing=note, connection_lost=note)
+    transport, _ = await loop.create_connection(lambda: protocol, sock=ours)
+
+    def write():
+        transport.write(bytes(20_000_000))
+        transport.close()
+
+    context_with("writer").run(write)
+    peer.setblocking(False)
+    while await loop.sock_recv(peer, 1 << 20):
+        pass
+    await protocol.lost()
+    once = helpers.PYTHON >= (3, 15)
+    assert seen == (["writer", None, None] if once else ["writer"] * 3)
 
 
 async def test_the_protocols_of_a_server_run_in_the_context_of_the_server(loop):

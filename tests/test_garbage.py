@@ -233,10 +233,8 @@ def test_a_transport_that_is_dropped_after_its_loop_was_closed(make, no_descript
     peer.close()
 
 
-def test_a_paused_transport_that_is_dropped(loop, loop_name, no_descriptor_left):
+def test_a_paused_transport_that_is_dropped(no_descriptor_left, loop):
     """The loop has no use for it, so it goes, with a warning."""
-    if loop_name == "hotloop":
-        pytest.skip("a paused transport stays registered, and is kept until the loop is closed: see README.md")
     ours, peer = helpers.tcp_pair()
     transport, protocol = loop.run_until_complete(loop.create_connection(Recorder, sock=ours))
     transport.pause_reading()
@@ -249,6 +247,39 @@ def test_a_paused_transport_that_is_dropped(loop, loop_name, no_descriptor_left)
     assert said[0].startswith("unclosed transport <")
     peer.settimeout(5)
     assert peer.recv(10) == b""
+    peer.close()
+
+
+async def test_a_paused_transport_that_is_resumed(loop):
+    """Its owner alone kept it; from then on the loop does, too."""
+    ours, peer = helpers.tcp_pair()
+    transport, protocol = await loop.create_connection(Recorder, sock=ours)
+    transport.pause_reading()
+    peer.send(b"one")
+    await asyncio.sleep(0.002)
+    assert protocol.data == b""
+    transport.resume_reading()
+    del transport, ours
+    protocol.transport = None
+    gc.collect()
+    await protocol.received(3)
+    peer.close()
+    await protocol.lost()
+
+
+async def test_a_paused_transport_with_something_to_send_is_kept(loop):
+    ours, peer = helpers.tcp_pair()
+    transport, protocol = await loop.create_connection(Recorder, sock=ours)
+    transport.pause_reading()
+    size = 20_000_000
+    transport.write(bytes(size))
+    transport.close()
+    del transport, protocol, ours
+    gc.collect()
+    peer.setblocking(False)
+    while size:
+        size -= len(await loop.sock_recv(peer, size))
+    assert await loop.sock_recv(peer, 1) == b""
     peer.close()
 
 

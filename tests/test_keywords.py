@@ -26,7 +26,10 @@ async def test_tasks(loop):
         return asyncio.current_task().get_name(), 42
 
     assert await loop.create_task(coro=answer(), name="named") == ("named", 42)
-    assert await loop.create_task(name="named", context=contextvars.copy_context(), coro=answer()) == ("named", 42)
+    assert await loop.create_task(name="named", context=contextvars.copy_context(), coro=answer()) == (
+        "named",
+        42,
+    )
 
 
 async def test_watchers(loop):
@@ -71,7 +74,12 @@ async def test_transports(loop):
 
 
 WRONG = {
-    "call_soon": [((), {}), ((print,), {"callback": print}), ((), {"function": print}), ((print,), {"args": ()})],
+    "call_soon": [
+        ((), {}),
+        ((print,), {"callback": print}),
+        ((), {"function": print}),
+        ((print,), {"args": ()}),
+    ],
     "call_soon_threadsafe": [((), {}), ((), {"context": None})],
     "call_later": [((), {}), ((1,), {}), ((), {"callback": print}), ((1,), {"delay": 1, "callback": print})],
     "call_at": [((), {}), ((1,), {}), ((1,), {"delay": 1, "callback": print}), ((None, print), {})],

@@ -1,6 +1,7 @@
 """The event loop policy, on Pythons whose asyncio has them: asyncio's own, with another loop.
 
-From 3.14 on asyncio's public names for policies warn when they are touched; the private ones behind them do not.
+From 3.14 on asyncio's public names for policies warn when they are touched; the private ones behind them do
+not.
 """
 
 import asyncio

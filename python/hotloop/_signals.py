@@ -1,8 +1,8 @@
 """Signals: handlers of the event loop's own, and a wait that ends when a signal arrives.
 
-Python's C-level handler writes the number of each signal to the "wakeup descriptor". While a loop runs in the main
-thread that is a socket which the loop watches, so that a signal is noticed however the loop waits, and even if it
-arrives just before the wait. The descriptor that was there before is put back afterwards.
+Python's C-level handler writes the number of each signal to the "wakeup descriptor". While a loop runs in the
+main thread that is a socket which the loop watches, so that a signal is noticed however the loop waits, and
+even if it arrives just before the wait. The descriptor that was there before is put back afterwards.
 """
 
 import asyncio
@@ -16,9 +16,13 @@ import threading
 import warnings
 from asyncio.log import logger
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVarTuple
 
-# Wakeup descriptors of loops that are in force. A forked child must not write its signals to its parent's loop.
+from . import _core
+
+_Ts = TypeVarTuple("_Ts")
+
+# Wakeup descriptors of loops that are in force. A forked child must not write its signals to its parent's.
 _in_force: set[int] = set()
 
 
@@ -36,16 +40,10 @@ def _noop(signum: int, frame: object) -> None:
     """The Python-level handler of a signal that a loop handles: the wakeup descriptor does the work."""
 
 
-class SignalHandling:
+class SignalHandling(_core.Loop):
     """The signal methods of an event loop."""
 
-    _add_reader: Callable[..., Any]
-    _remove_reader: Callable[[int], bool]
-    _add_callback: Callable[[Any], None]
-    _check_closed: Callable[[], None]
-    is_running: Callable[[], bool]
     _internal_fds: int
-    _poller: str
 
     def __init__(self) -> None:
         self._signal_handlers: dict[int, asyncio.Handle] = {}
@@ -123,11 +121,11 @@ class SignalHandling:
 
     # --- Handlers ---
 
-    def add_signal_handler(self, sig: int, callback: Callable[..., Any], *args: Any) -> None:
+    def add_signal_handler(self, sig: int, callback: Callable[[*_Ts], Any], *args: *_Ts) -> None:
         """Call callback(*args) on the event loop when the process receives *sig*. For the main thread only.
 
-        Raise TypeError for a coroutine function, ValueError for a signal that does not exist, RuntimeError for one
-        that cannot be caught or from another thread.
+        Raise TypeError for a coroutine function, ValueError for a signal that does not exist, RuntimeError
+        for one that cannot be caught or from another thread.
         """
         if asyncio.iscoroutine(callback) or inspect.iscoroutinefunction(callback):
             raise TypeError("coroutines cannot be used with add_signal_handler()")

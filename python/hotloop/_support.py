@@ -19,12 +19,12 @@ check_ssl_socket: Callable[[Any], None] = base_events._check_ssl_socket  # type:
 # Until 3.13 a Server counts its connections; since then it wants to know them.
 SERVER_TAKES_TRANSPORT = len(inspect.signature(base_events.Server._attach).parameters) > 1  # type: ignore[attr-defined]
 
-_FORMAT_TAKES_DEBUG = "debug" in inspect.signature(format_helpers._format_callback_source).parameters  # type: ignore[attr-defined]
+_FORMAT_TAKES_DEBUG = "debug" in inspect.signature(format_helpers._format_callback_source).parameters
 
 
 def _format_callback(handle: Any) -> str:
     kwargs = {"debug": handle._loop.get_debug()} if _FORMAT_TAKES_DEBUG else {}
-    source: str = format_helpers._format_callback_source(handle._callback, handle._args, **kwargs)  # type: ignore[attr-defined]
+    source: str = format_helpers._format_callback_source(handle._callback, handle._args, **kwargs)
     return source
 
 
@@ -47,7 +47,7 @@ def report_handle(handle: Any, exception: BaseException) -> None:
 
 
 def report_slow(loop: Any, subject: Any, duration: float) -> None:
-    """Log a callback that took long, in debug mode; *subject* is its handle, or the transport whose event it was."""
+    """Log a callback that took long, in debug mode; *subject* is its handle, or the transport."""
     if duration >= loop.slow_callback_duration:
         if isinstance(subject, asyncio.Handle):
             subject = base_events._format_handle(subject)  # type: ignore[attr-defined]
@@ -72,7 +72,7 @@ def report_protocol(loop: Any, message: str, exception: BaseException, transport
 
 
 def report_accept(loop: Any, exception: OSError, sock: socket.socket, listener: Any) -> None:
-    """Report that there is no descriptor or memory for another connection, and have the listener try again."""
+    """Report that there is no descriptor or memory for a connection, and have the listener try again."""
     loop.call_exception_handler(
         {
             "message": "socket.accept() out of system resource",

@@ -6,25 +6,38 @@ import socket
 import sys
 import threading
 import weakref
-from asyncio import base_events, events, sslproto, unix_events
+from asyncio import events, sslproto, unix_events
 from asyncio.log import logger
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from . import _core
 from ._datagram import DatagramTransport
 from ._signals import SignalHandling
+from ._support import check_ssl_socket
 
-# What asyncio's event loop for Unix does once a connection, or once a program, in functions that ask nothing of their
-# loop but the methods that this one has, too. Each Python brings its own version.
+# What asyncio's event loop for Unix does once a connection, or once a program, in functions that ask nothing
+# of their loop but the methods that this one has, too. Each Python brings its own version.
 _Unix: Any = asyncio.SelectorEventLoop
 
 
-class Loop(SignalHandling, _core.Loop, asyncio.BaseEventLoop):
+class Loop(SignalHandling, asyncio.BaseEventLoop):
     """An asyncio event loop that runs callbacks, timers and transports in Rust.
 
-    It takes and ignores the argument of asyncio.SelectorEventLoop, so that it can stand in for it. The environment
-    variable HOTLOOP_POLLER=portable, read here, forces the wait that platforms without a faster one use.
+    It takes and ignores the argument of asyncio.SelectorEventLoop, so that it can stand in for it. The
+    environment variable HOTLOOP_POLLER=portable, read here, forces the wait that platforms without a faster
+    one use.
     """
+
+    # What asyncio.BaseEventLoop has besides what it documents.
+    _debug: bool
+    _stopping: bool
+    _thread_id: int | None
+    _check_running: Callable[[], None]
+    _set_coroutine_origin_tracking: Callable[[bool], None]
+    _asyncgen_firstiter_hook: Callable[[Any], None]
+    _asyncgen_finalizer_hook: Callable[[Any], None]
+    _ensure_resolved: Callable[..., Awaitable[Any]]
 
     # What asyncio's own loops wait with. Here the extension does.
     _selector = None
@@ -49,7 +62,7 @@ class Loop(SignalHandling, _core.Loop, asyncio.BaseEventLoop):
         old_hooks = sys.get_asyncgen_hooks()
         self._thread_id = threading.get_ident()
         try:
-            sys.set_asyncgen_hooks(firstiter=self._asyncgen_firstiter_hook, finalizer=self._asyncgen_finalizer_hook)
+            sys.set_asyncgen_hooks(self._asyncgen_firstiter_hook, self._asyncgen_finalizer_hook)
             events._set_running_loop(self)
             waking = self._wake_on_signals()
             try:
@@ -104,7 +117,7 @@ class Loop(SignalHandling, _core.Loop, asyncio.BaseEventLoop):
 
     async def sock_connect(self, sock: socket.socket, address: Any) -> None:
         """Connect a non-blocking socket; a host name is resolved first."""
-        base_events._check_ssl_socket(sock)
+        check_ssl_socket(sock)
         if self._debug and sock.gettimeout() != 0:
             raise ValueError("the socket must be non-blocking")
         if sock.family in (socket.AF_INET, socket.AF_INET6):
@@ -131,7 +144,8 @@ class Loop(SignalHandling, _core.Loop, asyncio.BaseEventLoop):
         ssl_shutdown_timeout: float | None = None,
         context: Any = None,
     ) -> Any:
-        ssl_protocol = sslproto.SSLProtocol(
+        make_protocol: Any = sslproto.SSLProtocol
+        ssl_protocol = make_protocol(
             self,
             protocol,
             sslcontext,
@@ -158,7 +172,7 @@ class Loop(SignalHandling, _core.Loop, asyncio.BaseEventLoop):
         try:
             with socket.socket(fileno=os.dup(transp._sock_fd)) as sock:
                 sock.setblocking(False)
-                return await self.sock_sendfile(sock, file, offset, count, fallback=False)  # type: ignore[arg-type]
+                return await self.sock_sendfile(sock, file, offset, count, fallback=False)
         finally:
             transp._reset_empty_waiter()
             if resume_reading:

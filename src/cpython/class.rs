@@ -9,16 +9,14 @@ use std::ffi::{CStr, c_int, c_void};
 use std::marker::PhantomData;
 use std::mem::{align_of, size_of};
 use std::ops::Deref;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering::Relaxed};
 
 use pyo3::exceptions::PyTypeError;
-use pyo3::panic::PanicException;
 use pyo3::prelude::*;
 use pyo3::types::PyType;
 use pyo3::{Borrowed, ffi};
 
-use super::args::Args;
+use super::methods::guard;
 use super::object::{Object, ObjectCell};
 
 /// A Rust type whose values live in instances of a Python class.
@@ -181,6 +179,12 @@ impl<T: Native> Clone for This<'_, '_, T> {
 impl<T: Native> Copy for This<'_, '_, T> {}
 
 impl<'a, 'py, T: Native> This<'a, 'py, T> {
+    /// # Safety
+    /// `object` is an instance of T's class.
+    pub(super) unsafe fn new(object: Borrowed<'a, 'py, PyAny>) -> Self {
+        This { object, native: PhantomData }
+    }
+
     pub fn py(self) -> Python<'py> {
         self.object.py()
     }
@@ -414,7 +418,7 @@ unsafe extern "C" fn finalize<T: Native>(instance: *mut ffi::PyObject) {
         let py = Python::assume_attached();
         let raised = PyErr::take(py);
         guard((), |py| {
-            T::finalize(This { object: Borrowed::from_ptr(py, instance), native: PhantomData });
+            T::finalize(This::new(Borrowed::from_ptr(py, instance)));
             Ok(())
         });
         if let Some(raised) = raised {
@@ -447,240 +451,5 @@ unsafe extern "C" fn dealloc<T: Native>(instance: *mut ffi::PyObject) {
             release(instance.cast());
         }
         ffi::Py_DECREF(class.cast());
-    }
-}
-
-/// Runs `f` at the boundary to C: an error or a panic becomes the current Python exception.
-///
-/// # Safety
-/// The GIL is held.
-#[inline(always)]
-pub unsafe fn guard<R>(failure: R, f: impl FnOnce(Python<'_>) -> PyResult<R>) -> R {
-    // SAFETY: the caller holds the GIL.
-    let py = unsafe { Python::assume_attached() };
-    match catch_unwind(AssertUnwindSafe(|| f(py))) {
-        Ok(Ok(result)) => result,
-        Ok(Err(error)) => {
-            error.restore(py);
-            failure
-        }
-        Err(panic) => {
-            restore_panic(py, panic);
-            failure
-        }
-    }
-}
-
-#[cold]
-fn restore_panic(py: Python<'_>, panic: Box<dyn std::any::Any + Send>) {
-    let message = match (panic.downcast_ref::<&str>(), panic.downcast_ref::<String>()) {
-        (Some(message), _) => (*message).to_owned(),
-        (_, Some(message)) => message.clone(),
-        _ => "panic".to_owned(),
-    };
-    PanicException::new_err(message).restore(py);
-}
-
-/// A method that takes any arguments.
-pub type Method<T> = for<'a, 'py> fn(This<'a, 'py, T>, Args<'a, 'py>) -> PyResult<Object>;
-/// A method without arguments, or a getter.
-pub type BareMethod<T> = for<'a, 'py> fn(This<'a, 'py, T>) -> PyResult<Object>;
-/// A method with one argument.
-pub type Method1<T> = for<'a, 'py> fn(This<'a, 'py, T>, Borrowed<'a, 'py, PyAny>) -> PyResult<Object>;
-pub type Setter<T> = for<'a, 'py> fn(This<'a, 'py, T>, Borrowed<'a, 'py, PyAny>) -> PyResult<()>;
-
-/// # Safety
-/// Called with the arguments of a METH_FASTCALL | METH_KEYWORDS method of T's class.
-#[inline(always)]
-pub unsafe fn call_fast<T: Native>(
-    instance: *mut ffi::PyObject,
-    values: *const *mut ffi::PyObject,
-    count: ffi::Py_ssize_t,
-    names: *mut ffi::PyObject,
-    method: Method<T>,
-) -> *mut ffi::PyObject {
-    // SAFETY: the method's descriptor has checked the class of the instance; the arguments live through the call.
-    unsafe {
-        guard(std::ptr::null_mut(), |py| {
-            let this = This { object: Borrowed::from_ptr(py, instance), native: PhantomData };
-            let args = Args::new(py, values, count as usize, names);
-            method(this, args).map(Object::into_ptr)
-        })
-    }
-}
-
-/// # Safety
-/// Called with the instance of a METH_NOARGS method or a getter of T's class.
-#[inline(always)]
-pub unsafe fn call_bare<T: Native>(
-    instance: *mut ffi::PyObject,
-    method: BareMethod<T>,
-) -> *mut ffi::PyObject {
-    // SAFETY: the descriptor has checked the class of the instance.
-    unsafe {
-        guard(std::ptr::null_mut(), |py| {
-            let this = This { object: Borrowed::from_ptr(py, instance), native: PhantomData };
-            method(this).map(Object::into_ptr)
-        })
-    }
-}
-
-/// # Safety
-/// As for [`call_fast`].
-#[inline(always)]
-pub unsafe fn call_one<T: Native>(
-    instance: *mut ffi::PyObject,
-    values: *const *mut ffi::PyObject,
-    count: ffi::Py_ssize_t,
-    names: *mut ffi::PyObject,
-    [method_name, name]: [&str; 2],
-    method: Method1<T>,
-) -> *mut ffi::PyObject {
-    // SAFETY: as in `call_fast`.
-    unsafe {
-        guard(std::ptr::null_mut(), |py| {
-            let this = This { object: Borrowed::from_ptr(py, instance), native: PhantomData };
-            let argument = Args::new(py, values, count as usize, names).only(method_name, name)?;
-            method(this, argument).map(Object::into_ptr)
-        })
-    }
-}
-
-/// # Safety
-/// Called with the arguments of a setter of T's class.
-pub unsafe fn call_setter<T: Native>(
-    instance: *mut ffi::PyObject,
-    new: *mut ffi::PyObject,
-    setter: Setter<T>,
-) -> c_int {
-    // SAFETY: the descriptor has checked the class of the instance; a null value asks for deletion.
-    unsafe {
-        guard(-1, |py| {
-            if new.is_null() {
-                return Err(pyo3::exceptions::PyAttributeError::new_err("attribute cannot be deleted"));
-            }
-            let this = This { object: Borrowed::from_ptr(py, instance), native: PhantomData };
-            setter(this, Borrowed::from_ptr(py, new)).map(|()| 0)
-        })
-    }
-}
-
-/// A method that takes any arguments: `fn(This<T>, Args) -> PyResult<Object>`.
-#[macro_export]
-macro_rules! method {
-    ($native:ty, $name:literal, $function:expr, $doc:literal) => {{
-        const METHOD: $crate::cpython::class::Method<$native> = $function;
-        unsafe extern "C" fn call(
-            instance: *mut pyo3::ffi::PyObject,
-            values: *const *mut pyo3::ffi::PyObject,
-            count: pyo3::ffi::Py_ssize_t,
-            names: *mut pyo3::ffi::PyObject,
-        ) -> *mut pyo3::ffi::PyObject {
-            // SAFETY: the interpreter calls this as the method that the definition below says it is.
-            unsafe { $crate::cpython::class::call_fast(instance, values, count, names, METHOD) }
-        }
-        pyo3::ffi::PyMethodDef {
-            ml_name: $crate::cpython::class::c_str(concat!($name, "\0")).as_ptr(),
-            ml_meth: pyo3::ffi::PyMethodDefPointer { PyCFunctionFastWithKeywords: call },
-            ml_flags: pyo3::ffi::METH_FASTCALL | pyo3::ffi::METH_KEYWORDS,
-            ml_doc: $crate::cpython::class::c_str(concat!($doc, "\0")).as_ptr(),
-        }
-    }};
-}
-
-/// A method without arguments: `fn(This<T>) -> PyResult<Object>`.
-#[macro_export]
-macro_rules! method0 {
-    ($native:ty, $name:literal, $function:expr, $doc:literal) => {{
-        const METHOD: $crate::cpython::class::BareMethod<$native> = $function;
-        unsafe extern "C" fn call(
-            instance: *mut pyo3::ffi::PyObject,
-            _: *mut pyo3::ffi::PyObject,
-        ) -> *mut pyo3::ffi::PyObject {
-            // SAFETY: the interpreter calls this as the method that the definition below says it is.
-            unsafe { $crate::cpython::class::call_bare(instance, METHOD) }
-        }
-        pyo3::ffi::PyMethodDef {
-            ml_name: $crate::cpython::class::c_str(concat!($name, "\0")).as_ptr(),
-            ml_meth: pyo3::ffi::PyMethodDefPointer { PyCFunction: call },
-            ml_flags: pyo3::ffi::METH_NOARGS,
-            ml_doc: $crate::cpython::class::c_str(concat!($doc, "\0")).as_ptr(),
-        }
-    }};
-}
-
-/// A method with one argument, given with its name: `fn(This<T>, Borrowed<PyAny>) -> PyResult<Object>`.
-#[macro_export]
-macro_rules! method1 {
-    ($native:ty, $name:literal, $argument:literal, $function:expr, $doc:literal) => {{
-        const METHOD: $crate::cpython::class::Method1<$native> = $function;
-        unsafe extern "C" fn call(
-            instance: *mut pyo3::ffi::PyObject,
-            values: *const *mut pyo3::ffi::PyObject,
-            count: pyo3::ffi::Py_ssize_t,
-            names: *mut pyo3::ffi::PyObject,
-        ) -> *mut pyo3::ffi::PyObject {
-            const NAMES: [&str; 2] = [$name, $argument];
-            // SAFETY: the interpreter calls this as the method that the definition below says it is.
-            unsafe { $crate::cpython::class::call_one(instance, values, count, names, NAMES, METHOD) }
-        }
-        pyo3::ffi::PyMethodDef {
-            ml_name: $crate::cpython::class::c_str(concat!($name, "\0")).as_ptr(),
-            ml_meth: pyo3::ffi::PyMethodDefPointer { PyCFunctionFastWithKeywords: call },
-            ml_flags: pyo3::ffi::METH_FASTCALL | pyo3::ffi::METH_KEYWORDS,
-            ml_doc: $crate::cpython::class::c_str(concat!(
-                $name,
-                "($self, ",
-                $argument,
-                ")\n--\n\n",
-                $doc,
-                "\0"
-            ))
-            .as_ptr(),
-        }
-    }};
-}
-
-/// An attribute: `fn(This<T>) -> PyResult<Object>`, and if it can be set `fn(This<T>, Borrowed<PyAny>) -> PyResult<()>`.
-#[macro_export]
-macro_rules! attribute {
-    ($native:ty, $name:literal, $getter:expr) => {
-        attribute!(@ $native, $name, $getter, None)
-    };
-    ($native:ty, $name:literal, $getter:expr, $setter:expr) => {{
-        const SETTER: $crate::cpython::class::Setter<$native> = $setter;
-        unsafe extern "C" fn set(
-            instance: *mut pyo3::ffi::PyObject,
-            new: *mut pyo3::ffi::PyObject,
-            _: *mut std::ffi::c_void,
-        ) -> std::ffi::c_int {
-            // SAFETY: the interpreter calls this as the setter that the definition below says it is.
-            unsafe { $crate::cpython::class::call_setter(instance, new, SETTER) }
-        }
-        attribute!(@ $native, $name, $getter, Some(set))
-    }};
-    (@ $native:ty, $name:literal, $getter:expr, $set:expr) => {{
-        const GETTER: $crate::cpython::class::BareMethod<$native> = $getter;
-        unsafe extern "C" fn get(
-            instance: *mut pyo3::ffi::PyObject,
-            _: *mut std::ffi::c_void,
-        ) -> *mut pyo3::ffi::PyObject {
-            // SAFETY: the interpreter calls this as the getter that the definition below says it is.
-            unsafe { $crate::cpython::class::call_bare(instance, GETTER) }
-        }
-        pyo3::ffi::PyGetSetDef {
-            name: $crate::cpython::class::c_str(concat!($name, "\0")).as_ptr(),
-            get: Some(get),
-            set: $set,
-            doc: std::ptr::null(),
-            closure: std::ptr::null_mut(),
-        }
-    }};
-}
-
-pub const fn c_str(text: &'static str) -> &'static CStr {
-    match CStr::from_bytes_with_nul(text.as_bytes()) {
-        Ok(text) => text,
-        Err(_) => panic!("a name ends where its only NUL is"),
     }
 }

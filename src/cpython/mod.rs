@@ -6,6 +6,7 @@
 //!
 //! - [`object`]: references, and calls.
 //! - [`class`]: classes whose instances hold a Rust value behind the layout of a Python base.
+//! - [`methods`]: their methods and attributes.
 //! - [`args`]: what a method was called with.
 //! - [`os_error`]: errors of the operating system.
 //!
@@ -15,5 +16,6 @@
 
 pub mod args;
 pub mod class;
+pub mod methods;
 pub mod object;
 pub mod os_error;

@@ -21,7 +21,8 @@ use pyo3::prelude::*;
 use super::{Loop, ThisLoop, watchers};
 use crate::core::{Core, Direction, Waiter};
 use crate::cpython::args::Args;
-use crate::cpython::class::{self, Class, Definition, Native, Obj, This, Visitor, guard};
+use crate::cpython::class::{self, Class, Definition, Native, Obj, This, Visitor};
+use crate::cpython::methods::{self, guard};
 use crate::cpython::object::{
     Object, ObjectCell, ReadableBuffer, Resumed, WritableBuffer, new_bytes, resume,
 };
@@ -410,13 +411,13 @@ fn throw<'py>(this: ThisOperation<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Obj
 
 unsafe extern "C" fn am_await(instance: *mut ffi::PyObject) -> *mut ffi::PyObject {
     // SAFETY: the instance lives, and its class is that of SocketOperation.
-    unsafe { class::call_bare::<SocketOperation>(instance, |this| Ok(this.object())) }
+    unsafe { methods::call_bare::<SocketOperation>(instance, |this| Ok(this.object())) }
 }
 
 unsafe extern "C" fn iter_next(instance: *mut ffi::PyObject) -> *mut ffi::PyObject {
     // SAFETY: as above.
     unsafe {
-        class::call_bare::<SocketOperation>(instance, |this| {
+        methods::call_bare::<SocketOperation>(instance, |this| {
             send(this, Object::none(this.py()).bind(this.py()))
         })
     }

@@ -3,5 +3,4 @@
 pub mod address;
 pub mod flow;
 pub mod stream;
-pub mod stream_class;
 pub mod write_queue;

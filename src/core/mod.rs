@@ -3,90 +3,29 @@
 //! The Python class (in `event_loop`) owns a [`Core`] and shares it with its transports. Nothing here knows what a
 //! transport is: it is an object with a function to call when something happens to it.
 
+mod ready;
+mod watching;
+
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::RawFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pyo3::exceptions::PyRuntimeError;
-use pyo3::intern;
 use pyo3::prelude::*;
 
-use crate::cpython::class::{Obj, Visitor};
+use crate::cpython::class::Visitor;
 use crate::cpython::object::{Object, check_signals};
 use crate::cpython::os_error::OrOsError;
-use crate::handle::{Handle, Schedule, ThreadSafeHandle, TimerHandle};
-use crate::imports::imports;
+use crate::handle::Schedule;
 use crate::reactor::clock;
-use crate::reactor::poller::{self, Interest, Poller};
-use crate::reactor::registry::{Registry, Slot};
+use crate::reactor::poller::{self, Poller};
+use crate::reactor::registry::Registry;
 use crate::reactor::waker::Inbox;
 
-/// A step of something that belongs to the event loop, called with the object that it was queued for.
-pub type Step = fn(Python<'_>, &Object) -> PyResult<()>;
-
-/// What to do when a watched descriptor is ready.
-pub type OnReady = fn(Python<'_>, &Object, Readiness) -> PyResult<()>;
-
-#[derive(Clone, Copy, Debug)]
-pub struct Readiness {
-    pub readable: bool,
-    pub writable: bool,
-}
-
-/// An entry of the ready queue.
-pub enum Ready {
-    Handle(Obj<Handle>),
-    Timer(Obj<TimerHandle>),
-    ThreadSafe(Obj<ThreadSafeHandle>),
-    /// An asyncio.Handle that is not of our making.
-    Foreign(Object),
-    Step(Object, Step),
-    Event(Object, OnReady, Readiness),
-}
-
-/// Who waits for one direction of a descriptor.
-pub enum Waiter {
-    Handle(Obj<Handle>),
-    /// An operation on a socket.
-    Operation(Object, Step),
-}
-
-impl Waiter {
-    fn to_ready(&self) -> Ready {
-        match self {
-            Waiter::Handle(handle) => Ready::Handle(handle.clone()),
-            Waiter::Operation(object, step) => Ready::Step(object.clone(), *step),
-        }
-    }
-
-    fn object(&self) -> &Object {
-        match self {
-            Waiter::Handle(handle) => handle.as_object(),
-            Waiter::Operation(object, _) => object,
-        }
-    }
-}
-
-/// On whose behalf a descriptor is watched.
-pub enum Watch {
-    Waiters {
-        reader: Option<Waiter>,
-        writer: Option<Waiter>,
-    },
-    /// A transport, which has the descriptor to itself.
-    Transport(Object, OnReady),
-}
-
-/// A direction of a descriptor.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Direction {
-    Read,
-    Write,
-}
+pub use ready::{OnReady, Readiness, Ready, Step};
+pub use watching::{Direction, Waiter, Watch};
 
 /// One receive gets at the most this many bytes: asyncio's `max_size`.
 const RECEIVE_BUFFER: usize = 256 * 1024;
@@ -254,7 +193,7 @@ impl Core {
         let mut events = self.events.take().unwrap_or_default();
         let result = self.wait(py, &mut events, timeout);
         let check = events.interrupted || timeout != Some(Duration::ZERO);
-        let taken_in = result.and_then(|()| self.take_in(&events));
+        let taken_in = result.and_then(|()| self.take_in(py, &events));
         self.events.set(Some(events));
         taken_in.or_os_error()?;
         if check { check_signals(py) } else { Ok(()) }
@@ -276,49 +215,6 @@ impl Core {
         let result = py.detach(|| poller.wait(events, timeout));
         self.inbox.awake();
         result
-    }
-
-    fn take_in(&self, events: &poller::Ready) -> io::Result<()> {
-        if events.events.is_empty() {
-            return Ok(());
-        }
-        let mut borrowed = self.registry.borrow_mut();
-        let Some(registry) = &mut *borrowed else { return Ok(()) };
-        let mut ready = self.ready.borrow_mut();
-        let mut ghosts = false;
-        for event in &events.events {
-            let Some((slot, watch)) = registry.resolve(event.key) else {
-                ghosts = true;
-                continue;
-            };
-            if event.only_priority {
-                registry.narrow(slot);
-                continue;
-            }
-            let asked = registry.registered(slot);
-            let readiness = Readiness {
-                readable: event.readable && asked.readable,
-                writable: event.writable && asked.writable,
-            };
-            match watch {
-                Watch::Transport(object, on_ready) => {
-                    ready.push_back(Ready::Event(object.clone(), *on_ready, readiness))
-                }
-                Watch::Waiters { reader, writer } => {
-                    if readiness.readable
-                        && let Some(reader) = reader
-                    {
-                        ready.push_back(reader.to_ready());
-                    }
-                    if readiness.writable
-                        && let Some(writer) = writer
-                    {
-                        ready.push_back(writer.to_ready());
-                    }
-                }
-            }
-        }
-        if ghosts { registry.rebuild() } else { Ok(()) }
     }
 
     fn queue_due_timers(&self, now: f64) {
@@ -398,111 +294,6 @@ impl Core {
         result
     }
 
-    // --- Descriptors ---
-
-    fn with_registry<R>(&self, f: impl FnOnce(&mut Registry<Watch>) -> io::Result<R>) -> PyResult<R> {
-        match &mut *self.registry.borrow_mut() {
-            Some(registry) => f(registry).or_os_error(),
-            None => Err(PyRuntimeError::new_err("Event loop is closed")),
-        }
-    }
-
-    /// The transport that a descriptor belongs to.
-    pub fn transport_of(&self, fd: RawFd) -> Option<Object> {
-        let registry = self.registry.borrow();
-        let registry = registry.as_ref()?;
-        match registry.get(registry.find(fd)?)? {
-            Watch::Transport(object, _) => Some(object.clone()),
-            Watch::Waiters { .. } => None,
-        }
-    }
-
-    /// Gives a descriptor to a transport; waiters that were left from an earlier file of that number are dropped.
-    pub fn attach(&self, fd: RawFd, transport: &Object, on_ready: OnReady) -> PyResult<Slot> {
-        let (slot, stale) = self.with_registry(|registry| {
-            let stale = registry.find(fd).and_then(|slot| registry.remove(slot));
-            Ok((registry.insert(fd, Watch::Transport(transport.clone(), on_ready)), stale))
-        })?;
-        drop(stale);
-        Ok(slot)
-    }
-
-    /// Ends a transport's hold of its descriptor. To be called before the descriptor is closed.
-    pub fn detach(&self, slot: Slot) {
-        let watch = match &mut *self.registry.borrow_mut() {
-            Some(registry) => registry.remove(slot),
-            None => None,
-        };
-        drop(watch);
-    }
-
-    /// Asks for events of a transport's descriptor.
-    pub fn set_interest(&self, slot: Slot, interest: Interest) -> PyResult<()> {
-        self.stir();
-        self.with_registry(|registry| registry.set_interest(slot, interest))
-    }
-
-    /// What the kernel has been asked for on behalf of a transport.
-    pub fn interest(&self, slot: Slot) -> Interest {
-        self.registry.borrow().as_ref().map_or(Interest::NONE, |registry| registry.registered(slot))
-    }
-
-    /// Watches one direction of a descriptor and returns who waited for it before.
-    pub fn add_waiter(&self, fd: RawFd, direction: Direction, waiter: Waiter) -> PyResult<Option<Waiter>> {
-        self.stir();
-        self.with_registry(|registry| {
-            let slot = match registry.find(fd) {
-                Some(slot) => slot,
-                None => registry.insert(fd, Watch::Waiters { reader: None, writer: None }),
-            };
-            let mut interest = registry.registered(slot);
-            match direction {
-                Direction::Read => interest.readable = true,
-                Direction::Write => interest.writable = true,
-            }
-            if let Err(error) = registry.renew_interest(slot, interest) {
-                if matches!(registry.get(slot), Some(Watch::Waiters { reader: None, writer: None })) {
-                    registry.remove(slot);
-                }
-                return Err(error);
-            }
-            match registry.get_mut(slot) {
-                Some(Watch::Waiters { reader, writer }) => Ok(match direction {
-                    Direction::Read => reader.replace(waiter),
-                    Direction::Write => writer.replace(waiter),
-                }),
-                _ => Err(io::Error::other("the descriptor belongs to a transport")),
-            }
-        })
-    }
-
-    /// Stops watching one direction of a descriptor and returns who waited for it. With `only`, nothing happens
-    /// unless it is that one.
-    pub fn remove_waiter(&self, fd: RawFd, direction: Direction, only: Option<&Object>) -> Option<Waiter> {
-        let mut registry = self.registry.borrow_mut();
-        let registry = registry.as_mut()?;
-        let slot = registry.find(fd)?;
-        let Some(Watch::Waiters { reader, writer }) = registry.get_mut(slot) else { return None };
-        let place = match direction {
-            Direction::Read => &mut *reader,
-            Direction::Write => &mut *writer,
-        };
-        if let (Some(only), Some(waiter)) = (only, &*place)
-            && !waiter.object().is(only)
-        {
-            return None;
-        }
-        let waiter = place.take();
-        let interest = Interest { readable: reader.is_some(), writable: writer.is_some() };
-        if interest.is_none() {
-            registry.remove(slot);
-        } else {
-            // If the descriptor is not what it was, there is nothing to be told of it any more.
-            let _ = registry.set_interest(slot, interest);
-        }
-        waiter
-    }
-
     // --- The end ---
 
     /// Sends what can be sent and drops everything: handles, timers, watchers, the poller.
@@ -553,55 +344,7 @@ impl Core {
         if let Ok(registry) = self.registry.try_borrow()
             && let Some(registry) = &*registry
         {
-            for watch in registry.watches() {
-                match watch {
-                    Watch::Transport(object, _) => visitor.object(object),
-                    Watch::Waiters { reader, writer } => {
-                        for waiter in [reader, writer].into_iter().flatten() {
-                            visitor.object(waiter.object());
-                        }
-                    }
-                }
-            }
+            registry.watches().for_each(|watch| watch.traverse(visitor));
         }
-    }
-}
-
-impl Ready {
-    pub fn run(&self, py: Python<'_>) -> PyResult<()> {
-        match self {
-            Ready::Handle(handle) => handle.run(py, handle.as_object()),
-            Ready::Timer(timer) => timer.handle().run(py, timer.as_object()),
-            Ready::ThreadSafe(handle) => handle.run(py, handle.as_object()),
-            Ready::Foreign(handle) => handle.call_method0(py, intern!(py, "_run")).map(drop),
-            Ready::Step(object, step) => step(py, object),
-            Ready::Event(object, on_ready, readiness) => on_ready(py, object, *readiness),
-        }
-    }
-
-    /// Runs in debug mode: callbacks that take long are logged.
-    fn run_watched(&self, py: Python<'_>, event_loop: &Object) -> PyResult<()> {
-        let handle = if self.is_handle() { self.object().clone() } else { Object::none(py) };
-        event_loop.bind(py).setattr(intern!(py, "_current_handle"), handle.bind(py))?;
-        let start = clock::now();
-        let result = self.run(py);
-        let duration = (clock::now() - start).into_pyobject(py)?.into();
-        event_loop.bind(py).setattr(intern!(py, "_current_handle"), py.None())?;
-        result?;
-        imports(py)?.report_slow.call(py, &[event_loop, self.object(), &duration]).map(drop)
-    }
-
-    /// The handle, or the object that the step or event is for.
-    pub fn object(&self) -> &Object {
-        match self {
-            Ready::Handle(handle) => handle.as_object(),
-            Ready::Timer(timer) => timer.as_object(),
-            Ready::ThreadSafe(handle) => handle.as_object(),
-            Ready::Foreign(object) | Ready::Step(object, _) | Ready::Event(object, ..) => object,
-        }
-    }
-
-    fn is_handle(&self) -> bool {
-        matches!(self, Ready::Handle(_) | Ready::Timer(_) | Ready::ThreadSafe(_) | Ready::Foreign(_))
     }
 }

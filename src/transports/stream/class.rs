@@ -1,4 +1,4 @@
-//! The Python class of the stream transport: what asyncio.Transport promises, on top of [`super::stream`].
+//! The Python class of the stream transport: what asyncio.Transport promises, on top of [`super::Stream`].
 
 use pyo3::Borrowed;
 use pyo3::exceptions::{PyRuntimeError, PyTypeError};
@@ -6,9 +6,10 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyType};
 
-use super::stream::{Phase, Stream, ThisStream, log_debug};
+use super::{Phase, Stream, ThisStream, log_debug};
 use crate::cpython::args::Args;
 use crate::cpython::class::{self, Definition};
+use crate::cpython::methods;
 use crate::cpython::object::{Bytes, Object};
 use crate::handle::boolean;
 use crate::imports::imports;
@@ -136,18 +137,18 @@ fn repr(this: ThisStream<'_, '_>) -> PyResult<Object> {
 
 unsafe extern "C" fn tp_repr(instance: *mut pyo3::ffi::PyObject) -> *mut pyo3::ffi::PyObject {
     // SAFETY: the slot of this class is called with its instances.
-    unsafe { class::call_bare::<Stream>(instance, repr) }
+    unsafe { methods::call_bare::<Stream>(instance, repr) }
 }
 
 fn pause_reading(this: ThisStream<'_, '_>) -> PyResult<Object> {
-    if this.pause_reading() && this.debug() {
+    if Stream::pause_reading(this)? && this.debug() {
         log_debug(this.py(), "%r pauses reading", &this)?;
     }
     none(this)
 }
 
 fn resume_reading(this: ThisStream<'_, '_>) -> PyResult<Object> {
-    if this.resume_reading()? && this.debug() {
+    if Stream::resume_reading(this)? && this.debug() {
         log_debug(this.py(), "%r resumes reading", &this)?;
     }
     none(this)

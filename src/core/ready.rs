@@ -1,0 +1,72 @@
+//! The entries of the ready queue.
+
+use pyo3::intern;
+use pyo3::prelude::*;
+
+use crate::cpython::class::Obj;
+use crate::cpython::object::Object;
+use crate::handle::{Handle, ThreadSafeHandle, TimerHandle};
+use crate::imports::imports;
+use crate::reactor::clock;
+
+/// A step of something that belongs to the event loop, called with the object that it was queued for.
+pub type Step = fn(Python<'_>, &Object) -> PyResult<()>;
+
+/// What to do when a watched descriptor is ready.
+pub type OnReady = fn(Python<'_>, &Object, Readiness) -> PyResult<()>;
+
+#[derive(Clone, Copy, Debug)]
+pub struct Readiness {
+    pub readable: bool,
+    pub writable: bool,
+}
+
+/// An entry of the ready queue.
+pub enum Ready {
+    Handle(Obj<Handle>),
+    Timer(Obj<TimerHandle>),
+    ThreadSafe(Obj<ThreadSafeHandle>),
+    /// An asyncio.Handle that is not of our making.
+    Foreign(Object),
+    Step(Object, Step),
+    Event(Object, OnReady, Readiness),
+}
+
+impl Ready {
+    pub fn run(&self, py: Python<'_>) -> PyResult<()> {
+        match self {
+            Ready::Handle(handle) => handle.run(py, handle.as_object()),
+            Ready::Timer(timer) => timer.handle().run(py, timer.as_object()),
+            Ready::ThreadSafe(handle) => handle.run(py, handle.as_object()),
+            Ready::Foreign(handle) => handle.call_method0(py, intern!(py, "_run")).map(drop),
+            Ready::Step(object, step) => step(py, object),
+            Ready::Event(object, on_ready, readiness) => on_ready(py, object, *readiness),
+        }
+    }
+
+    /// Runs in debug mode: callbacks that take long are logged.
+    pub(super) fn run_watched(&self, py: Python<'_>, event_loop: &Object) -> PyResult<()> {
+        let handle = if self.is_handle() { self.object().clone() } else { Object::none(py) };
+        event_loop.bind(py).setattr(intern!(py, "_current_handle"), handle.bind(py))?;
+        let start = clock::now();
+        let result = self.run(py);
+        let duration = (clock::now() - start).into_pyobject(py)?.into();
+        event_loop.bind(py).setattr(intern!(py, "_current_handle"), py.None())?;
+        result?;
+        imports(py)?.report_slow.call(py, &[event_loop, self.object(), &duration]).map(drop)
+    }
+
+    /// The handle, or the object that the step or event is for.
+    pub fn object(&self) -> &Object {
+        match self {
+            Ready::Handle(handle) => handle.as_object(),
+            Ready::Timer(timer) => timer.as_object(),
+            Ready::ThreadSafe(handle) => handle.as_object(),
+            Ready::Foreign(object) | Ready::Step(object, _) | Ready::Event(object, ..) => object,
+        }
+    }
+
+    fn is_handle(&self) -> bool {
+        matches!(self, Ready::Handle(_) | Ready::Timer(_) | Ready::ThreadSafe(_) | Ready::Foreign(_))
+    }
+}

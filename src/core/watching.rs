@@ -1,0 +1,254 @@
+//! Which descriptors are watched, and what happens when they are ready.
+
+use std::io;
+use std::os::fd::RawFd;
+
+use pyo3::exceptions::PyRuntimeError;
+use pyo3::prelude::*;
+use pyo3::types::{PyWeakrefMethods, PyWeakrefReference};
+
+use super::{Core, OnReady, Readiness, Ready, Step};
+use crate::cpython::class::{Obj, Visitor};
+use crate::cpython::object::Object;
+use crate::cpython::os_error::OrOsError;
+use crate::handle::Handle;
+use crate::reactor::poller::{self, Interest};
+use crate::reactor::registry::{Registry, Slot};
+
+/// Who waits for one direction of a descriptor.
+pub enum Waiter {
+    Handle(Obj<Handle>),
+    /// An operation on a socket.
+    Operation(Object, Step),
+}
+
+impl Waiter {
+    fn to_ready(&self) -> Ready {
+        match self {
+            Waiter::Handle(handle) => Ready::Handle(handle.clone()),
+            Waiter::Operation(object, step) => Ready::Step(object.clone(), *step),
+        }
+    }
+
+    fn object(&self) -> &Object {
+        match self {
+            Waiter::Handle(handle) => handle.as_object(),
+            Waiter::Operation(object, _) => object,
+        }
+    }
+}
+
+/// On whose behalf a descriptor is watched.
+pub enum Watch {
+    Waiters {
+        reader: Option<Waiter>,
+        writer: Option<Waiter>,
+    },
+    /// A transport, which has the descriptor to itself.
+    Transport(Hold, OnReady),
+}
+
+/// How a transport is kept: one with nothing to wait for, because it is paused, lives only as long as somebody else
+/// wants it, as in asyncio.
+pub enum Hold {
+    Strong(Object),
+    /// A weak reference.
+    Weak(Py<PyWeakrefReference>),
+}
+
+impl Hold {
+    /// The transport, unless it is being destroyed.
+    fn get(&self, py: Python<'_>) -> Option<Object> {
+        match self {
+            Hold::Strong(object) => Some(object.clone()),
+            Hold::Weak(reference) => reference.bind(py).upgrade().map(Object::from),
+        }
+    }
+}
+
+impl Watch {
+    pub(super) fn traverse(&self, visitor: &mut Visitor) {
+        match self {
+            Watch::Transport(Hold::Strong(object), _) => visitor.object(object),
+            Watch::Transport(Hold::Weak(_), _) => {}
+            Watch::Waiters { reader, writer } => {
+                for waiter in [reader, writer].into_iter().flatten() {
+                    visitor.object(waiter.object());
+                }
+            }
+        }
+    }
+}
+
+/// A direction of a descriptor.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    Read,
+    Write,
+}
+
+impl Core {
+    /// Queues what has become ready.
+    pub(super) fn take_in(&self, py: Python<'_>, events: &poller::Ready) -> io::Result<()> {
+        if events.events.is_empty() {
+            return Ok(());
+        }
+        let mut borrowed = self.registry.borrow_mut();
+        let Some(registry) = &mut *borrowed else { return Ok(()) };
+        let mut ready = self.ready.borrow_mut();
+        let mut ghosts = false;
+        for event in &events.events {
+            let Some((slot, watch)) = registry.resolve(event.key) else {
+                ghosts = true;
+                continue;
+            };
+            if event.only_priority {
+                registry.narrow(slot);
+                continue;
+            }
+            let asked = registry.registered(slot);
+            let readiness = Readiness {
+                readable: event.readable && asked.readable,
+                writable: event.writable && asked.writable,
+            };
+            match watch {
+                Watch::Transport(hold, on_ready) => {
+                    if let Some(object) = hold.get(py) {
+                        ready.push_back(Ready::Event(object, *on_ready, readiness));
+                    }
+                }
+                Watch::Waiters { reader, writer } => {
+                    if readiness.readable
+                        && let Some(reader) = reader
+                    {
+                        ready.push_back(reader.to_ready());
+                    }
+                    if readiness.writable
+                        && let Some(writer) = writer
+                    {
+                        ready.push_back(writer.to_ready());
+                    }
+                }
+            }
+        }
+        if ghosts { registry.rebuild() } else { Ok(()) }
+    }
+
+    fn with_registry<R>(&self, f: impl FnOnce(&mut Registry<Watch>) -> io::Result<R>) -> PyResult<R> {
+        match &mut *self.registry.borrow_mut() {
+            Some(registry) => f(registry).or_os_error(),
+            None => Err(PyRuntimeError::new_err("Event loop is closed")),
+        }
+    }
+
+    /// The transport that a descriptor belongs to.
+    pub fn transport_of(&self, py: Python<'_>, fd: RawFd) -> Option<Object> {
+        let registry = self.registry.borrow();
+        let registry = registry.as_ref()?;
+        match registry.get(registry.find(fd)?)? {
+            Watch::Transport(hold, _) => hold.get(py),
+            Watch::Waiters { .. } => None,
+        }
+    }
+
+    /// Gives a descriptor to a transport; waiters that were left from an earlier file of that number are dropped.
+    pub fn attach(&self, fd: RawFd, transport: &Object, on_ready: OnReady) -> PyResult<Slot> {
+        let (slot, stale) = self.with_registry(|registry| {
+            let stale = registry.find(fd).and_then(|slot| registry.remove(slot));
+            Ok((registry.insert(fd, Watch::Transport(Hold::Strong(transport.clone()), on_ready)), stale))
+        })?;
+        drop(stale);
+        Ok(slot)
+    }
+
+    /// Keeps a transport alive from now on, or no longer.
+    pub fn hold(&self, py: Python<'_>, slot: Slot, transport: &Object, strongly: bool) -> PyResult<()> {
+        let hold = if strongly {
+            Hold::Strong(transport.clone())
+        } else {
+            Hold::Weak(PyWeakrefReference::new(&transport.bind(py))?.unbind())
+        };
+        let former = match self.registry.borrow_mut().as_mut().and_then(|registry| registry.get_mut(slot)) {
+            Some(Watch::Transport(place, _)) => Some(std::mem::replace(place, hold)),
+            _ => None,
+        };
+        drop(former);
+        Ok(())
+    }
+
+    /// Ends a transport's hold of its descriptor. To be called before the descriptor is closed.
+    pub fn detach(&self, slot: Slot) {
+        let watch = match &mut *self.registry.borrow_mut() {
+            Some(registry) => registry.remove(slot),
+            None => None,
+        };
+        drop(watch);
+    }
+
+    /// Asks for events of a transport's descriptor.
+    pub fn set_interest(&self, slot: Slot, interest: Interest) -> PyResult<()> {
+        self.stir();
+        self.with_registry(|registry| registry.set_interest(slot, interest))
+    }
+
+    /// What the kernel has been asked for on behalf of a transport.
+    pub fn interest(&self, slot: Slot) -> Interest {
+        self.registry.borrow().as_ref().map_or(Interest::NONE, |registry| registry.registered(slot))
+    }
+
+    /// Watches one direction of a descriptor and returns who waited for it before.
+    pub fn add_waiter(&self, fd: RawFd, direction: Direction, waiter: Waiter) -> PyResult<Option<Waiter>> {
+        self.stir();
+        self.with_registry(|registry| {
+            let slot = match registry.find(fd) {
+                Some(slot) => slot,
+                None => registry.insert(fd, Watch::Waiters { reader: None, writer: None }),
+            };
+            let mut interest = registry.registered(slot);
+            match direction {
+                Direction::Read => interest.readable = true,
+                Direction::Write => interest.writable = true,
+            }
+            if let Err(error) = registry.renew_interest(slot, interest) {
+                if matches!(registry.get(slot), Some(Watch::Waiters { reader: None, writer: None })) {
+                    registry.remove(slot);
+                }
+                return Err(error);
+            }
+            match registry.get_mut(slot) {
+                Some(Watch::Waiters { reader, writer }) => Ok(match direction {
+                    Direction::Read => reader.replace(waiter),
+                    Direction::Write => writer.replace(waiter),
+                }),
+                _ => Err(io::Error::other("the descriptor belongs to a transport")),
+            }
+        })
+    }
+
+    /// Stops watching one direction of a descriptor and returns who waited for it. With `only`, nothing happens
+    /// unless it is that one.
+    pub fn remove_waiter(&self, fd: RawFd, direction: Direction, only: Option<&Object>) -> Option<Waiter> {
+        let mut registry = self.registry.borrow_mut();
+        let registry = registry.as_mut()?;
+        let slot = registry.find(fd)?;
+        let Some(Watch::Waiters { reader, writer }) = registry.get_mut(slot) else { return None };
+        let place = match direction {
+            Direction::Read => &mut *reader,
+            Direction::Write => &mut *writer,
+        };
+        if let (Some(only), Some(waiter)) = (only, &*place)
+            && !waiter.object().is(only)
+        {
+            return None;
+        }
+        let waiter = place.take();
+        let interest = Interest { readable: reader.is_some(), writable: writer.is_some() };
+        if interest.is_none() {
+            registry.remove(slot);
+        } else {
+            // If the descriptor is not what it was, there is nothing to be told of it any more.
+            let _ = registry.set_interest(slot, interest);
+        }
+        waiter
+    }
+}

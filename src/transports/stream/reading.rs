@@ -1,0 +1,112 @@
+//! What arrives: data, the end of the stream, errors.
+
+use std::io;
+
+use pyo3::exceptions::PyRuntimeError;
+use pyo3::intern;
+use pyo3::prelude::*;
+
+use super::{ProtocolKind, Stream, ThisStream, log_debug};
+use crate::cpython::object::{Object, WritableBuffer, new_bytes};
+use crate::cpython::os_error::os_error;
+use crate::reactor::socket;
+
+enum Received {
+    Data(Object),
+    /// Nothing that is not delivered yet.
+    Nothing,
+    End,
+}
+
+const READ_FAILED: &str = "Fatal read error on socket transport";
+
+/// An error, and what to say of it.
+type Failure = (PyErr, &'static str);
+
+fn no_data(error: io::Error) -> Result<Received, Failure> {
+    match error.kind() {
+        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => Ok(Received::Nothing),
+        _ => Err((os_error(error), READ_FAILED)),
+    }
+}
+
+impl Stream {
+    pub(super) fn read(this: ThisStream<'_, '_>) -> PyResult<()> {
+        let py = this.py();
+        let Some(protocol) = this.protocol.get() else { return Ok(()) };
+        let received = match this.kind.get() {
+            ProtocolKind::Streaming => Stream::receive(this, &protocol),
+            ProtocolKind::Buffered => Stream::receive_into_buffer(this, &protocol),
+        };
+        match received {
+            Ok(Received::Data(_) | Received::Nothing) => Ok(()),
+            Ok(Received::End) => Stream::end_of_stream(this, &protocol),
+            Err((error, message)) => Stream::fail(py, &this, error, message),
+        }
+    }
+
+    fn receive(this: ThisStream<'_, '_>, protocol: &Object) -> Result<Received, Failure> {
+        let py = this.py();
+        let data = this.core.with_buffer(|buffer| match socket::recv(this.fd, buffer) {
+            Ok(0) => Ok(Received::End),
+            Ok(count) => match new_bytes(py, &buffer[..count]) {
+                Ok(data) => Ok(Received::Data(data)),
+                Err(error) => Err((error, READ_FAILED)),
+            },
+            Err(error) => no_data(error),
+        })?;
+        let Received::Data(data) = data else { return Ok(data) };
+        match protocol.call_method1(py, intern!(py, "data_received"), &data) {
+            Ok(_) => Ok(Received::Nothing),
+            Err(error) => Err((error, "Fatal error: protocol.data_received() call failed.")),
+        }
+    }
+
+    fn receive_into_buffer(this: ThisStream<'_, '_>, protocol: &Object) -> Result<Received, Failure> {
+        let py = this.py();
+        let get_buffer_failed = |error| (error, "Fatal error: protocol.get_buffer() call failed.");
+        let hint =
+            (-1).into_pyobject(py).map(|hint| Object::from(&hint)).unwrap_or_else(|never| match never {});
+        let buffer =
+            protocol.call_method1(py, intern!(py, "get_buffer"), &hint).map_err(get_buffer_failed)?;
+        if buffer.bind(py).len().map_err(get_buffer_failed)? == 0 {
+            let error = PyRuntimeError::new_err("get_buffer() returned an empty buffer");
+            return Err(get_buffer_failed(error));
+        }
+        let received = match WritableBuffer::new(&buffer, py) {
+            Ok(mut view) => socket::recv(this.fd, view.as_mut_slice()),
+            Err(error) => return Err((error, READ_FAILED)),
+        };
+        match received {
+            Ok(0) => Ok(Received::End),
+            Ok(count) => {
+                let updated = count.into_pyobject(py).map_err(PyErr::from).and_then(|count| {
+                    protocol.call_method1(py, intern!(py, "buffer_updated"), &count.into())
+                });
+                match updated {
+                    Ok(_) => Ok(Received::Nothing),
+                    Err(error) => Err((error, "Fatal error: protocol.buffer_updated() call failed.")),
+                }
+            }
+            Err(error) => no_data(error),
+        }
+    }
+
+    fn end_of_stream(this: ThisStream<'_, '_>, protocol: &Object) -> PyResult<()> {
+        let py = this.py();
+        if this.debug() {
+            log_debug(py, "%r received EOF", &this)?;
+        }
+        let keep_open = protocol
+            .call_method0(py, intern!(py, "eof_received"))
+            .and_then(|keep_open| keep_open.bind(py).is_truthy());
+        match keep_open {
+            Ok(true) => {
+                this.wants_read.set(false);
+                Stream::sync_hold(this)
+            }
+            Ok(false) => Stream::close(this),
+            Err(error) => Stream::fail(py, &this, error, "Fatal error: protocol.eof_received() call failed."),
+        }
+    }
+}
