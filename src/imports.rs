@@ -15,7 +15,7 @@ pub struct Imports {
     pub buffered_protocol: Object,
     pub report_handle: Object,
     pub report_slow: Object,
-    pub report_fatal: Object,
+    pub report_usual: Object,
     pub report_protocol: Object,
     pub report_accept: Object,
     pub source_traceback: Object,
@@ -24,12 +24,13 @@ pub struct Imports {
     pub check_ssl_socket: Object,
     pub warn_unawaited: Object,
     pub warn_unclosed: Object,
-    pub log_lost_write: Object,
     pub report_connection: Object,
     pub fail_empty_waiter: Object,
     pub logger: Object,
     /// Whether asyncio's Server wants to know which transport is attached.
     pub server_takes_transport: bool,
+    /// What a buffered datagram counts beside its data.
+    pub datagram_header: usize,
 }
 
 // SAFETY: the references are made and used under the GIL, and never dropped.
@@ -70,7 +71,7 @@ fn load(py: Python<'_>) -> PyResult<Imports> {
         buffered_protocol: of(&asyncio, "BufferedProtocol")?,
         report_handle: of(&support, "report_handle")?,
         report_slow: of(&support, "report_slow")?,
-        report_fatal: of(&support, "report_fatal")?,
+        report_usual: of(&support, "report_usual")?,
         report_protocol: of(&support, "report_protocol")?,
         report_accept: of(&support, "report_accept")?,
         source_traceback: of(&support, "source_traceback")?,
@@ -79,10 +80,10 @@ fn load(py: Python<'_>) -> PyResult<Imports> {
         check_ssl_socket: of(&support, "check_ssl_socket")?,
         warn_unawaited: of(&support, "warn_unawaited")?,
         warn_unclosed: of(&support, "warn_unclosed")?,
-        log_lost_write: of(&support, "log_lost_write")?,
         report_connection: of(&support, "report_connection")?,
         fail_empty_waiter: of(&support, "fail_empty_waiter")?,
         logger: of(&support, "logger")?,
+        datagram_header: support.getattr("DATAGRAM_HEADER")?.extract()?,
         server_takes_transport: support.getattr("SERVER_TAKES_TRANSPORT")?.is_truthy()?,
     })
 }

@@ -27,7 +27,7 @@ mod _core {
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
         module.add("__version__", env!("CARGO_PKG_VERSION"))?;
         crate::handle::register(module)?;
-        crate::transports::stream::class::register(module)?;
+        crate::transports::register(module)?;
         crate::event_loop::register(module)
     }
 }

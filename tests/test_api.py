@@ -87,6 +87,9 @@ def parameters(function):
 CLASSES = [
     (hotloop.Loop, asyncio.SelectorEventLoop),
     (hotloop._core.StreamTransport, asyncio.selector_events._SelectorSocketTransport),
+    (hotloop._core.DatagramTransport, asyncio.selector_events._SelectorDatagramTransport),
+    (hotloop._core.ReadPipeTransport, asyncio.unix_events._UnixReadPipeTransport),
+    (hotloop._core.WritePipeTransport, asyncio.unix_events._UnixWritePipeTransport),
 ]
 
 

@@ -6,7 +6,7 @@ import socket
 import sys
 import traceback
 import warnings
-from asyncio import base_events, constants, format_helpers, trsock
+from asyncio import base_events, constants, format_helpers, transports, trsock
 from asyncio.log import logger
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +19,16 @@ check_ssl_socket: Callable[[Any], None] = base_events._check_ssl_socket  # type:
 # Until 3.13 a Server counts its connections; since then it wants to know them.
 SERVER_TAKES_TRANSPORT = len(inspect.signature(base_events.Server._attach).parameters) > 1  # type: ignore[attr-defined]
 
+# What asyncio counts for a datagram that waits to be sent, beside its data.
+DATAGRAM_HEADER = 8 if sys.version_info >= (3, 13) else 0
+
 _FORMAT_TAKES_DEBUG = "debug" in inspect.signature(format_helpers._format_callback_source).parameters
+
+
+class DatagramTransport(transports._FlowControlMixin, asyncio.DatagramTransport):
+    """The classes that a datagram transport of asyncio's is an instance of."""
+
+    __slots__ = ()
 
 
 def _format_callback(handle: Any) -> str:
@@ -54,13 +63,9 @@ def report_slow(loop: Any, subject: Any, duration: float) -> None:
         logger.warning("Executing %s took %.3f seconds", subject, duration)
 
 
-def report_fatal(loop: Any, message: str, exception: BaseException, transport: Any, protocol: Any) -> None:
-    """Report what ends a connection: the network's errors in debug mode only."""
-    if isinstance(exception, OSError):
-        if loop.get_debug():
-            logger.debug("%r: %s", transport, message, exc_info=exception)
-    else:
-        report_protocol(loop, message, exception, transport, protocol)
+def report_usual(transport: Any, message: str, exception: BaseException) -> None:
+    """Log, in debug mode, an error of the network's that ends a connection."""
+    logger.debug("%r: %s", transport, message, exc_info=exception)
 
 
 def report_protocol(loop: Any, message: str, exception: BaseException, transport: Any, protocol: Any) -> None:
@@ -107,10 +112,6 @@ def warn_unclosed(transport: Any) -> None:
 
 def warn_unawaited(name: str) -> None:
     warnings.warn(f"coroutine {name!r} was never awaited", RuntimeWarning, stacklevel=2)
-
-
-def log_lost_write() -> None:
-    logger.warning("socket.send() raised exception.")
 
 
 def fail_empty_waiter(waiter: "asyncio.Future[None]") -> None:

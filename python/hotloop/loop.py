@@ -6,14 +6,14 @@ import socket
 import sys
 import threading
 import weakref
-from asyncio import events, sslproto, unix_events
+from asyncio import events, sslproto
 from asyncio.log import logger
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from . import _core
-from ._datagram import DatagramTransport
 from ._signals import SignalHandling
+from ._subprocesses import SubprocessSupport
 from ._support import check_ssl_socket
 
 # What asyncio's event loop for Unix does once a connection, or once a program, in functions that ask nothing
@@ -21,7 +21,7 @@ from ._support import check_ssl_socket
 _Unix: Any = asyncio.SelectorEventLoop
 
 
-class Loop(SignalHandling, asyncio.BaseEventLoop):
+class Loop(SignalHandling, SubprocessSupport, asyncio.BaseEventLoop):
     """An asyncio event loop that runs callbacks, timers and transports in Rust.
 
     It takes and ignores the argument of asyncio.SelectorEventLoop, so that it can stand in for it. The
@@ -45,12 +45,9 @@ class Loop(SignalHandling, asyncio.BaseEventLoop):
     def __init__(self, selector: object = None) -> None:
         asyncio.BaseEventLoop.__init__(self)
         SignalHandling.__init__(self)
+        SubprocessSupport.__init__(self)
         self._transports: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
         self._unix_server_sockets: dict[socket.socket, int] = {}
-        if sys.version_info >= (3, 14):
-            # Before, a child watcher belongs to the policy.
-            pidfd = unix_events.can_use_pidfd()
-            self._watcher = unix_events._PidfdChildWatcher() if pidfd else unix_events._ThreadedChildWatcher()
 
     # --- Running ---
 
@@ -87,6 +84,7 @@ class Loop(SignalHandling, asyncio.BaseEventLoop):
         if self.is_closed():
             return
         self._end_signal_handling()
+        self._forget_children()
         asyncio.BaseEventLoop.close(self)
         self._close()
 
@@ -158,12 +156,6 @@ class Loop(SignalHandling, asyncio.BaseEventLoop):
         self._make_socket_transport(rawsock, ssl_protocol, extra=extra, server=server, context=context)
         return ssl_protocol._app_transport
 
-    def _make_datagram_transport(
-        self, sock: socket.socket, protocol: Any, address: Any = None, waiter: Any = None, extra: Any = None
-    ) -> DatagramTransport:
-        self._ensure_fd_no_transport(sock)
-        return DatagramTransport(self, sock, protocol, address, waiter, extra)
-
     async def _sendfile_native(self, transp: Any, file: Any, offset: int, count: int | None) -> int:
         """os.sendfile() on a duplicate of the transport's descriptor, which can be watched beside it."""
         resume_reading = transp.is_reading()
@@ -200,10 +192,6 @@ class Loop(SignalHandling, asyncio.BaseEventLoop):
     create_unix_connection = _Unix.create_unix_connection
     create_unix_server = _Unix.create_unix_server
     _accept_connection2 = _Unix._accept_connection2
-    _make_read_pipe_transport = _Unix._make_read_pipe_transport
-    _make_write_pipe_transport = _Unix._make_write_pipe_transport
-    _make_subprocess_transport = _Unix._make_subprocess_transport
-    _child_watcher_callback = _Unix._child_watcher_callback
 
 
 def _is_numeric(host: object) -> bool:

@@ -20,6 +20,7 @@ use crate::cpython::object::{Object, check_signals};
 use crate::cpython::os_error::OrOsError;
 use crate::handle::Schedule;
 use crate::reactor::clock;
+use crate::reactor::datagram::Batch;
 use crate::reactor::poller::{self, Poller};
 use crate::reactor::registry::Registry;
 use crate::reactor::waker::Inbox;
@@ -62,6 +63,8 @@ pub struct Core {
     stopping: Cell<bool>,
     /// Lent to one receive at a time.
     buffer: Cell<Option<Box<[u8]>>>,
+    /// The same for datagrams.
+    batch: Cell<Option<Box<Batch>>>,
     events: Cell<Option<Box<poller::Ready>>>,
     last_poll: Cell<f64>,
     polls_skipped: Cell<u32>,
@@ -80,6 +83,7 @@ impl Core {
             iterating: Cell::new(false),
             stopping: Cell::new(false),
             buffer: Cell::new(None),
+            batch: Cell::new(None),
             events: Cell::new(None),
             last_poll: Cell::new(f64::NEG_INFINITY),
             polls_skipped: Cell::new(0),
@@ -89,6 +93,10 @@ impl Core {
 
     pub fn is_portable(&self) -> bool {
         self.registry.borrow().as_ref().is_some_and(|registry| registry.poller().is_portable())
+    }
+
+    pub fn is_closed(&self) -> bool {
+        self.registry.borrow().is_none()
     }
 
     pub fn stopping(&self) -> bool {
@@ -284,6 +292,14 @@ impl Core {
     /// Says that something was done that can have made a descriptor ready.
     pub fn stir(&self) {
         self.stirred.set(true);
+    }
+
+    /// Lends the memory for datagrams to `f`.
+    pub fn with_batch<R>(&self, f: impl FnOnce(&mut Batch) -> R) -> R {
+        let mut batch = self.batch.take().unwrap_or_default();
+        let result = f(&mut batch);
+        self.batch.set(Some(batch));
+        result
     }
 
     /// Lends the receive buffer to `f`.

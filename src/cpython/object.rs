@@ -104,6 +104,25 @@ impl Object {
     }
 }
 
+impl Object {
+    /// Calls a method with two arguments.
+    pub fn call_method2(
+        &self,
+        py: Python<'_>,
+        name: &Bound<'_, PyAny>,
+        first: &Object,
+        second: &Object,
+    ) -> PyResult<Object> {
+        let args = [self.as_ptr(), first.as_ptr(), second.as_ptr()];
+        // SAFETY: three live arguments, of which the first stands for self.
+        unsafe {
+            let result =
+                ffi::PyObject_VectorcallMethod(name.as_ptr(), args.as_ptr(), 3, std::ptr::null_mut());
+            Object::from_owned(py, result)
+        }
+    }
+}
+
 impl Clone for Object {
     fn clone(&self) -> Object {
         // SAFETY: self keeps the object alive.
@@ -317,6 +336,10 @@ impl Bytes {
         }
     }
 
+    pub fn as_object(&self) -> &Object {
+        &self.0
+    }
+
     pub fn as_slice(&self) -> &[u8] {
         // SAFETY: it was checked to be bytes when it was made.
         unsafe { bytes_of(&self.0) }
@@ -395,6 +418,27 @@ impl Drop for ReadableBuffer {
     fn drop(&mut self) {
         // SAFETY: the view was filled in by PyObject_GetBuffer and is released once.
         unsafe { ffi::PyBuffer_Release(&mut *self.0) };
+    }
+}
+
+/// Lends the memory of a bytes-like object to `f`, which must not run Python code.
+pub fn with_buffer<R>(py: Python<'_>, object: &Object, f: impl FnOnce(&[u8]) -> R) -> PyResult<R> {
+    // SAFETY: the object lives.
+    if unsafe { ffi::PyBytes_CheckExact(object.as_ptr()) } != 0 {
+        // SAFETY: it was just found to be bytes.
+        return Ok(f(unsafe { bytes_of(object) }));
+    }
+    let mut view = ffi::Py_buffer::new();
+    // SAFETY: `view` stays where it is until it is released below; between the two, its memory is valid for reads.
+    unsafe {
+        if ffi::PyObject_GetBuffer(object.as_ptr(), &mut view, ffi::PyBUF_SIMPLE) < 0 {
+            return Err(PyErr::fetch(py));
+        }
+        let empty = view.len == 0;
+        let data = if empty { &[] } else { std::slice::from_raw_parts(view.buf.cast(), view.len as usize) };
+        let result = f(data);
+        ffi::PyBuffer_Release(&mut view);
+        Ok(result)
     }
 }
 

@@ -3,6 +3,7 @@
 //! `hotloop.Loop` derives from it and from asyncio.BaseEventLoop, which does the rest. One file a chapter of the
 //! documentation of asyncio's AbstractEventLoop.
 
+mod making;
 mod running;
 mod scheduling;
 mod serving;
@@ -21,6 +22,7 @@ use pyo3::prelude::*;
 
 use crate::core::Core;
 use crate::cpython::class::{self, Class, Definition, Native, This, Visitor};
+use crate::cpython::object::Object;
 use crate::cpython::os_error::OrOsError;
 
 /// The value behind a Loop.
@@ -98,6 +100,7 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     methods.extend(watchers::methods());
     methods.extend(sockets::methods());
     methods.extend(serving::methods());
+    methods.extend(making::methods());
     let definition = Definition {
         name: c"hotloop._core.Loop",
         doc: c"The part of hotloop.Loop that is written in Rust.",
@@ -129,4 +132,9 @@ fn descriptor(object: &Bound<'_, PyAny>) -> PyResult<c_int> {
         return Err(PyValueError::new_err(format!("Invalid file descriptor: {fd}")));
     }
     Ok(fd)
+}
+
+/// An argument, unless it is None.
+fn given(argument: Option<Object>) -> Option<Object> {
+    argument.filter(|argument| !argument.is_none())
 }

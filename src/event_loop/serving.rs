@@ -1,4 +1,4 @@
-//! Making stream transports of sockets, and accepting connections for servers.
+//! Accepting connections for servers.
 
 use std::cell::Cell;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -10,7 +10,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 use std::io;
 
-use super::{Loop, ThisLoop, watchers};
+use super::{Loop, ThisLoop, given};
 use crate::core::{Core, Direction, Waiter};
 use crate::cpython::args::{Args, all};
 use crate::cpython::class::{self, Class, Definition, Native, Obj, This, Visitor};
@@ -20,39 +20,10 @@ use crate::handle::survivable;
 use crate::imports::imports;
 use crate::reactor::socket;
 use crate::transports::address::Address;
-use crate::transports::stream::{Parts, Socket, Stream};
+use crate::transports::endpoint::Parts;
+use crate::transports::socket_file::{Socket, SocketFile};
+use crate::transports::stream::Stream;
 use crate::{method, method0, method1};
-
-fn given(argument: Option<Object>) -> Option<Object> {
-    argument.filter(|argument| !argument.is_none())
-}
-
-fn make_socket_transport<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
-    const METHOD: &str = "_make_socket_transport";
-    let py = this.py();
-    let names = ["sock", "protocol", "waiter", "extra", "server", "context"];
-    let [sock, protocol, waiter, extra, server, context] = args.parse(METHOD, names, 2, 3)?;
-    let [sock, protocol] = all(METHOD, &["sock", "protocol"], [sock, protocol])?;
-    let fd = super::descriptor(&sock.bind(py))?;
-    watchers::ensure_no_transport(this, fd, &sock.bind(py))?;
-    this.check_closed()?;
-    let peer = socket::peer_address(fd).ok().map(Address::from);
-    if peer.as_ref().is_none_or(Address::is_internet) {
-        socket::set_nodelay(fd);
-    }
-    let parts = Parts {
-        core: Rc::clone(&this.core),
-        event_loop: this.object(),
-        socket: Socket::Python(sock),
-        protocol,
-        waiter: given(waiter),
-        extra: given(extra),
-        server: given(server),
-        context: given(context),
-        peer,
-    };
-    Ok(Stream::create(py, parts)?.into_object())
-}
 
 /// A listening socket whose connections become transports.
 pub struct Listener {
@@ -232,18 +203,18 @@ impl Listener {
         if cfg!(not(target_os = "linux")) && peer.is_internet() {
             socket::set_nodelay(fd.as_raw_fd());
         }
+        let number = fd.as_raw_fd();
         let parts = Parts {
             core: Rc::clone(&this.core),
             event_loop: this.event_loop.clone(),
-            socket: Socket::Native(fd),
+            fd: number,
             protocol,
             waiter: None,
             extra: None,
-            server: this.server.clone(),
             context: this.shares_context.then(|| context.clone()),
-            peer: Some(peer),
         };
-        Stream::create(py, parts).map(drop)
+        let file = SocketFile::new(Socket::Native(fd), number, Some(peer));
+        Stream::create(py, parts, file, this.server.clone()).map(drop)
     }
 
     /// asyncio's own way: a task that waits for the handshake.
@@ -359,13 +330,6 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
 
 pub fn methods() -> Vec<PyMethodDef> {
     vec![
-        method!(
-            Loop,
-            "_make_socket_transport",
-            make_socket_transport,
-            "_make_socket_transport($self, sock, protocol, waiter=None, *, extra=None, server=None, context=None)\n\
-             --\n\nReturn a stream transport over a connected socket."
-        ),
         method!(
             Loop,
             "_start_serving",

@@ -6,7 +6,7 @@
 
 use std::cell::Cell;
 use std::ffi::{c_int, c_void};
-use std::io;
+use std::io::{self, IoSlice};
 use std::os::fd::RawFd;
 use std::rc::Rc;
 
@@ -169,7 +169,7 @@ impl SocketOperation {
                 };
                 self.core.stir();
                 let rest = &buffer.as_slice()[sent.get()..];
-                let result = if rest.is_empty() { Ok(0) } else { socket::send(fd, rest) };
+                let result = if rest.is_empty() { Ok(0) } else { socket::send(fd, &[IoSlice::new(rest)]) };
                 let left = rest.len();
                 view.set(Some(buffer));
                 let Some(count) = ready(result)? else { return Ok(None) };

@@ -5,9 +5,11 @@
 //! - [`registry`]: which descriptor is watched, for what, on whose behalf.
 //! - [`timers`]: what is due when.
 //! - [`waker`]: work handed over by other threads.
-//! - [`socket`]: the system calls on sockets that transports make.
+//! - [`socket`], [`datagram`], [`pipe`]: the system calls that transports make.
 
 pub mod clock;
+pub mod datagram;
+pub mod pipe;
 pub mod poller;
 pub mod registry;
 pub mod socket;

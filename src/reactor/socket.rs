@@ -11,7 +11,7 @@ use socket2::SockAddr;
 /// Buffers handed to one sendmsg at the most. Linux takes up to 1,024; fewer keep the array on the stack.
 pub const MAX_SLICES: usize = 64;
 
-fn check(result: isize) -> io::Result<usize> {
+pub(super) fn check(result: isize) -> io::Result<usize> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as usize) }
 }
 
@@ -22,18 +22,17 @@ pub fn recv(fd: RawFd, buffer: &mut [u8]) -> io::Result<usize> {
 }
 
 #[cfg(any(target_os = "linux", target_os = "android", target_os = "freebsd"))]
-const SEND_FLAGS: libc::c_int = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+pub(super) const SEND_FLAGS: libc::c_int = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
 #[cfg(not(any(target_os = "linux", target_os = "android", target_os = "freebsd")))]
-const SEND_FLAGS: libc::c_int = libc::MSG_DONTWAIT;
+pub(super) const SEND_FLAGS: libc::c_int = libc::MSG_DONTWAIT;
 
-/// Sends as much of `data` as the socket takes and returns the number of bytes; never waits, and raises no SIGPIPE.
-pub fn send(fd: RawFd, data: &[u8]) -> io::Result<usize> {
-    // SAFETY: `data` is valid for reads of its length.
-    check(unsafe { libc::send(fd, data.as_ptr().cast(), data.len(), SEND_FLAGS) })
-}
-
-/// [`send`] for several buffers, sent as one, of which at most [`MAX_SLICES`] are looked at.
-pub fn send_vectored(fd: RawFd, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+/// Sends as much of the buffers as the socket takes, of which at most [`MAX_SLICES`] are looked at, and returns the
+/// number of bytes; never waits, and raises no SIGPIPE.
+pub fn send(fd: RawFd, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+    if let [data] = slices {
+        // SAFETY: `data` is valid for reads of its length.
+        return check(unsafe { libc::send(fd, data.as_ptr().cast(), data.len(), SEND_FLAGS) });
+    }
     let slices = &slices[..slices.len().min(MAX_SLICES)];
     // SAFETY: all zeroes is a valid msghdr: no address, no control data.
     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
@@ -121,14 +120,20 @@ mod tests {
         here.write_all(b"ping").unwrap();
         assert_eq!(recv(there.as_raw_fd(), &mut buffer).unwrap(), 4);
         assert_eq!(&buffer[..4], b"ping");
-        assert_eq!(send_vectored(there.as_raw_fd(), &[IoSlice::new(b"po"), IoSlice::new(b"ng")]).unwrap(), 4);
+        assert_eq!(send(there.as_raw_fd(), &[IoSlice::new(b"po"), IoSlice::new(b"ng")]).unwrap(), 4);
         here.read_exact(&mut buffer[..4]).unwrap();
         assert_eq!(&buffer[..4], b"pong");
         let flood = vec![0; 1 << 22];
-        assert!(send(there.as_raw_fd(), &flood).unwrap() < flood.len());
-        assert_eq!(send(there.as_raw_fd(), &flood).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        assert!(send(there.as_raw_fd(), &[IoSlice::new(&flood)]).unwrap() < flood.len());
+        assert_eq!(
+            send(there.as_raw_fd(), &[IoSlice::new(&flood)]).unwrap_err().kind(),
+            io::ErrorKind::WouldBlock
+        );
         drop(here);
-        assert_eq!(send(there.as_raw_fd(), b"x").unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+        assert_eq!(
+            send(there.as_raw_fd(), &[IoSlice::new(b"x")]).unwrap_err().kind(),
+            io::ErrorKind::BrokenPipe
+        );
         assert_eq!(recv(-1, &mut buffer).unwrap_err().raw_os_error(), Some(libc::EBADF));
     }
 

@@ -3,12 +3,9 @@
 use std::cell::Cell;
 
 use pyo3::exceptions::PyValueError;
-use pyo3::intern;
 use pyo3::prelude::*;
 
 use crate::cpython::object::Object;
-use crate::handle::survivable;
-use crate::imports::imports;
 
 /// asyncio's default high-water mark, in bytes.
 const HIGH_WATER: usize = 64 * 1024;
@@ -23,13 +20,6 @@ impl Default for FlowControl {
     fn default() -> Self {
         FlowControl { high: Cell::new(HIGH_WATER), low: Cell::new(HIGH_WATER / 4), paused: Cell::new(false) }
     }
-}
-
-/// Whom to tell, and on whose behalf.
-pub struct Parties<'a> {
-    pub event_loop: &'a Object,
-    pub transport: &'a Object,
-    pub protocol: &'a Object,
 }
 
 impl FlowControl {
@@ -64,36 +54,13 @@ impl FlowControl {
         Ok(())
     }
 
-    /// Tells the protocol to pause if `size` bytes wait to be sent and that is more than the high-water mark.
-    pub fn pause_if_above(&self, py: Python<'_>, size: usize, parties: &Parties<'_>) -> PyResult<()> {
-        if size <= self.high.get() || self.paused.replace(true) {
-            return Ok(());
-        }
-        let result = parties.protocol.call_method0(py, intern!(py, "pause_writing"));
-        report(py, result, "protocol.pause_writing() failed", parties)
+    /// Whether the protocol is to be told to pause, with `queued` bytes to be sent. Notes that it was told.
+    pub fn must_pause(&self, queued: usize) -> bool {
+        queued > self.high.get() && !self.paused.replace(true)
     }
 
-    /// Tells the protocol to resume if it was told to pause and no more than the low-water mark waits.
-    pub fn resume_if_below(&self, py: Python<'_>, size: usize, parties: &Parties<'_>) -> PyResult<()> {
-        if !self.paused.get() || size > self.low.get() {
-            return Ok(());
-        }
-        self.paused.set(false);
-        let result = parties.protocol.call_method0(py, intern!(py, "resume_writing"));
-        report(py, result, "protocol.resume_writing() failed", parties)
+    /// Whether the protocol is to be told to go on, with `queued` bytes to be sent. Notes that it was told.
+    pub fn must_resume(&self, queued: usize) -> bool {
+        queued <= self.low.get() && self.paused.replace(false)
     }
-}
-
-/// Hands what a protocol's method raised to the exception handler, which does not end the connection.
-pub fn report(
-    py: Python<'_>,
-    result: PyResult<Object>,
-    message: &str,
-    parties: &Parties<'_>,
-) -> PyResult<()> {
-    let Err(error) = result else { return Ok(()) };
-    let exception = survivable(py, error)?;
-    let message = message.into_pyobject(py)?.into();
-    let arguments = [parties.event_loop, &message, &exception, parties.transport, parties.protocol];
-    imports(py)?.report_protocol.call(py, &arguments).map(drop)
 }

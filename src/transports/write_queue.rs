@@ -2,10 +2,9 @@
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
-use std::os::fd::RawFd;
 
 use crate::cpython::object::Bytes;
-use crate::reactor::socket::{self, MAX_SLICES};
+use crate::reactor::socket::MAX_SLICES;
 
 /// How far sending got.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,11 +43,15 @@ impl WriteQueue {
         }
     }
 
-    /// Sends until nothing is left or the socket takes no more.
-    pub fn send(&mut self, fd: RawFd) -> io::Result<Progress> {
+    /// Hands chunks to `write`, which tells how many bytes it took, until nothing is left or it takes no more.
+    pub fn drain(&mut self, write: impl Fn(&[IoSlice<'_>]) -> io::Result<usize>) -> io::Result<Progress> {
         while let Some(first) = self.chunks.front() {
             let first = &first.as_slice()[self.sent..];
-            let result = if self.chunks.len() == 1 { socket::send(fd, first) } else { self.send_several(fd) };
+            let result = if self.chunks.len() == 1 {
+                write(&[IoSlice::new(first)])
+            } else {
+                self.write_several(&write)
+            };
             match result {
                 Ok(count) => self.advance(count),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -59,7 +62,7 @@ impl WriteQueue {
         Ok(Progress::Drained)
     }
 
-    fn send_several(&self, fd: RawFd) -> io::Result<usize> {
+    fn write_several(&self, write: impl Fn(&[IoSlice<'_>]) -> io::Result<usize>) -> io::Result<usize> {
         let mut slices = [IoSlice::new(&[]); MAX_SLICES];
         let mut count = 0;
         for (slice, chunk) in slices.iter_mut().zip(&self.chunks) {
@@ -67,7 +70,7 @@ impl WriteQueue {
             *slice = IoSlice::new(&chunk.as_slice()[skip..]);
             count += 1;
         }
-        socket::send_vectored(fd, &slices[..count])
+        write(&slices[..count])
     }
 
     /// Drops what was sent.

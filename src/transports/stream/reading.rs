@@ -6,10 +6,11 @@ use pyo3::exceptions::PyRuntimeError;
 use pyo3::intern;
 use pyo3::prelude::*;
 
-use super::{ProtocolKind, Stream, ThisStream, log_debug};
+use super::{ProtocolKind, Stream, ThisStream};
 use crate::cpython::object::{Object, WritableBuffer, new_bytes};
 use crate::cpython::os_error::os_error;
 use crate::reactor::socket;
+use crate::transports::endpoint;
 
 enum Received {
     Data(Object),
@@ -32,7 +33,6 @@ fn no_data(error: io::Error) -> Result<Received, Failure> {
 
 impl Stream {
     pub(super) fn read(this: ThisStream<'_, '_>) -> PyResult<()> {
-        let py = this.py();
         let Some(protocol) = this.protocol.get() else { return Ok(()) };
         let received = match this.kind.get() {
             ProtocolKind::Streaming => Stream::receive(this, &protocol),
@@ -41,7 +41,7 @@ impl Stream {
         match received {
             Ok(Received::Data(_) | Received::Nothing) => Ok(()),
             Ok(Received::End) => Stream::end_of_stream(this, &protocol),
-            Err((error, message)) => Stream::fail(py, &this, error, message),
+            Err((error, message)) => endpoint::fail(this, error, message),
         }
     }
 
@@ -95,7 +95,7 @@ impl Stream {
     fn end_of_stream(this: ThisStream<'_, '_>, protocol: &Object) -> PyResult<()> {
         let py = this.py();
         if this.debug() {
-            log_debug(py, "%r received EOF", &this)?;
+            endpoint::log(this, "debug", "%r received EOF")?;
         }
         let keep_open = protocol
             .call_method0(py, intern!(py, "eof_received"))
@@ -103,10 +103,10 @@ impl Stream {
         match keep_open {
             Ok(true) => {
                 this.wants_read.set(false);
-                Stream::sync_hold(this)
+                endpoint::sync_hold(this)
             }
-            Ok(false) => Stream::close(this),
-            Err(error) => Stream::fail(py, &this, error, "Fatal error: protocol.eof_received() call failed."),
+            Ok(false) => endpoint::close(this),
+            Err(error) => endpoint::fail(this, error, "Fatal error: protocol.eof_received() call failed."),
         }
     }
 }

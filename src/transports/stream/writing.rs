@@ -4,11 +4,11 @@ use pyo3::exceptions::PyRuntimeError;
 use pyo3::intern;
 use pyo3::prelude::*;
 
-use super::{Phase, Stream, ThisStream, stream};
-use crate::cpython::object::{Bytes, Object, copy_context};
+use super::{Stream, ThisStream};
+use crate::cpython::object::{Bytes, Object};
 use crate::cpython::os_error::{OrOsError, os_error};
-use crate::imports::imports;
 use crate::reactor::socket;
+use crate::transports::endpoint::{self, Phase};
 use crate::transports::write_queue::Progress;
 
 impl Stream {
@@ -16,7 +16,7 @@ impl Stream {
     pub fn write(this: ThisStream<'_, '_>, chunks: impl IntoIterator<Item = Bytes>) -> PyResult<()> {
         let py = this.py();
         if this.is_lost() {
-            return this.count_lost_write(py);
+            return this.count_lost_write(py, "socket.send() raised exception.");
         }
         let size = {
             let mut queue = this.queue.borrow_mut();
@@ -27,12 +27,12 @@ impl Stream {
             return Ok(());
         }
         if this.blocked.get() {
-            return Stream::pause_protocol_if_above(this, size);
+            return endpoint::pause_protocol(this, size);
         }
         if size > this.flow.high() {
             Stream::flush(this)?;
             let size = this.queue.borrow().size();
-            return Stream::pause_protocol_if_above(this, size);
+            return endpoint::pause_protocol(this, size);
         }
         if !this.flush_scheduled.get() {
             if !this.core.flush_later(&this.object(), flush_step) {
@@ -41,21 +41,6 @@ impl Stream {
             this.flush_scheduled.set(true);
         }
         Ok(())
-    }
-
-    /// asyncio's LOG_THRESHOLD_FOR_CONNLOST_WRITES: so many writes to a lost connection pass in silence.
-    fn count_lost_write(&self, py: Python<'_>) -> PyResult<()> {
-        let count = self.lost_writes.get().saturating_add(1);
-        self.lost_writes.set(count);
-        if count >= 5 { imports(py)?.log_lost_write.call(py, &[]).map(drop) } else { Ok(()) }
-    }
-
-    pub fn pause_protocol_if_above(this: ThisStream<'_, '_>, size: usize) -> PyResult<()> {
-        if size <= this.flow.high() {
-            return Ok(());
-        }
-        let py = this.py();
-        this.with_parties(&this.object(), py, |parties| this.flow.pause_if_above(py, size, parties))
     }
 
     /// Sends what is queued, unless the socket has said that it takes no more.
@@ -67,7 +52,7 @@ impl Stream {
     fn flush(this: ThisStream<'_, '_>) -> PyResult<()> {
         Stream::send_queued(this)?;
         if this.phase.get() == Phase::Closing && this.queue.borrow().is_empty() {
-            return this.lose(this.py(), &this.object(), None);
+            return endpoint::lose(this, None);
         }
         Ok(())
     }
@@ -78,20 +63,18 @@ impl Stream {
             return Ok(());
         }
         this.core.stir();
-        let progress = this.queue.borrow_mut().send(this.fd);
+        let progress = this.queue.borrow_mut().drain(|slices| socket::send(this.fd, slices));
         match progress {
             Ok(Progress::Drained) => {
                 if this.blocked.replace(false) {
-                    Stream::sync_interest(this)?;
+                    endpoint::sync_interest(this)?;
                 }
                 Ok(())
             }
             Ok(Progress::Blocked) => {
                 if !this.blocked.replace(true) {
-                    if this.context.is_none() {
-                        this.write_context.set(Some(copy_context(py)?));
-                    }
-                    Stream::sync_interest(this)?;
+                    this.note_writer(py)?;
+                    endpoint::sync_interest(this)?;
                 }
                 Ok(())
             }
@@ -99,7 +82,7 @@ impl Stream {
                 this.queue.borrow_mut().clear();
                 let error = os_error(error);
                 let exception = Object::from(error.value(py));
-                Stream::fail(py, &this, error, "Fatal write error on socket transport")?;
+                endpoint::fail(this, error, "Fatal write error on socket transport")?;
                 if let Some(waiter) = this.empty_waiter.get() {
                     waiter.call_method1(py, intern!(py, "set_exception"), &exception)?;
                 }
@@ -116,7 +99,7 @@ impl Stream {
             return Ok(());
         }
         let size = this.queue.borrow().size();
-        this.with_parties(&this.object(), py, |parties| this.flow.resume_if_below(py, size, parties))?;
+        endpoint::resume_protocol(this, size)?;
         // The protocol may have written more, or closed.
         if this.is_lost() || !this.queue.borrow().is_empty() {
             return Ok(());
@@ -126,7 +109,7 @@ impl Stream {
         }
         if this.phase.get() == Phase::Closing {
             this.phase.set(Phase::Lost);
-            return Stream::call_connection_lost(this, &Object::none(py));
+            return endpoint::call_connection_lost(this, &Object::none(py));
         }
         if this.eof_written.get() {
             socket::shutdown_write(this.fd).or_os_error()?;
@@ -166,13 +149,13 @@ impl Stream {
 
 /// Sends at the end of the iteration.
 fn flush_step(py: Python<'_>, object: &Object) -> PyResult<()> {
-    let stream = stream(object)?;
+    let stream = endpoint::transport::<Stream>(object)?;
     stream.flush_scheduled.set(false);
     let was_blocked = stream.blocked.get();
     Stream::flush_unless_blocked(stream.this(py))?;
     if stream.blocked.get() && !was_blocked {
         // The present context is not the writer's, which is gone.
-        stream.write_context.set(None);
+        stream.forget_writer();
     }
     Ok(())
 }

@@ -1,0 +1,128 @@
+"""Subprocesses: asyncio's transport for them, and our own way to learn that a process has ended.
+
+A child is watched through its pidfd, which becomes readable when the child ends: no signal handler and no
+thread. Where there is none to be had, a thread waits for the child. A child watcher that the program has
+chosen, on Pythons whose asyncio has them, is used instead.
+"""
+
+import asyncio
+import functools
+import os
+import sys
+import warnings
+from asyncio import events, unix_events
+from asyncio.log import logger
+from typing import Any
+
+from . import _core
+
+_Unix: Any = asyncio.SelectorEventLoop
+_unix: Any = unix_events
+
+
+class SubprocessSupport(_core.Loop):
+    """What asyncio's subprocess_exec() and subprocess_shell() ask of an event loop."""
+
+    def __init__(self) -> None:
+        # The pidfd of each child that is watched, and its process identifier.
+        self._children: dict[int, int] = {}
+
+    @functools.cached_property
+    def _watcher(self) -> Any:
+        # Where asyncio's loops keep theirs, from 3.14 on.
+        pidfd = _unix.can_use_pidfd()
+        return _unix._PidfdChildWatcher() if pidfd else _unix._ThreadedChildWatcher()
+
+    async def _make_subprocess_transport(
+        self,
+        protocol: asyncio.SubprocessProtocol,
+        args: Any,
+        shell: bool,
+        stdin: Any,
+        stdout: Any,
+        stderr: Any,
+        bufsize: int,
+        extra: Any = None,
+        **kwargs: Any,
+    ) -> asyncio.SubprocessTransport:
+        if _program_has_watcher():
+            transport: asyncio.SubprocessTransport = await _Unix._make_subprocess_transport(
+                self, protocol, args, shell, stdin, stdout, stderr, bufsize, extra, **kwargs
+            )
+            return transport
+        waiter = self.create_future()
+        made: Any = _unix._UnixSubprocessTransport(
+            self, protocol, args, shell, stdin, stdout, stderr, bufsize, waiter=waiter, extra=extra, **kwargs
+        )
+        self._watch_child(made.get_pid(), made)
+        try:
+            await waiter
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException:
+            made.close()
+            await asyncio.shield(made._wait())
+            raise
+        return made  # type: ignore[no-any-return]
+
+    _child_watcher_callback = _Unix._child_watcher_callback
+
+    def _watch_child(self, pid: int, transport: Any) -> None:
+        if sys.version_info >= (3, 14) and not isinstance(self._watcher, _unix._PidfdChildWatcher):
+            self._watcher.add_child_handler(pid, self._child_watcher_callback, transport)
+            return
+        try:
+            pidfd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            # Somebody has waited for it already, or the program ignores SIGCHLD.
+            self.call_soon(self._child_ended, pid, transport)
+            return
+        except (AttributeError, OSError):
+            # The system has no pidfds, or no descriptor is left.
+            kind = _unix._ThreadedChildWatcher if sys.version_info >= (3, 14) else _unix.ThreadedChildWatcher
+            kind().add_child_handler(pid, self._child_watcher_callback, transport)
+            return
+        self._children[pidfd] = pid
+        self._add_reader(pidfd, self._child_ready, pidfd, transport)
+
+    def _child_ready(self, pidfd: int, transport: Any) -> None:
+        self._remove_reader(pidfd)
+        pid = self._children.pop(pidfd)
+        os.close(pidfd)
+        self._child_ended(pid, transport)
+
+    def _child_ended(self, pid: int, transport: Any) -> None:
+        try:
+            _, status = os.waitpid(pid, 0)
+        except ChildProcessError:
+            returncode = 255
+            logger.warning("child process pid %d exit status already read:  will report returncode 255", pid)
+        else:
+            returncode = os.waitstatus_to_exitcode(status)
+        self._child_watcher_callback(pid, returncode, transport)
+
+    def _forget_children(self) -> None:
+        """What close() has to do: children that still run are nobody's business any more."""
+        while self._children:
+            pidfd, _ = self._children.popitem()
+            self._remove_reader(pidfd)
+            os.close(pidfd)
+
+
+if sys.version_info >= (3, 14):
+
+    def _program_has_watcher() -> bool:
+        return False
+
+else:
+
+    def _program_has_watcher() -> bool:
+        """Whether the program, or its event loop policy, has chosen a child watcher."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            policy = events.get_event_loop_policy()
+        default = asyncio.DefaultEventLoopPolicy
+        if getattr(type(policy), "get_child_watcher", None) is not default.get_child_watcher:
+            return True
+        # A PidfdChildWatcher, which asyncio makes by itself, too, would do the same as we do.
+        return type(getattr(policy, "_watcher", None)) not in (type(None), _unix.PidfdChildWatcher)

@@ -1,0 +1,131 @@
+//! Making transports: what asyncio's create_connection() and its kin ask for when they have a socket or a pipe.
+
+use std::rc::Rc;
+
+use pyo3::ffi::PyMethodDef;
+use pyo3::prelude::*;
+
+use super::{Loop, ThisLoop, given, watchers};
+use crate::cpython::args::{Args, all};
+use crate::cpython::object::Object;
+use crate::imports::imports;
+use crate::method;
+use crate::reactor::socket;
+use crate::transports::address::Address;
+use crate::transports::datagram::Datagram;
+use crate::transports::endpoint::Parts;
+use crate::transports::pipe::{ReadPipe, WritePipe};
+use crate::transports::socket_file::{Socket, SocketFile};
+use crate::transports::stream::Stream;
+
+fn make_socket_transport<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
+    const METHOD: &str = "_make_socket_transport";
+    let py = this.py();
+    let names = ["sock", "protocol", "waiter", "extra", "server", "context"];
+    let [sock, protocol, waiter, extra, server, context] = args.parse(METHOD, names, 2, 3)?;
+    let [sock, protocol] = all(METHOD, &["sock", "protocol"], [sock, protocol])?;
+    let fd = super::descriptor(&sock.bind(py))?;
+    watchers::ensure_no_transport(this, fd, &sock.bind(py))?;
+    this.check_closed()?;
+    let peer = socket::peer_address(fd).ok().map(Address::from);
+    if peer.as_ref().is_none_or(Address::is_internet) {
+        socket::set_nodelay(fd);
+    }
+    let parts = Parts {
+        core: Rc::clone(&this.core),
+        event_loop: this.object(),
+        fd,
+        protocol,
+        waiter: given(waiter),
+        extra: given(extra),
+        context: given(context),
+    };
+    let file = SocketFile::new(Socket::Python(sock), fd, peer);
+    Ok(Stream::create(py, parts, file, given(server))?.into_object())
+}
+
+fn make_datagram_transport<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
+    const METHOD: &str = "_make_datagram_transport";
+    let py = this.py();
+    let names = ["sock", "protocol", "address", "waiter", "extra"];
+    let [sock, protocol, address, waiter, extra] = args.parse(METHOD, names, 2, 5)?;
+    let [sock, protocol] = all(METHOD, &["sock", "protocol"], [sock, protocol])?;
+    let fd = super::descriptor(&sock.bind(py))?;
+    watchers::ensure_no_transport(this, fd, &sock.bind(py))?;
+    this.check_closed()?;
+    let peer = socket::peer_address(fd).ok().map(Address::from);
+    let parts = parts(this, fd, protocol, waiter, extra);
+    let file = SocketFile::new(Socket::Python(sock), fd, peer);
+    let header = imports(py)?.datagram_header;
+    Ok(Datagram::create(py, parts, file, given(address), header)?.into_object())
+}
+
+fn parts(
+    this: ThisLoop<'_, '_>,
+    fd: std::os::fd::RawFd,
+    protocol: Object,
+    waiter: Option<Object>,
+    extra: Option<Object>,
+) -> Parts {
+    Parts {
+        core: Rc::clone(&this.core),
+        event_loop: this.object(),
+        fd,
+        protocol,
+        waiter: given(waiter),
+        extra: given(extra),
+        context: None,
+    }
+}
+
+/// The arguments of the methods that make pipe transports.
+fn pipe_parts<'py>(this: ThisLoop<'_, 'py>, method: &str, args: Args<'_, 'py>) -> PyResult<(Object, Parts)> {
+    let names = ["pipe", "protocol", "waiter", "extra"];
+    let [pipe, protocol, waiter, extra] = args.parse(method, names, 2, 4)?;
+    let [pipe, protocol] = all(method, &["pipe", "protocol"], [pipe, protocol])?;
+    this.check_closed()?;
+    Ok((pipe, parts(this, -1, protocol, waiter, extra)))
+}
+
+fn make_read_pipe_transport<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
+    let (pipe, parts) = pipe_parts(this, "_make_read_pipe_transport", args)?;
+    Ok(ReadPipe::create(this.py(), parts, pipe)?.into_object())
+}
+
+fn make_write_pipe_transport<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
+    let (pipe, parts) = pipe_parts(this, "_make_write_pipe_transport", args)?;
+    Ok(WritePipe::create(this.py(), parts, pipe)?.into_object())
+}
+
+pub fn methods() -> Vec<PyMethodDef> {
+    vec![
+        method!(
+            Loop,
+            "_make_socket_transport",
+            make_socket_transport,
+            "_make_socket_transport($self, sock, protocol, waiter=None, *, extra=None, server=None, context=None)\n\
+             --\n\nReturn a stream transport over a connected socket."
+        ),
+        method!(
+            Loop,
+            "_make_datagram_transport",
+            make_datagram_transport,
+            "_make_datagram_transport($self, sock, protocol, address=None, waiter=None, extra=None)\n--\n\n\
+             Return a datagram transport over a socket."
+        ),
+        method!(
+            Loop,
+            "_make_read_pipe_transport",
+            make_read_pipe_transport,
+            "_make_read_pipe_transport($self, pipe, protocol, waiter=None, extra=None)\n--\n\n\
+             Return a transport that reads from a file object."
+        ),
+        method!(
+            Loop,
+            "_make_write_pipe_transport",
+            make_write_pipe_transport,
+            "_make_write_pipe_transport($self, pipe, protocol, waiter=None, extra=None)\n--\n\n\
+             Return a transport that writes to a file object."
+        ),
+    ]
+}

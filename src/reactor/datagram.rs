@@ -1,0 +1,167 @@
+//! The system calls for datagrams: several received at a time, one sent.
+
+use std::io;
+use std::os::fd::RawFd;
+
+use socket2::SockAddr;
+
+use super::socket::{SEND_FLAGS, check};
+
+/// Datagrams received by one call at the most.
+const SLOTS: usize = 16;
+/// No datagram of the Internet is longer.
+const SLOT_SIZE: usize = 64 * 1024;
+
+/// How a batch's memory is divided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Slots {
+    /// Many places, each large enough for a datagram of the Internet.
+    Many,
+    /// One place, for sockets whose datagrams can be longer.
+    One,
+}
+
+/// Memory to receive datagrams into, and what was received last.
+pub struct Batch {
+    memory: Box<[u8]>,
+    received: Vec<(usize, usize, Option<SockAddr>)>,
+}
+
+impl Default for Batch {
+    fn default() -> Batch {
+        Batch { memory: vec![0; SLOTS * SLOT_SIZE].into_boxed_slice(), received: Vec::with_capacity(SLOTS) }
+    }
+}
+
+impl Batch {
+    /// Receives what waits, as far as there is room, and returns how many datagrams that are; never waits. A datagram
+    /// that is longer than its place loses its end.
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    pub fn receive(&mut self, fd: RawFd, slots: Slots) -> io::Result<usize> {
+        let (count, size) = match slots {
+            Slots::Many => (SLOTS, SLOT_SIZE),
+            Slots::One => (1, self.memory.len()),
+        };
+        // SAFETY: all zeroes is a valid value of these plain C structures.
+        let mut names: [libc::sockaddr_storage; SLOTS] = unsafe { std::mem::zeroed() };
+        // SAFETY: as above.
+        let mut vectors: [libc::iovec; SLOTS] = unsafe { std::mem::zeroed() };
+        // SAFETY: as above.
+        let mut headers: [libc::mmsghdr; SLOTS] = unsafe { std::mem::zeroed() };
+        for (index, place) in self.memory.chunks_exact_mut(size).enumerate() {
+            vectors[index] = libc::iovec { iov_base: place.as_mut_ptr().cast(), iov_len: size };
+            let header = &mut headers[index].msg_hdr;
+            header.msg_name = (&raw mut names[index]).cast();
+            header.msg_namelen = size_of::<libc::sockaddr_storage>() as libc::socklen_t;
+            header.msg_iov = &raw mut vectors[index];
+            header.msg_iovlen = 1;
+        }
+        self.received.clear();
+        // SAFETY: each of the first `count` headers points to a name and a vector that outlive the call; the vectors
+        // to parts of the memory that do not overlap.
+        let result = unsafe {
+            libc::recvmmsg(
+                fd,
+                headers.as_mut_ptr(),
+                count as libc::c_uint,
+                libc::MSG_DONTWAIT as _,
+                std::ptr::null_mut(),
+            )
+        };
+        let received = check(result as isize)?;
+        for (index, header) in headers[..received].iter().enumerate() {
+            let length = header.msg_hdr.msg_namelen;
+            let name = (length > 0).then(|| {
+                // SAFETY: the kernel has written an address of this length.
+                let ((), address) = unsafe {
+                    SockAddr::try_init(|storage, place| {
+                        *storage.cast() = names[index];
+                        *place = length;
+                        Ok(())
+                    })
+                }?;
+                io::Result::Ok(address)
+            });
+            self.received.push((index * size, header.msg_len as usize, name.transpose()?));
+        }
+        Ok(received)
+    }
+
+    /// As above, one at a time.
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    pub fn receive(&mut self, fd: RawFd, _slots: Slots) -> io::Result<usize> {
+        self.received.clear();
+        let memory = &mut self.memory;
+        // SAFETY: the memory is valid for writes of its length; try_init passes storage of the length that it says.
+        let (length, address) = unsafe {
+            SockAddr::try_init(|storage, length| {
+                let pointer = memory.as_mut_ptr().cast();
+                let flags = libc::MSG_DONTWAIT;
+                check(libc::recvfrom(fd, pointer, memory.len(), flags, storage.cast(), length))
+            })
+        }?;
+        self.received.push((0, length, (address.len() > 0).then_some(address)));
+        Ok(1)
+    }
+
+    /// What was received, in order: the data and the sender, if the sender has an address.
+    pub fn get(&self, index: usize) -> (&[u8], Option<&SockAddr>) {
+        let (start, length, address) = &self.received[index];
+        (&self.memory[*start..start + length], address.as_ref())
+    }
+}
+
+/// Sends a datagram, to the peer or to an address; never waits, and raises no SIGPIPE.
+pub fn send_to(fd: RawFd, data: &[u8], address: Option<&SockAddr>) -> io::Result<usize> {
+    let (name, length) = match address {
+        Some(address) => (address.as_ptr().cast(), address.len()),
+        None => (std::ptr::null(), 0),
+    };
+    // SAFETY: `data` is valid for reads of its length, and so is the address.
+    check(unsafe { libc::sendto(fd, data.as_ptr().cast(), data.len(), SEND_FLAGS, name, length) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::UdpSocket;
+    use std::os::fd::AsRawFd;
+    use std::os::unix::net::UnixDatagram;
+
+    fn socket() -> UdpSocket {
+        UdpSocket::bind("127.0.0.1:0").unwrap()
+    }
+
+    #[test]
+    fn receives_what_waits_in_order_and_with_its_sender() {
+        let (here, there) = (socket(), socket());
+        let mut batch = Batch::default();
+        let error = batch.receive(here.as_raw_fd(), Slots::Many).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+        let address = here.local_addr().unwrap();
+        for number in 0..20u8 {
+            let data = vec![number; usize::from(number)];
+            assert_eq!(send_to(there.as_raw_fd(), &data, Some(&address.into())).unwrap(), data.len());
+        }
+        let mut seen = Vec::new();
+        while let Ok(count) = batch.receive(here.as_raw_fd(), Slots::Many) {
+            for index in 0..count {
+                let (data, sender) = batch.get(index);
+                assert_eq!(sender.and_then(SockAddr::as_socket), Some(there.local_addr().unwrap()));
+                seen.push(data.to_vec());
+            }
+        }
+        let expected: Vec<_> = (0..20u8).map(|number| vec![number; usize::from(number)]).collect();
+        assert_eq!(seen, expected);
+    }
+
+    #[test]
+    fn long_datagrams_of_unix_sockets_are_received_whole() {
+        let (here, there) = UnixDatagram::pair().unwrap();
+        let data = vec![7; 150_000];
+        assert_eq!(send_to(there.as_raw_fd(), &data, None).unwrap(), data.len());
+        let mut batch = Batch::default();
+        assert_eq!(batch.receive(here.as_raw_fd(), Slots::One).unwrap(), 1);
+        assert_eq!(batch.get(0).0, data);
+    }
+}

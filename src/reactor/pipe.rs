@@ -1,0 +1,76 @@
+//! The system calls on pipes and character devices, on borrowed descriptors that do not block.
+
+use std::io::{self, IoSlice};
+use std::os::fd::RawFd;
+
+use super::socket::{MAX_SLICES, check};
+
+/// Reads into `buffer` and returns the number of bytes.
+pub fn read(fd: RawFd, buffer: &mut [u8]) -> io::Result<usize> {
+    // SAFETY: `buffer` is valid for writes of its length.
+    check(unsafe { libc::read(fd, buffer.as_mut_ptr().cast(), buffer.len()) })
+}
+
+/// Writes as much as the descriptor takes of several buffers, of which at most [`MAX_SLICES`] are looked at, and
+/// returns the number of bytes. SIGPIPE is the program's to ignore, as the interpreter does.
+pub fn write(fd: RawFd, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+    let count = slices.len().min(MAX_SLICES);
+    // SAFETY: IoSlice has the layout of iovec; the slices are valid for reads during the call.
+    check(unsafe { libc::writev(fd, slices.as_ptr().cast(), count as libc::c_int) })
+}
+
+/// What kind of file a descriptor is, as far as transports care.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Fifo,
+    Socket,
+    CharacterDevice,
+    Other,
+}
+
+pub fn kind(fd: RawFd) -> io::Result<Kind> {
+    // SAFETY: all zeroes is a valid stat structure, which fstat fills in.
+    let mut status: libc::stat = unsafe { std::mem::zeroed() };
+    // SAFETY: `status` outlives the call.
+    check(unsafe { libc::fstat(fd, &mut status) } as isize)?;
+    Ok(match status.st_mode & libc::S_IFMT {
+        libc::S_IFIFO => Kind::Fifo,
+        libc::S_IFSOCK => Kind::Socket,
+        libc::S_IFCHR => Kind::CharacterDevice,
+        _ => Kind::Other,
+    })
+}
+
+/// Makes reads and writes return at once.
+pub fn set_nonblocking(fd: RawFd) -> io::Result<()> {
+    // SAFETY: a call without pointers.
+    let flags = check(unsafe { libc::fcntl(fd, libc::F_GETFL) } as isize)? as libc::c_int;
+    if flags & libc::O_NONBLOCK == 0 {
+        // SAFETY: as above.
+        check(unsafe { libc::fcntl(fd, libc::F_SETFL, flags | libc::O_NONBLOCK) } as isize)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsRawFd;
+
+    #[test]
+    fn moves_bytes_and_never_waits() {
+        let (reader, writer) = io::pipe().unwrap();
+        let (reader_fd, writer_fd) = (reader.as_raw_fd(), writer.as_raw_fd());
+        set_nonblocking(reader_fd).unwrap();
+        set_nonblocking(writer_fd).unwrap();
+        assert_eq!(kind(reader_fd).unwrap(), Kind::Fifo);
+        assert_eq!(read(reader_fd, &mut [0; 4]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        assert_eq!(write(writer_fd, &[IoSlice::new(b"pi"), IoSlice::new(b"pe")]).unwrap(), 4);
+        let mut buffer = [0; 8];
+        assert_eq!(read(reader_fd, &mut buffer).unwrap(), 4);
+        assert_eq!(&buffer[..4], b"pipe");
+        let flood = vec![0; 1 << 22];
+        assert!(write(writer_fd, &[IoSlice::new(&flood)]).unwrap() < flood.len());
+        assert_eq!(write(writer_fd, &[IoSlice::new(&flood)]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+    }
+}

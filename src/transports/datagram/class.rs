@@ -1,0 +1,88 @@
+//! The Python class of the datagram transport: asyncio.DatagramTransport on top of [`super::Datagram`].
+
+use pyo3::exceptions::PyTypeError;
+use pyo3::prelude::*;
+use pyo3::types::{PyByteArray, PyBytes, PyMemoryView, PyType};
+
+use super::{Datagram, ThisDatagram};
+use crate::cpython::args::Args;
+use crate::cpython::class::{self, Definition};
+use crate::cpython::methods::call_bare;
+use crate::cpython::object::Object;
+use crate::transports::endpoint::Phase;
+use crate::transports::methods::{self, none, polling};
+use crate::{
+    attribute, method, method0, method1, reading_methods, transport_attributes, transport_methods,
+    writing_methods,
+};
+
+fn sendto<'py>(this: ThisDatagram<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
+    let [data, address] = args.parse("sendto", ["data", "addr"], 1, 2)?;
+    let data = data.ok_or_else(|| PyTypeError::new_err("data is required"))?;
+    let bound = data.bind(this.py());
+    if !bound.is_instance_of::<PyBytes>()
+        && !bound.is_instance_of::<PyByteArray>()
+        && !bound.is_instance_of::<PyMemoryView>()
+    {
+        let name = bound.get_type().name()?;
+        let message = format!("data argument must be a bytes-like object, not '{name}'");
+        return Err(PyTypeError::new_err(message));
+    }
+    Datagram::send(this, &data, address.filter(|address| !address.is_none()))?;
+    none(this)
+}
+
+fn repr(this: ThisDatagram<'_, '_>) -> PyResult<Object> {
+    methods::repr(this, None, || {
+        let (reading, writing) = (polling(this.wants_read.get()), polling(this.blocked.get()));
+        format!("read={reading} write=<{writing}, bufsize={}>", this.queued.get())
+    })
+}
+
+unsafe extern "C" fn tp_repr(instance: *mut pyo3::ffi::PyObject) -> *mut pyo3::ffi::PyObject {
+    // SAFETY: the slot of this class is called with its instances.
+    unsafe { call_bare::<Datagram>(instance, repr) }
+}
+
+/// Makes the class.
+pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    let py = module.py();
+    let base = py.import("hotloop._support")?.getattr("DatagramTransport")?.cast_into::<PyType>()?;
+    let mut methods = transport_methods!(Datagram);
+    methods.extend(reading_methods!(Datagram));
+    methods.extend(writing_methods!(Datagram));
+    methods.push(method!(
+        Datagram,
+        "sendto",
+        sendto,
+        "sendto($self, data, addr=None)\n--\n\n\
+         Send a datagram to addr, or to the peer of a connected socket.\n\n\
+         What the socket does not take is buffered: see set_write_buffer_limits(). An error of the network goes to \
+         the protocol's error_received(). Raise TypeError for what is not bytes-like, ValueError for another address \
+         than the one that the endpoint was made for."
+    ));
+    let mut attributes = transport_attributes!(Datagram);
+    attributes.extend([
+        attribute!(Datagram, "_sock", |this| match this.phase.get() {
+            Phase::Closed => none(this),
+            _ => this.file.python_socket(this.py()),
+        }),
+        attribute!(Datagram, "_sock_fd", |this| Ok(this.fd.into_pyobject(this.py())?.into())),
+        attribute!(Datagram, "_address", |this| {
+            Ok(this.address.clone().unwrap_or_else(|| Object::none(this.py())))
+        }),
+    ]);
+    let definition = Definition {
+        name: c"hotloop._core.DatagramTransport",
+        doc: c"A transport over a datagram socket: asyncio.DatagramTransport.",
+        base,
+        methods,
+        attributes,
+        slots: vec![pyo3::ffi::PyType_Slot {
+            slot: pyo3::ffi::Py_tp_repr,
+            pfunc: tp_repr as *mut std::ffi::c_void,
+        }],
+        open: true,
+    };
+    module.add("DatagramTransport", class::make::<Datagram>(definition)?)
+}

@@ -1,0 +1,150 @@
+//! Datagrams to be sent.
+
+use std::io;
+
+use pyo3::exceptions::{PyBlockingIOError, PyInterruptedError, PyOSError, PyValueError};
+use pyo3::intern;
+use pyo3::prelude::*;
+
+use super::{Datagram, Outgoing, ThisDatagram};
+use crate::cpython::object::{Bytes, Object, with_buffer};
+use crate::cpython::os_error::os_error;
+use crate::reactor::datagram::send_to;
+use crate::transports::endpoint::{self, Phase};
+
+/// What became of an attempt to send.
+enum Sent {
+    Done,
+    /// The socket takes no more for now.
+    Blocked,
+    Failed(PyErr),
+}
+
+impl Datagram {
+    /// Sends a bytes-like object, to `address` unless the socket is connected.
+    pub fn send(this: ThisDatagram<'_, '_>, data: &Object, address: Option<Object>) -> PyResult<()> {
+        let py = this.py();
+        let mut address = address;
+        if let Some(only) = &this.address {
+            if let Some(given) = &address
+                && !given.is(only)
+                && !given.bind(py).eq(only.bind(py))?
+            {
+                let only = only.bind(py).str()?;
+                return Err(PyValueError::new_err(format!("Invalid address: must be None or {only}")));
+            }
+            address = Some(only.clone());
+        }
+        let lost = this.is_lost() && (this.address.is_some() || this.phase.get() == Phase::Closed);
+        if lost {
+            return this.count_lost_write(py, "socket.send() raised exception.");
+        }
+        if !this.has_queued_datagrams() {
+            match Datagram::transmit(this, data, address.as_ref())? {
+                Sent::Done => return Ok(()),
+                Sent::Failed(error) => return Datagram::send_failed(this, error),
+                Sent::Blocked => {
+                    this.blocked.set(true);
+                    this.note_writer(py)?;
+                    endpoint::sync_interest(this)?;
+                }
+            }
+        }
+        let data = match Bytes::from_exact(data) {
+            Some(data) => data,
+            // Nobody may change what is queued.
+            None => Bytes::copy_of(py, data)?,
+        };
+        this.queued.set(this.queued.get() + data.as_slice().len() + this.header);
+        this.queue.borrow_mut().push_back(Outgoing { data, address });
+        endpoint::pause_protocol(this, this.queued.get())
+    }
+
+    fn has_queued_datagrams(&self) -> bool {
+        !self.queue.borrow().is_empty()
+    }
+
+    fn transmit(this: ThisDatagram<'_, '_>, data: &Object, address: Option<&Object>) -> PyResult<Sent> {
+        let py = this.py();
+        this.core.stir();
+        if this.file.has_peer() {
+            let sent = with_buffer(py, data, |data| told(send_to(this.fd, data, None)));
+            return Ok(sent.unwrap_or_else(Sent::Failed));
+        }
+        if let Some(address) = address.and_then(|address| this.addresses.for_kernel(py, address)) {
+            let sent = with_buffer(py, data, |data| told(send_to(this.fd, data, Some(&address))));
+            return Ok(sent.unwrap_or_else(Sent::Failed));
+        }
+        let address = address.cloned().unwrap_or_else(|| Object::none(py));
+        let socket = this.file.python_socket(py)?;
+        let sent = socket.bind(py).call_method1(intern!(py, "sendto"), (data.bind(py), address.bind(py)));
+        Ok(match sent {
+            Ok(_) => Sent::Done,
+            Err(error)
+                if error.is_instance_of::<PyBlockingIOError>(py)
+                    || error.is_instance_of::<PyInterruptedError>(py) =>
+            {
+                Sent::Blocked
+            }
+            Err(error) => Sent::Failed(error),
+        })
+    }
+
+    /// What the network refuses is the protocol's to know; anything else ends the transport.
+    fn send_failed(this: ThisDatagram<'_, '_>, error: PyErr) -> PyResult<()> {
+        let py = this.py();
+        if !error.is_instance_of::<PyOSError>(py) {
+            return endpoint::fail(this, error, "Fatal write error on datagram transport");
+        }
+        let Some(protocol) = this.protocol.get() else { return Ok(()) };
+        protocol.call_method1(py, intern!(py, "error_received"), &Object::from(error.value(py))).map(drop)
+    }
+
+    /// The socket takes more again.
+    pub(super) fn write_ready(this: ThisDatagram<'_, '_>) -> PyResult<()> {
+        let py = this.py();
+        loop {
+            let Some(Outgoing { data, address }) = this.queue.borrow_mut().pop_front() else { break };
+            let size = data.as_slice().len() + this.header;
+            match Datagram::transmit(this, data.as_object(), address.as_ref())? {
+                Sent::Blocked => {
+                    this.queue.borrow_mut().push_front(Outgoing { data, address });
+                    break;
+                }
+                Sent::Done => this.queued.set(this.queued.get().saturating_sub(size)),
+                Sent::Failed(error) => {
+                    this.queued.set(this.queued.get().saturating_sub(size));
+                    return match Datagram::send_failed(this, error) {
+                        Ok(()) => Ok(()),
+                        Err(error) => endpoint::report_failure(
+                            this,
+                            Err(error),
+                            "Exception in callback protocol.error_received()",
+                        ),
+                    };
+                }
+            }
+        }
+        endpoint::resume_protocol(this, this.queued.get())?;
+        // The protocol may have sent more, or closed.
+        if this.is_lost() || this.has_queued_datagrams() {
+            return Ok(());
+        }
+        this.blocked.set(false);
+        if this.phase.get() == Phase::Closing {
+            this.phase.set(Phase::Lost);
+            return endpoint::call_connection_lost(this, &Object::none(py));
+        }
+        endpoint::sync_interest(this)
+    }
+}
+
+fn told(result: io::Result<usize>) -> Sent {
+    match result {
+        Ok(_) => Sent::Done,
+        Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
+            Sent::Blocked
+        }
+        Err(error) => Sent::Failed(os_error(error)),
+    }
+}

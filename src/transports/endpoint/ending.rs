@@ -1,0 +1,116 @@
+//! The ways in which a transport ends.
+
+use pyo3::intern;
+use pyo3::prelude::*;
+
+use super::{Phase, Transport, connection_lost, report_exception, report_failure};
+use crate::core::Ready;
+use crate::cpython::class::This;
+use crate::cpython::object::{Object, copy_context};
+use crate::handle::survivable;
+use crate::imports::imports;
+
+/// Closes when what is queued has been sent.
+pub fn close<T: Transport>(this: This<'_, '_, T>) -> PyResult<()> {
+    if this.is_closing() {
+        return Ok(());
+    }
+    T::flush(this)?;
+    if this.is_closing() {
+        return Ok(());
+    }
+    this.wants_read.set(false);
+    if this.has_queued() {
+        this.phase.set(Phase::Closing);
+        return Ok(());
+    }
+    lose(this, None)
+}
+
+/// Closes at once, with an exception for connection_lost().
+pub fn abort<T: Transport>(this: This<'_, '_, T>, exception: Option<Object>) -> PyResult<()> {
+    if this.is_lost() {
+        return Ok(());
+    }
+    // asyncio has sent by now what was written, as far as the descriptor took it.
+    T::flush(this)?;
+    if this.is_lost() {
+        return Ok(());
+    }
+    this.clear_queue();
+    this.blocked.set(false);
+    this.wants_read.set(false);
+    lose(this, exception)
+}
+
+/// Schedules connection_lost().
+pub fn lose<T: Transport>(this: This<'_, '_, T>, exception: Option<Object>) -> PyResult<()> {
+    this.phase.set(Phase::Lost);
+    let context = match &this.context {
+        Some(context) => context.clone(),
+        None => copy_context(this.py())?,
+    };
+    this.lost_context.set(Some(context));
+    this.lost_exception.set(exception);
+    this.core.push(Ready::Step(this.object(), connection_lost::<T>));
+    Ok(())
+}
+
+/// Ends the connection because of an error, which is reported unless it is a usual one.
+pub fn fail<T: Transport>(this: This<'_, '_, T>, error: PyErr, message: &str) -> PyResult<()> {
+    let py = this.py();
+    let exception = survivable(py, error)?;
+    // asyncio has sent by now what was written.
+    T::flush(this)?;
+    if !T::is_usual(py, &exception) {
+        report_exception(this, message, &exception)?;
+    } else if this.debug() {
+        let arguments = [&this.object(), &message.into_pyobject(py)?.into(), &exception];
+        imports(py)?.report_usual.call(py, &arguments)?;
+    }
+    abort(this, Some(exception))
+}
+
+pub fn call_connection_lost<T: Transport>(this: This<'_, '_, T>, exception: &Object) -> PyResult<()> {
+    let py = this.py();
+    let result = match this.protocol.get() {
+        Some(protocol) => protocol.call_method1(py, intern!(py, "connection_lost"), exception),
+        None => Ok(Object::none(py)),
+    };
+    let reported = report_failure(this, result, "Exception in callback protocol.connection_lost()");
+    let released = release(this);
+    let ended = T::after_lost(this);
+    reported.and(released).and(ended)
+}
+
+/// Has nothing to do with the descriptor any more.
+pub fn forget<T: Transport>(this: This<'_, '_, T>) {
+    this.phase.set(Phase::Closed);
+    this.wants_read.set(false);
+    this.blocked.set(false);
+    if let Some(slot) = this.slot.take() {
+        this.core.detach(slot);
+    }
+}
+
+/// Closes the descriptor and lets go of everything.
+pub fn release<T: Transport>(this: This<'_, '_, T>) -> PyResult<()> {
+    forget(this);
+    let closed = this.get().close_file(this.py(), &this.object());
+    this.clear_queue();
+    this.protocol.set(None);
+    closed
+}
+
+/// What `__del__` does to a transport that nobody closed.
+pub fn finalize<T: Transport>(this: This<'_, '_, T>) {
+    if this.phase.get() == Phase::Closed {
+        return;
+    }
+    let py = this.py();
+    let warned = imports(py).and_then(|imports| imports.warn_unclosed.call(py, &[&this.object()]));
+    let released = release(this);
+    if let Err(error) = warned.map(drop).and(released) {
+        error.write_unraisable(py, Some(&this.as_any()));
+    }
+}

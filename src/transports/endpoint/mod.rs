@@ -1,0 +1,391 @@
+//! What all transports share: a descriptor that an event loop watches, a protocol, and the stages of a life.
+//!
+//! Interest in events is changed late: pause_reading() sets a flag, and only an event that arrives while it is set
+//! costs a system call.
+
+mod ending;
+mod telling;
+
+use std::cell::Cell;
+use std::ops::Deref;
+use std::os::fd::RawFd;
+use std::rc::Rc;
+
+use pyo3::exceptions::PyRuntimeError;
+use pyo3::intern;
+use pyo3::prelude::*;
+
+use super::flow::FlowControl;
+use crate::core::{Core, Readiness, Ready};
+use crate::cpython::class::{Native, Obj, This, Visitor};
+use crate::cpython::object::{Object, ObjectCell, copy_context, run_in_context};
+use crate::imports::imports;
+use crate::reactor::poller::Interest;
+use crate::reactor::registry::Slot;
+
+pub use ending::{abort, call_connection_lost, close, fail, finalize, forget, lose};
+use telling::report_exception;
+pub use telling::{log, pause_protocol, report, report_failure, resume_protocol};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    Open,
+    /// close() was called; what is queued is still being sent.
+    Closing,
+    /// connection_lost() is scheduled.
+    Lost,
+    /// connection_lost() was called.
+    Closed,
+}
+
+/// What an endpoint is made of.
+pub struct Parts {
+    pub core: Rc<Core>,
+    pub event_loop: Object,
+    pub fd: RawFd,
+    pub protocol: Object,
+    /// A future to resolve when connection_made() has been called.
+    pub waiter: Option<Object>,
+    pub extra: Option<Object>,
+    /// The context of all callbacks, if they are to share one.
+    pub context: Option<Object>,
+}
+
+pub struct Endpoint {
+    pub core: Rc<Core>,
+    pub event_loop: Object,
+    pub fd: RawFd,
+    slot: Cell<Option<Slot>>,
+    pub protocol: ObjectCell,
+    waiter: ObjectCell,
+    pub extra: ObjectCell,
+    pub phase: Cell<Phase>,
+    /// Whether the event loop keeps the transport alive.
+    held: Cell<bool>,
+    /// Whether pause_reading() is in force.
+    paused: Cell<bool>,
+    /// Whether what arrives is wanted: not before connection_made(), while paused, or after the end.
+    pub wants_read: Cell<bool>,
+    /// Whether the descriptor took no more, so that the rest waits for it to become writable.
+    pub blocked: Cell<bool>,
+    pub flow: FlowControl,
+    /// Writes since the connection was lost.
+    lost_writes: Cell<u32>,
+    context: Option<Object>,
+    made_context: ObjectCell,
+    read_context: ObjectCell,
+    /// That of the write which found the descriptor full, unless the connection's does for all.
+    write_context: ObjectCell,
+    lost_context: ObjectCell,
+    lost_exception: ObjectCell,
+}
+
+impl Endpoint {
+    pub fn new(py: Python<'_>, parts: Parts) -> PyResult<Endpoint> {
+        let fixed_or_copy = || match &parts.context {
+            Some(context) => Ok(context.clone()),
+            None => copy_context(py),
+        };
+        Ok(Endpoint {
+            made_context: ObjectCell::new(Some(fixed_or_copy()?)),
+            read_context: ObjectCell::new(Some(fixed_or_copy()?)),
+            core: parts.core,
+            event_loop: parts.event_loop,
+            fd: parts.fd,
+            slot: Cell::new(None),
+            protocol: ObjectCell::new(Some(parts.protocol)),
+            waiter: ObjectCell::new(parts.waiter),
+            extra: ObjectCell::new(parts.extra),
+            phase: Cell::new(Phase::Open),
+            held: Cell::new(true),
+            paused: Cell::new(false),
+            wants_read: Cell::new(false),
+            blocked: Cell::new(false),
+            flow: FlowControl::default(),
+            lost_writes: Cell::new(0),
+            context: parts.context,
+            write_context: ObjectCell::default(),
+            lost_context: ObjectCell::default(),
+            lost_exception: ObjectCell::default(),
+        })
+    }
+
+    pub fn debug(&self) -> bool {
+        self.core.schedule.debug.get()
+    }
+
+    pub fn is_closing(&self) -> bool {
+        self.phase.get() != Phase::Open
+    }
+
+    pub fn is_reading(&self) -> bool {
+        !self.is_closing() && !self.paused.get()
+    }
+
+    /// Whether connection_lost() was called, or is about to be.
+    pub fn is_lost(&self) -> bool {
+        matches!(self.phase.get(), Phase::Lost | Phase::Closed)
+    }
+
+    pub fn protocol_or_none(&self, py: Python<'_>) -> Object {
+        self.protocol.get().unwrap_or_else(|| Object::none(py))
+    }
+
+    /// asyncio's LOG_THRESHOLD_FOR_CONNLOST_WRITES: so many writes to a lost connection pass in silence.
+    pub fn count_lost_write(&self, py: Python<'_>, message: &str) -> PyResult<()> {
+        let count = self.lost_writes.get().saturating_add(1);
+        self.lost_writes.set(count);
+        if count < 5 {
+            return Ok(());
+        }
+        imports(py)?.logger.bind(py).call_method1(intern!(py, "warning"), (message,)).map(drop)
+    }
+
+    /// Notes the context of a write that found the descriptor full: in it the protocol will be told to go on.
+    pub fn note_writer(&self, py: Python<'_>) -> PyResult<()> {
+        if self.context.is_none() {
+            self.write_context.set(Some(copy_context(py)?));
+        }
+        Ok(())
+    }
+
+    /// Forgets the context of the writer, which was not the present one.
+    pub fn forget_writer(&self) {
+        self.write_context.set(None);
+    }
+
+    fn is_registered_for_reading(&self) -> bool {
+        self.slot.get().is_some_and(|slot| self.core.interest(slot).readable)
+    }
+
+    /// Runs `f` in one of the contexts, which are there unless the garbage collector has taken the transport apart.
+    fn in_context(
+        &self,
+        py: Python<'_>,
+        context: &ObjectCell,
+        f: impl FnOnce() -> PyResult<()>,
+    ) -> PyResult<()> {
+        match context.get() {
+            Some(context) => run_in_context(py, &context, f),
+            None => Ok(()),
+        }
+    }
+
+    pub fn traverse(&self, visitor: &mut Visitor) {
+        visitor.object(&self.event_loop);
+        visitor.cell(&self.protocol);
+        visitor.cell(&self.waiter);
+        visitor.cell(&self.extra);
+        visitor.optional(&self.context);
+        visitor.cell(&self.made_context);
+        visitor.cell(&self.read_context);
+        visitor.cell(&self.write_context);
+        visitor.cell(&self.lost_context);
+        visitor.cell(&self.lost_exception);
+    }
+
+    pub fn clear(&self) {
+        self.protocol.set(None);
+        self.waiter.set(None);
+        self.extra.set(None);
+        self.made_context.set(None);
+        self.read_context.set(None);
+        self.write_context.set(None);
+        self.lost_context.set(None);
+        self.lost_exception.set(None);
+    }
+}
+
+/// A transport: an endpoint, and what its kind adds.
+pub trait Transport: Native + Deref<Target = Endpoint> {
+    /// The descriptor can be read from.
+    fn readable(this: This<'_, '_, Self>) -> PyResult<()>;
+
+    /// The descriptor takes more.
+    fn writable(this: This<'_, '_, Self>) -> PyResult<()>;
+
+    /// Sends what waits for the end of the iteration.
+    fn flush(_this: This<'_, '_, Self>) -> PyResult<()> {
+        Ok(())
+    }
+
+    /// Whether anything is still to be sent.
+    fn has_queued(&self) -> bool;
+
+    /// How many bytes are still to be sent.
+    fn queued_size(&self) -> usize;
+
+    /// Drops what is still to be sent.
+    fn clear_queue(&self);
+
+    /// Closes the descriptor. Called once.
+    fn close_file(&self, py: Python<'_>, this: &Object) -> PyResult<()>;
+
+    /// What get_extra_info() knows of itself.
+    fn extra_info(this: This<'_, '_, Self>, name: &Bound<'_, PyAny>) -> PyResult<Option<Object>>;
+
+    /// The names that [`Transport::extra_info`] knows.
+    const EXTRA: &'static [&'static str];
+
+    fn set_protocol(&self, _py: Python<'_>, protocol: Object) -> PyResult<()> {
+        self.protocol.set(Some(protocol));
+        Ok(())
+    }
+
+    /// Whether reading begins when connection_made() was called.
+    fn starts_reading(&self) -> bool {
+        self.is_reading()
+    }
+
+    /// The poller refuses the descriptor. asyncio reports it and leaves it at that.
+    fn cannot_watch(this: This<'_, '_, Self>, error: PyErr) -> PyResult<()> {
+        report(this, error, "Fatal error: the descriptor cannot be watched")
+    }
+
+    /// Called when reading was resumed.
+    fn resumed(_this: This<'_, '_, Self>) -> PyResult<()> {
+        Ok(())
+    }
+
+    /// Called when connection_lost() was, and the descriptor is closed.
+    fn after_lost(_this: This<'_, '_, Self>) -> PyResult<()> {
+        Ok(())
+    }
+
+    /// Whether an error is told in debug mode only: the network's, not the program's.
+    fn is_usual(py: Python<'_>, exception: &Object) -> bool {
+        exception.bind(py).is_instance_of::<pyo3::exceptions::PyOSError>()
+    }
+}
+
+/// Has the event loop watch a new transport.
+pub fn attach<T: Transport>(transport: &Obj<T>) -> PyResult<()> {
+    let object = transport.as_object();
+    transport.slot.set(Some(transport.core.attach(transport.fd, object, on_ready::<T>)?));
+    Ok(())
+}
+
+/// Schedules connection_made().
+pub fn schedule_made<T: Transport>(transport: &Obj<T>) {
+    transport.core.push(Ready::Step(transport.as_object().clone(), connection_made::<T>));
+}
+
+/// The transport that a step was queued for.
+pub fn transport<T: Transport>(object: &Object) -> PyResult<Obj<T>> {
+    Obj::downcast(object).ok_or_else(|| PyRuntimeError::new_err("a step for another transport"))
+}
+
+// --- Interest in events ---
+
+/// Asks the kernel for the events that are wanted now.
+pub fn sync_interest<T: Transport>(this: This<'_, '_, T>) -> PyResult<()> {
+    let Some(slot) = this.slot.get() else { return Ok(()) };
+    let interest = Interest { readable: this.wants_read.get(), writable: this.blocked.get() };
+    this.core.set_interest(slot, interest)?;
+    sync_hold(this)
+}
+
+/// Has the event loop keep the transport alive while any event is wanted.
+pub fn sync_hold<T: Transport>(this: This<'_, '_, T>) -> PyResult<()> {
+    let wanted = this.wants_read.get() || this.blocked.get();
+    match this.slot.get() {
+        Some(slot) if this.held.replace(wanted) != wanted => {
+            this.core.hold(this.py(), slot, &this.object(), wanted)
+        }
+        _ => Ok(()),
+    }
+}
+
+pub fn pause_reading<T: Transport>(this: This<'_, '_, T>) -> PyResult<()> {
+    if !this.is_reading() {
+        return Ok(());
+    }
+    this.paused.set(true);
+    this.wants_read.set(false);
+    sync_hold(this)?;
+    if this.debug() { log(this, "debug", "%r pauses reading") } else { Ok(()) }
+}
+
+pub fn resume_reading<T: Transport>(this: This<'_, '_, T>) -> PyResult<()> {
+    if this.is_closing() || !this.paused.get() {
+        return Ok(());
+    }
+    this.paused.set(false);
+    this.wants_read.set(true);
+    if this.context.is_none() {
+        this.read_context.set(Some(copy_context(this.py())?));
+    }
+    if this.is_registered_for_reading() {
+        sync_hold(this)?;
+    } else {
+        sync_interest(this)?;
+    }
+    T::resumed(this)?;
+    if this.debug() { log(this, "debug", "%r resumes reading") } else { Ok(()) }
+}
+
+/// Runs `f` in the context in which arrivals are told.
+pub fn in_read_context<T: Transport>(
+    this: This<'_, '_, T>,
+    f: impl FnOnce() -> PyResult<()>,
+) -> PyResult<()> {
+    this.in_context(this.py(), &this.read_context, f)
+}
+
+// --- Steps ---
+
+fn connection_made<T: Transport>(py: Python<'_>, object: &Object) -> PyResult<()> {
+    let transport = transport::<T>(object)?;
+    let this = transport.this(py);
+    let Some(context) = this.made_context.take() else { return Ok(()) };
+    run_in_context(py, &context, || {
+        if let Some(protocol) = this.protocol.get() {
+            let result = protocol.call_method1(py, intern!(py, "connection_made"), object);
+            report_failure(this, result, "Exception in callback protocol.connection_made()")?;
+        }
+        if this.starts_reading() {
+            this.wants_read.set(true);
+        }
+        if let Err(error) = sync_interest(this) {
+            this.wants_read.set(false);
+            T::cannot_watch(this, error)?;
+        }
+        match this.waiter.take() {
+            Some(waiter) if !waiter.bind(py).call_method0(intern!(py, "done"))?.is_truthy()? => {
+                waiter.call_method1(py, intern!(py, "set_result"), &Object::none(py)).map(drop)
+            }
+            _ => Ok(()),
+        }
+    })
+}
+
+fn on_ready<T: Transport>(py: Python<'_>, object: &Object, readiness: Readiness) -> PyResult<()> {
+    let transport = transport::<T>(object)?;
+    let this = transport.this(py);
+    let mut unwanted = false;
+    if readiness.readable && !this.is_lost() {
+        if this.wants_read.get() {
+            this.in_context(py, &this.read_context, || T::readable(this))?;
+        } else {
+            unwanted = true;
+        }
+    }
+    if readiness.writable && !this.is_lost() {
+        if this.blocked.get() {
+            let known = this.write_context.is_some();
+            let context = if known { &this.write_context } else { &this.read_context };
+            this.in_context(py, context, || T::writable(this))?;
+        } else {
+            unwanted = true;
+        }
+    }
+    if unwanted { sync_interest(this) } else { Ok(()) }
+}
+
+fn connection_lost<T: Transport>(py: Python<'_>, object: &Object) -> PyResult<()> {
+    let transport = transport::<T>(object)?;
+    let this = transport.this(py);
+    let Some(context) = this.lost_context.take() else { return Ok(()) };
+    let exception = this.lost_exception.take().unwrap_or_else(|| Object::none(py));
+    run_in_context(py, &context, || call_connection_lost(this, &exception))
+}

@@ -1,0 +1,262 @@
+//! The methods that the Python classes of several transports have in common.
+
+use pyo3::Borrowed;
+use pyo3::exceptions::PyTypeError;
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+use super::endpoint::{self, Phase, Transport};
+use crate::cpython::args::Args;
+use crate::cpython::class::This;
+use crate::cpython::object::{Bytes, Object};
+
+pub fn none<T: Transport>(this: This<'_, '_, T>) -> PyResult<Object> {
+    Ok(Object::none(this.py()))
+}
+
+/// The bytes of an argument of write(), by reference if nobody can change them, and else copied. None if it is not
+/// bytes-like.
+pub fn chunk(py: Python<'_>, data: &Object) -> PyResult<Option<Bytes>> {
+    use pyo3::types::{PyByteArray, PyBytes, PyMemoryView};
+
+    if let Some(bytes) = Bytes::from_exact(data) {
+        return Ok(Some(bytes));
+    }
+    let bound = data.bind(py);
+    if bound.is_instance_of::<PyBytes>()
+        || bound.is_instance_of::<PyByteArray>()
+        || bound.is_instance_of::<PyMemoryView>()
+    {
+        return Bytes::copy_of(py, data).map(Some);
+    }
+    Ok(None)
+}
+
+pub fn get_protocol<T: Transport>(this: This<'_, '_, T>) -> PyResult<Object> {
+    Ok(this.protocol_or_none(this.py()))
+}
+
+pub fn set_protocol<'py, T: Transport>(
+    this: This<'_, 'py, T>,
+    protocol: Borrowed<'_, 'py, PyAny>,
+) -> PyResult<Object> {
+    this.get().set_protocol(this.py(), Object::from(protocol))?;
+    none(this)
+}
+
+pub fn get_extra_info<'py, T: Transport>(this: This<'_, 'py, T>, args: Args<'_, 'py>) -> PyResult<Object> {
+    let py = this.py();
+    let [name, default] = args.parse("get_extra_info", ["name", "default"], 1, 2)?;
+    let name = name.ok_or_else(|| PyTypeError::new_err("a name is required"))?;
+    if let Some(extra) = this.extra.get()
+        && let Some(found) = extra.bind(py).cast::<PyDict>()?.get_item(name.bind(py))?
+    {
+        return Ok(found.into());
+    }
+    let name = name.bind(py);
+    match T::extra_info(this, &name)? {
+        Some(found) => {
+            // The same question gets the same answer for good.
+            extra_dict(this)?.set_item(name, found.bind(py))?;
+            Ok(found)
+        }
+        None => Ok(default.unwrap_or_else(|| Object::none(py))),
+    }
+}
+
+fn extra_dict<'py, T: Transport>(this: This<'_, 'py, T>) -> PyResult<Bound<'py, PyDict>> {
+    let py = this.py();
+    match this.extra.get() {
+        Some(extra) => Ok(extra.into_bound(py).cast_into::<PyDict>()?),
+        None => {
+            let extra = PyDict::new(py);
+            this.extra.set(Some(Object::from(&extra)));
+            Ok(extra)
+        }
+    }
+}
+
+/// asyncio keeps all that get_extra_info() knows in this attribute.
+pub fn extra<T: Transport>(this: This<'_, '_, T>) -> PyResult<Object> {
+    for name in T::EXTRA {
+        this.as_any().call_method1("get_extra_info", (*name,))?;
+    }
+    Ok(extra_dict(this)?.into())
+}
+
+pub fn set_write_buffer_limits<'py, T: Transport>(
+    this: This<'_, 'py, T>,
+    args: Args<'_, 'py>,
+) -> PyResult<Object> {
+    let [high, low] = args.parse("set_write_buffer_limits", ["high", "low"], 0, 2)?;
+    this.flow.set_limits(this.py(), high, low)?;
+    T::flush(this)?;
+    endpoint::pause_protocol(this, this.queued_size())?;
+    none(this)
+}
+
+pub fn get_write_buffer_size<T: Transport>(this: This<'_, '_, T>) -> PyResult<Object> {
+    T::flush(this)?;
+    Ok(this.queued_size().into_pyobject(this.py())?.into())
+}
+
+/// A repr() in asyncio's words: `details` unless the transport is closed, `idle` if its event loop is.
+pub fn repr<T: Transport>(
+    this: This<'_, '_, T>,
+    idle: Option<&str>,
+    details: impl FnOnce() -> String,
+) -> PyResult<Object> {
+    let py = this.py();
+    let mut parts = vec![this.as_any().get_type().name()?.to_string()];
+    match this.phase.get() {
+        Phase::Open => {}
+        Phase::Closing | Phase::Lost => parts.push("closing".to_owned()),
+        Phase::Closed => parts.push("closed".to_owned()),
+    }
+    parts.push(format!("fd={}", this.fd));
+    if this.phase.get() != Phase::Closed {
+        let closed = this.core.is_closed();
+        parts.extend(if closed { idle.map(str::to_owned) } else { Some(details()) });
+    }
+    Ok(format!("<{}>", parts.join(" ")).into_pyobject(py)?.into())
+}
+
+pub fn polling(polling: bool) -> &'static str {
+    if polling { "polling" } else { "idle" }
+}
+
+/// What all transports have: close() and its kin, the protocol, get_extra_info().
+#[macro_export]
+macro_rules! transport_methods {
+    ($native:ty) => {
+        vec![
+            method0!(
+                $native,
+                "close",
+                |this| {
+                    $crate::transports::endpoint::close(this)?;
+                    $crate::transports::methods::none(this)
+                },
+                "close($self, /)\n--\n\nClose when what was written is sent; then connection_lost(None) is called."
+            ),
+            method0!(
+                $native,
+                "is_closing",
+                |this| Ok($crate::handle::boolean(this.py(), this.is_closing())),
+                "is_closing($self, /)\n--\n\nReturn True if the transport is closing or closed."
+            ),
+            method1!(
+                $native,
+                "set_protocol",
+                "protocol",
+                $crate::transports::methods::set_protocol,
+                "Have another protocol called from now on."
+            ),
+            method0!(
+                $native,
+                "get_protocol",
+                $crate::transports::methods::get_protocol,
+                "get_protocol($self, /)\n--\n\nReturn the protocol."
+            ),
+            method!(
+                $native,
+                "get_extra_info",
+                $crate::transports::methods::get_extra_info,
+                "get_extra_info($self, name, default=None)\n--\n\n\
+                 Return what is known under a name: of a socket 'socket' (an asyncio TransportSocket), 'sockname' and \
+                 'peername', of a pipe 'pipe', and what the transport was made with."
+            ),
+        ]
+    };
+}
+
+/// What transports have that read.
+#[macro_export]
+macro_rules! reading_methods {
+    ($native:ty) => {
+        vec![
+            method0!(
+                $native,
+                "is_reading",
+                |this| Ok($crate::handle::boolean(this.py(), this.is_reading())),
+                "is_reading($self, /)\n--\n\nReturn True if the transport is neither paused nor closing."
+            ),
+            method0!(
+                $native,
+                "pause_reading",
+                |this| {
+                    $crate::transports::endpoint::pause_reading(this)?;
+                    $crate::transports::methods::none(this)
+                },
+                "pause_reading($self, /)\n--\n\nStop handing what arrives to the protocol until resume_reading()."
+            ),
+            method0!(
+                $native,
+                "resume_reading",
+                |this| {
+                    $crate::transports::endpoint::resume_reading(this)?;
+                    $crate::transports::methods::none(this)
+                },
+                "resume_reading($self, /)\n--\n\nResume what pause_reading() stopped."
+            ),
+        ]
+    };
+}
+
+/// What transports have that write.
+#[macro_export]
+macro_rules! writing_methods {
+    ($native:ty) => {
+        vec![
+            method0!(
+                $native,
+                "abort",
+                |this| {
+                    $crate::transports::endpoint::abort(this, None)?;
+                    $crate::transports::methods::none(this)
+                },
+                "abort($self, /)\n--\n\nClose at once: what is buffered is lost. connection_lost(None) is called."
+            ),
+            method!(
+                $native,
+                "set_write_buffer_limits",
+                $crate::transports::methods::set_write_buffer_limits,
+                "set_write_buffer_limits($self, high=None, low=None)\n--\n\n\
+                 Set above how many buffered bytes pause_writing() is called, and at how many resume_writing().\n\n\
+                 Defaults: 64 KiB or four times low, and a quarter of high. Raise ValueError unless \
+                 high >= low >= 0."
+            ),
+            method0!(
+                $native,
+                "get_write_buffer_limits",
+                |this| Ok((this.flow.low(), this.flow.high()).into_pyobject(this.py())?.into()),
+                "get_write_buffer_limits($self, /)\n--\n\nReturn the limits (low, high), in bytes."
+            ),
+            method0!(
+                $native,
+                "get_write_buffer_size",
+                $crate::transports::methods::get_write_buffer_size,
+                "get_write_buffer_size($self, /)\n--\n\nReturn how many bytes could not be sent yet."
+            ),
+        ]
+    };
+}
+
+/// The attributes of asyncio's own transports that others read.
+#[macro_export]
+macro_rules! transport_attributes {
+    ($native:ty) => {
+        vec![
+            attribute!($native, "_extra", $crate::transports::methods::extra),
+            attribute!($native, "_loop", |this| Ok(this.event_loop.clone())),
+            attribute!($native, "_protocol", $crate::transports::methods::get_protocol),
+            attribute!($native, "_closing", |this| Ok($crate::handle::boolean(this.py(), this.is_closing()))),
+            attribute!($native, "_paused", |this| {
+                Ok($crate::handle::boolean(this.py(), !this.is_closing() && !this.is_reading()))
+            }),
+            attribute!($native, "_protocol_paused", |this| {
+                Ok($crate::handle::boolean(this.py(), this.flow.is_paused()))
+            }),
+        ]
+    };
+}

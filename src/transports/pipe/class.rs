@@ -1,0 +1,153 @@
+//! The Python classes of the pipe transports: asyncio.ReadTransport and asyncio.WriteTransport on top of
+//! [`super::ReadPipe`] and [`super::WritePipe`].
+
+use std::ffi::c_void;
+
+use pyo3::Borrowed;
+use pyo3::exceptions::{PyAssertionError, PyAttributeError};
+use pyo3::ffi;
+use pyo3::prelude::*;
+use pyo3::types::PyType;
+
+use super::reading::ThisReadPipe;
+use super::writing::ThisWritePipe;
+use super::{ReadPipe, WritePipe};
+use crate::cpython::class::{self, Definition, This};
+use crate::cpython::methods::call_bare;
+use crate::cpython::object::Object;
+use crate::handle::boolean;
+use crate::transports::endpoint::{self, Phase, Transport};
+use crate::transports::methods::{self, none, polling};
+use crate::{
+    attribute, method, method0, method1, reading_methods, transport_attributes, transport_methods,
+    writing_methods,
+};
+
+fn write<'py>(this: ThisWritePipe<'_, 'py>, data: Borrowed<'_, 'py, PyAny>) -> PyResult<Object> {
+    match methods::chunk(this.py(), &Object::from(data))? {
+        Some(chunk) => WritePipe::write(this, chunk)?,
+        // asyncio asserts it.
+        None => return Err(PyAssertionError::new_err(data.repr()?.unbind())),
+    }
+    none(this)
+}
+
+fn writelines<'py>(this: ThisWritePipe<'_, 'py>, lines: Borrowed<'_, 'py, PyAny>) -> PyResult<Object> {
+    let joined = pyo3::types::PyBytes::new(this.py(), b"").call_method1("join", (lines,))?;
+    write(this, joined.as_borrowed())
+}
+
+fn repr_reading(this: ThisReadPipe<'_, '_>) -> PyResult<Object> {
+    methods::repr(this, Some("open"), || polling(this.wants_read.get()).to_owned())
+}
+
+fn repr_writing(this: ThisWritePipe<'_, '_>) -> PyResult<Object> {
+    methods::repr(this, Some("open"), || {
+        format!("{} bufsize={}", polling(this.blocked.get()), this.queued_size())
+    })
+}
+
+unsafe extern "C" fn tp_repr_reading(instance: *mut ffi::PyObject) -> *mut ffi::PyObject {
+    // SAFETY: the slot of this class is called with its instances.
+    unsafe { call_bare::<ReadPipe>(instance, repr_reading) }
+}
+
+unsafe extern "C" fn tp_repr_writing(instance: *mut ffi::PyObject) -> *mut ffi::PyObject {
+    // SAFETY: the slot of this class is called with its instances.
+    unsafe { call_bare::<WritePipe>(instance, repr_writing) }
+}
+
+fn repr_slot(function: unsafe extern "C" fn(*mut ffi::PyObject) -> *mut ffi::PyObject) -> ffi::PyType_Slot {
+    ffi::PyType_Slot { slot: ffi::Py_tp_repr, pfunc: function as *mut c_void }
+}
+
+/// What it means to asyncio's transports that their file is taken away: they are closed, and it is not.
+fn forget<T: Transport>(this: This<'_, '_, T>, file: Borrowed<'_, '_, PyAny>) -> PyResult<()> {
+    if !file.is_none() {
+        return Err(PyAttributeError::new_err("the file of a transport cannot be replaced"));
+    }
+    endpoint::forget(this);
+    Ok(())
+}
+
+/// The file object, until it is closed.
+macro_rules! pipe_attributes {
+    ($native:ty) => {{
+        let mut attributes = transport_attributes!($native);
+        attributes.extend([
+            attribute!(
+                $native,
+                "_pipe",
+                |this| match this.phase.get() {
+                    Phase::Closed => none(this),
+                    _ => Ok(this.file.clone()),
+                },
+                forget
+            ),
+            attribute!($native, "_fileno", |this| Ok(this.fd.into_pyobject(this.py())?.into())),
+        ]);
+        attributes
+    }};
+}
+
+/// Makes the classes.
+pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    let asyncio = module.py().import("asyncio")?;
+    let mut methods = transport_methods!(ReadPipe);
+    methods.extend(reading_methods!(ReadPipe));
+    let definition = Definition {
+        name: c"hotloop._core.ReadPipeTransport",
+        doc: c"A transport that reads from a pipe: asyncio.ReadTransport.",
+        base: asyncio.getattr("ReadTransport")?.cast_into::<PyType>()?,
+        methods,
+        attributes: pipe_attributes!(ReadPipe),
+        slots: vec![repr_slot(tp_repr_reading)],
+        open: true,
+    };
+    module.add("ReadPipeTransport", class::make::<ReadPipe>(definition)?)?;
+
+    let mut methods = transport_methods!(WritePipe);
+    methods.extend(writing_methods!(WritePipe));
+    methods.extend([
+        method1!(
+            WritePipe,
+            "write",
+            "data",
+            write,
+            "Write bytes; what the pipe does not take is buffered: see set_write_buffer_limits().\n\n\
+             Raise AssertionError for what is not bytes-like, as asyncio does."
+        ),
+        method1!(
+            WritePipe,
+            "writelines",
+            "list_of_data",
+            writelines,
+            "Write an iterable of bytes, like write() of them joined."
+        ),
+        method0!(
+            WritePipe,
+            "write_eof",
+            |this| {
+                endpoint::close(this)?;
+                none(this)
+            },
+            "write_eof($self, /)\n--\n\nClose when what was written is sent."
+        ),
+        method0!(
+            WritePipe,
+            "can_write_eof",
+            |this| Ok(boolean(this.py(), true)),
+            "can_write_eof($self, /)\n--\n\nTrue."
+        ),
+    ]);
+    let definition = Definition {
+        name: c"hotloop._core.WritePipeTransport",
+        doc: c"A transport that writes to a pipe: asyncio.WriteTransport.",
+        base: asyncio.getattr("transports")?.getattr("_FlowControlMixin")?.cast_into::<PyType>()?,
+        methods,
+        attributes: pipe_attributes!(WritePipe),
+        slots: vec![repr_slot(tp_repr_writing)],
+        open: true,
+    };
+    module.add("WritePipeTransport", class::make::<WritePipe>(definition)?)
+}

@@ -1,0 +1,35 @@
+//! Pipe transports: pipes, FIFOs, ptys and other character devices, and sockets used in one direction.
+//!
+//! What is written is written within write(), as far as the pipe takes it.
+
+pub mod class;
+mod reading;
+mod writing;
+
+pub use reading::ReadPipe;
+pub use writing::WritePipe;
+
+use std::os::fd::RawFd;
+
+use pyo3::exceptions::PyValueError;
+use pyo3::intern;
+use pyo3::prelude::*;
+
+use crate::cpython::object::Object;
+use crate::cpython::os_error::OrOsError;
+use crate::reactor::pipe::{self, Kind};
+
+/// The descriptor of a file object that can be a pipe transport's, made so that it does not block.
+fn prepare(py: Python<'_>, file: &Object, refusal: &str) -> PyResult<(RawFd, Kind)> {
+    let fd: RawFd = file.bind(py).call_method0(intern!(py, "fileno"))?.extract()?;
+    let kind = pipe::kind(fd).or_os_error()?;
+    if kind == Kind::Other {
+        return Err(PyValueError::new_err(refusal.to_owned()));
+    }
+    pipe::set_nonblocking(fd).or_os_error()?;
+    Ok((fd, kind))
+}
+
+fn extra_info(py: Python<'_>, file: &Object, name: &Bound<'_, PyAny>) -> PyResult<Option<Object>> {
+    Ok(name.eq(intern!(py, "pipe"))?.then(|| file.clone()))
+}

@@ -1,0 +1,141 @@
+//! The end of a pipe that is read from.
+
+use std::io;
+use std::ops::Deref;
+
+use pyo3::exceptions::PyOSError;
+use pyo3::intern;
+use pyo3::prelude::*;
+
+use super::{extra_info, prepare};
+use crate::core::Ready;
+use crate::cpython::class::{Class, Native, Obj, This, Visitor};
+use crate::cpython::object::{Object, new_bytes};
+use crate::cpython::os_error::os_error;
+use crate::reactor::pipe;
+use crate::transports::endpoint::{self, Endpoint, Parts, Transport};
+
+pub struct ReadPipe {
+    endpoint: Endpoint,
+    pub(super) file: Object,
+}
+
+pub type ThisReadPipe<'a, 'py> = This<'a, 'py, ReadPipe>;
+
+impl Deref for ReadPipe {
+    type Target = Endpoint;
+
+    fn deref(&self) -> &Endpoint {
+        &self.endpoint
+    }
+}
+
+const READ_FAILED: &str = "Fatal read error on pipe transport";
+
+impl ReadPipe {
+    /// Makes a transport and schedules connection_made().
+    pub fn create(py: Python<'_>, parts: Parts, file: Object) -> PyResult<Obj<ReadPipe>> {
+        let (fd, _) = prepare(py, &file, "Pipe transport is for pipes/sockets only.")?;
+        let pipe = ReadPipe { endpoint: Endpoint::new(py, Parts { fd, ..parts })?, file };
+        let pipe = Obj::new(py, pipe)?;
+        endpoint::attach(&pipe)?;
+        endpoint::schedule_made(&pipe);
+        Ok(pipe)
+    }
+
+    fn end_of_file(this: ThisReadPipe<'_, '_>) -> PyResult<()> {
+        if this.debug() {
+            endpoint::log(this, "info", "%r was closed by peer")?;
+        }
+        this.wants_read.set(false);
+        this.core.push(Ready::Step(this.object(), eof_received));
+        endpoint::lose(this, None)
+    }
+}
+
+fn eof_received(py: Python<'_>, object: &Object) -> PyResult<()> {
+    let pipe = endpoint::transport::<ReadPipe>(object)?;
+    let this = pipe.this(py);
+    endpoint::in_read_context(this, || {
+        let Some(protocol) = this.protocol.get() else { return Ok(()) };
+        let result = protocol.call_method0(py, intern!(py, "eof_received"));
+        endpoint::report_failure(this, result, "Exception in callback protocol.eof_received()")
+    })
+}
+
+impl Transport for ReadPipe {
+    const EXTRA: &'static [&'static str] = &["pipe"];
+
+    fn readable(this: ThisReadPipe<'_, '_>) -> PyResult<()> {
+        let py = this.py();
+        let data = this.core.with_buffer(|buffer| match pipe::read(this.fd, buffer) {
+            Ok(0) => Ok(None),
+            Ok(count) => Ok(Some(new_bytes(py, &buffer[..count]))),
+            Err(error) => Err(error),
+        });
+        let data = match data {
+            Ok(Some(data)) => data?,
+            Ok(None) => return ReadPipe::end_of_file(this),
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
+                return Ok(());
+            }
+            Err(error) => return endpoint::fail(this, os_error(error), READ_FAILED),
+        };
+        let Some(protocol) = this.protocol.get() else { return Ok(()) };
+        let result = protocol.call_method1(py, intern!(py, "data_received"), &data);
+        endpoint::report_failure(this, result, "Exception in callback protocol.data_received()")
+    }
+
+    fn writable(_this: ThisReadPipe<'_, '_>) -> PyResult<()> {
+        Ok(())
+    }
+
+    fn has_queued(&self) -> bool {
+        false
+    }
+
+    fn queued_size(&self) -> usize {
+        0
+    }
+
+    fn clear_queue(&self) {}
+
+    fn close_file(&self, py: Python<'_>, _this: &Object) -> PyResult<()> {
+        self.file.call_method0(py, intern!(py, "close")).map(drop)
+    }
+
+    fn extra_info(this: ThisReadPipe<'_, '_>, name: &Bound<'_, PyAny>) -> PyResult<Option<Object>> {
+        extra_info(this.py(), &this.file, name)
+    }
+
+    /// The end of a pty.
+    fn is_usual(py: Python<'_>, exception: &Object) -> bool {
+        let exception = exception.bind(py);
+        exception.is_instance_of::<PyOSError>()
+            && exception
+                .getattr(intern!(py, "errno"))
+                .is_ok_and(|errno| errno.extract().is_ok_and(|errno: i32| errno == libc::EIO))
+    }
+}
+
+impl Native for ReadPipe {
+    fn class() -> &'static Class {
+        static CLASS: Class = Class::new(0);
+        &CLASS
+    }
+
+    fn traverse(&self, visitor: &mut Visitor) {
+        self.endpoint.traverse(visitor);
+        visitor.object(&self.file);
+    }
+
+    fn clear(&self) {
+        self.endpoint.clear();
+    }
+
+    const FINALIZES: bool = true;
+
+    fn finalize(this: ThisReadPipe<'_, '_>) {
+        endpoint::finalize(this);
+    }
+}

@@ -1,0 +1,172 @@
+//! The end of a pipe that is written to.
+
+use std::cell::RefCell;
+use std::ops::Deref;
+
+use pyo3::exceptions::PyBrokenPipeError;
+use pyo3::intern;
+use pyo3::prelude::*;
+
+use super::{extra_info, prepare};
+use crate::cpython::class::{Class, Native, Obj, This, Visitor};
+use crate::cpython::object::{Bytes, Object};
+use crate::cpython::os_error::os_error;
+use crate::reactor::pipe::{self, Kind};
+use crate::transports::endpoint::{self, Endpoint, Parts, Phase, Transport};
+use crate::transports::write_queue::{Progress, WriteQueue};
+
+pub struct WritePipe {
+    endpoint: Endpoint,
+    pub(super) file: Object,
+    queue: RefCell<WriteQueue>,
+    /// Whether it becomes readable when its reader is gone: pipes and sockets do, devices have something to read.
+    tells_of_reader: bool,
+}
+
+pub type ThisWritePipe<'a, 'py> = This<'a, 'py, WritePipe>;
+
+impl Deref for WritePipe {
+    type Target = Endpoint;
+
+    fn deref(&self) -> &Endpoint {
+        &self.endpoint
+    }
+}
+
+impl WritePipe {
+    /// Makes a transport and schedules connection_made().
+    pub fn create(py: Python<'_>, parts: Parts, file: Object) -> PyResult<Obj<WritePipe>> {
+        let (fd, kind) =
+            prepare(py, &file, "Pipe transport is only for pipes, sockets and character devices")?;
+        let pipe = WritePipe {
+            endpoint: Endpoint::new(py, Parts { fd, ..parts })?,
+            file,
+            queue: RefCell::default(),
+            tells_of_reader: kind != Kind::CharacterDevice,
+        };
+        let pipe = Obj::new(py, pipe)?;
+        endpoint::attach(&pipe)?;
+        endpoint::schedule_made(&pipe);
+        Ok(pipe)
+    }
+
+    /// Writes as much as the pipe takes; the rest waits until it takes more.
+    pub fn write(this: ThisWritePipe<'_, '_>, data: Bytes) -> PyResult<()> {
+        if data.as_slice().is_empty() {
+            return Ok(());
+        }
+        if this.is_closing() {
+            let message = "pipe closed by peer or os.write(pipe, data) raised exception.";
+            return this.count_lost_write(this.py(), message);
+        }
+        this.queue.borrow_mut().push(data);
+        if !this.blocked.get() {
+            WritePipe::drain(this)?;
+        }
+        let size = this.queued_size();
+        if this.is_closing() { Ok(()) } else { endpoint::pause_protocol(this, size) }
+    }
+
+    fn drain(this: ThisWritePipe<'_, '_>) -> PyResult<()> {
+        let py = this.py();
+        this.core.stir();
+        let progress = this.queue.borrow_mut().drain(|slices| pipe::write(this.fd, slices));
+        match progress {
+            Ok(Progress::Drained) => {
+                if this.blocked.replace(false) {
+                    endpoint::sync_interest(this)
+                } else {
+                    Ok(())
+                }
+            }
+            Ok(Progress::Blocked) => {
+                if this.blocked.replace(true) {
+                    return Ok(());
+                }
+                this.note_writer(py)?;
+                endpoint::sync_interest(this)
+            }
+            Err(error) => {
+                this.queue.borrow_mut().clear();
+                endpoint::fail(this, os_error(error), "Fatal write error on pipe transport")
+            }
+        }
+    }
+}
+
+impl Transport for WritePipe {
+    const EXTRA: &'static [&'static str] = &["pipe"];
+
+    /// The reader is gone. (A socket's peer that sends is taken for one, too, as in asyncio.)
+    fn readable(this: ThisWritePipe<'_, '_>) -> PyResult<()> {
+        let py = this.py();
+        if this.debug() {
+            endpoint::log(this, "info", "%r was closed by peer")?;
+        }
+        let exception = this.has_queued().then(|| Object::from(PyBrokenPipeError::new_err(()).value(py)));
+        endpoint::abort(this, exception)
+    }
+
+    fn writable(this: ThisWritePipe<'_, '_>) -> PyResult<()> {
+        let py = this.py();
+        WritePipe::drain(this)?;
+        if this.is_lost() {
+            return Ok(());
+        }
+        if !this.has_queued() {
+            // As asyncio has it: in one step from full to empty.
+            endpoint::resume_protocol(this, 0)?;
+        }
+        if this.phase.get() == Phase::Closing && !this.has_queued() {
+            this.phase.set(Phase::Lost);
+            return endpoint::call_connection_lost(this, &Object::none(py));
+        }
+        Ok(())
+    }
+
+    fn has_queued(&self) -> bool {
+        !self.queue.borrow().is_empty()
+    }
+
+    fn queued_size(&self) -> usize {
+        self.queue.borrow().size()
+    }
+
+    fn clear_queue(&self) {
+        self.queue.borrow_mut().clear();
+    }
+
+    fn starts_reading(&self) -> bool {
+        self.tells_of_reader && !self.is_closing()
+    }
+
+    fn close_file(&self, py: Python<'_>, _this: &Object) -> PyResult<()> {
+        self.file.call_method0(py, intern!(py, "close")).map(drop)
+    }
+
+    fn extra_info(this: ThisWritePipe<'_, '_>, name: &Bound<'_, PyAny>) -> PyResult<Option<Object>> {
+        extra_info(this.py(), &this.file, name)
+    }
+}
+
+impl Native for WritePipe {
+    fn class() -> &'static Class {
+        static CLASS: Class = Class::new(0);
+        &CLASS
+    }
+
+    fn traverse(&self, visitor: &mut Visitor) {
+        self.endpoint.traverse(visitor);
+        visitor.object(&self.file);
+    }
+
+    fn clear(&self) {
+        self.endpoint.clear();
+    }
+
+    const FINALIZES: bool = true;
+
+    fn finalize(this: ThisWritePipe<'_, '_>) {
+        endpoint::finalize(this);
+    }
+}
