@@ -81,6 +81,19 @@ impl Object {
         stack.call(py, self)
     }
 
+    /// Calls a method with any arguments.
+    pub fn call_method(
+        &self,
+        py: Python<'_>,
+        name: &Bound<'_, PyString>,
+        args: &[&Object],
+    ) -> PyResult<Object> {
+        let mut stack = Stack::new();
+        stack.push(self);
+        args.iter().for_each(|arg| stack.push(arg));
+        stack.call_method(py, name)
+    }
+
     /// Calls a method with no argument.
     pub fn call_method0(&self, py: Python<'_>, name: &Bound<'_, PyAny>) -> PyResult<Object> {
         let args = [self.as_ptr()];
@@ -99,25 +112,6 @@ impl Object {
         unsafe {
             let result =
                 ffi::PyObject_VectorcallMethod(name.as_ptr(), args.as_ptr(), 2, std::ptr::null_mut());
-            Object::from_owned(py, result)
-        }
-    }
-}
-
-impl Object {
-    /// Calls a method with two arguments.
-    pub fn call_method2(
-        &self,
-        py: Python<'_>,
-        name: &Bound<'_, PyAny>,
-        first: &Object,
-        second: &Object,
-    ) -> PyResult<Object> {
-        let args = [self.as_ptr(), first.as_ptr(), second.as_ptr()];
-        // SAFETY: three live arguments, of which the first stands for self.
-        unsafe {
-            let result =
-                ffi::PyObject_VectorcallMethod(name.as_ptr(), args.as_ptr(), 3, std::ptr::null_mut());
             Object::from_owned(py, result)
         }
     }
@@ -235,6 +229,24 @@ impl<'a> Stack<'a> {
         unsafe {
             let result = ffi::PyObject_Vectorcall(
                 callable.as_ptr(),
+                arguments.add(1),
+                self.length | ffi::PY_VECTORCALL_ARGUMENTS_OFFSET,
+                std::ptr::null_mut(),
+            );
+            Object::from_owned(py, result)
+        }
+    }
+}
+
+impl Stack<'_> {
+    /// Calls a method of the first object with the others.
+    pub fn call_method(&mut self, py: Python<'_>, name: &Bound<'_, PyString>) -> PyResult<Object> {
+        let arguments = if self.far.is_empty() { self.near.as_mut_ptr() } else { self.far.as_mut_ptr() };
+        assert!(self.length > 0);
+        // SAFETY: as in `call`; the first object is there.
+        unsafe {
+            let result = ffi::PyObject_VectorcallMethod(
+                name.as_ptr(),
                 arguments.add(1),
                 self.length | ffi::PY_VECTORCALL_ARGUMENTS_OFFSET,
                 std::ptr::null_mut(),

@@ -80,7 +80,7 @@ impl Datagram {
         };
         let datagram = Obj::new(py, datagram)?;
         endpoint::attach(&datagram)?;
-        endpoint::schedule_made(&datagram);
+        endpoint::schedule_made(py, &datagram)?;
         Ok(datagram)
     }
 }

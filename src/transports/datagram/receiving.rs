@@ -50,10 +50,8 @@ impl Datagram {
             return Ok(());
         }
         let py = this.py();
-        let Some(protocol) = this.protocol.get() else { return Ok(()) };
         let error = Object::from(os_error(error).value(py));
-        let result = protocol.call_method1(py, intern!(py, "error_received"), &error);
-        endpoint::report_failure(this, result, "Exception in callback protocol.error_received()")
+        endpoint::tell(this, intern!(py, "error_received"), &[&error])
     }
 
     fn deliver_batch(this: ThisDatagram<'_, '_>, batch: &Batch, count: usize) -> PyResult<()> {
@@ -96,11 +94,8 @@ impl Datagram {
     }
 
     fn hand_over(this: ThisDatagram<'_, '_>, incoming: &Incoming) -> PyResult<()> {
-        let py = this.py();
-        let Some(protocol) = this.protocol.get() else { return Ok(()) };
-        let name = intern!(py, "datagram_received");
-        let result = protocol.call_method2(py, name, &incoming.data, &incoming.sender);
-        endpoint::report_failure(this, result, "Exception in callback protocol.datagram_received()")
+        let method = intern!(this.py(), "datagram_received");
+        endpoint::tell(this, method, &[&incoming.data, &incoming.sender])
     }
 
     /// Delivers what was kept, in the next iteration.

@@ -114,14 +114,11 @@ impl Datagram {
                 Sent::Done => this.queued.set(this.queued.get().saturating_sub(size)),
                 Sent::Failed(error) => {
                     this.queued.set(this.queued.get().saturating_sub(size));
-                    return match Datagram::send_failed(this, error) {
-                        Ok(()) => Ok(()),
-                        Err(error) => endpoint::report_failure(
-                            this,
-                            Err(error),
-                            "Exception in callback protocol.error_received()",
-                        ),
-                    };
+                    if error.is_instance_of::<PyOSError>(py) {
+                        let error = Object::from(error.value(py));
+                        return endpoint::tell(this, intern!(py, "error_received"), &[&error]);
+                    }
+                    return Datagram::send_failed(this, error);
                 }
             }
         }

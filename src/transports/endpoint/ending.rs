@@ -3,7 +3,7 @@
 use pyo3::intern;
 use pyo3::prelude::*;
 
-use super::{Phase, Transport, connection_lost, report_exception, report_failure};
+use super::{Phase, Transport, connection_lost, report, tell};
 use crate::core::Ready;
 use crate::cpython::class::This;
 use crate::cpython::object::{Object, copy_context};
@@ -51,6 +51,7 @@ pub fn lose<T: Transport>(this: This<'_, '_, T>, exception: Option<Object>) -> P
         None => copy_context(this.py())?,
     };
     this.lost_context.set(Some(context));
+    this.note_source(this.py())?;
     this.lost_exception.set(exception);
     this.core.push(Ready::Step(this.object(), connection_lost::<T>));
     Ok(())
@@ -63,7 +64,7 @@ pub fn fail<T: Transport>(this: This<'_, '_, T>, error: PyErr, message: &str) ->
     // asyncio has sent by now what was written.
     T::flush(this)?;
     if !T::is_usual(py, &exception) {
-        report_exception(this, message, &exception)?;
+        report(this, message, &exception)?;
     } else if this.debug() {
         let arguments = [&this.object(), &message.into_pyobject(py)?.into(), &exception];
         imports(py)?.report_usual.call(py, &arguments)?;
@@ -73,11 +74,7 @@ pub fn fail<T: Transport>(this: This<'_, '_, T>, error: PyErr, message: &str) ->
 
 pub fn call_connection_lost<T: Transport>(this: This<'_, '_, T>, exception: &Object) -> PyResult<()> {
     let py = this.py();
-    let result = match this.protocol.get() {
-        Some(protocol) => protocol.call_method1(py, intern!(py, "connection_lost"), exception),
-        None => Ok(Object::none(py)),
-    };
-    let reported = report_failure(this, result, "Exception in callback protocol.connection_lost()");
+    let reported = tell(this, intern!(py, "connection_lost"), &[exception]);
     let released = release(this);
     let ended = T::after_lost(this);
     reported.and(released).and(ended)

@@ -19,13 +19,13 @@ use super::flow::FlowControl;
 use crate::core::{Core, Readiness, Ready};
 use crate::cpython::class::{Native, Obj, This, Visitor};
 use crate::cpython::object::{Object, ObjectCell, copy_context, run_in_context};
+use crate::handle::survivable;
 use crate::imports::imports;
 use crate::reactor::poller::Interest;
 use crate::reactor::registry::Slot;
 
 pub use ending::{abort, call_connection_lost, close, fail, finalize, forget, lose};
-use telling::report_exception;
-pub use telling::{log, pause_protocol, report, report_failure, resume_protocol};
+pub use telling::{log, pause_protocol, report, resume_protocol, tell};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
@@ -78,6 +78,8 @@ pub struct Endpoint {
     write_context: ObjectCell,
     lost_context: ObjectCell,
     lost_exception: ObjectCell,
+    /// In debug mode, the stack of whoever made the transport or closed it.
+    source_traceback: ObjectCell,
 }
 
 impl Endpoint {
@@ -107,6 +109,7 @@ impl Endpoint {
             write_context: ObjectCell::default(),
             lost_context: ObjectCell::default(),
             lost_exception: ObjectCell::default(),
+            source_traceback: ObjectCell::default(),
         })
     }
 
@@ -154,6 +157,14 @@ impl Endpoint {
         self.write_context.set(None);
     }
 
+    /// Notes, in debug mode, where a callback of the protocol is scheduled.
+    fn note_source(&self, py: Python<'_>) -> PyResult<()> {
+        if self.debug() {
+            self.source_traceback.set(self.core.schedule.source_traceback(py)?);
+        }
+        Ok(())
+    }
+
     fn is_registered_for_reading(&self) -> bool {
         self.slot.get().is_some_and(|slot| self.core.interest(slot).readable)
     }
@@ -182,6 +193,7 @@ impl Endpoint {
         visitor.cell(&self.write_context);
         visitor.cell(&self.lost_context);
         visitor.cell(&self.lost_exception);
+        visitor.cell(&self.source_traceback);
     }
 
     pub fn clear(&self) {
@@ -193,6 +205,7 @@ impl Endpoint {
         self.write_context.set(None);
         self.lost_context.set(None);
         self.lost_exception.set(None);
+        self.source_traceback.set(None);
     }
 }
 
@@ -239,7 +252,8 @@ pub trait Transport: Native + Deref<Target = Endpoint> {
 
     /// The poller refuses the descriptor. asyncio reports it and leaves it at that.
     fn cannot_watch(this: This<'_, '_, Self>, error: PyErr) -> PyResult<()> {
-        report(this, error, "Fatal error: the descriptor cannot be watched")
+        let exception = survivable(this.py(), error)?;
+        report(this, "the descriptor cannot be watched", &exception)
     }
 
     /// Called when reading was resumed.
@@ -266,8 +280,10 @@ pub fn attach<T: Transport>(transport: &Obj<T>) -> PyResult<()> {
 }
 
 /// Schedules connection_made().
-pub fn schedule_made<T: Transport>(transport: &Obj<T>) {
+pub fn schedule_made<T: Transport>(py: Python<'_>, transport: &Obj<T>) -> PyResult<()> {
+    transport.note_source(py)?;
     transport.core.push(Ready::Step(transport.as_object().clone(), connection_made::<T>));
+    Ok(())
 }
 
 /// The transport that a step was queued for.
@@ -339,10 +355,7 @@ fn connection_made<T: Transport>(py: Python<'_>, object: &Object) -> PyResult<()
     let this = transport.this(py);
     let Some(context) = this.made_context.take() else { return Ok(()) };
     run_in_context(py, &context, || {
-        if let Some(protocol) = this.protocol.get() {
-            let result = protocol.call_method1(py, intern!(py, "connection_made"), object);
-            report_failure(this, result, "Exception in callback protocol.connection_made()")?;
-        }
+        tell(this, intern!(py, "connection_made"), &[object])?;
         if this.starts_reading() {
             this.wants_read.set(true);
         }

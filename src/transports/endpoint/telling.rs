@@ -2,39 +2,68 @@
 
 use pyo3::intern;
 use pyo3::prelude::*;
+use pyo3::types::PyString;
 
 use super::Transport;
-use crate::cpython::class::This;
-use crate::cpython::object::Object;
-use crate::handle::survivable;
+use crate::cpython::class::{Obj, This};
+use crate::cpython::object::{Object, copy_context};
+use crate::handle::{Arguments, Call, Handle, survivable};
 use crate::imports::imports;
 
-/// Hands what a protocol's method raised to the exception handler, which does not end the connection.
-pub fn report_failure<T: Transport>(
+/// Calls a method of the protocol. What it raises is reported as of a callback, and does not end the connection.
+pub fn tell<T: Transport>(
     this: This<'_, '_, T>,
-    result: PyResult<Object>,
-    message: &str,
+    method: &Bound<'_, PyString>,
+    args: &[&Object],
 ) -> PyResult<()> {
-    match result {
+    let py = this.py();
+    let Some(protocol) = this.protocol.get() else { return Ok(()) };
+    match protocol.call_method(py, method, args) {
         Ok(_) => Ok(()),
-        Err(error) => report(this, error, message),
+        Err(error) => report_callback(this, error, method, args),
     }
 }
 
-pub fn report<T: Transport>(this: This<'_, '_, T>, error: PyErr, message: &str) -> PyResult<()> {
-    let exception = survivable(this.py(), error)?;
-    report_exception(this, message, &exception)
+/// Reports what a method of the protocol raised as asyncio reports it of a callback: with its handle.
+pub fn report_callback<T: Transport>(
+    this: This<'_, '_, T>,
+    error: PyErr,
+    method: &Bound<'_, PyString>,
+    args: &[&Object],
+) -> PyResult<()> {
+    let py = this.py();
+    let exception = survivable(py, error)?;
+    let call = Call {
+        callback: this.protocol_or_none(py).bind(py).getattr(method)?.into(),
+        arguments: Arguments::collect(args.iter().map(|argument| (*argument).clone())),
+        context: copy_context(py)?,
+        event_loop: this.event_loop.clone(),
+    };
+    let schedule = &this.core.schedule;
+    let traceback = if schedule.debug.get() { this.source_traceback.get() } else { None };
+    let handle = Obj::new(py, Handle::with_traceback(call, schedule, traceback))?;
+    imports(py)?.report_handle.call(py, &[handle.as_object(), &exception]).map(drop)
 }
 
-pub fn report_exception<T: Transport>(
-    this: This<'_, '_, T>,
-    message: &str,
-    exception: &Object,
-) -> PyResult<()> {
+/// Reports an error of the transport or its protocol to the exception handler.
+pub fn report<T: Transport>(this: This<'_, '_, T>, message: &str, exception: &Object) -> PyResult<()> {
     let py = this.py();
     let message = message.into_pyobject(py)?.into();
     let arguments = [&this.event_loop, &message, exception, &this.object(), &this.protocol_or_none(py)];
     imports(py)?.report_protocol.call(py, &arguments).map(drop)
+}
+
+/// Calls a method of flow control.
+fn tell_flow<T: Transport>(this: This<'_, '_, T>, method: &Bound<'_, PyString>) -> PyResult<()> {
+    let py = this.py();
+    let Some(protocol) = this.protocol.get() else { return Ok(()) };
+    match protocol.call_method0(py, method) {
+        Ok(_) => Ok(()),
+        Err(error) => {
+            let exception = survivable(py, error)?;
+            report(this, &format!("protocol.{method}() failed"), &exception)
+        }
+    }
 }
 
 /// Writes to asyncio's log what happened to a transport.
@@ -48,10 +77,7 @@ pub fn pause_protocol<T: Transport>(this: This<'_, '_, T>, queued: usize) -> PyR
     if !this.flow.must_pause(queued) {
         return Ok(());
     }
-    let py = this.py();
-    let Some(protocol) = this.protocol.get() else { return Ok(()) };
-    let result = protocol.call_method0(py, intern!(py, "pause_writing"));
-    report_failure(this, result, "protocol.pause_writing() failed")
+    tell_flow(this, intern!(this.py(), "pause_writing"))
 }
 
 /// Tells the protocol to resume if it was told to pause and no more than the low-water mark waits.
@@ -59,8 +85,5 @@ pub fn resume_protocol<T: Transport>(this: This<'_, '_, T>, queued: usize) -> Py
     if !this.flow.must_resume(queued) {
         return Ok(());
     }
-    let py = this.py();
-    let Some(protocol) = this.protocol.get() else { return Ok(()) };
-    let result = protocol.call_method0(py, intern!(py, "resume_writing"));
-    report_failure(this, result, "protocol.resume_writing() failed")
+    tell_flow(this, intern!(this.py(), "resume_writing"))
 }

@@ -39,7 +39,7 @@ impl ReadPipe {
         let pipe = ReadPipe { endpoint: Endpoint::new(py, Parts { fd, ..parts })?, file };
         let pipe = Obj::new(py, pipe)?;
         endpoint::attach(&pipe)?;
-        endpoint::schedule_made(&pipe);
+        endpoint::schedule_made(py, &pipe)?;
         Ok(pipe)
     }
 
@@ -56,11 +56,7 @@ impl ReadPipe {
 fn eof_received(py: Python<'_>, object: &Object) -> PyResult<()> {
     let pipe = endpoint::transport::<ReadPipe>(object)?;
     let this = pipe.this(py);
-    endpoint::in_read_context(this, || {
-        let Some(protocol) = this.protocol.get() else { return Ok(()) };
-        let result = protocol.call_method0(py, intern!(py, "eof_received"));
-        endpoint::report_failure(this, result, "Exception in callback protocol.eof_received()")
-    })
+    endpoint::in_read_context(this, || endpoint::tell(this, intern!(py, "eof_received"), &[]))
 }
 
 impl Transport for ReadPipe {
@@ -81,9 +77,7 @@ impl Transport for ReadPipe {
             }
             Err(error) => return endpoint::fail(this, os_error(error), READ_FAILED),
         };
-        let Some(protocol) = this.protocol.get() else { return Ok(()) };
-        let result = protocol.call_method1(py, intern!(py, "data_received"), &data);
-        endpoint::report_failure(this, result, "Exception in callback protocol.data_received()")
+        endpoint::tell(this, intern!(py, "data_received"), &[&data])
     }
 
     fn writable(_this: ThisReadPipe<'_, '_>) -> PyResult<()> {

@@ -46,7 +46,7 @@ impl WritePipe {
         };
         let pipe = Obj::new(py, pipe)?;
         endpoint::attach(&pipe)?;
-        endpoint::schedule_made(&pipe);
+        endpoint::schedule_made(py, &pipe)?;
         Ok(pipe)
     }
 

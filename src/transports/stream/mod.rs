@@ -74,7 +74,7 @@ impl Stream {
             call_server(py, &server, "_attach", stream.as_object())?;
             stream.server.set(Some(server));
         }
-        endpoint::schedule_made(&stream);
+        endpoint::schedule_made(py, &stream)?;
         Ok(stream)
     }
 }

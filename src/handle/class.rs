@@ -1,0 +1,169 @@
+//! The Python classes of handles.
+
+use std::cell::Cell;
+
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::types::PyType;
+
+use super::{Handle, ThreadSafeHandle, TimerHandle};
+use crate::cpython::class::{self, Definition, Native, Obj, This};
+use crate::cpython::object::Object;
+use crate::{attribute, method0};
+
+/// A class that has a handle's attributes and methods.
+pub(super) trait AsHandle: Native {
+    fn as_handle(&self) -> &Handle;
+
+    fn cancel(this: This<'_, '_, Self>) -> PyResult<()>;
+
+    fn is_cancelled(this: This<'_, '_, Self>) -> bool {
+        this.as_handle().is_cancelled()
+    }
+
+    fn run(this: This<'_, '_, Self>) -> PyResult<()> {
+        this.as_handle().run(this.py(), &this.object())
+    }
+
+    fn copy(&self) -> Self;
+}
+
+impl AsHandle for Handle {
+    fn as_handle(&self) -> &Handle {
+        self
+    }
+
+    fn copy(&self) -> Handle {
+        Handle::copy(self)
+    }
+
+    fn cancel(this: This<'_, '_, Self>) -> PyResult<()> {
+        this.get().cancel_as(this.py(), &this.object())
+    }
+}
+
+impl AsHandle for TimerHandle {
+    fn as_handle(&self) -> &Handle {
+        &self.handle
+    }
+
+    /// The copy is not among the event loop's timers.
+    fn copy(&self) -> TimerHandle {
+        TimerHandle { handle: self.handle.copy(), when: self.when, key: Cell::new(None) }
+    }
+
+    fn cancel(this: This<'_, '_, Self>) -> PyResult<()> {
+        if let Some(key) = this.key.take() {
+            let removed = this.handle.schedule.timers.borrow_mut().remove(key);
+            drop(removed);
+        }
+        this.get().handle.cancel_as(this.py(), &this.object())
+    }
+}
+
+/// The definition of a class that has a handle's attributes and methods.
+macro_rules! definition {
+    ($native:ty, $name:literal, $doc:expr, $base:expr) => {
+        Definition {
+            name: $name,
+            doc: $doc,
+            base: $base,
+            methods: vec![
+                method0!(
+                    $native,
+                    "cancel",
+                    |this| {
+                        <$native as AsHandle>::cancel(this)?;
+                        Ok(Object::none(this.py()))
+                    },
+                    "cancel($self, /)\n--\n\nCancel the callback: it is never called. Cancelling twice has no effect."
+                ),
+                method0!(
+                    $native,
+                    "cancelled",
+                    |this| Ok(boolean(this.py(), <$native as AsHandle>::is_cancelled(this))),
+                    "cancelled($self, /)\n--\n\nReturn True if the callback was cancelled."
+                ),
+                method0!(
+                    $native,
+                    "_run",
+                    |this| {
+                        <$native as AsHandle>::run(this)?;
+                        Ok(Object::none(this.py()))
+                    },
+                    "_run($self, /)\n--\n\nRun the callback in its context."
+                ),
+                method0!(
+                    $native,
+                    "__copy__",
+                    |this| Ok(Obj::new(this.py(), AsHandle::copy(this.get()))?.into_object()),
+                    "__copy__($self, /)\n--\n\nReturn a handle of its own, which the event loop does not know."
+                ),
+            ],
+            attributes: vec![
+                attribute!($native, "_callback", |this| Ok(or_none(this.py(), this.as_handle().callback.get()))),
+                attribute!($native, "_args", |this| this.as_handle().arguments_or_none(this.py())),
+                attribute!($native, "_cancelled", |this| Ok(boolean(this.py(), this.as_handle().is_cancelled()))),
+                attribute!($native, "_loop", |this| Ok(this.as_handle().event_loop.clone())),
+                attribute!($native, "_context", |this| Ok(this.as_handle().context.clone())),
+                attribute!($native, "_source_traceback", |this| {
+                    Ok(or_none(this.py(), this.as_handle().source_traceback.clone()))
+                }),
+                attribute!($native, "_repr", |this| Ok(or_none(this.py(), this.as_handle().repr.get()))),
+            ],
+            slots: Vec::new(),
+            open: false,
+        }
+    };
+}
+
+fn or_none(py: Python<'_>, object: Option<Object>) -> Object {
+    object.unwrap_or_else(|| Object::none(py))
+}
+
+pub fn boolean(py: Python<'_>, value: bool) -> Object {
+    value.into_pyobject(py).map(|value| Object::from(&*value)).unwrap_or_else(|never| match never {})
+}
+
+/// Makes the classes.
+pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    let py = module.py();
+    let asyncio = py.import(intern!(py, "asyncio"))?;
+    let handle = asyncio.getattr("Handle")?.cast_into::<PyType>()?;
+    let handle =
+        definition!(Handle, c"hotloop._core.Handle", c"A scheduled callback: asyncio.Handle.", handle);
+    module.add("Handle", class::make::<Handle>(handle)?)?;
+
+    // Python 3.14 has a class for handles that other threads may cancel.
+    if let Ok(base) = py.import("asyncio.events")?.getattr("_ThreadSafeHandle") {
+        let doc = c"A callback that other threads may cancel: what call_soon_threadsafe() returns.";
+        let handle = definition!(
+            ThreadSafeHandle,
+            c"hotloop._core.ThreadSafeHandle",
+            doc,
+            base.cast_into::<PyType>()?
+        );
+        module.add("ThreadSafeHandle", class::make::<ThreadSafeHandle>(handle)?)?;
+    }
+
+    let timer = asyncio.getattr("TimerHandle")?.cast_into::<PyType>()?;
+    let mut timer = definition!(
+        TimerHandle,
+        c"hotloop._core.TimerHandle",
+        c"A callback that is due at a time: asyncio.TimerHandle.",
+        timer
+    );
+    timer.methods.push(method0!(
+        TimerHandle,
+        "when",
+        |this| Ok(this.when.into_pyobject(this.py())?.into()),
+        "when($self, /)\n--\n\nReturn the time at which the callback is due, in seconds of the event loop's clock."
+    ));
+    timer
+        .attributes
+        .push(attribute!(TimerHandle, "_when", |this| Ok(this.when.into_pyobject(this.py())?.into())));
+    timer.attributes.push(attribute!(TimerHandle, "_scheduled", |this| {
+        Ok(boolean(this.py(), this.key.get().is_some()))
+    }));
+    module.add("TimerHandle", class::make::<TimerHandle>(timer)?)
+}

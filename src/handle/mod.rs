@@ -1,0 +1,269 @@
+//! Handles: a callback, its arguments and its context, as call_soon, call_later and the watchers return them.
+//!
+//! The classes derive from asyncio's, so that `isinstance` holds and everything that is neither scheduling nor
+//! cancelling (repr, comparison, hash, get_context) is the running Python's own, reading the attributes defined here.
+
+mod class;
+mod thread_safe;
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+use pyo3::exceptions::{PyKeyboardInterrupt, PySystemExit};
+use pyo3::prelude::*;
+use pyo3::types::PyTuple;
+
+use crate::cpython::class::{Class, Native, Obj, Visitor};
+use crate::cpython::object::{Object, ObjectCell, Stack, run_in_context};
+use crate::imports::imports;
+use crate::reactor::timers::{TimerKey, Timers};
+
+pub use class::{boolean, register};
+pub use thread_safe::ThreadSafeHandle;
+
+/// What an event loop shares with its handles.
+#[derive(Default)]
+pub struct Schedule {
+    pub debug: Cell<bool>,
+    pub timers: RefCell<Timers<Obj<TimerHandle>>>,
+}
+
+impl Schedule {
+    /// In debug mode, the stack of whoever schedules something.
+    pub fn source_traceback(&self, py: Python<'_>) -> PyResult<Option<Object>> {
+        if self.debug.get() { imports(py)?.source_traceback.call(py, &[]).map(Some) } else { Ok(None) }
+    }
+}
+
+/// Positional arguments of a callback. Most have at most two.
+#[derive(Clone)]
+pub enum Arguments {
+    None,
+    One(Object),
+    Two(Object, Object),
+    Many(Rc<[Object]>),
+}
+
+impl Arguments {
+    pub fn collect(mut args: impl ExactSizeIterator<Item = Object>) -> Arguments {
+        match (args.len(), args.next()) {
+            (2, Some(first)) => match args.next() {
+                Some(second) => Arguments::Two(first, second),
+                None => Arguments::One(first),
+            },
+            (1, Some(first)) => Arguments::One(first),
+            (_, Some(first)) => Arguments::Many(std::iter::once(first).chain(args).collect()),
+            (_, None) => Arguments::None,
+        }
+    }
+
+    fn each<'a>(&'a self, mut visit: impl FnMut(&'a Object)) {
+        match self {
+            Arguments::None => {}
+            Arguments::One(first) => visit(first),
+            Arguments::Two(first, second) => {
+                visit(first);
+                visit(second);
+            }
+            Arguments::Many(all) => all.iter().for_each(visit),
+        }
+    }
+
+    fn call(&self, py: Python<'_>, callback: &Object) -> PyResult<Object> {
+        let mut stack = Stack::new();
+        self.each(|argument| stack.push(argument));
+        stack.call(py, callback)
+    }
+
+    fn to_tuple(&self, py: Python<'_>) -> PyResult<Object> {
+        let mut items = Vec::new();
+        self.each(|argument| items.push(argument.bind(py)));
+        Ok(PyTuple::new(py, items)?.into())
+    }
+}
+
+/// A scheduled callback.
+pub struct Handle {
+    cancelled: Cell<bool>,
+    /// None when it is cancelled.
+    callback: ObjectCell,
+    arguments: RefCell<Arguments>,
+    context: Object,
+    event_loop: Object,
+    schedule: Rc<Schedule>,
+    source_traceback: Option<Object>,
+    /// In debug mode, what repr() was when it was cancelled.
+    repr: ObjectCell,
+}
+
+/// What a handle is made of.
+pub struct Call {
+    pub callback: Object,
+    pub arguments: Arguments,
+    pub context: Object,
+    pub event_loop: Object,
+}
+
+impl Handle {
+    pub fn new(py: Python<'_>, call: Call, schedule: &Rc<Schedule>) -> PyResult<Handle> {
+        let source_traceback = schedule.source_traceback(py)?;
+        Ok(Handle::with_traceback(call, schedule, source_traceback))
+    }
+
+    /// A handle that says that it was made elsewhere.
+    pub fn with_traceback(call: Call, schedule: &Rc<Schedule>, source_traceback: Option<Object>) -> Handle {
+        Handle {
+            cancelled: Cell::new(false),
+            callback: ObjectCell::new(Some(call.callback)),
+            arguments: RefCell::new(call.arguments),
+            context: call.context,
+            event_loop: call.event_loop,
+            schedule: Rc::clone(schedule),
+            source_traceback,
+            repr: ObjectCell::default(),
+        }
+    }
+
+    /// A handle that says the same, and can be cancelled by itself.
+    fn copy(&self) -> Handle {
+        Handle {
+            cancelled: self.cancelled.clone(),
+            callback: ObjectCell::new(self.callback.get()),
+            arguments: RefCell::new(self.arguments.borrow().clone()),
+            context: self.context.clone(),
+            event_loop: self.event_loop.clone(),
+            schedule: Rc::clone(&self.schedule),
+            source_traceback: self.source_traceback.clone(),
+            repr: ObjectCell::new(self.repr.get()),
+        }
+    }
+
+    pub fn is_cancelled(&self) -> bool {
+        self.cancelled.get()
+    }
+
+    /// Runs the callback in its context, unless it is cancelled. An exception goes to the event loop's exception
+    /// handler, but SystemExit and KeyboardInterrupt to the caller.
+    pub fn run(&self, py: Python<'_>, this: &Object) -> PyResult<()> {
+        let Some(callback) = self.callback.get() else { return Ok(()) };
+        let arguments = self.arguments.borrow().clone();
+        match run_in_context(py, &self.context, || arguments.call(py, &callback)) {
+            Ok(_) => Ok(()),
+            Err(error) => {
+                let exception = survivable(py, error)?;
+                imports(py)?.report_handle.call(py, &[this, &exception]).map(drop)
+            }
+        }
+    }
+
+    fn cancel_as(&self, py: Python<'_>, this: &Object) -> PyResult<()> {
+        if self.cancelled.replace(true) {
+            return Ok(());
+        }
+        if self.schedule.debug.get() {
+            // What it was is still wanted when it is reported as slow.
+            let repr = this.bind(py).repr()?;
+            self.repr.set(Some(repr.into()));
+        }
+        self.discard();
+        Ok(())
+    }
+
+    /// Drops callback and arguments, which may run Python code.
+    fn discard(&self) {
+        let arguments = self.arguments.replace(Arguments::None);
+        let callback = self.callback.take();
+        drop(arguments);
+        drop(callback);
+    }
+
+    fn traverse(&self, visitor: &mut Visitor) {
+        visitor.cell(&self.callback);
+        if let Ok(arguments) = self.arguments.try_borrow() {
+            match &*arguments {
+                // Shared with a call that is under way, in which case nobody knows who else owns them.
+                Arguments::Many(all) if Rc::strong_count(all) > 1 => {}
+                arguments => arguments.each(|argument| visitor.object(argument)),
+            }
+        }
+        visitor.object(&self.context);
+        visitor.object(&self.event_loop);
+        visitor.optional(&self.source_traceback);
+        visitor.cell(&self.repr);
+    }
+
+    /// None when the callback was dropped.
+    fn arguments_or_none(&self, py: Python<'_>) -> PyResult<Object> {
+        if !self.callback.is_some() {
+            return Ok(Object::none(py));
+        }
+        let arguments = self.arguments.borrow().clone();
+        arguments.to_tuple(py)
+    }
+}
+
+/// The exception, unless it is one that must leave run_forever: that is the error.
+pub fn survivable(py: Python<'_>, error: PyErr) -> PyResult<Object> {
+    if error.is_instance_of::<PySystemExit>(py) || error.is_instance_of::<PyKeyboardInterrupt>(py) {
+        return Err(error);
+    }
+    Ok(error.into_value(py).into_bound(py).into())
+}
+
+/// A callback that is due at a time.
+pub struct TimerHandle {
+    handle: Handle,
+    /// In seconds of the event loop's clock.
+    when: f64,
+    key: Cell<Option<TimerKey>>,
+}
+
+impl TimerHandle {
+    /// Makes a timer and puts it among the event loop's.
+    pub fn schedule(py: Python<'_>, when: f64, handle: Handle) -> PyResult<Obj<TimerHandle>> {
+        let schedule = Rc::clone(&handle.schedule);
+        let timer = Obj::new(py, TimerHandle { handle, when, key: Cell::new(None) })?;
+        let key = schedule.timers.borrow_mut().insert(when, timer.clone());
+        timer.key.set(Some(key));
+        Ok(timer)
+    }
+
+    /// Tells the timer that the event loop has taken it out of its timers to run it.
+    pub fn set_fired(&self) {
+        self.key.set(None);
+    }
+
+    pub fn handle(&self) -> &Handle {
+        &self.handle
+    }
+}
+
+impl Native for Handle {
+    fn class() -> &'static Class {
+        static CLASS: Class = Class::new(256);
+        &CLASS
+    }
+
+    fn traverse(&self, visitor: &mut Visitor) {
+        Handle::traverse(self, visitor);
+    }
+
+    fn clear(&self) {
+        self.discard();
+    }
+}
+
+impl Native for TimerHandle {
+    fn class() -> &'static Class {
+        static CLASS: Class = Class::new(256);
+        &CLASS
+    }
+
+    fn traverse(&self, visitor: &mut Visitor) {
+        self.handle.traverse(visitor);
+    }
+
+    fn clear(&self) {
+        self.handle.discard();
+    }
+}
