@@ -143,6 +143,22 @@ def attach(loop, kind):
 
 
 @pytest.fixture
+def endpoint(loop):
+    """Gives a protocol an endpoint for datagrams: `protocol = await endpoint(protocol, local_addr=...)`."""
+    transports = []
+
+    async def endpoint(protocol, **options):
+        transport, _ = await loop.create_datagram_endpoint(lambda: protocol, **options)
+        transports.append(transport)
+        return protocol
+
+    yield endpoint
+    for transport in transports:
+        if not loop.is_closed() and not transport.is_closing():
+            transport.abort()
+
+
+@pytest.fixture
 def logged(caplog):
     """The lines that asyncio's logger got, as (level, message)."""
     caplog.set_level(logging.DEBUG, logger="asyncio")

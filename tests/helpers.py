@@ -138,6 +138,36 @@ class BufferedRecorder(_Notes, asyncio.BufferedProtocol):
         self._note("buffer_updated", nbytes)
 
 
+class DatagramRecorder(_Notes, asyncio.DatagramProtocol):
+    """The same for datagrams: each with its sender's address in `datagrams`, what went wrong in `errors`."""
+
+    def __init__(self, **hooks):
+        super().__init__(**hooks)
+        self.datagrams = []
+        self.errors = []
+
+    @property
+    def address(self):
+        return self.transport.get_extra_info("sockname")
+
+    @property
+    def contents(self):
+        return [data for data, _ in self.datagrams]
+
+    def datagram_received(self, data, addr):
+        self.datagrams.append((data, addr))
+        self._note("datagram_received", data, addr)
+
+    def error_received(self, exc):
+        self.errors.append(exc)
+        self._note("error_received", exc)
+
+    async def received(self, count):
+        """Wait for `count` datagrams in all, and return them."""
+        await self.until(lambda protocol: len(protocol.datagrams) >= count)
+        return self.datagrams
+
+
 def listener(family=socket.AF_INET, address=None, backlog=16):
     """A listening socket that does not block."""
     sock = socket.socket(family)
@@ -166,6 +196,25 @@ def unix_pair():
     pair = socket.socketpair()
     for sock in pair:
         sock.setblocking(False)
+    return pair
+
+
+def datagram_socket(host="127.0.0.1"):
+    """A UDP socket at a free port that does not block."""
+    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM)
+    sock.bind((host, 0))
+    sock.setblocking(False)
+    return sock
+
+
+def datagram_pair():
+    """Two connected Unix sockets for datagrams, named by the kernel, neither of them blocking."""
+    pair = [socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) for _ in range(2)]
+    for sock in pair:
+        sock.bind("")
+        sock.setblocking(False)
+    for sock, peer in (pair, reversed(pair)):
+        sock.connect(peer.getsockname())
     return pair
 
 
