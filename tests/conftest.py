@@ -8,7 +8,9 @@ import asyncio
 import gc
 import inspect
 import logging
+import os
 import signal
+import socket
 
 import helpers
 import pytest
@@ -153,6 +155,57 @@ def endpoint(loop):
         return protocol
 
     yield endpoint
+    for transport in transports:
+        if not loop.is_closed() and not transport.is_closing():
+            transport.abort()
+
+
+@pytest.fixture(params=["pipe", "socket", "fifo"])
+def pipe(request, tmp_path):
+    """Each kind of pipe in turn, as two files, the one to read from first; closed after the test."""
+    if request.param == "pipe":
+        both = helpers.os_pipe()
+    elif request.param == "socket":
+        ours, peer = socket.socketpair()
+        both = os.fdopen(ours.detach(), "rb", 0), os.fdopen(peer.detach(), "wb", 0)
+    else:
+        path = tmp_path / "fifo"
+        os.mkfifo(path)
+        reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        os.set_blocking(reader, True)
+        both = os.fdopen(reader, "rb", 0), path.open("wb", 0)
+    yield both
+    for file in both:
+        file.close()
+
+
+@pytest.fixture
+def read_pipe(loop):
+    """Gives a protocol a transport that reads a pipe: `protocol = await read_pipe(protocol, file)`."""
+    transports = []
+
+    async def read_pipe(protocol, file):
+        transport, _ = await loop.connect_read_pipe(lambda: protocol, file)
+        transports.append(transport)
+        return protocol
+
+    yield read_pipe
+    for transport in transports:
+        if not loop.is_closed():
+            transport.close()
+
+
+@pytest.fixture
+def write_pipe(loop):
+    """Gives a protocol a transport that writes to a pipe: `protocol = await write_pipe(protocol, file)`."""
+    transports = []
+
+    async def write_pipe(protocol, file):
+        transport, _ = await loop.connect_write_pipe(lambda: protocol, file)
+        transports.append(transport)
+        return protocol
+
+    yield write_pipe
     for transport in transports:
         if not loop.is_closed() and not transport.is_closing():
             transport.abort()

@@ -221,6 +221,12 @@ def datagram_pair():
 PAIRS = {"tcp": tcp_pair, "unix": unix_pair}
 
 
+def os_pipe():
+    """A pipe as two files, the one to read from first."""
+    reader, writer = os.pipe()
+    return os.fdopen(reader, "rb", 0), os.fdopen(writer, "wb", 0)
+
+
 def fill(sock):
     """Send until the socket takes no more."""
     try:
@@ -273,6 +279,45 @@ async def read_to_end(sock):
     data = bytearray()
     while chunk := await loop.sock_recv(sock, 1 << 20):
         data += chunk
+    return bytes(data)
+
+
+async def _ready(add, remove, file):
+    """Wait for one call of what add_reader() or add_writer() was given."""
+    future = asyncio.get_running_loop().create_future()
+    add(file, lambda: future.done() or future.set_result(None))
+    try:
+        await future
+    finally:
+        remove(file)
+
+
+async def write_to_pipe(file, data):
+    """Write to a file that cannot take all of it at once."""
+    loop = asyncio.get_running_loop()
+    os.set_blocking(file.fileno(), False)
+    view = memoryview(data)
+    while view:
+        count = file.write(view)
+        if count is None:
+            await _ready(loop.add_writer, loop.remove_writer, file)
+        else:
+            view = view[count:]
+
+
+async def read_from_pipe(file, count=sys.maxsize):
+    """Read so many bytes, or until the end."""
+    loop = asyncio.get_running_loop()
+    os.set_blocking(file.fileno(), False)
+    data = bytearray()
+    while len(data) < count:
+        chunk = file.read(min(count - len(data), 1 << 20))
+        if chunk is None:
+            await _ready(loop.add_reader, loop.remove_reader, file)
+        elif chunk:
+            data += chunk
+        else:
+            break
     return bytes(data)
 
 

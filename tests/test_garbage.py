@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import os
 import socket
 import sys
 import warnings
@@ -231,6 +232,54 @@ def test_a_transport_that_is_dropped_after_its_loop_was_closed(make, no_descript
     peer.settimeout(5)
     assert peer.recv(10) == b""
     peer.close()
+
+
+@pytest.mark.parametrize("kind", ["datagrams", "reading", "writing"])
+def test_another_transport_that_is_dropped_after_its_loop_was_closed(make, no_descriptor_left, kind):
+    loop = make()
+    reader, writer = helpers.os_pipe()
+    if kind == "datagrams":
+        create = loop.create_datagram_endpoint(helpers.DatagramRecorder, sock=helpers.datagram_socket())
+    elif kind == "reading":
+        create = loop.connect_read_pipe(Recorder, os.fdopen(os.dup(reader.fileno()), "rb", 0))
+    else:
+        create = loop.connect_write_pipe(Recorder, os.fdopen(os.dup(writer.fileno()), "wb", 0))
+    transport, protocol = loop.run_until_complete(create)
+    gone = weakref.ref(transport)
+    loop.close()
+    del transport, protocol, create
+    said = collect()
+    assert gone() is None
+    assert len(said) == 1
+    assert said[0].startswith("unclosed transport <")
+    reader.close()
+    writer.close()
+
+
+@pytest.mark.parametrize("kind", ["datagrams", "reading", "writing"])
+def test_another_closed_transport_is_freed_silently(no_descriptor_left, loop, kind):
+    reader, writer = helpers.os_pipe()
+
+    async def main():
+        if kind == "datagrams":
+            transport, protocol = await loop.create_datagram_endpoint(
+                helpers.DatagramRecorder, sock=helpers.datagram_socket()
+            )
+        elif kind == "reading":
+            transport, protocol = await loop.connect_read_pipe(Recorder, reader)
+        else:
+            transport, protocol = await loop.connect_write_pipe(Recorder, writer)
+        transport.close()
+        await protocol.lost()
+        await helpers.iterations(1)
+        protocol.transport = None
+        return weakref.ref(transport), weakref.ref(protocol)
+
+    gone = loop.run_until_complete(main())
+    assert collect() == []
+    assert [ref() for ref in gone] == [None, None]
+    reader.close()
+    writer.close()
 
 
 def test_a_paused_transport_that_is_dropped(no_descriptor_left, loop):
