@@ -184,6 +184,27 @@ async def test_reading_paused_in_data_received(loop, read_pipe, pipe):
     assert protocol.data == data
 
 
+@pytest.mark.parametrize("action", ["pause_reading", "close"])
+async def test_what_comes_after_data_received_has_paused_or_closed_the_pipe(read_pipe, pipe, action):
+    reader, writer = pipe
+
+    def receive(protocol, data):
+        getattr(protocol.transport, action)()
+        writer.write(b"second")
+
+    protocol = await read_pipe(Recorder(data_received=receive), reader)
+    writer.write(b"first")
+    await protocol.received(5)
+    await helpers.iterations(3)
+    assert protocol.data == b"first"
+    protocol.hooks.clear()
+    if action == "pause_reading":
+        protocol.transport.resume_reading()
+        assert await protocol.received(11) == b"firstsecond"
+    else:
+        assert await protocol.lost() is None
+
+
 async def test_pausing_a_closed_pipe_does_nothing(read_pipe, pipe):
     protocol = await read_pipe(Recorder(), pipe[0])
     protocol.transport.close()
@@ -194,6 +215,18 @@ async def test_pausing_a_closed_pipe_does_nothing(read_pipe, pipe):
     await helpers.iterations(1)
     protocol.transport.pause_reading()
     protocol.transport.resume_reading()
+
+
+async def test_a_pipe_that_talks_to_itself_leaves_room_for_others(read_pipe, pipe):
+    """Each piece that it receives is followed by the next, without end."""
+    reader, writer = pipe
+    protocol = await read_pipe(Recorder(data_received=lambda protocol, data: writer.write(data)), reader)
+    writer.write(b"x")
+    await asyncio.sleep(0.005)
+    await helpers.iterations(10)
+    assert len(protocol.data) > 10
+    protocol.transport.close()
+    assert await protocol.lost() is None
 
 
 # Ending
