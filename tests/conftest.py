@@ -109,6 +109,21 @@ def loop(new_loop):
     return new_loop()
 
 
+@pytest.fixture
+def no_child_left():
+    """Fails a test that leaves a child process, be it alive or a zombie."""
+
+    def left():
+        try:
+            return os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT) or "one that runs"
+        except ChildProcessError:
+            return None
+
+    assert left() is None
+    yield
+    assert left() is None
+
+
 @pytest.fixture(params=["tcp", "unix"])
 def kind(request):
     """Each kind of stream socket in turn."""

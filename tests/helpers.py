@@ -168,6 +168,29 @@ class DatagramRecorder(_Notes, asyncio.DatagramProtocol):
         return self.datagrams
 
 
+class ProcessRecorder(_Notes, asyncio.SubprocessProtocol):
+    """A protocol of a subprocess that writes down what happens to it.
+
+    What the pipes 1 and 2 bring is in `output`; the calls about a pipe are noted with its number.
+    """
+
+    def __init__(self, **hooks):
+        super().__init__(**hooks)
+        self.output = {1: b"", 2: b""}
+        self.pipe_exceptions = {}
+
+    def pipe_data_received(self, fd, data):
+        self.output[fd] += data
+        self._note(f"pipe_data_received {fd}", data)
+
+    def pipe_connection_lost(self, fd, exc):
+        self.pipe_exceptions[fd] = exc
+        self._note(f"pipe_connection_lost {fd}", exc)
+
+    def process_exited(self):
+        self._note("process_exited")
+
+
 def listener(family=socket.AF_INET, address=None, backlog=16):
     """A listening socket that does not block."""
     sock = socket.socket(family)
