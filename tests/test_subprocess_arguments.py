@@ -1,11 +1,13 @@
 """The arguments of subprocess_exec() and subprocess_shell(): those of subprocess.Popen, and those refused."""
 
 import asyncio
+import contextlib
 import errno
 import fcntl
 import gc
 import os
 import pathlib
+import resource
 import signal
 import socket
 import subprocess
@@ -427,26 +429,33 @@ async def test_nothing_is_left_of_many_that_cannot_be_started(loop, unusable, re
 
 
 async def test_when_there_are_no_descriptors_left(loop):
-    import resource
-
-    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     before = helpers.open_descriptors()
-    highest = max(before)
-    numbers = set()
-    for more in range(1, 12):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (highest + more, limits[1]))
-        try:
-            transport, protocol = await loop.subprocess_exec(ProcessRecorder, "cat")
-        except OSError as error:
-            numbers.add(error.errno)
-        else:
-            transport.close()
-            await protocol.lost()
-        finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    taken, outcomes = [], []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(before) + 20, hard))
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                taken.append(os.dup(1))
+        for _ in range(15):
+            try:
+                transport, protocol = await loop.subprocess_exec(ProcessRecorder, "cat")
+            except OSError as error:
+                outcomes.append(error.errno)
+            else:
+                outcomes.append("started")
+                transport.close()
+                await protocol.lost()
+            os.close(taken.pop())
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for descriptor in taken:
+            os.close(descriptor)
+    assert set(outcomes) == {errno.EMFILE, "started"}
+    assert outcomes[0] == errno.EMFILE
+    assert outcomes[-1] == "started"
     await helpers.iterations(3)
     gc.collect()
-    assert numbers == {errno.EMFILE}
     assert helpers.opened_since(before) == {}
 
 
