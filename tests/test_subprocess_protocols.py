@@ -1,4 +1,4 @@
-"""loop.subprocess_exec() and subprocess_shell() with protocols of one's own: transports, pipes, order of calls."""
+"""loop.subprocess_exec() and subprocess_shell() with protocols: transports, pipes, the order of calls."""
 
 import asyncio
 import contextvars
