@@ -368,7 +368,7 @@ def unusable(tmp_path):
     missing = str(tmp_path / "missing")
     return {
         "missing": ([missing], {}, errno.ENOENT, missing),
-        "missing name": (["no such program"], {}, errno.ENOENT, "no such program"),
+        "missing name": (["no such program"], {"env": {"PATH": os.defpath}}, errno.ENOENT, "no such program"),
         "missing executable": (["true"], {"executable": missing}, errno.ENOENT, missing),
         "not executable": ([str(plain)], {}, errno.EACCES, str(plain)),
         "a directory": ([str(tmp_path)], {}, errno.EACCES, str(tmp_path)),
