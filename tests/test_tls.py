@@ -9,43 +9,7 @@ import ssl
 import helpers
 import pytest
 from helpers import BufferedRecorder, Recorder
-
-
-@contextlib.asynccontextmanager
-async def serving(loop, tls, kind="tcp", path=None, **hooks):
-    """A TLS server; a function that connects to it; and the protocols of its connections as they come."""
-    protocols = []
-
-    def factory():
-        protocols.append(Recorder(**hooks))
-        return protocols[-1]
-
-    if kind == "tcp":
-        server = await loop.create_server(factory, "127.0.0.1", 0, ssl=tls[0])
-        address = server.sockets[0].getsockname()
-
-        async def connect(protocol, **options):
-            options = {"ssl": tls[1], "server_hostname": "localhost"} | options
-            return (await loop.create_connection(lambda: protocol, *address, **options))[0]
-    else:
-        server = await loop.create_unix_server(factory, path, ssl=tls[0])
-
-        async def connect(protocol, **options):
-            options = {"ssl": tls[1], "server_hostname": "localhost"} | options
-            return (await loop.create_unix_connection(lambda: protocol, path, **options))[0]
-
-    try:
-        yield connect, protocols
-    finally:
-        server.close()
-        for protocol in protocols:
-            if protocol.transport is not None:
-                protocol.transport.abort()
-        await asyncio.sleep(0.005)
-
-
-def echo(protocol, data):
-    protocol.transport.write(data)
+from helpers_tls import echo, serving
 
 
 @pytest.fixture
