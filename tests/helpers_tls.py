@@ -132,10 +132,8 @@ class Peer:
 
     async def at_end(self):
         """Wait for the other's close_notify, which must be next."""
-        try:
+        with contextlib.suppress(ssl.SSLZeroReturnError):
             assert await self.call(self.object.read, 1) == b""
-        except ssl.SSLZeroReturnError:
-            pass
 
     async def say_end(self):
         """Send close_notify, and wait for nothing."""
