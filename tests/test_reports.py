@@ -43,9 +43,8 @@ def test_a_callback(loop, reports, debug):
         report = reports.take()
         assert isinstance(report["exception"], Broken)
         assert report["handle"] is handle
-        assert report["message"].startswith(
-            "Exception in callback fail(1)" if debug else "Exception in callback fail()"
-        )
+        shown = "1" if debug or helpers.PYTHON < (3, 13) else ""  # arguments are long, and may be secret
+        assert report["message"].startswith(f"Exception in callback fail({shown})")
         assert report.keys() == {"message", "exception", "handle"} | (
             {"source_traceback"} if debug else set()
         )

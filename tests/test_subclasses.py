@@ -1,0 +1,265 @@
+"""Subclasses of the loop: what they override is what is called, wherever asyncio calls it."""
+
+import asyncio
+import gc
+
+import helpers
+import pytest
+from helpers import Recorder
+
+
+@pytest.fixture
+def make(loop_name, reports):
+    """Makes a loop of a subclass with those methods, and closes it after the test."""
+    base = type(helpers.FACTORIES[loop_name]())
+    gc.collect()
+    loops = []
+
+    def make(**methods):
+        loop = type("Sub", (base,), methods)()
+        loop.set_exception_handler(reports.handler)
+        loops.append(loop)
+        return loop, base
+
+    yield make
+    for loop in loops:
+        loop.close()
+
+
+def noting(name, seen):
+    """An override that writes down its calls and leaves the rest to its base."""
+
+    def override(self, *args, **kwargs):
+        seen.append((name, *args[:1]))
+        return getattr(super(type(self), self), name)(*args, **kwargs)
+
+    return override
+
+
+def test_it_is_what_it_says(make):
+    loop, base = make()
+    assert isinstance(loop, base)
+    assert isinstance(loop, asyncio.AbstractEventLoop)
+    assert repr(loop).startswith("<Sub running=False")
+
+    async def main():
+        assert asyncio.get_running_loop() is loop
+
+    loop.run_until_complete(main())
+
+
+def test_its_init_may_take_arguments_of_its_own(loop_name):
+    class Sub(type(helpers.FACTORIES[loop_name]())):
+        def __init__(self, name, *, extra=None):
+            super().__init__()
+            self.name, self.extra = name, extra
+
+    gc.collect()
+    loop = Sub("name", extra=1)
+    assert (loop.name, loop.extra) == ("name", 1)
+    assert loop.run_until_complete(asyncio.sleep(0, 42)) == 42
+    loop.close()
+
+
+def test_it_may_have_slots(loop_name):
+    class Sub(type(helpers.FACTORIES[loop_name]())):
+        __slots__ = ("more",)
+
+    gc.collect()
+    loop = Sub()
+    loop.more = 42
+    assert loop.more == 42
+    loop.close()
+
+
+def test_call_soon_sees_the_steps_of_tasks_and_the_callbacks_of_futures(make):
+    seen = []
+    loop, _ = make(call_soon=noting("call_soon", seen))
+    future = loop.create_future()
+    future.add_done_callback(seen.append)
+
+    async def main():
+        future.set_result(None)
+        await asyncio.sleep(0)
+
+    loop.run_until_complete(main())
+    assert ("call_soon", seen.append) in seen
+    assert future in seen
+    assert len([call for call in seen if type(call) is tuple]) >= 4
+
+
+def test_call_later_goes_through_call_at(make):
+    seen = []
+    loop, _ = make(call_at=noting("call_at", seen), call_later=noting("call_later", seen))
+    handle = loop.call_later(5, print)
+    assert [name for name, _ in seen] == ["call_later", "call_at"]
+    assert seen[1][1] == handle.when()
+
+
+def test_sleeping_goes_through_call_later(make):
+    seen = []
+    loop, _ = make(call_later=noting("call_later", seen))
+    loop.run_until_complete(asyncio.sleep(0.001))
+    assert seen == [("call_later", 0.001)]
+
+
+def test_a_clock_of_its_own_decides_when_timers_are_due(make):
+    """As test suites do that cannot wait."""
+    now = [1000.0]
+    loop, _ = make(time=lambda self: now[0])
+    ran = []
+    handle = loop.call_later(50, ran.append, "timer")
+    assert handle.when() == 1050.0
+
+    def step():
+        for _ in range(2):
+            loop.call_soon(loop.stop)
+            loop.run_forever()
+
+    step()
+    assert ran == []
+    now[0] += 49
+    step()
+    assert ran == []
+    now[0] += 1
+    step()
+    assert ran == ["timer"]
+
+
+def test_a_clock_that_is_set_forward_ends_long_sleeps(make):
+    now = [0.0]
+    loop, _ = make(time=lambda self: now[0])
+
+    async def forward():
+        for _ in range(20):
+            await asyncio.sleep(0)
+            now[0] += 600
+
+    async def main():
+        task = loop.create_task(forward())
+        await asyncio.sleep(3600)
+        await task
+        return loop.time()
+
+    assert loop.run_until_complete(main()) == 12000.0
+
+
+def test_create_task_is_called_by_whoever_makes_tasks(make):
+    seen = []
+    loop, _ = make(create_task=noting("create_task", seen))
+
+    async def nothing():
+        return 42
+
+    async def main():
+        async with asyncio.TaskGroup() as group:
+            group.create_task(nothing())
+        await asyncio.gather(nothing())
+        return await asyncio.ensure_future(nothing())
+
+    assert loop.run_until_complete(main()) == 42
+    assert len(seen) == 4
+
+
+def test_create_future_is_called_by_whoever_waits(make):
+    seen = []
+    loop, _ = make(create_future=noting("create_future", seen))
+    ours, peer = helpers.tcp_pair()
+
+    async def main():
+        await asyncio.sleep(0.001)
+        transport, protocol = await loop.create_connection(Recorder, sock=ours)
+        transport.close()
+        await protocol.lost()
+
+    with peer:
+        loop.run_until_complete(main())
+    assert len(seen) >= 2
+
+
+def test_call_exception_handler_gets_every_report(make, reports):
+    told = []
+    loop, _ = make(call_exception_handler=lambda self, context: told.append(context["message"]))
+    ours, peer = helpers.tcp_pair()
+
+    def fail(*args):
+        raise ValueError
+
+    async def main():
+        loop.call_soon(fail)
+        protocol = Recorder(data_received=fail)
+        await loop.create_connection(lambda: protocol, sock=ours)
+        peer.send(b"x")
+        await protocol.lost()
+
+    with peer:
+        loop.run_until_complete(main())
+    assert len(told) == 2
+    assert told[0].startswith("Exception in callback ")
+    assert told[1] == "Fatal error: protocol.data_received() call failed."
+
+
+def test_default_exception_handler_gets_what_no_handler_takes(make):
+    told = []
+    loop, _ = make(default_exception_handler=lambda self, context: told.append(context))
+    loop.set_exception_handler(None)
+    handle = loop.call_soon(lambda: 1 / 0)
+    loop.call_soon(loop.stop)
+    loop.run_forever()
+    assert [context["handle"] for context in told] == [handle]
+
+
+def test_run_in_executor_is_called_for_names(make):
+    seen = []
+    loop, _ = make(run_in_executor=noting("run_in_executor", seen))
+
+    async def main():
+        await asyncio.to_thread(int)
+        await loop.getaddrinfo("localhost", 80)
+
+    loop.run_until_complete(main())
+    assert len(seen) == 2
+
+
+def test_getaddrinfo_is_called_to_connect_to_a_name(make):
+    asked = []
+
+    async def getaddrinfo(self, host, port, **options):
+        asked.append(host)
+        return await super(type(self), self).getaddrinfo("127.0.0.1", port, **options)
+
+    loop, _ = make(getaddrinfo=getaddrinfo)
+
+    async def main():
+        with helpers.listener() as server:
+            transport, protocol = await loop.create_connection(
+                Recorder, "made.up.example", server.getsockname()[1]
+            )
+            transport.close()
+            await protocol.lost()
+
+    loop.run_until_complete(main())
+    assert asked == ["made.up.example"]
+
+
+def test_stop_and_close_are_called_by_name(make):
+    seen = []
+    loop, _ = make(close=noting("close", seen), stop=noting("stop", seen))
+    with asyncio.Runner(loop_factory=lambda: loop) as runner:
+        runner.run(asyncio.sleep(0))
+    assert ("close",) in seen
+    assert loop.is_closed()
+
+
+def test_get_debug_is_asked_by_tasks_and_futures(make):
+    loop, _ = make(get_debug=lambda self: True)
+    future = loop.create_future()
+    assert future._source_traceback
+    future.cancel()
+
+
+def test_run_forever_may_be_wrapped(make):
+    seen = []
+    loop, _ = make(run_forever=noting("run_forever", seen))
+    assert loop.run_until_complete(asyncio.sleep(0, 42)) == 42
+    assert seen == [("run_forever",)]
