@@ -133,9 +133,7 @@ def test_a_handle_in_debug_mode(loop):
         created = re.escape(f" created at {__file__}:")
         assert re.fullmatch(rf"<{name}{when} print\(1\){created}\d+>", repr(handle))
         handle.cancel()
-        assert re.fullmatch(
-            rf"<{name} cancelled{when} print\(1\){created}\d+ created at .*>", repr(handle)
-        ) or (re.fullmatch(rf"<{name} cancelled{when} print\(1\){created}\d+>", repr(handle)))
+        assert re.fullmatch(rf"<{name} cancelled{when} print\(1\){created}\d+>", repr(handle))
 
 
 def test_a_handle_that_ran(loop):
@@ -162,6 +160,9 @@ def test_a_copy_of_a_handle_is_one_of_its_own(loop, schedule):
 
 @pytest.mark.parametrize("how", [copy.deepcopy, pickle.dumps])
 @pytest.mark.parametrize("schedule", ["call_soon", "call_later"])
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # asyncio's half a copy of a loop
 def test_a_handle_cannot_be_copied_with_all_it_holds(loop, how, schedule):
     handle = loop.call_soon(print) if schedule == "call_soon" else loop.call_later(60, print)
     with pytest.raises((TypeError, AttributeError, pickle.PicklingError)):
