@@ -129,19 +129,16 @@ def test_a_clock_of_its_own_decides_when_timers_are_due(make):
 def test_a_clock_that_is_set_forward_ends_long_sleeps(make):
     now = [0.0]
     loop, _ = make(time=lambda self: now[0])
-
-    async def forward():
-        for _ in range(20):
-            await asyncio.sleep(0)
-            now[0] += 600
-
-    async def main():
-        task = loop.create_task(forward())
-        await asyncio.sleep(3600)
-        await task
-        return loop.time()
-
-    assert loop.run_until_complete(main()) == 12000.0
+    task = loop.create_task(asyncio.wait_for(asyncio.sleep(3600, "slept"), 7200))
+    for _ in range(16):
+        loop.call_soon(loop.stop)
+        loop.run_forever()
+        now[0] += 400
+    done = task.done()
+    task.cancel()
+    loop.run_until_complete(asyncio.wait([task]))
+    assert done
+    assert task.result() == "slept"
 
 
 def test_create_task_is_called_by_whoever_makes_tasks(make):

@@ -90,9 +90,9 @@ async def test_a_client_that_never_begins(loop, tls, reports, debug):
 
 
 async def test_a_handshake_in_time_is_not_disturbed_by_its_timeout(loop, tls):
-    soon = {"ssl_handshake_timeout": 0.05}
+    soon = {"ssl_handshake_timeout": 0.15}
     async with both_ends(loop, tls, client_options=soon, server_options=soon) as (client, server):
-        await asyncio.sleep(0.06)
+        await asyncio.sleep(0.16)
         client.transport.write(b"hello")
         assert await server.received(5) == b"hello"
 

@@ -50,13 +50,13 @@ async def test_a_peer_that_does_not_say_so(loop, tls, kind, server_side):
 
 
 async def test_a_timely_end_is_not_disturbed_by_the_timeout(loop, tls, reports):
-    options = {"ssl_shutdown_timeout": 0.02}
+    options = {"ssl_shutdown_timeout": 0.15}
     async with against_peer(loop, tls, **options) as (protocol, peer):
         protocol.transport.close()
         await peer.at_end()
         await peer.say_end()
         assert await protocol.lost() is None
-        await asyncio.sleep(0.03)
+        await asyncio.sleep(0.16)
         assert protocol.calls.count("connection_lost") == 1
 
 
