@@ -43,6 +43,34 @@ async def test_reading_what_is_typed(read_pipe):
     os.close(ours)
 
 
+async def test_one_descriptor_of_a_terminal_that_is_read_and_written(loop, read_pipe, write_pipe):
+    """As programs do that drive another through a terminal."""
+    ours, theirs = os.openpty()
+    tty.setraw(theirs)
+    reader = await read_pipe(Recorder(), os.fdopen(ours, "rb", 0))
+    writer = await write_pipe(Recorder(), os.fdopen(ours, "wb", 0, closefd=False))
+    size = 100_000
+    writer.transport.write(bytes(size))
+    os.write(theirs, b"one")
+    assert await reader.received(3) == b"one"
+    os.set_blocking(theirs, False)
+    readable = asyncio.Event()
+    loop.add_reader(theirs, readable.set)
+    while size:
+        await readable.wait()
+        readable.clear()
+        size -= len(os.read(theirs, size))
+    loop.remove_reader(theirs)
+    reader.transport.pause_reading()
+    reader.transport.resume_reading()
+    writer.transport.close()
+    await writer.lost()
+    os.write(theirs, b" two")
+    assert await reader.received(7) == b"one two"
+    os.close(theirs)
+    await reader.lost()
+
+
 async def test_a_device_that_cannot_be_waited_for(read_pipe, reports):
     """epoll has none of /dev/null: what would start reading fails, which is reported, and nothing is read."""
     file = os.fdopen(os.open("/dev/null", os.O_RDONLY), "rb", 0)

@@ -160,8 +160,8 @@ class Loop(SignalHandling, SubprocessSupport, asyncio.BaseEventLoop):
         """os.sendfile() on a duplicate of the transport's descriptor, which can be watched beside it."""
         resume_reading = transp.is_reading()
         transp.pause_reading()
-        await transp._make_empty_waiter()
         try:
+            await transp._make_empty_waiter()
             with socket.socket(fileno=os.dup(transp._sock_fd)) as sock:
                 sock.setblocking(False)
                 return await self.sock_sendfile(sock, file, offset, count, fallback=False)

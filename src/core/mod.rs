@@ -13,6 +13,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use pyo3::intern;
 use pyo3::prelude::*;
 
 use crate::cpython::class::Visitor;
@@ -61,6 +62,8 @@ pub struct Core {
     /// Whether callbacks of an iteration are being run, so that there will be an end of the iteration.
     iterating: Cell<bool>,
     stopping: Cell<bool>,
+    /// Whether time() is not ours, because a subclass or the program has another: it decides when timers are due.
+    foreign_clock: Cell<bool>,
     /// Lent to one receive at a time.
     buffer: Cell<Option<Box<[u8]>>>,
     /// The same for datagrams.
@@ -70,6 +73,12 @@ pub struct Core {
     polls_skipped: Cell<u32>,
     /// Whether this loop did something since the last poll that can have made a descriptor ready.
     stirred: Cell<bool>,
+}
+
+/// The time as the event loop's own time() tells it.
+#[cold]
+fn foreign_time(py: Python<'_>, event_loop: &Object) -> PyResult<f64> {
+    event_loop.call_method0(py, intern!(py, "time"))?.bind(py).extract()
 }
 
 impl Core {
@@ -82,6 +91,7 @@ impl Core {
             unsent: RefCell::default(),
             iterating: Cell::new(false),
             stopping: Cell::new(false),
+            foreign_clock: Cell::new(false),
             buffer: Cell::new(None),
             batch: Cell::new(None),
             events: Cell::new(None),
@@ -101,6 +111,14 @@ impl Core {
 
     pub fn stopping(&self) -> bool {
         self.stopping.get()
+    }
+
+    pub fn set_foreign_clock(&self, foreign: bool) {
+        self.foreign_clock.set(foreign);
+    }
+
+    pub fn has_foreign_clock(&self) -> bool {
+        self.foreign_clock.get()
     }
 
     pub fn set_stopping(&self, stopping: bool) {
@@ -167,17 +185,24 @@ impl Core {
                 self.poll(py, Some(Duration::ZERO))?;
             }
         } else {
-            let timeout = self.schedule.timers.borrow().next_deadline().map(|deadline| {
-                // NaN cannot occur: the timers see to it.
-                Duration::from_secs_f64((deadline - now).clamp(0.0, LONGEST_WAIT))
-            });
+            let deadline = self.schedule.timers.borrow().next_deadline();
+            let timeout = match deadline {
+                Some(deadline) => {
+                    let now = if self.has_foreign_clock() { foreign_time(py, event_loop)? } else { now };
+                    let left = deadline - now;
+                    // A foreign clock can say anything, NaN included.
+                    Some(Duration::from_secs_f64(if left > 0.0 { left.min(LONGEST_WAIT) } else { 0.0 }))
+                }
+                None => None,
+            };
             self.poll(py, timeout)?;
         }
         if self.inbox.is_filled() {
             self.collect_inbox();
         }
         let started = if callbacks_wait { now } else { clock::now() };
-        self.queue_due_timers(started);
+        let due = if self.has_foreign_clock() { foreign_time(py, event_loop)? } else { started };
+        self.queue_due_timers(due);
         self.iterating.set(true);
         let result = self.run_ready(py, event_loop, started);
         self.iterating.set(false);

@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::RawFd;
 
 use pyo3::exceptions::PyRuntimeError;
+use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyWeakrefMethods, PyWeakrefReference};
 
@@ -27,6 +28,19 @@ impl Waiter {
         match self {
             Waiter::Handle(handle) => Ready::Handle(handle.clone()),
             Waiter::Operation(object, step) => Ready::Step(object.clone(), *step),
+        }
+    }
+
+    /// Cancels what waited before, so that it is not called even if it is in the ready queue. False if there was
+    /// nothing.
+    pub fn dismiss(py: Python<'_>, waiter: Option<Waiter>) -> PyResult<bool> {
+        match waiter {
+            None => Ok(false),
+            Some(Waiter::Handle(handle)) => {
+                handle.as_object().call_method0(py, intern!(py, "cancel"))?;
+                Ok(true)
+            }
+            Some(Waiter::Operation(..)) => Ok(true),
         }
     }
 

@@ -229,6 +229,20 @@ fn is_instance<T: Native>(object: *mut ffi::PyObject) -> bool {
     !class.is_null() && unsafe { ffi::PyObject_TypeCheck(object, class) != 0 }
 }
 
+/// The class of `T`, which has been made.
+pub fn class_of<T: Native>(py: Python<'_>) -> Borrowed<'static, '_, PyAny> {
+    // SAFETY: the static keeps the class alive for good.
+    unsafe { Borrowed::from_ptr(py, T::class().class.load(Relaxed).cast()) }
+}
+
+/// A reference to an instance of the class of `T`; TypeError if it is not one.
+pub fn downcast<'a, 'py, T: Native>(object: Borrowed<'a, 'py, PyAny>) -> PyResult<This<'a, 'py, T>> {
+    if !is_instance::<T>(object.as_ptr()) {
+        return Err(PyTypeError::new_err("an instance of another class"));
+    }
+    Ok(This { object, native: PhantomData })
+}
+
 /// What a class is made of, besides its value.
 pub struct Definition<'py> {
     pub name: &'static CStr,

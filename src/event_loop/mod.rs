@@ -17,11 +17,12 @@ use std::ffi::c_int;
 use std::rc::Rc;
 
 use pyo3::exceptions::PyRuntimeError;
-use pyo3::ffi;
 use pyo3::prelude::*;
+use pyo3::{Borrowed, ffi, intern};
 
 use crate::core::Core;
 use crate::cpython::class::{self, Class, Definition, Native, This, Visitor};
+use crate::cpython::methods::guard;
 use crate::cpython::object::Object;
 use crate::cpython::os_error::OrOsError;
 
@@ -33,7 +34,12 @@ pub struct Loop {
     /// The identifier of the thread that runs the loop.
     thread: Cell<Option<u64>>,
     has_task_factory: Cell<bool>,
+    /// Whether call_at() is not ours.
+    foreign_call_at: Cell<bool>,
 }
+
+/// Methods that asyncio's own methods call, so that overriding one changes the others.
+const OVERRIDES: [&str; 2] = ["time", "call_at"];
 
 pub type ThisLoop<'a, 'py> = This<'a, 'py, Loop>;
 
@@ -46,7 +52,29 @@ impl Loop {
             closed: Cell::new(false),
             thread: Cell::new(None),
             has_task_factory: Cell::new(false),
+            foreign_call_at: Cell::new(false),
         })
+    }
+
+    /// Notes which of the methods that asyncio's own methods go through are not ours.
+    fn note_overrides(
+        &self,
+        class: &Bound<'_, PyAny>,
+        attributes: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<()> {
+        let ours = class::class_of::<Loop>(class.py());
+        let is_foreign = |name: &str| -> PyResult<bool> {
+            if let Some(attributes) = attributes
+                && attributes.contains(name)?
+            {
+                return Ok(true);
+            }
+            Ok(!class.getattr(name)?.is(&ours.getattr(name)?))
+        };
+        let [time, call_at] = OVERRIDES;
+        self.core.set_foreign_clock(is_foreign(time)?);
+        self.foreign_call_at.set(is_foreign(call_at)?);
+        Ok(())
     }
 
     fn check_closed(&self) -> PyResult<()> {
@@ -89,7 +117,37 @@ unsafe extern "C" fn new_loop(
     _keywords: *mut ffi::PyObject,
 ) -> *mut ffi::PyObject {
     // SAFETY: this is tp_new.
-    unsafe { class::new_instance::<Loop>(class, |_| Loop::new()) }
+    unsafe {
+        class::new_instance::<Loop>(class, |py| {
+            let event_loop = Loop::new()?;
+            event_loop.note_overrides(Bound::from_borrowed_ptr(py, class.cast()).as_any(), None)?;
+            Ok(event_loop)
+        })
+    }
+}
+
+/// Sees the program replace a method of one loop, as test suites do.
+unsafe extern "C" fn set_attribute(
+    instance: *mut ffi::PyObject,
+    name: *mut ffi::PyObject,
+    value: *mut ffi::PyObject,
+) -> c_int {
+    // SAFETY: this is tp_setattro, called with an instance of the class.
+    unsafe {
+        if ffi::PyObject_GenericSetAttr(instance, name, value) < 0 {
+            return -1;
+        }
+        guard(-1, |py| {
+            let name = Borrowed::from_ptr(py, name);
+            if OVERRIDES.iter().any(|known| name.str().is_ok_and(|name| name == *known)) {
+                let event_loop = Borrowed::from_ptr(py, instance);
+                let attributes = event_loop.getattr(intern!(py, "__dict__"))?;
+                let this = class::downcast::<Loop>(event_loop)?;
+                this.note_overrides(event_loop.get_type().as_any(), Some(&attributes))?;
+            }
+            Ok(0)
+        })
+    }
 }
 
 /// Makes the classes.
@@ -107,7 +165,10 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
         base: module.py().get_type::<PyAny>(),
         methods,
         attributes: running::attributes(),
-        slots: Vec::new(),
+        slots: vec![ffi::PyType_Slot {
+            slot: ffi::Py_tp_setattro,
+            pfunc: set_attribute as *mut std::ffi::c_void,
+        }],
         open: false,
     };
     module.add("Loop", class::make_subclassable::<Loop>(definition, new_loop)?)?;

@@ -4,6 +4,7 @@ use pyo3::exceptions::PyTypeError;
 use pyo3::ffi::PyMethodDef;
 use pyo3::intern;
 use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyTuple};
 
 use super::{Loop, ThisLoop};
 use crate::core::Ready;
@@ -94,7 +95,28 @@ fn call_at_time<'py>(
     Ok(TimerHandle::schedule(py, when, handle)?.into_object())
 }
 
+/// What asyncio's call_later() does, by the methods of a subclass.
+#[cold]
+fn call_later_by_methods<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
+    let py = this.py();
+    let ([delay, callback], context) =
+        args.leading("call_later", ["delay", "callback"], intern!(py, "context"))?;
+    if delay.is_none() {
+        return Err(PyTypeError::new_err("delay must not be None"));
+    }
+    let event_loop = this.as_any();
+    let when = event_loop.call_method0(intern!(py, "time"))?.add(delay.bind(py))?;
+    let mut all = vec![when, callback.into_bound(py)];
+    all.extend(args.rest(2).map(|argument| argument.into_bound(py)));
+    let keywords = PyDict::new(py);
+    keywords.set_item(intern!(py, "context"), context.map(|context| context.into_bound(py)))?;
+    Ok(event_loop.call_method(intern!(py, "call_at"), PyTuple::new(py, all)?, Some(&keywords))?.into())
+}
+
 fn call_later<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
+    if this.core.has_foreign_clock() || this.foreign_call_at.get() {
+        return call_later_by_methods(this, args);
+    }
     call_at_time(this, "call_later", args, |delay| {
         if delay.is_none() {
             return Err(PyTypeError::new_err("delay must not be None"));

@@ -51,20 +51,8 @@ fn watch<'py>(
     };
     let handle = Obj::new(py, Handle::new(py, call, &this.core.schedule)?)?;
     let previous = this.core.add_waiter(fd, direction, Waiter::Handle(handle.clone()))?;
-    dismiss(py, previous)?;
+    Waiter::dismiss(py, previous)?;
     Ok(handle.into_object())
-}
-
-/// Cancels what waited before, so that it is not called even if it is in the ready queue.
-fn dismiss(py: Python<'_>, waiter: Option<Waiter>) -> PyResult<bool> {
-    match waiter {
-        None => Ok(false),
-        Some(Waiter::Handle(handle)) => {
-            handle.as_object().call_method0(py, intern!(py, "cancel"))?;
-            Ok(true)
-        }
-        Some(Waiter::Operation(..)) => Ok(true),
-    }
 }
 
 fn add<'py>(
@@ -97,7 +85,7 @@ fn remove_privately<'py>(
     }
     let fd = descriptor(&file)?;
     let waiter = this.core.remove_waiter(fd, direction, None);
-    Ok(boolean(py, dismiss(py, waiter)?))
+    Ok(boolean(py, Waiter::dismiss(py, waiter)?))
 }
 
 fn remove<'py>(

@@ -111,6 +111,10 @@ impl Transport for Datagram {
         drop((queue, undelivered));
     }
 
+    fn lost(&self) {
+        self.note_loss();
+    }
+
     fn close_file(&self, py: Python<'_>, _this: &Object) -> PyResult<()> {
         self.file.close(py)
     }

@@ -3,7 +3,7 @@
 use pyo3::intern;
 use pyo3::prelude::*;
 
-use super::{Phase, Transport, connection_lost, report, tell};
+use super::{Phase, Transport, connection_lost, report, sync_interest, tell};
 use crate::core::Ready;
 use crate::cpython::class::This;
 use crate::cpython::object::{Object, copy_context};
@@ -46,6 +46,7 @@ pub fn abort<T: Transport>(this: This<'_, '_, T>, exception: Option<Object>) -> 
 /// Schedules connection_lost().
 pub fn lose<T: Transport>(this: This<'_, '_, T>, exception: Option<Object>) -> PyResult<()> {
     this.phase.set(Phase::Lost);
+    this.get().lost();
     let context = match &this.context {
         Some(context) => context.clone(),
         None => copy_context(this.py())?,
@@ -87,6 +88,10 @@ pub fn forget<T: Transport>(this: This<'_, '_, T>) {
     this.blocked.set(false);
     if let Some(slot) = this.slot.take() {
         this.core.detach(slot);
+    }
+    if T::SHARES {
+        // Nothing is wanted any more, and to stop watching cannot fail.
+        let _ = sync_interest(this);
     }
 }
 

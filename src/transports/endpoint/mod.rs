@@ -16,7 +16,7 @@ use pyo3::intern;
 use pyo3::prelude::*;
 
 use super::flow::FlowControl;
-use crate::core::{Core, Readiness, Ready};
+use crate::core::{Core, Direction, Readiness, Ready, Waiter};
 use crate::cpython::class::{Native, Obj, This, Visitor};
 use crate::cpython::object::{Object, ObjectCell, copy_context, run_in_context};
 use crate::handle::survivable;
@@ -62,6 +62,9 @@ pub struct Endpoint {
     pub phase: Cell<Phase>,
     /// Whether the event loop keeps the transport alive.
     held: Cell<bool>,
+    /// Which directions are watched, if the descriptor is shared.
+    watches_read: Cell<bool>,
+    watches_write: Cell<bool>,
     /// Whether pause_reading() is in force.
     paused: Cell<bool>,
     /// Whether what arrives is wanted: not before connection_made(), while paused, or after the end.
@@ -100,6 +103,8 @@ impl Endpoint {
             extra: ObjectCell::new(parts.extra),
             phase: Cell::new(Phase::Open),
             held: Cell::new(true),
+            watches_read: Cell::new(false),
+            watches_write: Cell::new(false),
             paused: Cell::new(false),
             wants_read: Cell::new(false),
             blocked: Cell::new(false),
@@ -134,14 +139,19 @@ impl Endpoint {
         self.protocol.get().unwrap_or_else(|| Object::none(py))
     }
 
-    /// asyncio's LOG_THRESHOLD_FOR_CONNLOST_WRITES: so many writes to a lost connection pass in silence.
+    /// asyncio's LOG_THRESHOLD_FOR_CONNLOST_WRITES: five writes to a lost connection pass in silence. The loss
+    /// itself counts as one where it was noticed.
     pub fn count_lost_write(&self, py: Python<'_>, message: &str) -> PyResult<()> {
-        let count = self.lost_writes.get().saturating_add(1);
-        self.lost_writes.set(count);
+        let count = self.lost_writes.get();
+        self.note_loss();
         if count < 5 {
             return Ok(());
         }
         imports(py)?.logger.bind(py).call_method1(intern!(py, "warning"), (message,)).map(drop)
+    }
+
+    pub fn note_loss(&self) {
+        self.lost_writes.set(self.lost_writes.get().saturating_add(1));
     }
 
     /// Notes the context of a write that found the descriptor full: in it the protocol will be told to go on.
@@ -245,6 +255,9 @@ pub trait Transport: Native + Deref<Target = Endpoint> {
         Ok(())
     }
 
+    /// Whether the descriptor can be another transport's, too, as that of a terminal which is read and written.
+    const SHARES: bool = false;
+
     /// Whether reading begins when connection_made() was called.
     fn starts_reading(&self) -> bool {
         self.is_reading()
@@ -255,6 +268,9 @@ pub trait Transport: Native + Deref<Target = Endpoint> {
         let exception = survivable(this.py(), error)?;
         report(this, "the descriptor cannot be watched", &exception)
     }
+
+    /// Called when connection_lost() is scheduled.
+    fn lost(&self) {}
 
     /// Called when reading was resumed.
     fn resumed(_this: This<'_, '_, Self>) -> PyResult<()> {
@@ -274,6 +290,9 @@ pub trait Transport: Native + Deref<Target = Endpoint> {
 
 /// Has the event loop watch a new transport.
 pub fn attach<T: Transport>(transport: &Obj<T>) -> PyResult<()> {
+    if T::SHARES {
+        return Ok(());
+    }
     let object = transport.as_object();
     transport.slot.set(Some(transport.core.attach(transport.fd, object, on_ready::<T>)?));
     Ok(())
@@ -295,14 +314,50 @@ pub fn transport<T: Transport>(object: &Object) -> PyResult<Obj<T>> {
 
 /// Asks the kernel for the events that are wanted now.
 pub fn sync_interest<T: Transport>(this: This<'_, '_, T>) -> PyResult<()> {
-    let Some(slot) = this.slot.get() else { return Ok(()) };
     let interest = Interest { readable: this.wants_read.get(), writable: this.blocked.get() };
+    if T::SHARES {
+        watch_shared(this, Direction::Read, interest.readable, &this.watches_read)?;
+        return watch_shared(this, Direction::Write, interest.writable, &this.watches_write);
+    }
+    let Some(slot) = this.slot.get() else { return Ok(()) };
     this.core.set_interest(slot, interest)?;
     sync_hold(this)
 }
 
+/// Watches one direction of a descriptor that others may watch, too, or no longer.
+fn watch_shared<T: Transport>(
+    this: This<'_, '_, T>,
+    direction: Direction,
+    wanted: bool,
+    watched: &Cell<bool>,
+) -> PyResult<()> {
+    if watched.replace(wanted) == wanted {
+        return Ok(());
+    }
+    let object = this.object();
+    if !wanted {
+        drop(this.core.remove_waiter(this.fd, direction, Some(&object)));
+        return Ok(());
+    }
+    let step = match direction {
+        Direction::Read => on_readable::<T>,
+        Direction::Write => on_writable::<T>,
+    };
+    match this.core.add_waiter(this.fd, direction, Waiter::Operation(object, step)) {
+        Ok(previous) => Waiter::dismiss(this.py(), previous).map(drop),
+        Err(error) => {
+            watched.set(false);
+            Err(error)
+        }
+    }
+}
+
 /// Has the event loop keep the transport alive while any event is wanted.
 pub fn sync_hold<T: Transport>(this: This<'_, '_, T>) -> PyResult<()> {
+    if T::SHARES {
+        // It is the watched directions that keep it alive.
+        return sync_interest(this);
+    }
     let wanted = this.wants_read.get() || this.blocked.get();
     match this.slot.get() {
         Some(slot) if this.held.replace(wanted) != wanted => {
@@ -393,6 +448,14 @@ fn on_ready<T: Transport>(py: Python<'_>, object: &Object, readiness: Readiness)
         }
     }
     if unwanted { sync_interest(this) } else { Ok(()) }
+}
+
+fn on_readable<T: Transport>(py: Python<'_>, object: &Object) -> PyResult<()> {
+    on_ready::<T>(py, object, Readiness { readable: true, writable: false })
+}
+
+fn on_writable<T: Transport>(py: Python<'_>, object: &Object) -> PyResult<()> {
+    on_ready::<T>(py, object, Readiness { readable: false, writable: true })
 }
 
 fn connection_lost<T: Transport>(py: Python<'_>, object: &Object) -> PyResult<()> {

@@ -61,6 +61,7 @@ fn eof_received(py: Python<'_>, object: &Object) -> PyResult<()> {
 
 impl Transport for ReadPipe {
     const EXTRA: &'static [&'static str] = &["pipe"];
+    const SHARES: bool = true;
 
     fn readable(this: ThisReadPipe<'_, '_>) -> PyResult<()> {
         let py = this.py();

@@ -88,6 +88,7 @@ impl WritePipe {
             }
             Err(error) => {
                 this.queue.borrow_mut().clear();
+                this.note_loss();
                 endpoint::fail(this, os_error(error), "Fatal write error on pipe transport")
             }
         }
@@ -96,6 +97,7 @@ impl WritePipe {
 
 impl Transport for WritePipe {
     const EXTRA: &'static [&'static str] = &["pipe"];
+    const SHARES: bool = true;
 
     /// The reader is gone. (A socket's peer that sends is taken for one, too, as in asyncio.)
     fn readable(this: ThisWritePipe<'_, '_>) -> PyResult<()> {

@@ -83,10 +83,7 @@ impl Stream {
                 let error = os_error(error);
                 let exception = Object::from(error.value(py));
                 endpoint::fail(this, error, "Fatal write error on socket transport")?;
-                if let Some(waiter) = this.empty_waiter.get() {
-                    waiter.call_method1(py, intern!(py, "set_exception"), &exception)?;
-                }
-                Ok(())
+                Stream::end_wait(this, "set_exception", &exception)
             }
         }
     }
@@ -104,9 +101,7 @@ impl Stream {
         if this.is_lost() || !this.queue.borrow().is_empty() {
             return Ok(());
         }
-        if let Some(waiter) = this.empty_waiter.get() {
-            waiter.call_method1(py, intern!(py, "set_result"), &Object::none(py))?;
-        }
+        Stream::end_wait(this, "set_result", &Object::none(py))?;
         if this.phase.get() == Phase::Closing {
             this.phase.set(Phase::Lost);
             return endpoint::call_connection_lost(this, &Object::none(py));
@@ -128,6 +123,17 @@ impl Stream {
         this.eof_written.set(true);
         if this.queue.borrow().is_empty() {
             socket::shutdown_write(this.fd).or_os_error()?;
+        }
+        Ok(())
+    }
+
+    /// Resolves the future that sendfile waits for, unless that was cancelled.
+    fn end_wait(this: ThisStream<'_, '_>, method: &str, value: &Object) -> PyResult<()> {
+        let py = this.py();
+        let Some(waiter) = this.empty_waiter.get() else { return Ok(()) };
+        let waiter = waiter.bind(py);
+        if !waiter.call_method0(intern!(py, "done"))?.is_truthy()? {
+            waiter.call_method1(method, (value.bind(py),))?;
         }
         Ok(())
     }
