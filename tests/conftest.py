@@ -18,8 +18,10 @@ import trustme
 
 
 def pytest_configure(config):
-    # Whoever started this in the background may have it ignored.
+    # Whoever started this in the background may have them ignored, and children inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
     config.addinivalue_line("markers", "hotloop_only: behaviour that asyncio's own loop does not have")
     config.addinivalue_line(
         "markers", "asyncio_from(major, minor): behaviour that asyncio has from that Python on"

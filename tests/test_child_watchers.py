@@ -1,4 +1,7 @@
-"""Child watchers, which Python had until 3.13: one that the program sets is the one that its loops use."""
+"""Child watchers, which Python had until 3.13: one that the program sets is the one that its loops use.
+
+MultiLoopChildWatcher is left out: now and then it misses a child, on asyncio's own loop, too.
+"""
 
 import sys
 
@@ -12,7 +15,6 @@ pytestmark = pytest.mark.skipif(
 WATCHERS = [
     "SafeChildWatcher",
     "FastChildWatcher",
-    "MultiLoopChildWatcher",
     "ThreadedChildWatcher",
     "PidfdChildWatcher",
 ]

@@ -124,5 +124,6 @@ else:
         default = asyncio.DefaultEventLoopPolicy
         if getattr(type(policy), "get_child_watcher", None) is not default.get_child_watcher:
             return True
-        # A PidfdChildWatcher, which asyncio makes by itself, too, would do the same as we do.
-        return type(getattr(policy, "_watcher", None)) not in (type(None), _unix.PidfdChildWatcher)
+        # These are what asyncio makes by itself, and they would do the same as we do.
+        usual = (type(None), _unix.PidfdChildWatcher, _unix.ThreadedChildWatcher)
+        return type(getattr(policy, "_watcher", None)) not in usual

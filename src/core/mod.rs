@@ -19,6 +19,7 @@ use pyo3::prelude::*;
 use crate::cpython::class::Visitor;
 use crate::cpython::object::{Object, check_signals};
 use crate::cpython::os_error::OrOsError;
+use crate::cpython::received::{Blank, Received};
 use crate::handle::Schedule;
 use crate::reactor::clock;
 use crate::reactor::datagram::Batch;
@@ -66,6 +67,8 @@ pub struct Core {
     foreign_clock: Cell<bool>,
     /// Lent to one receive at a time.
     buffer: Cell<Option<Box<[u8]>>>,
+    /// Bytes objects that streams receive into.
+    received: RefCell<Received>,
     /// The same for datagrams.
     batch: Cell<Option<Box<Batch>>>,
     events: Cell<Option<Box<poller::Ready>>>,
@@ -93,6 +96,7 @@ impl Core {
             stopping: Cell::new(false),
             foreign_clock: Cell::new(false),
             buffer: Cell::new(None),
+            received: RefCell::default(),
             batch: Cell::new(None),
             events: Cell::new(None),
             last_poll: Cell::new(f64::NEG_INFINITY),
@@ -289,12 +293,13 @@ impl Core {
 
     /// Asks for `step` to be called at the end of the iteration. False if there is none to come: call it now.
     #[must_use]
-    pub fn flush_later(&self, object: &Object, step: Step) -> bool {
-        if !self.iterating.get() {
-            return false;
+    #[inline]
+    pub fn flush_later(&self, object: Object, step: Step) -> bool {
+        let iterating = self.iterating.get();
+        if iterating {
+            self.unsent.borrow_mut().push((object, step));
         }
-        self.unsent.borrow_mut().push((object.clone(), step));
-        true
+        iterating
     }
 
     /// Lets all transports send that asked for it.
@@ -305,7 +310,9 @@ impl Core {
         let mut unsent = self.unsent.take();
         let mut result = Ok(());
         for (object, step) in unsent.drain(..) {
-            result = result.and(step(py, &object));
+            if let Err(error) = step(py, &object) {
+                result = Err(error);
+            }
         }
         let mut place = self.unsent.borrow_mut();
         if place.is_empty() {
@@ -317,6 +324,21 @@ impl Core {
     /// Says that something was done that can have made a descriptor ready.
     pub fn stir(&self) {
         self.stirred.set(true);
+    }
+
+    /// A bytes object to receive into, with room for at least `size` bytes.
+    pub fn blank_bytes(&self, py: Python<'_>, size: usize) -> PyResult<Blank> {
+        self.received.borrow_mut().take(py, size)
+    }
+
+    /// A bytes object of what was received into it.
+    pub fn hand_out(&self, blank: Blank, length: usize) -> Object {
+        self.received.borrow_mut().hand_out(blank, length)
+    }
+
+    /// Takes back a bytes object that nothing was received into.
+    pub fn put_back(&self, blank: Blank) {
+        self.received.borrow_mut().put_back(blank);
     }
 
     /// Lends the memory for datagrams to `f`.
@@ -352,6 +374,7 @@ impl Core {
         if let Some(mut registry) = registry {
             drop(registry.drain());
         }
+        drop(self.received.take());
         flushed
     }
 

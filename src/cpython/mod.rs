@@ -8,6 +8,7 @@
 //! - [`class`]: classes whose instances hold a Rust value behind the layout of a Python base.
 //! - [`methods`]: their methods and attributes.
 //! - [`args`]: what a method was called with.
+//! - [`received`]: bytes objects to receive into.
 //! - [`os_error`]: errors of the operating system.
 //!
 //! All of it leans on the GIL: an [`object::Object`] is used and dropped only by a thread that holds it. It is
@@ -19,3 +20,4 @@ pub mod class;
 pub mod methods;
 pub mod object;
 pub mod os_error;
+pub mod received;

@@ -333,6 +333,14 @@ impl Bytes {
         exact.then(|| Bytes(object.clone()))
     }
 
+    /// The same for an argument.
+    #[inline]
+    pub fn from_borrowed(object: Borrowed<'_, '_, PyAny>) -> Option<Bytes> {
+        // SAFETY: the object lives.
+        let exact = unsafe { ffi::PyBytes_CheckExact(object.as_ptr()) } != 0;
+        exact.then(|| Bytes(Object::from(object)))
+    }
+
     /// A copy of what a bytes-like object holds at this moment.
     pub fn copy_of(py: Python<'_>, object: &Object) -> PyResult<Bytes> {
         // SAFETY: PyBytes_FromObject takes any object; for a subclass of bytes, too, it copies.
@@ -363,9 +371,9 @@ impl Bytes {
 unsafe fn bytes_of(object: &Object) -> &[u8] {
     // SAFETY: bytes are immutable, and the reference keeps them alive.
     unsafe {
-        let data = ffi::PyBytes_AsString(object.as_ptr());
-        let length = ffi::PyBytes_Size(object.as_ptr());
-        std::slice::from_raw_parts(data.cast(), length as usize)
+        let bytes = object.as_ptr().cast::<ffi::PyBytesObject>();
+        let length = (*bytes).ob_base.ob_size;
+        std::slice::from_raw_parts((&raw const (*bytes).ob_sval).cast(), length as usize)
     }
 }
 

@@ -18,7 +18,9 @@ pub enum Progress {
 /// Chunks of bytes in order, of which the first may be sent in part.
 #[derive(Default)]
 pub struct WriteQueue {
-    chunks: VecDeque<Bytes>,
+    /// Most often there is one. None if there is no other either.
+    first: Option<Bytes>,
+    others: VecDeque<Bytes>,
     /// Bytes of the first chunk that are sent.
     sent: usize,
     /// Bytes that are not.
@@ -35,24 +37,35 @@ impl WriteQueue {
     }
 
     /// Adds a chunk. An empty one could never be sent, so it is left out.
+    #[inline]
     pub fn push(&mut self, chunk: Bytes) {
         let length = chunk.as_slice().len();
-        if length > 0 {
-            self.size += length;
-            self.chunks.push_back(chunk);
+        if length == 0 {
+            return;
+        }
+        self.size += length;
+        if self.first.is_none() {
+            self.first = Some(chunk);
+        } else {
+            self.others.push_back(chunk);
         }
     }
 
     /// Hands chunks to `write`, which tells how many bytes it took, until nothing is left or it takes no more.
+    #[inline]
     pub fn drain(&mut self, write: impl Fn(&[IoSlice<'_>]) -> io::Result<usize>) -> io::Result<Progress> {
-        while let Some(first) = self.chunks.front() {
+        while let Some(first) = &self.first {
             let first = &first.as_slice()[self.sent..];
-            let result = if self.chunks.len() == 1 {
+            let result = if self.others.is_empty() {
                 write(&[IoSlice::new(first)])
             } else {
-                self.write_several(&write)
+                self.write_several(first, &write)
             };
             match result {
+                Ok(count) if count == self.size => {
+                    self.clear();
+                    return Ok(Progress::Drained);
+                }
                 Ok(count) => self.advance(count),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Progress::Blocked),
@@ -62,32 +75,43 @@ impl WriteQueue {
         Ok(Progress::Drained)
     }
 
-    fn write_several(&self, write: impl Fn(&[IoSlice<'_>]) -> io::Result<usize>) -> io::Result<usize> {
+    fn write_several(
+        &self,
+        first: &[u8],
+        write: impl Fn(&[IoSlice<'_>]) -> io::Result<usize>,
+    ) -> io::Result<usize> {
         let mut slices = [IoSlice::new(&[]); MAX_SLICES];
-        let mut count = 0;
-        for (slice, chunk) in slices.iter_mut().zip(&self.chunks) {
-            let skip = if count == 0 { self.sent } else { 0 };
-            *slice = IoSlice::new(&chunk.as_slice()[skip..]);
+        slices[0] = IoSlice::new(first);
+        let mut count = 1;
+        for (slice, chunk) in slices[1..].iter_mut().zip(&self.others) {
+            *slice = IoSlice::new(chunk.as_slice());
             count += 1;
         }
         write(&slices[..count])
     }
 
-    /// Drops what was sent.
+    /// Drops what was sent, which is less than all.
     fn advance(&mut self, count: usize) {
         self.size -= count;
         self.sent += count;
-        while let Some(first) = self.chunks.front() {
+        while let Some(first) = &self.first {
             let length = first.as_slice().len();
             if self.sent < length {
                 break;
             }
             self.sent -= length;
-            self.chunks.pop_front();
+            self.first = self.others.pop_front();
         }
     }
 
+    /// Drops everything. No Python code runs: the chunks are exactly bytes.
+    #[inline]
     pub fn clear(&mut self) {
-        *self = WriteQueue::default();
+        self.first = None;
+        self.sent = 0;
+        self.size = 0;
+        if !self.others.is_empty() {
+            self.others = VecDeque::new();
+        }
     }
 }

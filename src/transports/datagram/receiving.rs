@@ -119,8 +119,7 @@ impl Datagram {
 }
 
 fn deliver_step(py: Python<'_>, object: &Object) -> PyResult<()> {
-    let datagram = endpoint::transport::<Datagram>(object)?;
-    let this = datagram.this(py);
+    let this = endpoint::transport::<Datagram>(py, object)?;
     endpoint::in_read_context(this, || Datagram::deliver(this))?;
     if this.wants_read.get() {
         // The event loop was stopped meanwhile.

@@ -11,13 +11,12 @@ use std::ops::Deref;
 use std::os::fd::RawFd;
 use std::rc::Rc;
 
-use pyo3::exceptions::PyRuntimeError;
 use pyo3::intern;
 use pyo3::prelude::*;
 
 use super::flow::FlowControl;
 use crate::core::{Core, Direction, Readiness, Ready, Waiter};
-use crate::cpython::class::{Native, Obj, This, Visitor};
+use crate::cpython::class::{self, Native, Obj, This, Visitor};
 use crate::cpython::object::{Object, ObjectCell, copy_context, run_in_context};
 use crate::handle::survivable;
 use crate::imports::imports;
@@ -306,8 +305,8 @@ pub fn schedule_made<T: Transport>(py: Python<'_>, transport: &Obj<T>) -> PyResu
 }
 
 /// The transport that a step was queued for.
-pub fn transport<T: Transport>(object: &Object) -> PyResult<Obj<T>> {
-    Obj::downcast(object).ok_or_else(|| PyRuntimeError::new_err("a step for another transport"))
+pub fn transport<'a, 'py, T: Transport>(py: Python<'py>, object: &'a Object) -> PyResult<This<'a, 'py, T>> {
+    class::downcast(object.bind(py))
 }
 
 // --- Interest in events ---
@@ -406,8 +405,7 @@ pub fn in_read_context<T: Transport>(
 // --- Steps ---
 
 fn connection_made<T: Transport>(py: Python<'_>, object: &Object) -> PyResult<()> {
-    let transport = transport::<T>(object)?;
-    let this = transport.this(py);
+    let this = transport::<T>(py, object)?;
     let Some(context) = this.made_context.take() else { return Ok(()) };
     run_in_context(py, &context, || {
         tell(this, intern!(py, "connection_made"), &[object])?;
@@ -428,8 +426,7 @@ fn connection_made<T: Transport>(py: Python<'_>, object: &Object) -> PyResult<()
 }
 
 fn on_ready<T: Transport>(py: Python<'_>, object: &Object, readiness: Readiness) -> PyResult<()> {
-    let transport = transport::<T>(object)?;
-    let this = transport.this(py);
+    let this = transport::<T>(py, object)?;
     let mut unwanted = false;
     if readiness.readable && !this.is_lost() {
         if this.wants_read.get() {
@@ -459,8 +456,7 @@ fn on_writable<T: Transport>(py: Python<'_>, object: &Object) -> PyResult<()> {
 }
 
 fn connection_lost<T: Transport>(py: Python<'_>, object: &Object) -> PyResult<()> {
-    let transport = transport::<T>(object)?;
-    let this = transport.this(py);
+    let this = transport::<T>(py, object)?;
     let Some(context) = this.lost_context.take() else { return Ok(()) };
     let exception = this.lost_exception.take().unwrap_or_else(|| Object::none(py));
     run_in_context(py, &context, || call_connection_lost(this, &exception))

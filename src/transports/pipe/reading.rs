@@ -54,8 +54,7 @@ impl ReadPipe {
 }
 
 fn eof_received(py: Python<'_>, object: &Object) -> PyResult<()> {
-    let pipe = endpoint::transport::<ReadPipe>(object)?;
-    let this = pipe.this(py);
+    let this = endpoint::transport::<ReadPipe>(py, object)?;
     endpoint::in_read_context(this, || endpoint::tell(this, intern!(py, "eof_received"), &[]))
 }
 

@@ -29,7 +29,13 @@ fn chunk(py: Python<'_>, data: &Object) -> PyResult<Bytes> {
     }
 }
 
+#[inline]
 fn check_writable(this: ThisStream<'_, '_>, method: &str) -> PyResult<()> {
+    if this.refuses_writes.get() { refuse(this, method) } else { Ok(()) }
+}
+
+#[cold]
+fn refuse(this: ThisStream<'_, '_>, method: &str) -> PyResult<()> {
     if this.eof_written.get() {
         return Err(PyRuntimeError::new_err(format!("Cannot call {method}() after write_eof()")));
     }
@@ -41,10 +47,13 @@ fn check_writable(this: ThisStream<'_, '_>, method: &str) -> PyResult<()> {
 }
 
 fn write<'py>(this: ThisStream<'_, 'py>, data: Borrowed<'_, 'py, PyAny>) -> PyResult<Object> {
-    let chunk = chunk(this.py(), &Object::from(data))?;
+    let chunk = match Bytes::from_borrowed(data) {
+        Some(chunk) => chunk,
+        None => chunk(this.py(), &Object::from(data))?,
+    };
     check_writable(this, "write")?;
     if !chunk.as_slice().is_empty() {
-        Stream::write(this, [chunk])?;
+        Stream::write(this, chunk)?;
     }
     none(this)
 }
@@ -57,7 +66,7 @@ fn writelines<'py>(this: ThisStream<'_, 'py>, lines: Borrowed<'_, 'py, PyAny>) -
         chunks.push(chunk(py, &line?.into())?);
     }
     if chunks.iter().any(|chunk| !chunk.as_slice().is_empty()) {
-        Stream::write(this, chunks)?;
+        Stream::write_several(this, chunks)?;
     }
     none(this)
 }
@@ -125,7 +134,7 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
                 Stream,
                 "_reset_empty_waiter",
                 |this| {
-                    this.empty_waiter.set(None);
+                    Stream::reset_empty_waiter(this);
                     none(this)
                 },
                 "_reset_empty_waiter($self, /)\n--\n\nAllow writing again."

@@ -31,8 +31,12 @@ pub struct Stream {
     file: SocketFile,
     kind: Cell<ProtocolKind>,
     server: ObjectCell,
+    /// How many bytes arrive at a time, roughly.
+    usual_size: Cell<usize>,
     /// Whether write_eof() was called.
     eof_written: Cell<bool>,
+    /// Whether either forbids to write: write_eof(), or a sendfile that is under way.
+    refuses_writes: Cell<bool>,
     queue: RefCell<WriteQueue>,
     /// Whether the queue will be sent at the end of the iteration.
     flush_scheduled: Cell<bool>,
@@ -63,7 +67,9 @@ impl Stream {
             endpoint: Endpoint::new(py, parts)?,
             file,
             server: ObjectCell::default(),
+            usual_size: Cell::new(0),
             eof_written: Cell::new(false),
+            refuses_writes: Cell::new(false),
             queue: RefCell::default(),
             flush_scheduled: Cell::new(false),
             empty_waiter: ObjectCell::default(),

@@ -21,6 +21,12 @@ enum Received {
 
 const READ_FAILED: &str = "Fatal read error on socket transport";
 
+/// What is received is copied into a bytes object of its size if it is usually less than this, which the interpreter
+/// allocates cheaply...
+const SMALL: usize = 480;
+/// ...or more than this, which is not to be kept.
+const LARGE: usize = 8 * 1024;
+
 /// An error, and what to say of it.
 type Failure = (PyErr, &'static str);
 
@@ -47,19 +53,77 @@ impl Stream {
 
     fn receive(this: ThisStream<'_, '_>, protocol: &Object) -> Result<Received, Failure> {
         let py = this.py();
-        let data = this.core.with_buffer(|buffer| match socket::recv(this.fd, buffer) {
-            Ok(0) => Ok(Received::End),
-            Ok(count) => match new_bytes(py, &buffer[..count]) {
-                Ok(data) => Ok(Received::Data(data)),
-                Err(error) => Err((error, READ_FAILED)),
-            },
-            Err(error) => no_data(error),
-        })?;
-        let Received::Data(data) = data else { return Ok(data) };
+        let usual = this.usual_size.get();
+        let received = if (SMALL..=LARGE).contains(&usual) {
+            Stream::receive_into_bytes(this, usual)
+        } else {
+            Stream::receive_and_copy(this, &[])
+        };
+        let received = received?;
+        let Received::Data(data) = received else { return Ok(received) };
         match protocol.call_method1(py, intern!(py, "data_received"), &data) {
             Ok(_) => Ok(Received::Nothing),
             Err(error) => Err((error, "Fatal error: protocol.data_received() call failed.")),
         }
+    }
+
+    /// Receives into the loop's buffer, behind what was received already.
+    fn receive_and_copy(this: ThisStream<'_, '_>, begun: &[u8]) -> Result<Received, Failure> {
+        let py = this.py();
+        this.core.with_buffer(|buffer| {
+            let (front, rest) = buffer.split_at_mut(begun.len());
+            let count = match socket::recv(this.fd, rest) {
+                Ok(count) => begun.len() + count,
+                // The end or the error comes again with the next event.
+                Err(_) if !begun.is_empty() => begun.len(),
+                Err(error) => return no_data(error),
+            };
+            if count == 0 {
+                return Ok(Received::End);
+            }
+            front.copy_from_slice(begun);
+            this.note_size(count);
+            new_bytes(py, &buffer[..count]).map(Received::Data).map_err(|error| (error, READ_FAILED))
+        })
+    }
+
+    /// Receives into a bytes object, with room for what usually comes and some more.
+    fn receive_into_bytes(this: ThisStream<'_, '_>, usual: usize) -> Result<Received, Failure> {
+        let py = this.py();
+        let mut blank = this.core.blank_bytes(py, usual + usual / 4).map_err(|error| (error, READ_FAILED))?;
+        let slice = blank.as_mut_slice();
+        let capacity = slice.len();
+        let count = match socket::recv(this.fd, slice) {
+            Ok(count) => count,
+            Err(error) => {
+                this.core.put_back(blank);
+                return no_data(error);
+            }
+        };
+        if count == 0 {
+            this.core.put_back(blank);
+            return Ok(Received::End);
+        }
+        if count == capacity {
+            // There may be more.
+            let received = Stream::receive_and_copy(this, blank.as_mut_slice());
+            this.core.put_back(blank);
+            return received;
+        }
+        this.note_size(count);
+        if count < capacity / 2 {
+            // Too little to keep that much memory for.
+            let data = new_bytes(py, &blank.as_mut_slice()[..count]).map_err(|error| (error, READ_FAILED));
+            this.core.put_back(blank);
+            return data.map(Received::Data);
+        }
+        Ok(Received::Data(this.core.hand_out(blank, count)))
+    }
+
+    /// Follows what comes: up at once, down slowly.
+    fn note_size(&self, size: usize) {
+        let usual = self.usual_size.get();
+        self.usual_size.set(if size >= usual { size } else { usual - (usual - size) / 8 });
     }
 
     fn receive_into_buffer(this: ThisStream<'_, '_>, protocol: &Object) -> Result<Received, Failure> {

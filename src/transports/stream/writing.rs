@@ -8,22 +8,46 @@ use super::{Stream, ThisStream};
 use crate::cpython::object::{Bytes, Object};
 use crate::cpython::os_error::{OrOsError, os_error};
 use crate::reactor::socket;
-use crate::transports::endpoint::{self, Phase};
+use crate::transports::endpoint::{self, Phase, Transport};
 use crate::transports::write_queue::Progress;
 
 impl Stream {
-    /// Queues chunks, to be sent at the end of the iteration.
-    pub fn write(this: ThisStream<'_, '_>, chunks: impl IntoIterator<Item = Bytes>) -> PyResult<()> {
-        let py = this.py();
+    /// Queues a chunk, to be sent at the end of the iteration.
+    #[inline]
+    pub fn write(this: ThisStream<'_, '_>, chunk: Bytes) -> PyResult<()> {
         if this.is_lost() {
-            return this.count_lost_write(py, "socket.send() raised exception.");
+            return Stream::write_lost(this);
+        }
+        let size = {
+            let mut queue = this.queue.borrow_mut();
+            queue.push(chunk);
+            queue.size()
+        };
+        Stream::flush_in_time(this, size)
+    }
+
+    /// Queues several chunks.
+    pub fn write_several(this: ThisStream<'_, '_>, chunks: Vec<Bytes>) -> PyResult<()> {
+        if this.is_lost() {
+            return Stream::write_lost(this);
         }
         let size = {
             let mut queue = this.queue.borrow_mut();
             chunks.into_iter().for_each(|chunk| queue.push(chunk));
             queue.size()
         };
-        if size == 0 {
+        if size == 0 { Ok(()) } else { Stream::flush_in_time(this, size) }
+    }
+
+    #[cold]
+    fn write_lost(this: ThisStream<'_, '_>) -> PyResult<()> {
+        this.count_lost_write(this.py(), "socket.send() raised exception.")
+    }
+
+    /// Sees to it that what is queued, `size` bytes, is sent at the end of the iteration, or sooner.
+    #[inline]
+    fn flush_in_time(this: ThisStream<'_, '_>, size: usize) -> PyResult<()> {
+        if this.flush_scheduled.get() && size <= this.flow.high() {
             return Ok(());
         }
         if this.blocked.get() {
@@ -31,15 +55,12 @@ impl Stream {
         }
         if size > this.flow.high() {
             Stream::flush(this)?;
-            let size = this.queue.borrow().size();
-            return endpoint::pause_protocol(this, size);
+            return endpoint::pause_protocol(this, this.queued_size());
         }
-        if !this.flush_scheduled.get() {
-            if !this.core.flush_later(&this.object(), flush_step) {
-                return Stream::flush(this);
-            }
-            this.flush_scheduled.set(true);
+        if !this.core.flush_later(this.object(), flush_step) {
+            return Stream::flush(this);
         }
+        this.flush_scheduled.set(true);
         Ok(())
     }
 
@@ -121,6 +142,7 @@ impl Stream {
             return Ok(());
         }
         this.eof_written.set(true);
+        this.refuses_writes.set(true);
         if this.queue.borrow().is_empty() {
             socket::shutdown_write(this.fd).or_os_error()?;
         }
@@ -138,6 +160,11 @@ impl Stream {
         Ok(())
     }
 
+    pub fn reset_empty_waiter(this: ThisStream<'_, '_>) {
+        this.empty_waiter.set(None);
+        this.refuses_writes.set(this.eof_written.get());
+    }
+
     pub fn make_empty_waiter(this: ThisStream<'_, '_>) -> PyResult<Object> {
         let py = this.py();
         if this.empty_waiter.is_some() {
@@ -146,6 +173,7 @@ impl Stream {
         Stream::flush_unless_blocked(this)?;
         let waiter = this.event_loop.call_method0(py, intern!(py, "create_future"))?;
         this.empty_waiter.set(Some(waiter.clone()));
+        this.refuses_writes.set(true);
         if this.queue.borrow().is_empty() {
             waiter.call_method1(py, intern!(py, "set_result"), &Object::none(py))?;
         }
@@ -155,13 +183,18 @@ impl Stream {
 
 /// Sends at the end of the iteration.
 fn flush_step(py: Python<'_>, object: &Object) -> PyResult<()> {
-    let stream = endpoint::transport::<Stream>(object)?;
-    stream.flush_scheduled.set(false);
-    let was_blocked = stream.blocked.get();
-    Stream::flush_unless_blocked(stream.this(py))?;
-    if stream.blocked.get() && !was_blocked {
+    let this = endpoint::transport::<Stream>(py, object)?;
+    this.flush_scheduled.set(false);
+    if this.blocked.get() {
+        return Ok(());
+    }
+    if this.queue.borrow().is_empty() {
+        return Ok(());
+    }
+    Stream::flush(this)?;
+    if this.blocked.get() {
         // The present context is not the writer's, which is gone.
-        stream.forget_writer();
+        this.forget_writer();
     }
     Ok(())
 }

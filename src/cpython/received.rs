@@ -1,0 +1,100 @@
+//! Bytes objects to receive into, used again when nobody refers to them any more.
+//!
+//! A bytes object of more than 512 bytes costs a call of malloc and one of free, some 500 instructions, and what is
+//! received is mostly forgotten at once: parsed, or sent on. So the last objects that were handed out are kept, and one
+//! that has become ours alone again is filled anew. Its memory may be larger than its size, but not by much.
+
+use std::collections::VecDeque;
+
+use pyo3::ffi;
+use pyo3::prelude::*;
+
+use super::object::Object;
+
+/// Objects kept at the most...
+const KEPT: usize = 256;
+/// ...and bytes of memory in them.
+const KEPT_BYTES: usize = 512 * 1024;
+
+struct Lent {
+    object: Object,
+    capacity: usize,
+}
+
+/// The objects that were handed out last, oldest first.
+#[derive(Default)]
+pub struct Received {
+    lent: VecDeque<Lent>,
+    bytes: usize,
+}
+
+impl Received {
+    /// An object with room for at least `size` bytes, which nobody else knows.
+    pub fn take(&mut self, py: Python<'_>, size: usize) -> PyResult<Blank> {
+        if let Some(oldest) = self.lent.front() {
+            // GIL: a count of one means that nobody else has it, or can get it.
+            // SAFETY: the object lives.
+            let is_ours = unsafe { ffi::Py_REFCNT(oldest.object.as_ptr()) } == 1;
+            let fits = oldest.capacity >= size && oldest.capacity <= 2 * size;
+            if is_ours || self.lent.len() >= KEPT || self.bytes >= KEPT_BYTES {
+                let Some(Lent { object, capacity }) = self.lent.pop_front() else {
+                    unreachable!("it was there")
+                };
+                self.bytes -= capacity;
+                if is_ours && fits {
+                    return Ok(Blank { object, capacity });
+                }
+            }
+        }
+        let capacity = size.next_multiple_of(64);
+        // SAFETY: null asks for bytes whose content is not there yet.
+        let object = unsafe {
+            let bytes = ffi::PyBytes_FromStringAndSize(std::ptr::null(), capacity as ffi::Py_ssize_t);
+            Object::from_owned(py, bytes)?
+        };
+        Ok(Blank { object, capacity })
+    }
+
+    /// The object with its first `length` bytes, which have been written, as its content.
+    pub fn hand_out(&mut self, blank: Blank, length: usize) -> Object {
+        let Blank { object, capacity } = blank;
+        assert!(length <= capacity);
+        // SAFETY: the object is an instance of bytes that nobody else knows; its memory has room for its capacity and
+        // a null byte. Its hash is of an earlier content.
+        unsafe {
+            let bytes = object.as_ptr().cast::<ffi::PyBytesObject>();
+            (*bytes).ob_base.ob_size = length as ffi::Py_ssize_t;
+            #[allow(deprecated)]
+            {
+                (*bytes).ob_shash = -1;
+            }
+            *(&raw mut (*bytes).ob_sval).cast::<u8>().add(length) = 0;
+        }
+        self.bytes += capacity;
+        self.lent.push_back(Lent { object: object.clone(), capacity });
+        object
+    }
+
+    /// Keeps an object that was not needed for the next time.
+    pub fn put_back(&mut self, blank: Blank) {
+        self.bytes += blank.capacity;
+        self.lent.push_front(Lent { object: blank.object, capacity: blank.capacity });
+    }
+}
+
+/// A bytes object without a content.
+pub struct Blank {
+    object: Object,
+    capacity: usize,
+}
+
+impl Blank {
+    pub fn as_mut_slice(&mut self) -> &mut [u8] {
+        // SAFETY: nobody else knows the object; its memory has room for its capacity. It may be uninitialised, which
+        // nobody reads before it is written to: what is handed out is what was written.
+        unsafe {
+            let bytes = self.object.as_ptr().cast::<ffi::PyBytesObject>();
+            std::slice::from_raw_parts_mut((&raw mut (*bytes).ob_sval).cast(), self.capacity)
+        }
+    }
+}
