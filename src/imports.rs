@@ -13,6 +13,9 @@ pub struct Imports {
     tasks: Object,
     futures: Object,
     pub buffered_protocol: Object,
+    /// asyncio's task in C, and the type of what it gives call_soon() to have a step run.
+    pub c_task: Object,
+    pub task_step: Object,
     pub report_handle: Object,
     pub report_slow: Object,
     pub report_usual: Object,
@@ -69,6 +72,8 @@ fn load(py: Python<'_>) -> PyResult<Imports> {
         tasks: of(&asyncio, "tasks")?.bind(py).getattr("__dict__")?.into(),
         futures: of(&asyncio, "futures")?.bind(py).getattr("__dict__")?.into(),
         buffered_protocol: of(&asyncio, "BufferedProtocol")?,
+        c_task: of(&support, "c_task")?,
+        task_step: support.call_method0("task_step_type")?.into(),
         report_handle: of(&support, "report_handle")?,
         report_slow: of(&support, "report_slow")?,
         report_usual: of(&support, "report_usual")?,

@@ -77,11 +77,10 @@ loop.close()
     )
 
 
-@pytest.mark.parametrize("name", ["MultiLoopChildWatcher", "ThreadedChildWatcher"])
-def test_a_watcher_and_a_runner(loop_name, name):
+def test_a_watcher_and_a_runner(loop_name):
     helpers.run_script(
         loop_name,
-        SOURCE.format(name=name)
+        SOURCE.format(name="ThreadedChildWatcher")
         + """
 watcher = Watcher()
 watcher.attach_loop(None)

@@ -25,6 +25,32 @@ DATAGRAM_HEADER = 8 if sys.version_info >= (3, 13) else 0
 _FORMAT_TAKES_DEBUG = "debug" in inspect.signature(format_helpers._format_callback_source).parameters
 
 
+c_task: Any = getattr(asyncio.tasks, "_CTask", None) or type(None)
+
+
+def task_step_type() -> type:
+    """The type of what a task written in C gives call_soon(), to have its next step run."""
+    seen: list[type] = [type(None)]
+
+    class Scheduler:
+        def call_soon(self, callback: object, *args: object, context: object = None) -> None:
+            seen.append(type(callback))
+
+        def get_debug(self) -> bool:
+            return False
+
+    async def nothing() -> None:
+        pass
+
+    if c_task is not type(None):
+        coroutine = nothing()
+        # A name of its own: the numbers in the usual names are for the program's tasks.
+        task = c_task(coroutine, loop=Scheduler(), name="hotloop")
+        task._log_destroy_pending = False
+        coroutine.close()
+    return seen[-1]
+
+
 class DatagramTransport(transports._FlowControlMixin, asyncio.DatagramTransport):
     """The classes that a datagram transport of asyncio's is an instance of."""
 

@@ -273,9 +273,9 @@ impl Core {
         for done in 1..=count {
             let Some(entry) = self.ready.borrow_mut().pop_front() else { break };
             if self.schedule.debug.get() {
-                entry.run_watched(py, event_loop)?;
+                entry.run_watched(py, event_loop, &self.schedule)?;
             } else {
-                entry.run(py)?;
+                entry.run(py, event_loop, &self.schedule)?;
             }
             drop(entry);
             if done % FLUSH_CLOCK_CALLBACKS == 0 && !self.unsent.borrow().is_empty() {
@@ -391,9 +391,7 @@ impl Core {
 
     pub fn traverse(&self, visitor: &mut Visitor) {
         if let Ok(ready) = self.ready.try_borrow() {
-            for entry in ready.iter() {
-                visitor.object(entry.object());
-            }
+            ready.iter().for_each(|entry| entry.traverse(visitor));
         }
         if let Ok(timers) = self.schedule.timers.try_borrow() {
             for timer in timers.iter() {

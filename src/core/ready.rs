@@ -1,11 +1,13 @@
 //! The entries of the ready queue.
 
+use std::rc::Rc;
+
 use pyo3::intern;
 use pyo3::prelude::*;
 
-use crate::cpython::class::Obj;
+use crate::cpython::class::{Obj, Visitor};
 use crate::cpython::object::Object;
-use crate::handle::{Handle, ThreadSafeHandle, TimerHandle};
+use crate::handle::{Handle, Schedule, TaskStep, ThreadSafeHandle, TimerHandle};
 use crate::imports::imports;
 use crate::reactor::clock;
 
@@ -28,16 +30,19 @@ pub enum Ready {
     ThreadSafe(Obj<ThreadSafeHandle>),
     /// An asyncio.Handle that is not of our making.
     Foreign(Object),
+    /// A step of a task, which nobody can have a handle of.
+    Task(TaskStep),
     Step(Object, Step),
     Event(Object, OnReady, Readiness),
 }
 
 impl Ready {
-    pub fn run(&self, py: Python<'_>) -> PyResult<()> {
+    pub fn run(&self, py: Python<'_>, event_loop: &Object, schedule: &Rc<Schedule>) -> PyResult<()> {
         match self {
             Ready::Handle(handle) => handle.run(py, handle.as_object()),
             Ready::Timer(timer) => timer.handle().run(py, timer.as_object()),
             Ready::ThreadSafe(handle) => handle.run(py, handle.as_object()),
+            Ready::Task(step) => step.run(py, event_loop, schedule),
             Ready::Foreign(handle) => handle.call_method0(py, intern!(py, "_run")).map(drop),
             Ready::Step(object, step) => step(py, object),
             Ready::Event(object, on_ready, readiness) => on_ready(py, object, *readiness),
@@ -45,11 +50,16 @@ impl Ready {
     }
 
     /// Runs in debug mode: callbacks that take long are logged.
-    pub(super) fn run_watched(&self, py: Python<'_>, event_loop: &Object) -> PyResult<()> {
+    pub(super) fn run_watched(
+        &self,
+        py: Python<'_>,
+        event_loop: &Object,
+        schedule: &Rc<Schedule>,
+    ) -> PyResult<()> {
         let handle = if self.is_handle() { self.object().clone() } else { Object::none(py) };
         event_loop.bind(py).setattr(intern!(py, "_current_handle"), handle.bind(py))?;
         let start = clock::now();
-        let result = self.run(py);
+        let result = self.run(py, event_loop, schedule);
         let duration = (clock::now() - start).into_pyobject(py)?.into();
         event_loop.bind(py).setattr(intern!(py, "_current_handle"), py.None())?;
         result?;
@@ -62,7 +72,15 @@ impl Ready {
             Ready::Handle(handle) => handle.as_object(),
             Ready::Timer(timer) => timer.as_object(),
             Ready::ThreadSafe(handle) => handle.as_object(),
+            Ready::Task(step) => &step.callback,
             Ready::Foreign(object) | Ready::Step(object, _) | Ready::Event(object, ..) => object,
+        }
+    }
+
+    pub(super) fn traverse(&self, visitor: &mut Visitor) {
+        match self {
+            Ready::Task(step) => step.traverse(visitor),
+            entry => visitor.object(entry.object()),
         }
     }
 

@@ -450,7 +450,8 @@ unsafe extern "C" fn dealloc<T: Native>(instance: *mut ffi::PyObject) {
         }
         let class = ffi::Py_TYPE(instance);
         ffi::PyObject_GC_UnTrack(instance.cast());
-        if (*class).tp_weaklistoffset != 0 {
+        let weak = (*class).tp_weaklistoffset;
+        if weak > 0 && !(*instance.byte_offset(weak).cast::<*mut ffi::PyObject>()).is_null() {
             ffi::PyObject_ClearWeakRefs(instance);
         }
         let made = T::class();

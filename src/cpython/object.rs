@@ -70,6 +70,14 @@ impl Object {
         self.pointer == other.pointer
     }
 
+    /// Whether this is the only reference to the object.
+    #[inline]
+    pub fn is_unique(&self) -> bool {
+        // GIL: nobody can make another meanwhile.
+        // SAFETY: the object lives.
+        (unsafe { ffi::Py_REFCNT(self.as_ptr()) }) == 1
+    }
+
     pub fn is_none(&self) -> bool {
         // SAFETY: None is immortal or at least never freed.
         self.as_ptr() == unsafe { ffi::Py_None() }

@@ -32,9 +32,7 @@ impl Received {
     /// An object with room for at least `size` bytes, which nobody else knows.
     pub fn take(&mut self, py: Python<'_>, size: usize) -> PyResult<Blank> {
         if let Some(oldest) = self.lent.front() {
-            // GIL: a count of one means that nobody else has it, or can get it.
-            // SAFETY: the object lives.
-            let is_ours = unsafe { ffi::Py_REFCNT(oldest.object.as_ptr()) } == 1;
+            let is_ours = oldest.object.is_unique();
             let fits = oldest.capacity >= size && oldest.capacity <= 2 * size;
             if is_ours || self.lent.len() >= KEPT || self.bytes >= KEPT_BYTES {
                 let Some(Lent { object, capacity }) = self.lent.pop_front() else {

@@ -36,10 +36,12 @@ pub struct Loop {
     has_task_factory: Cell<bool>,
     /// Whether call_at() is not ours.
     foreign_call_at: Cell<bool>,
+    /// Whether call_soon() is not ours, so that somebody may look at what it returns.
+    foreign_call_soon: Cell<bool>,
 }
 
-/// Methods that asyncio's own methods call, so that overriding one changes the others.
-const OVERRIDES: [&str; 2] = ["time", "call_at"];
+/// Methods that others call, so that overriding one changes what those may do.
+const OVERRIDES: [&str; 3] = ["time", "call_at", "call_soon"];
 
 pub type ThisLoop<'a, 'py> = This<'a, 'py, Loop>;
 
@@ -53,6 +55,7 @@ impl Loop {
             thread: Cell::new(None),
             has_task_factory: Cell::new(false),
             foreign_call_at: Cell::new(false),
+            foreign_call_soon: Cell::new(false),
         })
     }
 
@@ -71,9 +74,10 @@ impl Loop {
             }
             Ok(!class.getattr(name)?.is(&ours.getattr(name)?))
         };
-        let [time, call_at] = OVERRIDES;
+        let [time, call_at, call_soon] = OVERRIDES;
         self.core.set_foreign_clock(is_foreign(time)?);
         self.foreign_call_at.set(is_foreign(call_at)?);
+        self.foreign_call_soon.set(is_foreign(call_soon)?);
         Ok(())
     }
 

@@ -11,7 +11,7 @@ use crate::core::Ready;
 use crate::cpython::args::Args;
 use crate::cpython::class::{Native, Obj};
 use crate::cpython::object::{Object, copy_context, thread_ident};
-use crate::handle::{Arguments, Call, Handle, ThreadSafeHandle, TimerHandle};
+use crate::handle::{Arguments, Call, Handle, TaskStep, ThreadSafeHandle, TimerHandle, is_of_task};
 use crate::reactor::clock;
 use crate::{method, method0, method1};
 
@@ -40,12 +40,6 @@ fn make_handle<'py>(
     Handle::new(py, call, &this.core.schedule)
 }
 
-/// The handle for the arguments of call_soon().
-fn make_soon<'py>(this: ThisLoop<'_, 'py>, method: &str, args: Args<'_, 'py>) -> PyResult<Handle> {
-    let ([callback], context) = args.leading(method, ["callback"], intern!(this.py(), "context"))?;
-    make_handle(this, method, callback, args, 1, context)
-}
-
 #[cold]
 fn check_in_debug(this: ThisLoop<'_, '_>, method: &str, callback: &Object) -> PyResult<()> {
     let py = this.py();
@@ -56,15 +50,29 @@ fn check_in_debug(this: ThisLoop<'_, '_>, method: &str, callback: &Object) -> Py
 }
 
 fn call_soon<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
+    let py = this.py();
     this.check_closed()?;
-    let handle = Obj::new(this.py(), make_soon(this, "call_soon", args)?)?;
+    let ([callback], context) = args.leading("call_soon", ["callback"], intern!(py, "context"))?;
+    let arguments = args.len().saturating_sub(1);
+    if let Some(context) = &context
+        && !this.foreign_call_soon.get()
+        && !this.debug()
+        && is_of_task(py, &callback, arguments)?
+    {
+        let step = TaskStep { callback, future: args.object(1), context: context.clone() };
+        this.core.push(Ready::Task(step));
+        return Ok(Object::none(py));
+    }
+    let handle = Obj::new(py, make_handle(this, "call_soon", callback, args, 1, context)?)?;
     this.core.push(Ready::Handle(handle.clone()));
     Ok(handle.into_object())
 }
 
 fn call_soon_threadsafe<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
     this.check_closed()?;
-    let handle = make_soon(this, "call_soon_threadsafe", args)?;
+    const METHOD: &str = "call_soon_threadsafe";
+    let ([callback], context) = args.leading(METHOD, ["callback"], intern!(this.py(), "context"))?;
+    let handle = make_handle(this, METHOD, callback, args, 1, context)?;
     let (entry, handle) = if ThreadSafeHandle::class().exists() {
         let handle = Obj::new(this.py(), ThreadSafeHandle::new(handle))?;
         (Ready::ThreadSafe(handle.clone()), handle.into_object())

@@ -1,0 +1,100 @@
+//! Steps of asyncio's C task, scheduled without a handle.
+//!
+//! A task throws away what call_soon() returns for its steps and wake-ups, and nobody else can call it with them: their
+//! callables are the task's own. So there need be no handle, unless debug mode wants to tell where it was made, or a
+//! subclass looks at what call_soon() returns.
+
+use std::ffi::CStr;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicPtr, Ordering::Relaxed};
+
+use pyo3::ffi;
+use pyo3::prelude::*;
+
+use super::{Arguments, Call, Handle, Schedule, survivable};
+use crate::cpython::class::{Obj, Visitor};
+use crate::cpython::object::{Object, run_in_context};
+use crate::imports::imports;
+
+/// A task's step, or its wake-up with the future that it waited for.
+pub struct TaskStep {
+    pub callback: Object,
+    pub future: Option<Object>,
+    pub context: Object,
+}
+
+/// Whether a callable is a task's step (without an argument) or wake-up (with one).
+#[inline]
+pub fn is_of_task(py: Python<'_>, callback: &Object, arguments: usize) -> PyResult<bool> {
+    // SAFETY: the object lives.
+    let kind = unsafe { ffi::Py_TYPE(callback.as_ptr()) };
+    match arguments {
+        0 => Ok(kind.cast() == imports(py)?.task_step.as_ptr()),
+        1 if kind == &raw mut ffi::PyCFunction_Type => is_wakeup(py, callback),
+        _ => Ok(false),
+    }
+}
+
+fn is_wakeup(py: Python<'_>, callback: &Object) -> PyResult<bool> {
+    /// The definition of the wake-up, once it has been seen.
+    static WAKEUP: AtomicPtr<ffi::PyMethodDef> = AtomicPtr::new(std::ptr::null_mut());
+
+    // SAFETY: the callable was found to be exactly a PyCFunction, whose definition outlives it.
+    let definition = unsafe { (*callback.as_ptr().cast::<ffi::PyCFunctionObject>()).m_ml };
+    let known = WAKEUP.load(Relaxed);
+    if !known.is_null() {
+        return Ok(definition == known);
+    }
+    // SAFETY: definitions have names; the owner of a builtin method, if any, is borrowed from it.
+    let (name, owner) =
+        unsafe { (CStr::from_ptr((*definition).ml_name), ffi::PyCFunction_GetSelf(callback.as_ptr())) };
+    if name != c"task_wakeup" || owner.is_null() {
+        return Ok(false);
+    }
+    // SAFETY: the callable keeps its owner alive.
+    let owner = unsafe { pyo3::Borrowed::from_ptr(py, owner) };
+    let found = owner.is_instance(&imports(py)?.c_task.bind(py))?;
+    if found {
+        WAKEUP.store(definition, Relaxed);
+    }
+    Ok(found)
+}
+
+impl TaskStep {
+    #[inline]
+    pub fn run(&self, py: Python<'_>, event_loop: &Object, schedule: &Rc<Schedule>) -> PyResult<()> {
+        let result = run_in_context(py, &self.context, || match &self.future {
+            Some(future) => self.callback.call(py, &[future]),
+            None => self.callback.call(py, &[]),
+        });
+        match result {
+            Ok(_) => Ok(()),
+            Err(error) => self.report(py, error, event_loop, schedule),
+        }
+    }
+
+    #[cold]
+    fn report(
+        &self,
+        py: Python<'_>,
+        error: PyErr,
+        event_loop: &Object,
+        schedule: &Rc<Schedule>,
+    ) -> PyResult<()> {
+        let exception = survivable(py, error)?;
+        let call = Call {
+            callback: self.callback.clone(),
+            arguments: self.future.clone().map_or(Arguments::None, Arguments::One),
+            context: self.context.clone(),
+            event_loop: event_loop.clone(),
+        };
+        let handle = Obj::new(py, Handle::with_traceback(call, schedule, None))?;
+        imports(py)?.report_handle.call(py, &[handle.as_object(), &exception]).map(drop)
+    }
+
+    pub fn traverse(&self, visitor: &mut Visitor) {
+        visitor.object(&self.callback);
+        visitor.optional(&self.future);
+        visitor.object(&self.context);
+    }
+}
