@@ -1,5 +1,6 @@
 """What becomes of an exception that a callback raises, and of an exit or interrupt."""
 
+import asyncio
 import socket
 
 import helpers
@@ -135,3 +136,58 @@ def test_without_a_handler_exceptions_are_logged(loop, logged):
     assert line.startswith("Exception in callback ")
     with pytest.raises(TypeError):
         loop.set_exception_handler(42)
+
+
+@pytest.mark.parametrize("exit", [helpers.Leave, helpers.Interrupt])
+def test_an_exit_in_connection_made_leaves_the_connection_in_order(loop, pair, exit):
+    """Whoever runs the loop again gets the transport, and the protocol its data."""
+    ours, peer = pair
+
+    def leave(protocol, transport):
+        raise exit
+
+    protocol = helpers.Recorder(connection_made=leave)
+    connecting = loop.create_task(loop.create_connection(lambda: protocol, sock=ours))
+    with pytest.raises(exit):
+        loop.run_until_complete(connecting)
+    transport, _ = loop.run_until_complete(asyncio.wait_for(connecting, 5))
+    peer.send(b"data")
+    loop.run_until_complete(asyncio.wait_for(protocol.received(4), 5))
+    transport.close()
+    loop.run_until_complete(asyncio.wait_for(protocol.lost(), 5))
+
+
+def test_an_exit_in_pause_writing_in_connection_made(loop, pair):
+    """The write has happened: what could not be sent goes out when the loop runs again."""
+    ours, peer = pair
+
+    def leave(protocol):
+        raise helpers.Leave
+
+    protocol = helpers.Recorder(
+        connection_made=lambda protocol, transport: transport.write(helpers.TOO_MUCH), pause_writing=leave
+    )
+    connecting = loop.create_task(loop.create_connection(lambda: protocol, sock=ours))
+    with pytest.raises(helpers.Leave):
+        loop.run_until_complete(connecting)
+    transport, _ = loop.run_until_complete(asyncio.wait_for(connecting, 5))
+    size = len(helpers.TOO_MUCH)
+    received = loop.run_until_complete(asyncio.wait_for(helpers.read_exactly(peer, size), 10))
+    assert received == helpers.TOO_MUCH
+    transport.close()
+    loop.run_until_complete(asyncio.wait_for(protocol.lost(), 5))
+
+
+def test_an_exit_in_connection_made_of_an_accepted_connection(loop):
+    def leave(protocol, transport):
+        raise helpers.Leave
+
+    protocol = helpers.Recorder(connection_made=leave)
+    server = loop.run_until_complete(loop.create_server(lambda: protocol, "127.0.0.1", 0))
+    with socket.create_connection(server.sockets[0].getsockname()) as peer:
+        with pytest.raises(helpers.Leave):
+            loop.run_until_complete(protocol.until("connection_made"))
+        peer.send(b"data")
+        loop.run_until_complete(asyncio.wait_for(protocol.received(4), 5))
+    loop.run_until_complete(asyncio.wait_for(protocol.lost(), 5))
+    server.close()

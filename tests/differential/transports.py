@@ -1,0 +1,548 @@
+"""Stream transports: two ends of a connection, each a transport with a protocol, or a plain socket.
+
+A step of a program acts on one end; then the loop comes to rest. Protocols react to their calls with actions
+of their own. What is compared is, for each end, the order of its protocol's calls, what was received, and
+what the end looks like after each step. An amount of data is either so small that every buffer takes it, or
+so large that none does; what is received is checked against what was sent, byte for byte.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import functools
+import os
+import socket
+from dataclasses import dataclass
+
+import helpers
+from hypothesis import strategies as st
+
+from . import running
+
+BIG = 3 << 20
+MUCH = 1 << 14  # from here on it is up to the kernel how much comes
+PATTERN = os.urandom(65521)
+SENT = PATTERN * (20 * BIG // len(PATTERN))
+
+
+@dataclass(frozen=True)
+class Write:
+    size: int
+
+
+@dataclass(frozen=True)
+class WriteLines:
+    sizes: tuple
+
+
+@dataclass(frozen=True)
+class Limits:
+    high: int | None
+    low: int | None = None
+
+
+@dataclass(frozen=True)
+class Act:
+    """A method of a transport, or `stop`, `raise` and the like: see End."""
+
+    what: str
+
+
+@dataclass(frozen=True)
+class Soon:
+    actions: tuple
+
+
+@dataclass(frozen=True)
+class SetProtocol:
+    """From here on another protocol, of one kind or the other, which reacts in its own way."""
+
+    buffered: bool
+    reactions: tuple
+
+
+@dataclass(frozen=True)
+class On:
+    """What a protocol does when one of its methods is called for the first time."""
+
+    call: str
+    actions: tuple
+
+
+@dataclass(frozen=True)
+class Step:
+    """One end acts. A plain socket understands the actions that make sense for it."""
+
+    end: str
+    actions: tuple
+
+
+@dataclass(frozen=True)
+class Program:
+    kind: str
+    left: tuple  # of reactions
+    right: tuple | None  # None: a plain socket
+    steps: tuple
+    buffered: bool = False
+    debug: bool = False
+    early: int = 0  # bytes that the peer sent before there was a transport
+
+
+CALLS = (
+    "connection_made",
+    "data_received",
+    "eof_received",
+    "connection_lost",
+    "pause_writing",
+    "resume_writing",
+)
+ACTS = (
+    "write_eof", "close", "abort", "pause_reading", "resume_reading", "get_write_buffer_size",
+    "get_write_buffer_limits", "stop", "raise_failure", "raise_leave", "raise_oserror",
+)  # fmt: skip
+
+
+def _strategy():
+    sizes = st.sampled_from([0, 1, 7, 100, 100, BIG])
+    small = st.sampled_from([0, 1, 7, 100])
+    limits = st.builds(
+        Limits, st.sampled_from([None, 0, 1, 50, 10 * BIG]), st.sampled_from([None, None, 0, 20])
+    )
+    simple = st.one_of(
+        st.builds(Write, sizes),
+        st.builds(Write, small),
+        st.builds(WriteLines, st.lists(small.filter(bool), max_size=3).map(tuple)),
+        st.builds(Act, st.sampled_from(ACTS)),
+        st.builds(Act, st.sampled_from(ACTS)),
+        limits,
+    )
+    reacting = st.one_of(
+        simple, st.builds(Soon, st.lists(simple, max_size=2).map(tuple)), st.just(Act("keep_open"))
+    )
+
+    def reactions(actions, most):
+        on = st.builds(On, st.sampled_from(CALLS), st.lists(actions, min_size=1, max_size=3).map(tuple))
+        return st.lists(on, max_size=most, unique_by=lambda on: on.call).map(tuple)
+
+    switch = st.builds(SetProtocol, st.booleans(), reactions(reacting, 2))
+    every = st.one_of(reacting, reacting, reacting, switch)
+    step = st.builds(
+        Step, st.sampled_from(["left", "left", "right"]), st.lists(every, min_size=1, max_size=3).map(tuple)
+    )
+    plain = st.builds(
+        Step,
+        st.just("right"),
+        st.lists(
+            st.one_of(
+                st.builds(Write, sizes),
+                st.builds(
+                    Act,
+                    st.sampled_from(["write_eof", "close", "abort", "drain", "drain", "shutdown_reading"]),
+                ),
+            ),
+            min_size=1,
+            max_size=2,
+        ).map(tuple),
+    )
+    common = {
+        "kind": st.sampled_from(["unix", "tcp", "served"]),
+        "left": reactions(every, 4),
+        "buffered": st.booleans(),
+        "debug": st.sampled_from([False, False, False, True]),
+    }
+    both = st.builds(
+        Program, right=reactions(every, 4), steps=st.lists(step, min_size=1, max_size=7).map(tuple), **common
+    )
+    against_plain = st.builds(
+        Program,
+        right=st.none(),
+        steps=st.lists(
+            st.one_of(step.filter(lambda step: step.end == "left"), plain), min_size=1, max_size=8
+        ).map(tuple),
+        early=st.sampled_from([0, 0, 10]),
+        **common,
+    )
+    return st.one_of(both, against_plain).map(tame)
+
+
+def tame(program):
+    """Where a protocol ends the connection, or pauses, when data comes, have all data come at once.
+
+    What is still on its way then decides what is received, and whether the peer sees an end or a reset.
+    """
+    ending = {
+        Act(what)
+        for what in ("close", "abort", "pause_reading", "raise_failure", "raise_leave", "raise_oserror")
+    }
+
+    def visit(thing, leaf):
+        if isinstance(thing, tuple):
+            return tuple(visit(each, leaf) for each in thing)
+        if dataclasses.is_dataclass(thing):
+            fields = {name: visit(value, leaf) for name, value in vars(thing).items()}
+            return leaf(dataclasses.replace(thing, **fields))
+        return thing
+
+    found = []
+
+    def look(thing):
+        if isinstance(thing, On) and thing.call == "data_received":
+            visit(thing.actions, lambda inner: found.append(inner in ending) or inner)
+        return thing
+
+    visit(program, look)
+    if not any(found):
+        return program
+
+    def change(thing):
+        if isinstance(thing, Write):
+            return Write(min(thing.size, 100))
+        return Soon(()) if isinstance(thing, Soon) else thing
+
+    return visit(program, change)
+
+
+programs = _strategy()
+
+
+class Received:
+    """Checks what comes against what was sent."""
+
+    def __init__(self, note, name):
+        self.note, self.name = note, name
+        self.count = 0
+        self.big = False
+
+    def take(self, data):
+        expected = SENT[self.count : self.count + len(data)]
+        if data != expected:
+            self.note.note(self.name, "corrupt", self.count, len(data))
+        self.count += len(data)
+        if self.count >= MUCH:
+            self.note.once(self.name + " received", "much")
+            self.note.count += 1
+        else:
+            self.note.amount(self.name + " received", "data", len(data))
+
+
+class _Calls:
+    """A protocol that notes its calls, and reacts."""
+
+    def __init__(self, end, reactions):
+        self.end = end
+        self.number = end.protocols
+        end.protocols += 1
+        self.reactions = {on.call: on.actions for on in reactions}
+
+    def called(self, call, *what):
+        self.end.machine.trace.once(self.end.name, self.number, call, *what)
+        actions = self.reactions.pop(call, ())
+        if call == "resume_writing":
+            # asyncio then goes on watching a socket that it has nothing to send on, and spins.
+            actions = [action for action in actions if action != Act("raise_leave")]
+        return self.end.react(actions)
+
+    def connection_made(self, transport):
+        self.end.transport = transport
+        self.called("connection_made")
+
+    def connection_lost(self, exc):
+        self.end.lost = True
+        self.called("connection_lost", running.told(exc))
+
+    def eof_received(self):
+        count = self.end.received.count
+        return self.called("eof_received", "after", count if count < MUCH else "much")
+
+    def pause_writing(self):
+        self.called("pause_writing")
+
+    def resume_writing(self):
+        self.called("resume_writing")
+
+    def data(self, data):
+        self.end.received.take(data)
+        actions = self.reactions.pop("data_received", None)
+        if actions is not None:
+            self.called("data_received", "first")
+            self.end.react(actions)
+
+
+class Streamed(_Calls, asyncio.Protocol):
+    def data_received(self, data):
+        self.data(data)
+
+
+class Buffered(_Calls, asyncio.BufferedProtocol):
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.buffer = bytearray(1 << 16)
+
+    def get_buffer(self, sizehint):
+        return self.buffer
+
+    def buffer_updated(self, nbytes):
+        self.data(bytes(self.buffer[:nbytes]))
+
+
+class End:
+    """One end, with a transport."""
+
+    def __init__(self, machine, name):
+        self.machine, self.name = machine, name
+        self.transport = None
+        self.lost = False
+        self.protocols = 0
+        self.sent = 0
+        self.in_vain = None  # the step in which it wrote to a peer that is gone
+        self.received = Received(machine.trace, name)
+
+    def note(self, *what):
+        self.machine.trace.note(self.name, *what)
+
+    def protocol(self, buffered, reactions):
+        return (Buffered if buffered else Streamed)(self, reactions)
+
+    def react(self, actions):
+        """A reaction sees the exceptions of what it calls, but those that it raises itself are its own."""
+        result = None
+        for action in actions:
+            if isinstance(action, Act) and action.what.startswith("raise_"):
+                raise running.EXCEPTIONS[
+                    {"failure": "Failure", "leave": "Leave", "oserror": "OSError"}[action.what[6:]]
+                ]("raised")
+            if action == Act("keep_open"):
+                result = True
+            elif action == Act("stop"):
+                self.machine.loop.stop()
+            else:
+                self.perform(action)
+        return result
+
+    def perform(self, action):
+        name = getattr(action, "what", type(action).__name__)
+        try:
+            result = getattr(self, type(action).__name__.lower())(action)
+        except Exception as exc:
+            result = running.told(exc)
+        if result is not None:
+            self.note("  ", name, result)
+
+    def may_write(self, size):
+        """Whether asyncio determines what comes of a write.
+
+        After connection_lost it may fail in its own insides. What is sent to a peer that is gone brings an
+        error with the next system call: whether that is in the same write, or comes later, is not comparable.
+        """
+        if self.lost or self.transport.is_closing():
+            return not self.lost and size < BIG
+        if not self.other.is_gone():
+            return True
+        if size >= BIG or self.in_vain == self.machine.now:
+            return False
+        self.in_vain = self.machine.now
+        return True
+
+    def is_gone(self):
+        return self.transport is not None and self.transport.is_closing()
+
+    def write(self, action):
+        if self.may_write(action.size):
+            self.sending(self.transport.write, SENT[self.sent : self.sent + action.size], action.size)
+
+    def sending(self, method, data, size):
+        self.sent += size
+        try:
+            method(data)
+        except Exception:
+            self.sent -= size  # refused
+            raise
+
+    def writelines(self, action):
+        if self.transport.is_closing() or not self.may_write(1):
+            return  # in 3.12 and 3.13 asyncio does not look whether it is closing
+        lines, position = [], self.sent
+        for size in action.sizes:
+            lines.append(SENT[position : position + size])
+            position += size
+        self.sending(self.transport.writelines, lines, position - self.sent)
+
+    def limits(self, action):
+        self.transport.set_write_buffer_limits(action.high, action.low)
+
+    def soon(self, action):
+        self.machine.loop.call_soon(self.react, action.actions)
+
+    def setprotocol(self, action):
+        self.transport.set_protocol(self.protocol(action.buffered, action.reactions))
+
+    def act(self, action):
+        result = getattr(self.transport, action.what)()
+        return result > 0 if action.what == "get_write_buffer_size" else result
+
+    def state(self):
+        transport = self.transport
+        if transport is None:
+            return ("never made",)
+        sock = transport.get_extra_info("socket")
+        return (
+            "closing" if transport.is_closing() else "open",
+            "reading" if transport.is_reading() else "not reading",
+            "buffer" if transport.get_write_buffer_size() else "no buffer",
+            "gone" if sock is None or sock.fileno() < 0 else "there",
+        )
+
+    def finish(self):
+        if self.transport is not None and not self.lost:
+            self.transport.abort()
+
+
+class Plain(End):
+    """One end, a plain socket that does not block."""
+
+    sock = None
+    deaf = False
+
+    def is_gone(self):
+        return self.deaf or self.sock.fileno() < 0
+
+    def perform(self, action):
+        if self.sock.fileno() < 0:
+            return
+        super().perform(action)
+
+    def write(self, action):
+        """What does not fit is not sent."""
+        with contextlib.suppress(BlockingIOError):
+            while action.size:
+                sent = self.sock.send(SENT[self.sent : self.sent + action.size])
+                self.sent += sent
+                if action.size < BIG:
+                    break
+
+    def act(self, action):
+        return getattr(self, action.what, lambda: None)()
+
+    def write_eof(self):
+        self.sock.shutdown(socket.SHUT_WR)
+
+    def shutdown_reading(self):
+        self.deaf = True
+        self.sock.shutdown(socket.SHUT_RD)
+
+    def close(self):
+        self.sock.close()
+
+    def abort(self):
+        if self.sock.family == socket.AF_INET:
+            helpers.reset(self.sock)
+        self.sock.close()
+
+    def drain(self):
+        """Read what there is; `rest` comes back for more."""
+        while self.sock.fileno() >= 0:
+            try:
+                data = self.sock.recv(1 << 20)
+            except BlockingIOError:
+                return
+            except OSError as exc:
+                self.note("error", running.told(exc))
+                return
+            if not data:
+                self.machine.trace.once(self.name, "end of file")
+                return
+            self.received.take(data)
+
+    def state(self):
+        return ()
+
+    def finish(self):
+        self.sock.close()
+
+
+class Machine:
+    """What runs such a program."""
+
+    def __init__(self, loop, trace, program, slowness):
+        self.loop, self.trace = loop, trace
+        loop.set_debug(program.debug)
+        loop.slow_callback_duration = 60
+        self.left = End(self, "left")
+        self.right = (Plain if program.right is None else End)(self, "right")
+        self.left.other, self.right.other = self.right, self.left
+        self.now = -1  # the step
+        running.run_all(loop, self.main(program), trace.once)
+
+    async def main(self, program):
+        await self.connect(program)
+        await running.rest(self.trace)
+        self.mark(-1)
+        for number, step in enumerate(program.steps):
+            self.now = number
+            end = getattr(self, step.end)
+            if isinstance(end, Plain) or end.transport is not None:
+                self.loop.call_soon(self.step, end, step.actions)
+            await running.rest(self.trace)
+            if isinstance(end, Plain) and Act("drain") in step.actions:
+                await self.drain(end)
+            self.mark(number)
+        for end in (self.left, self.right):
+            end.finish()
+        await running.rest(self.trace)
+        self.mark("end")
+
+    async def drain(self, end):
+        count = -1
+        while count != end.received.count:
+            count = end.received.count
+            end.drain()
+            await running.rest(self.trace)
+
+    def step(self, end, actions):
+        if isinstance(end, Plain):
+            for action in actions:
+                end.perform(action)
+        else:
+            end.react(actions)
+
+    def mark(self, number):
+        for end in (self.left, self.right):
+            self.trace.note(end.name, "-- step", number, *end.state())
+            self.trace.note(end.name + " received", "-- step", number)
+
+    async def connect(self, program):
+        makers = {
+            "left": functools.partial(self.left.protocol, program.buffered, program.left),
+            "right": program.right is not None
+            and functools.partial(self.right.protocol, program.buffered, program.right),
+        }
+        if program.kind == "served":
+            await self.serve(makers)
+            return
+        ours, peer = helpers.PAIRS[program.kind]()
+        if program.kind == "tcp":
+            # asyncio leaves it out for a socket that was made without naming TCP.
+            for sock in (ours, peer):
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
+        if program.right is None:
+            self.right.sock = peer
+            self.right.perform(Write(program.early))
+        else:
+            await self.loop.create_connection(makers["right"], sock=peer)
+        await self.loop.create_connection(makers["left"], sock=ours)
+
+    async def serve(self, makers):
+        """The left end is accepted by a server, the right one connects."""
+        server = await self.loop.create_server(makers["left"], "127.0.0.1", 0)
+        address = server.sockets[0].getsockname()
+        if makers["right"]:
+            await self.loop.create_connection(makers["right"], *address)
+        else:
+            self.right.sock = socket.create_connection(address)
+            self.right.sock.setblocking(False)
+            self.right.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
+        await running.rest(self.trace)
+        server.close()
+
+
+machine = Machine
