@@ -13,56 +13,35 @@ from differential import running, scheduling, sockets, tasks, transports
 from hypothesis import HealthCheck, given, settings
 
 SCALE = float(os.environ.get("HOTLOOP_EXAMPLES", "1"))
-# Making a failing program small takes its time.
 pytestmark = [
+    # Making a failing program small takes its time.
     pytest.mark.timeout(400 + 60 * SCALE),
     # A program may leave a coroutine that refuses to end.
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 
 
-def examples(number):
-    return settings(
-        max_examples=max(round(number * SCALE), 1),
+@pytest.mark.parametrize("other", ["hotloop", "asyncio"])
+@pytest.mark.parametrize(
+    ("topic", "number"),
+    [(scheduling, 300), (tasks, 300), (transports, 1200), (sockets, 1200)],
+    ids=["scheduling", "tasks", "transports", "sockets"],
+)
+def test_programs_see_the_same(topic, number, other):
+    """On hotloop as on asyncio; and on asyncio as on asyncio, or the programs are not determined."""
+    if not {"asyncio", other} <= set(helpers.FACTORIES):
+        pytest.skip("both loops are needed")
+
+    @given(program=topic.programs)
+    @settings(
+        max_examples=max(round(number * SCALE) // (1 if other == "hotloop" else 4), 1),
         deadline=None,
         database=None,
         print_blob=True,
         report_multiple_bugs=False,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
     )
+    def see_the_same(program):
+        running.compare(topic.machine, program, helpers.FACTORIES["asyncio"], helpers.FACTORIES[other])
 
-
-@pytest.fixture(scope="module", params=["hotloop", "asyncio"])
-def other(request):
-    """What asyncio is compared with: hotloop, and, as a check of the programs, asyncio itself."""
-    if request.param not in helpers.FACTORIES or "asyncio" not in helpers.FACTORIES:
-        pytest.skip("both loops are needed")
-    return request.param
-
-
-def compare(machine, program, other):
-    running.compare(machine, program, helpers.FACTORIES["asyncio"], helpers.FACTORIES[other])
-
-
-@given(program=scheduling.programs)
-@examples(1000)
-def test_scheduling(other, program):
-    compare(scheduling.machine, program, other)
-
-
-@given(program=tasks.programs)
-@examples(1000)
-def test_tasks(other, program):
-    compare(tasks.machine, program, other)
-
-
-@given(program=transports.programs)
-@examples(1000)
-def test_transports(other, program):
-    compare(transports.machine, program, other)
-
-
-@given(program=sockets.programs)
-@examples(1000)
-def test_sockets_and_streams(other, program):
-    compare(sockets.machine, program, other)
+    see_the_same()

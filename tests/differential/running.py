@@ -210,8 +210,8 @@ unsteady = []  # programs that differed once and then did not: a busy machine, o
 def compare(machine, program, reference, other):
     """Fail if the program sees something else on the one loop than on the other, time after time."""
     for attempt in range(ATTEMPTS):
-        expected = run(machine, program, reference, 2**attempt)
-        seen = run(machine, program, other, 2**attempt)
+        expected = run(machine, program, reference, 4**attempt)
+        seen = run(machine, program, other, 4**attempt)
         if seen == expected:
             if attempt:
                 unsteady.append(program)

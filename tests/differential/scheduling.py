@@ -1,10 +1,10 @@
 """call_soon, call_later, call_at, call_soon_threadsafe, cancelling, stopping, exceptions, contexts.
 
 Timers are made comparable by slots: a timer that is not yet due comes up in a slot of some milliseconds, in
-which everything that is ready has run before the next. call_at() puts its timers nanoseconds apart, so that those
-of a slot are due at once, in order of their deadlines; a relative delay has a slot for itself. Timers that are due
-already are ordered by deadlines thousands of seconds ago. Equal deadlines are left out: asyncio's heap has no
-order for them.
+which everything that is ready has run before the next. call_at() puts its timers nanoseconds apart, so that
+those of a slot are due at once, in order of their deadlines; a relative delay has a slot for itself. Timers
+that are due already are ordered by deadlines thousands of seconds ago. Equal deadlines are left out, since
+asyncio's heap has no order for them.
 """
 
 import contextvars

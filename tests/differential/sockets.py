@@ -44,8 +44,8 @@ class Streams:
 
 OPERATIONS = (
     "recv", "recv_into", "sendall", "sendall_big", "cancel_reading", "cancel_writing", "cancel_writing",
-    "add_reader", "add_reader_once", "add_reader_raising", "remove_reader", "add_writer", "add_writer_raising",
-    "remove_writer", "send", "send", "shutdown", "drain", "drain", "add_both", "yield_",
+    "add_reader", "add_reader_once", "add_reader_raising", "remove_reader", "add_writer",
+    "add_writer_raising", "remove_writer", "send", "send", "shutdown", "drain", "drain", "add_both", "yield_",
 )  # fmt: skip
 READS = ("read", "readexactly", "readline", "readuntil", "read_all")
 WRITES = ("write", "write", "writelines", "write_line", "write_big")
@@ -288,7 +288,8 @@ class Machine:
             await running.rest(self.trace)
         for name, task in tasks.items():
             self.trace.note(name, "ended", task.cancelled() or running.told(task.exception()))
-            writers[name].transport.abort()
+            with contextlib.suppress(AttributeError):  # asyncio's own, of a transport that is gone
+                writers[name].transport.abort()
         await running.rest(self.trace)
 
     async def script(self, name, reader, writer, script):

@@ -165,41 +165,57 @@ def _strategy():
     return st.one_of(both, against_plain).map(tame)
 
 
-def tame(program):
-    """Where a protocol ends the connection, or pauses, when data comes, have all data come at once.
+ENDING = {
+    Act(what) for what in ("close", "abort", "pause_reading", "raise_failure", "raise_leave", "raise_oserror")
+}
 
-    What is still on its way then decides what is received, and whether the peer sees an end or a reset.
-    """
-    ending = {
-        Act(what)
-        for what in ("close", "abort", "pause_reading", "raise_failure", "raise_leave", "raise_oserror")
-    }
 
-    def visit(thing, leaf):
-        if isinstance(thing, tuple):
-            return tuple(visit(each, leaf) for each in thing)
-        if dataclasses.is_dataclass(thing):
-            fields = {name: visit(value, leaf) for name, value in vars(thing).items()}
-            return leaf(dataclasses.replace(thing, **fields))
-        return thing
+def visit(thing, leaf):
+    """A program in which each operation was replaced by what `leaf` makes of it, the innermost first."""
+    if isinstance(thing, tuple):
+        return tuple(visit(each, leaf) for each in thing)
+    if dataclasses.is_dataclass(thing):
+        return leaf(
+            dataclasses.replace(thing, **{name: visit(value, leaf) for name, value in vars(thing).items()})
+        )
+    return thing
 
+
+def ends(program, call):
+    """Whether some protocol ends its connection, or pauses, when that is called."""
     found = []
 
     def look(thing):
-        if isinstance(thing, On) and thing.call == "data_received":
-            visit(thing.actions, lambda inner: found.append(inner in ending) or inner)
+        if isinstance(thing, On) and thing.call == call:
+            visit(thing.actions, lambda inner: found.append(inner in ENDING) or inner)
         return thing
 
     visit(program, look)
-    if not any(found):
-        return program
+    return any(found)
 
-    def change(thing):
-        if isinstance(thing, Write):
-            return Write(min(thing.size, 100))
-        return Soon(()) if isinstance(thing, Soon) else thing
 
-    return visit(program, change)
+def tame(program):
+    """Keep two things from happening at once whose order decides what is received, or how it ends."""
+    if ends(program, "data_received"):
+        # All data come at once.
+        def small(thing):
+            if isinstance(thing, Write):
+                return Write(min(thing.size, 100))
+            return Soon(()) if isinstance(thing, Soon) else thing
+
+        program = visit(program, small)
+    if program.right and (ends(program, "data_received") or ends(program, "connection_made")):
+        # Nothing is sent while the other end is still being made.
+        def silent(thing):
+            if isinstance(thing, On) and thing.call == "connection_made":
+                return On(thing.call, visit(thing.actions, nothing))
+            return thing
+
+        def nothing(thing):
+            return Soon(()) if isinstance(thing, (Write, WriteLines)) else thing
+
+        program = visit(program, silent)
+    return program
 
 
 programs = _strategy()
@@ -238,8 +254,10 @@ class _Calls:
         self.end.machine.trace.once(self.end.name, self.number, call, *what)
         actions = self.reactions.pop(call, ())
         if call == "resume_writing":
-            # asyncio then goes on watching a socket that it has nothing to send on, and spins.
-            actions = [action for action in actions if action != Act("raise_leave")]
+            # If it exits, asyncio goes on watching a socket that it has nothing to send on, and spins. If it
+            # closes or aborts, asyncio says twice that the connection is lost.
+            wrong = (Act("raise_leave"), Act("close"), Act("abort"))
+            actions = [action for action in actions if action not in wrong]
         return self.end.react(actions)
 
     def connection_made(self, transport):
@@ -371,12 +389,16 @@ class End:
         self.transport.set_write_buffer_limits(action.high, action.low)
 
     def soon(self, action):
+        if self.in_vain == self.machine.now:
+            return  # an error at once comes before it, and a later one behind
         self.machine.loop.call_soon(self.react, action.actions)
 
     def setprotocol(self, action):
         self.transport.set_protocol(self.protocol(action.buffered, action.reactions))
 
     def act(self, action):
+        if self.lost and action.what == "abort":
+            return None  # asyncio may fail in its own insides
         result = getattr(self.transport, action.what)()
         return result > 0 if action.what == "get_write_buffer_size" else result
 
