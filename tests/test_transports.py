@@ -477,3 +477,18 @@ async def test_a_lost_transport_is_freed(attach):
     gc.collect()
     assert gone() is None, "the transport keeps its protocol"
     assert transport.is_closing()
+
+
+@pytest.mark.parametrize("end", ["write_eof", "close", "abort"])
+async def test_an_end_is_seen_as_soon_as_data_are(loop, pair, end):
+    """A program that counts its turns sees the other end of its connection end within three of them."""
+    protocols = Recorder(), Recorder()
+    for protocol, sock in zip(protocols, pair, strict=True):
+        await loop.create_connection(lambda: protocol, sock=sock)  # noqa: B023
+    await helpers.iterations(20)
+    getattr(protocols[0].transport, end)()
+    await helpers.iterations(3)
+    assert "eof_received" in protocols[1].calls
+    for protocol in protocols:
+        protocol.transport.abort()
+        await protocol.lost()

@@ -282,7 +282,7 @@ class Machine:
             reader, writers[name] = await asyncio.open_connection(sock=sock, limit=program.limit)
             script = getattr(program, name)
             tasks[name] = self.loop.create_task(self.script(name, reader, writers[name], script))
-        await running.rest(self.trace, 400)  # a lot of data may be on its way without anything to be seen
+        await running.rest(self.trace, 1000)  # a lot of data may be on its way without anything to be seen
         for name, task in tasks.items():
             self.trace.note(name, "stuck", task.cancel())
             await running.rest(self.trace)

@@ -15,6 +15,7 @@ from . import running
 
 SLOT = 0.003  # asyncio waits for whole milliseconds
 value = contextvars.ContextVar("value", default=0)
+current = contextvars.ContextVar("current")  # the number of the task, or of the one whose wait_for it serves
 
 
 @dataclass(frozen=True)
@@ -155,8 +156,8 @@ class Machine:
 
     def later(self, which):
         """What the current task can wait for without waiting for itself: later tasks, and futures."""
-        thing, mine = self.known(which), asyncio.current_task()
-        if thing in self.futures or (thing in self.tasks and self.tasks.index(thing) > int(mine.get_name())):
+        thing = self.known(which)
+        if thing in self.futures or (thing in self.tasks and self.tasks.index(thing) > current.get()):
             return thing
         return None
 
@@ -175,6 +176,7 @@ class Machine:
         return task
 
     async def body(self, number, it):
+        current.set(number)
         self.note(number, "starts", value.get())
         try:
             result = await self.perform(number, it.body)
@@ -303,7 +305,7 @@ class Machine:
         return asyncio.current_task().uncancel()
 
     def cancelling(self, which):
-        return asyncio.current_task().cancelling(), asyncio.current_task().get_name()
+        return asyncio.current_task().cancelling(), running.scrub(asyncio.current_task().get_name())
 
     def state(self, which):
         task = self.known(which)

@@ -235,8 +235,7 @@ class Received:
             self.note.note(self.name, "corrupt", self.count, len(data))
         self.count += len(data)
         if self.count >= MUCH:
-            self.note.once(self.name + " received", "much")
-            self.note.count += 1
+            self.note.much(self.name + " received")
         else:
             self.note.amount(self.name + " received", "data", len(data))
 
