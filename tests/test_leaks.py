@@ -357,7 +357,7 @@ def test_tls(loop, repeat, rounds, tls, tls_server, end):
         await protocol.lost()
         await tls_server.opened.pop().lost()
 
-    repeat(once, rounds(300, 3000), caches=OPENSSL_CACHES)
+    repeat(once, rounds(800, 3000), caches=OPENSSL_CACHES)
 
 
 def test_tls_left_during_the_handshake(loop, repeat, rounds, tls, tls_server, reports):
@@ -383,7 +383,7 @@ def test_tls_left_during_the_handshake(loop, repeat, rounds, tls, tls_server, re
             peer.close()
         reports.clear()
 
-    repeat(once, rounds(500, 3000), caches=OPENSSL_CACHES)
+    repeat(once, rounds(800, 3000), caches=OPENSSL_CACHES)
 
 
 # Subprocesses, pipes, datagrams

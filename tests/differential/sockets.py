@@ -169,6 +169,7 @@ class Socket:
         if not data and not once:
             self.remove_reader()
         if raising:
+            self.remove_reader()  # how often it is called for a lot of data is up to the kernel
             raise running.Failure("reader")
 
     def writable(self, raising):
