@@ -98,6 +98,8 @@ pub fn forget<T: Transport>(this: This<'_, '_, T>) {
 /// Closes the descriptor and lets go of everything.
 pub fn release<T: Transport>(this: This<'_, '_, T>) -> PyResult<()> {
     forget(this);
+    // The peer may be in this loop.
+    this.core.stir();
     let closed = this.get().close_file(this.py(), &this.object());
     this.clear_queue();
     this.protocol.set(None);

@@ -408,7 +408,8 @@ fn connection_made<T: Transport>(py: Python<'_>, object: &Object) -> PyResult<()
     let this = transport::<T>(py, object)?;
     let Some(context) = this.made_context.take() else { return Ok(()) };
     run_in_context(py, &context, || {
-        tell(this, intern!(py, "connection_made"), &[object])?;
+        // Even if it leaves the event loop, with SystemExit, the connection is to be in order afterwards.
+        let told = tell(this, intern!(py, "connection_made"), &[object]);
         if this.starts_reading() {
             this.wants_read.set(true);
         }
@@ -416,12 +417,12 @@ fn connection_made<T: Transport>(py: Python<'_>, object: &Object) -> PyResult<()
             this.wants_read.set(false);
             T::cannot_watch(this, error)?;
         }
-        match this.waiter.take() {
-            Some(waiter) if !waiter.bind(py).call_method0(intern!(py, "done"))?.is_truthy()? => {
-                waiter.call_method1(py, intern!(py, "set_result"), &Object::none(py)).map(drop)
-            }
-            _ => Ok(()),
+        if let Some(waiter) = this.waiter.take()
+            && !waiter.bind(py).call_method0(intern!(py, "done"))?.is_truthy()?
+        {
+            waiter.call_method1(py, intern!(py, "set_result"), &Object::none(py))?;
         }
+        told
     })
 }
 

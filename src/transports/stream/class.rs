@@ -37,7 +37,9 @@ fn check_writable(this: ThisStream<'_, '_>, method: &str) -> PyResult<()> {
 #[cold]
 fn refuse(this: ThisStream<'_, '_>, method: &str) -> PyResult<()> {
     if this.eof_written.get() {
-        return Err(PyRuntimeError::new_err(format!("Cannot call {method}() after write_eof()")));
+        // Until 3.11 asyncio's writelines() is a write() of it all.
+        let named = if this.py().version_info() >= (3, 12) { method } else { "write" };
+        return Err(PyRuntimeError::new_err(format!("Cannot call {named}() after write_eof()")));
     }
     if this.empty_waiter.is_some() {
         let method = if method == "write" { "write" } else { "writelines" };

@@ -128,9 +128,14 @@ impl Stream {
             return endpoint::call_connection_lost(this, &Object::none(py));
         }
         if this.eof_written.get() {
-            socket::shutdown_write(this.fd).or_os_error()?;
+            Stream::shut_down(this)?;
         }
         Ok(())
+    }
+
+    fn shut_down(this: ThisStream<'_, '_>) -> PyResult<()> {
+        this.core.stir();
+        socket::shutdown_write(this.fd).or_os_error()
     }
 
     pub fn write_eof(this: ThisStream<'_, '_>) -> PyResult<()> {
@@ -144,7 +149,7 @@ impl Stream {
         this.eof_written.set(true);
         this.refuses_writes.set(true);
         if this.queue.borrow().is_empty() {
-            socket::shutdown_write(this.fd).or_os_error()?;
+            Stream::shut_down(this)?;
         }
         Ok(())
     }
