@@ -13,6 +13,7 @@ import signal
 import socket
 
 import helpers
+import helpers_leaks
 import pytest
 import trustme
 
@@ -259,3 +260,26 @@ def tls(authority):
     client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     authority.configure_trust(client)
     return server, client
+
+
+@pytest.fixture
+def rounds(loop_name):
+    def rounds(normal, full):
+        return full if helpers_leaks.FULL and loop_name == "hotloop" else normal
+
+    return rounds
+
+
+@pytest.fixture
+def repeat(loop):
+    """Runs a coroutine function again and again: `repeat(function, rounds)`."""
+
+    def repeat(once, rounds, **kwargs):
+        async def main(count):
+            for _ in range(count):
+                await once()
+            await helpers.iterations(3)
+
+        helpers_leaks.flat(lambda count: loop.run_until_complete(main(count)), rounds, **kwargs)
+
+    return repeat
