@@ -57,6 +57,9 @@ pub enum Watch {
     Waiters {
         reader: Option<Waiter>,
         writer: Option<Waiter>,
+        /// Events in a row that nobody waited for. The kernel is still asked for what was waited for last, because
+        /// whoever works with a socket mostly waits again.
+        idle: u8,
     },
     /// A transport, which has the descriptor to itself.
     Transport(Hold, OnReady),
@@ -85,7 +88,7 @@ impl Watch {
         match self {
             Watch::Transport(Hold::Strong(object), _) => visitor.object(object),
             Watch::Transport(Hold::Weak(_), _) => {}
-            Watch::Waiters { reader, writer } => {
+            Watch::Waiters { reader, writer, .. } => {
                 for waiter in [reader, writer].into_iter().flatten() {
                     visitor.object(waiter.object());
                 }
@@ -101,6 +104,28 @@ pub enum Direction {
     Write,
 }
 
+/// How many events in a row nobody need wait for: there is one look at the descriptors between the event that wakes a
+/// task and the task.
+const IDLE_EVENTS: u8 = 2;
+
+/// Answers an event that nobody waits for: sooner or later the kernel is not asked for it any more.
+fn calm(registry: &mut Registry<Watch>, slot: Slot) {
+    let Some(Watch::Waiters { reader, writer, idle }) = registry.get_mut(slot) else { return };
+    *idle += 1;
+    if *idle <= IDLE_EVENTS {
+        return;
+    }
+    *idle = 0;
+    let interest = Interest { readable: reader.is_some(), writable: writer.is_some() };
+    if interest.is_none() {
+        // It holds nothing that could run code when it is dropped.
+        registry.remove(slot);
+    } else {
+        // If the descriptor is not what it was, there is nothing to be told of it any more.
+        let _ = registry.set_interest(slot, interest);
+    }
+}
+
 impl Core {
     /// Queues what has become ready.
     pub(super) fn take_in(&self, py: Python<'_>, events: &poller::Ready) -> io::Result<()> {
@@ -111,6 +136,7 @@ impl Core {
         let Some(registry) = &mut *borrowed else { return Ok(()) };
         let mut ready = self.ready.borrow_mut();
         let mut ghosts = false;
+        let mut unwaited = Vec::new();
         for event in &events.events {
             let Some((slot, watch)) = registry.resolve(event.key) else {
                 ghosts = true;
@@ -131,7 +157,12 @@ impl Core {
                         ready.push_back(Ready::Event(object, *on_ready, readiness));
                     }
                 }
-                Watch::Waiters { reader, writer } => {
+                Watch::Waiters { reader, writer, .. } => {
+                    let waited =
+                        (readiness.readable && reader.is_some()) || (readiness.writable && writer.is_some());
+                    if !waited {
+                        unwaited.push(slot);
+                    }
                     if readiness.readable
                         && let Some(reader) = reader
                     {
@@ -144,6 +175,9 @@ impl Core {
                     }
                 }
             }
+        }
+        for slot in unwaited {
+            calm(registry, slot);
         }
         if ghosts { registry.rebuild() } else { Ok(()) }
     }
@@ -216,27 +250,50 @@ impl Core {
         self.with_registry(|registry| {
             let slot = match registry.find(fd) {
                 Some(slot) => slot,
-                None => registry.insert(fd, Watch::Waiters { reader: None, writer: None }),
+                None => registry.insert(fd, Watch::Waiters { reader: None, writer: None, idle: 0 }),
             };
             let mut interest = registry.registered(slot);
             match direction {
                 Direction::Read => interest.readable = true,
                 Direction::Write => interest.writable = true,
             }
-            if let Err(error) = registry.renew_interest(slot, interest) {
-                if matches!(registry.get(slot), Some(Watch::Waiters { reader: None, writer: None })) {
-                    registry.remove(slot);
-                }
-                return Err(error);
+            if matches!(registry.get(slot), Some(Watch::Transport(..))) {
+                return Err(io::Error::other("the descriptor belongs to a transport"));
             }
+            let slot = match registry.renew_or_move(slot, interest) {
+                Ok(slot) => slot,
+                Err(error) => {
+                    let slot = registry.find(fd).unwrap_or(slot);
+                    if matches!(registry.get(slot), Some(Watch::Waiters { reader: None, writer: None, .. })) {
+                        registry.remove(slot);
+                    }
+                    return Err(error);
+                }
+            };
             match registry.get_mut(slot) {
-                Some(Watch::Waiters { reader, writer }) => Ok(match direction {
-                    Direction::Read => reader.replace(waiter),
-                    Direction::Write => writer.replace(waiter),
-                }),
+                Some(Watch::Waiters { reader, writer, idle }) => {
+                    *idle = 0;
+                    Ok(match direction {
+                        Direction::Read => reader.replace(waiter),
+                        Direction::Write => writer.replace(waiter),
+                    })
+                }
                 _ => Err(io::Error::other("the descriptor belongs to a transport")),
             }
         })
+    }
+
+    /// Takes a waiter away that is ready, and leaves the kernel asked, for the next one.
+    pub fn take_waiter(&self, fd: RawFd, direction: Direction, only: &Object) -> Option<Waiter> {
+        let mut registry = self.registry.borrow_mut();
+        let registry = registry.as_mut()?;
+        let slot = registry.find(fd)?;
+        let Some(Watch::Waiters { reader, writer, .. }) = registry.get_mut(slot) else { return None };
+        let place = match direction {
+            Direction::Read => reader,
+            Direction::Write => writer,
+        };
+        if place.as_ref().is_some_and(|waiter| waiter.object().is(only)) { place.take() } else { None }
     }
 
     /// Stops watching one direction of a descriptor and returns who waited for it. With `only`, nothing happens
@@ -245,7 +302,7 @@ impl Core {
         let mut registry = self.registry.borrow_mut();
         let registry = registry.as_mut()?;
         let slot = registry.find(fd)?;
-        let Some(Watch::Waiters { reader, writer }) = registry.get_mut(slot) else { return None };
+        let Some(Watch::Waiters { reader, writer, .. }) = registry.get_mut(slot) else { return None };
         let place = match direction {
             Direction::Read => &mut *reader,
             Direction::Write => &mut *writer,

@@ -72,6 +72,8 @@ enum State {
     Running,
     /// Waits for the descriptor, which is the one that the socket had when the wait began.
     Waiting(RawFd),
+    /// The descriptor is ready; the task has not run yet.
+    Woken,
     Done,
 }
 
@@ -275,7 +277,7 @@ impl SocketOperation {
                 return Err(PyTypeError::new_err("can't send non-None value to a just-started coroutine"));
             }
             State::Fresh => this.check(py).and_then(|()| SocketOperation::proceed(this)),
-            State::Waiting(_) => {
+            State::Waiting(_) | State::Woken => {
                 let Some(awaiting) = this.awaiting.get() else {
                     return Err(PyRuntimeError::new_err("cannot reuse already awaited coroutine"));
                 };
@@ -300,7 +302,10 @@ impl SocketOperation {
 fn on_ready(py: Python<'_>, object: &Object) -> PyResult<()> {
     let Some(operation) = Obj::<SocketOperation>::downcast(object) else { return Ok(()) };
     let Some(future) = operation.future.get() else { return Ok(()) };
-    operation.unwatch(object);
+    if let State::Waiting(fd) = operation.state.get() {
+        drop(operation.core.take_waiter(fd, operation.operation.direction(), object));
+        operation.state.set(State::Woken);
+    }
     if !future.call_method0(py, intern!(py, "done"))?.bind(py).is_truthy()? {
         future.call_method1(py, intern!(py, "set_result"), &Object::none(py))?;
     }

@@ -1,6 +1,5 @@
 //! Which descriptor is watched, for what, and on whose behalf.
 
-use std::collections::HashMap;
 use std::io;
 use std::os::fd::RawFd;
 use std::sync::Arc;
@@ -47,12 +46,13 @@ pub struct Registry<W> {
     poller: Arc<Poller>,
     places: Vec<Place<W>>,
     free: Vec<u32>,
-    by_fd: HashMap<RawFd, Slot>,
+    /// By the number of the descriptor: the kernel gives out the smallest that is free.
+    by_fd: Vec<Option<Slot>>,
 }
 
 impl<W> Registry<W> {
     pub fn new(poller: Poller) -> Registry<W> {
-        Registry { poller: Arc::new(poller), places: Vec::new(), free: Vec::new(), by_fd: HashMap::new() }
+        Registry { poller: Arc::new(poller), places: Vec::new(), free: Vec::new(), by_fd: Vec::new() }
     }
 
     /// The poller to wait on. It can be replaced: do not keep it beyond one wait.
@@ -61,7 +61,7 @@ impl<W> Registry<W> {
     }
 
     pub fn find(&self, fd: RawFd) -> Option<Slot> {
-        self.by_fd.get(&fd).copied()
+        self.by_fd.get(usize::try_from(fd).ok()?).copied().flatten()
     }
 
     pub fn get(&self, slot: Slot) -> Option<&W> {
@@ -98,9 +98,17 @@ impl<W> Registry<W> {
         let place = &mut self.places[index as usize];
         place.entry = Some(entry);
         let slot = Slot { index, generation: place.generation };
-        let previous = self.by_fd.insert(fd, slot);
-        debug_assert!(previous.is_none(), "descriptor {fd} is watched already");
+        debug_assert!(self.find(fd).is_none(), "descriptor {fd} is watched already");
+        self.note(fd, Some(slot));
         slot
+    }
+
+    fn note(&mut self, fd: RawFd, slot: Option<Slot>) {
+        let Ok(place) = usize::try_from(fd) else { return };
+        if place >= self.by_fd.len() {
+            self.by_fd.resize(place + 1, None);
+        }
+        self.by_fd[place] = slot;
     }
 
     /// Asks the kernel for `interest`, if that is not what it has been asked for.
@@ -140,6 +148,33 @@ impl<W> Registry<W> {
         result
     }
 
+    /// As [`Registry::renew_interest`]. If the descriptor's number stands for another file by now, the entry gets another
+    /// slot, so that events of the former file, which may live on under another number, are told from the new one's.
+    pub fn renew_or_move(&mut self, slot: Slot, interest: Interest) -> io::Result<Slot> {
+        self.own_poller()?;
+        let poller = Arc::clone(&self.poller);
+        let Some(entry) = self.entry_mut(slot) else { return Ok(slot) };
+        let fd = entry.fd;
+        if !entry.registered.is_none() && !interest.is_none() {
+            match poller.modify(fd, slot.key(), interest) {
+                Ok(()) => {
+                    entry.registered = interest;
+                    return Ok(slot);
+                }
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => entry.registered = Interest::NONE,
+                Err(error) => return Err(error),
+            }
+            let place = &mut self.places[slot.index as usize];
+            place.generation = (place.generation + 1) & GENERATION_MASK;
+            let moved = Slot { index: slot.index, generation: place.generation };
+            self.note(fd, Some(moved));
+            self.renew_interest(moved, interest)?;
+            return Ok(moved);
+        }
+        self.renew_interest(slot, interest)?;
+        Ok(slot)
+    }
+
     /// Removes an entry and returns its watch; None if it was removed before.
     pub fn remove(&mut self, slot: Slot) -> Option<W> {
         if self.poller.is_inherited() {
@@ -157,7 +192,7 @@ impl<W> Registry<W> {
         let entry = place.entry.take()?;
         place.generation = (place.generation + 1) & GENERATION_MASK;
         self.free.push(slot.index);
-        self.by_fd.remove(&entry.fd);
+        self.note(entry.fd, None);
         Some(entry.watch)
     }
 
