@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import socket
 import subprocess
@@ -45,6 +46,10 @@ class Reports(list):
         """The one report that must be here."""
         assert len(self) == 1, list(self)
         return self.pop()
+
+
+def _was_called(protocol, name):
+    return name in protocol.calls
 
 
 class _Notes:
@@ -91,8 +96,7 @@ class _Notes:
     async def until(self, condition):
         """Wait for `condition(self)`: a function, or the name of a call."""
         if isinstance(condition, str):
-            name = condition
-            condition = lambda protocol: name in protocol.calls  # noqa: E731
+            condition = functools.partial(_was_called, name=condition)
         if condition(self):
             return
         future = asyncio.get_running_loop().create_future()

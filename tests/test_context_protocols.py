@@ -233,7 +233,10 @@ async def test_pipes(loop):
 async def test_the_callbacks_of_a_future(loop):
     seen = []
     future = loop.create_future()
-    note = lambda future: seen.append(variable.get())  # noqa: E731
+
+    def note(future):
+        seen.append(variable.get())
+
     within("adder", future.add_done_callback, note)
     given = contextvars.copy_context()
     given.run(variable.set, "given")

@@ -165,7 +165,7 @@ def test_a_closed_connection_is_freed(loop):
     async def connect():
         ours, peer = helpers.tcp_pair()
         protocol = Recorder()
-        transport, _ = await loop.create_connection(lambda: protocol, sock=ours)
+        transport, _ = await loop.create_connection(lambda protocol=protocol: protocol, sock=ours)
         gone.extend([weakref.ref(transport), weakref.ref(protocol)])
         transport.write(b"hello")
         peer.close()
@@ -385,7 +385,7 @@ def test_connections_leak_no_reference(loop):
         for kind in (Recorder, helpers.BufferedRecorder):
             ours, peer = helpers.tcp_pair()
             protocol = kind()
-            transport, _ = await loop.create_connection(lambda: protocol, sock=ours)  # noqa: B023
+            transport, _ = await loop.create_connection(lambda protocol=protocol: protocol, sock=ours)
             transport.write(data)
             transport.write(array)
             transport.writelines([data, array, memoryview(array)])

@@ -4,6 +4,7 @@ import asyncio
 import contextvars
 import functools
 import gc
+import operator
 import weakref
 
 import pytest
@@ -249,7 +250,7 @@ def test_plain_handles_are_equal_only_to_themselves(loop):
     assert handle != other
     assert len({handle, other, handle}) == 2
     with pytest.raises(TypeError):
-        handle < other  # noqa: B015
+        operator.lt(handle, other)
 
 
 def test_handles_can_be_referred_to_weakly(loop, schedule):

@@ -50,8 +50,8 @@ def test_subprocesses(loop, repeat, rounds):
 def test_pipes(loop, repeat, rounds):
     async def once():
         reading, writing = os.pipe()
-        reader, protocol = await loop.connect_read_pipe(Recorder, open(reading, "rb", 0))  # noqa: SIM115
-        writer, _ = await loop.connect_write_pipe(Recorder, open(writing, "wb", 0))  # noqa: SIM115
+        reader, protocol = await loop.connect_read_pipe(Recorder, os.fdopen(reading, "rb", 0))
+        writer, _ = await loop.connect_write_pipe(Recorder, os.fdopen(writing, "wb", 0))
         writer.write(b"hello")
         await protocol.received(5)
         writer.close()

@@ -21,7 +21,7 @@ async def connected(kind="unix", protocol=None):
     """A protocol with a transport, and its peer."""
     ours, peer = helpers.PAIRS[kind]()
     protocol = protocol or Recorder()
-    await asyncio.get_running_loop().create_connection(lambda: protocol, sock=ours)
+    await asyncio.get_running_loop().create_connection(lambda protocol=protocol: protocol, sock=ours)
     return protocol, peer
 
 
@@ -49,7 +49,7 @@ async def aborted_before_connection_made():
         ours, peer = helpers.unix_pair()
         protocol = Recorder()
         loop = asyncio.get_running_loop()
-        task = loop.create_task(loop.create_connection(lambda: protocol, sock=ours))  # noqa: B023
+        task = loop.create_task(loop.create_connection(lambda protocol=protocol: protocol, sock=ours))
         await helpers.iterations(turns)
         task.cancel()
         await asyncio.wait([task])

@@ -103,6 +103,28 @@ def test_sleeping_goes_through_call_later(make):
     assert seen == [("call_later", 0.001)]
 
 
+def test_call_soon_of_a_subclass_is_given_a_handle_for_each_step(make):
+    """And so is one that a program puts in the place of a loop's own."""
+    handles = []
+
+    def call_soon(self, callback, *args, context=None):
+        handles.append(type(self).__mro__[1].call_soon(self, callback, *args, context=context))
+        return handles[-1]
+
+    loop, _ = make(call_soon=call_soon)
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.run_until_complete(asyncio.sleep(0.001))
+    assert len(handles) > 4
+    assert all(isinstance(handle, asyncio.Handle) for handle in handles)
+
+    loop, _ = make()
+    original, handles = loop.call_soon, []
+    loop.call_soon = lambda *args, **kwargs: handles.append(original(*args, **kwargs))
+    loop.run_until_complete(asyncio.sleep(0))
+    assert len(handles) > 2
+    assert all(isinstance(handle, asyncio.Handle) for handle in handles)
+
+
 def test_a_clock_of_its_own_decides_when_timers_are_due(make):
     """As test suites do that cannot wait."""
     now = [1000.0]

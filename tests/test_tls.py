@@ -134,7 +134,10 @@ async def test_a_reset(loop, tls):
 
 async def test_flow_control(loop, tls):
     """A server that does not read pauses its client."""
-    made = lambda protocol, transport: transport.pause_reading()  # noqa: E731
+
+    def made(protocol, transport):
+        transport.pause_reading()
+
     async with serving(loop, tls, connection_made=made) as (connect, protocols):
         protocol = Recorder()
         transport = await connect(protocol)

@@ -268,8 +268,11 @@ async def test_the_protocol_agreed_on(loop, authority, offered, known, agreed):
         tls[0].set_alpn_protocols(known)
     if offered:
         tls[1].set_alpn_protocols(offered)
-    made = lambda protocol, transport: chosen.append(ssl_object(protocol).selected_alpn_protocol())  # noqa: E731
     chosen = []
+
+    def made(protocol, transport):
+        chosen.append(ssl_object(protocol).selected_alpn_protocol())
+
     pair = Recorder(connection_made=made), Recorder(connection_made=made)
     async with both_ends(loop, tls, client=pair[0], server=pair[1]):
         assert chosen == [agreed, agreed]

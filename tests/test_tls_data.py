@@ -124,7 +124,10 @@ async def test_reading_paused_and_resumed_in_data_received(loop, tls, kind):
 
 
 async def test_reading_paused_in_connection_made(loop, tls):
-    made = lambda protocol, transport: transport.pause_reading()  # noqa: E731
+
+    def made(protocol, transport):
+        transport.pause_reading()
+
     async with against_peer(loop, tls, "tcp", Recorder(connection_made=made), server_side=True) as (
         protocol,
         peer,

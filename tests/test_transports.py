@@ -291,6 +291,34 @@ async def test_eof_received_can_keep_the_transport_open(attach, answer):
     assert await protocol.lost() is None
 
 
+async def test_what_was_received_stays_as_it_was(attach):
+    """Some pieces are kept and some forgotten, of all sizes; what comes later changes none of them."""
+    kept = []
+
+    def keep(protocol, data):
+        number = hash(data)
+        if protocol.count % 3:
+            kept.append((data, bytes(bytearray(data)), number))
+        protocol.count += 1
+
+    protocol, peer = await attach(Recorder(data_received=keep))
+    protocol.count = 0
+    for number in range(600):
+        size = (200, 600, 1000, 1024, 1500, 3000, 9000)[number // 40 % 7]
+        before = protocol.count
+        peer.sendall(bytes([number % 251]) * size)
+        protocol.data.clear()
+        await protocol.received(size)
+        assert protocol.count > before
+    assert len(kept) >= 400
+    for data, copy, number in kept:
+        assert data == copy
+        assert hash(data) == number == hash(copy)
+        assert len(data) == len(copy)
+    protocol.transport.abort()
+    await protocol.lost()
+
+
 async def test_eof_received_can_write_its_answer(attach):
     protocol, peer = await attach(
         Recorder(eof_received=lambda protocol: protocol.transport.write(b"goodbye"))
@@ -484,7 +512,7 @@ async def test_an_end_is_seen_as_soon_as_data_are(loop, pair, end):
     """A program that counts its turns sees the other end of its connection end within three of them."""
     protocols = Recorder(), Recorder()
     for protocol, sock in zip(protocols, pair, strict=True):
-        await loop.create_connection(lambda: protocol, sock=sock)  # noqa: B023
+        await loop.create_connection(lambda protocol=protocol: protocol, sock=sock)
     await helpers.iterations(20)
     getattr(protocols[0].transport, end)()
     await helpers.iterations(3)

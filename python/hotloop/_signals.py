@@ -131,11 +131,13 @@ class SignalHandling(_core.Loop):
             raise TypeError("coroutines cannot be used with add_signal_handler()")
         self._check_signal(sig)
         self._check_closed()
+        # The other half of the event loop is not this class's to know.
+        loop: Any = self
         try:
             self._take_wakeup_fd()
         except (ValueError, OSError) as exc:
             raise RuntimeError(str(exc)) from exc
-        self._signal_handlers[sig] = asyncio.Handle(callback, args, self, None)  # type: ignore[arg-type]
+        self._signal_handlers[sig] = asyncio.Handle(callback, args, loop, None)
         try:
             signal.signal(sig, _noop)
             # Have system calls restarted, to limit the occurrences of EINTR.

@@ -44,26 +44,25 @@ class SubprocessSupport(_core.Loop):
         bufsize: int,
         extra: Any = None,
         **kwargs: Any,
-    ) -> asyncio.SubprocessTransport:
+    ) -> Any:
         if _program_has_watcher():
-            transport: asyncio.SubprocessTransport = await _Unix._make_subprocess_transport(
+            return await _Unix._make_subprocess_transport(
                 self, protocol, args, shell, stdin, stdout, stderr, bufsize, extra, **kwargs
             )
-            return transport
         waiter = self.create_future()
-        made: Any = _unix._UnixSubprocessTransport(
+        transport = _unix._UnixSubprocessTransport(
             self, protocol, args, shell, stdin, stdout, stderr, bufsize, waiter=waiter, extra=extra, **kwargs
         )
-        self._watch_child(made.get_pid(), made)
+        self._watch_child(transport.get_pid(), transport)
         try:
             await waiter
         except (SystemExit, KeyboardInterrupt):
             raise
         except BaseException:
-            made.close()
-            await asyncio.shield(made._wait())
+            transport.close()
+            await asyncio.shield(transport._wait())
             raise
-        return made  # type: ignore[no-any-return]
+        return transport
 
     _child_watcher_callback = _Unix._child_watcher_callback
 

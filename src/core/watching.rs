@@ -84,6 +84,25 @@ impl Hold {
 }
 
 impl Watch {
+    /// Who waits for one direction, if the descriptor is not a transport's.
+    fn waiter(&mut self, direction: Direction) -> Option<&mut Option<Waiter>> {
+        match (self, direction) {
+            (Watch::Waiters { reader, .. }, Direction::Read) => Some(reader),
+            (Watch::Waiters { writer, .. }, Direction::Write) => Some(writer),
+            (Watch::Transport(..), _) => None,
+        }
+    }
+
+    /// What is waited for. A transport asks for itself.
+    fn wanted(&self) -> Interest {
+        match self {
+            Watch::Waiters { reader, writer, .. } => {
+                Interest { readable: reader.is_some(), writable: writer.is_some() }
+            }
+            Watch::Transport(..) => Interest::NONE,
+        }
+    }
+
     pub(super) fn traverse(&self, visitor: &mut Visitor) {
         match self {
             Watch::Transport(Hold::Strong(object), _) => visitor.object(object),
@@ -110,19 +129,20 @@ const IDLE_EVENTS: u8 = 2;
 
 /// Answers an event that nobody waits for: sooner or later the kernel is not asked for it any more.
 fn calm(registry: &mut Registry<Watch>, slot: Slot) {
-    let Some(Watch::Waiters { reader, writer, idle }) = registry.get_mut(slot) else { return };
+    let Some(watch) = registry.get_mut(slot) else { return };
+    let wanted = watch.wanted();
+    let Watch::Waiters { idle, .. } = watch else { return };
     *idle += 1;
     if *idle <= IDLE_EVENTS {
         return;
     }
     *idle = 0;
-    let interest = Interest { readable: reader.is_some(), writable: writer.is_some() };
-    if interest.is_none() {
+    if wanted.is_none() {
         // It holds nothing that could run code when it is dropped.
         registry.remove(slot);
     } else {
         // If the descriptor is not what it was, there is nothing to be told of it any more.
-        let _ = registry.set_interest(slot, interest);
+        let _ = registry.set_interest(slot, wanted);
     }
 }
 
@@ -257,9 +277,8 @@ impl Core {
                 Direction::Read => interest.readable = true,
                 Direction::Write => interest.writable = true,
             }
-            if matches!(registry.get(slot), Some(Watch::Transport(..))) {
-                return Err(io::Error::other("the descriptor belongs to a transport"));
-            }
+            let taken = || io::Error::other("the descriptor belongs to a transport");
+            registry.get_mut(slot).and_then(|watch| watch.waiter(direction)).ok_or_else(taken)?;
             let slot = match registry.renew_or_move(slot, interest) {
                 Ok(slot) => slot,
                 Err(error) => {
@@ -270,16 +289,11 @@ impl Core {
                     return Err(error);
                 }
             };
-            match registry.get_mut(slot) {
-                Some(Watch::Waiters { reader, writer, idle }) => {
-                    *idle = 0;
-                    Ok(match direction {
-                        Direction::Read => reader.replace(waiter),
-                        Direction::Write => writer.replace(waiter),
-                    })
-                }
-                _ => Err(io::Error::other("the descriptor belongs to a transport")),
+            let watch = registry.get_mut(slot).ok_or_else(taken)?;
+            if let Watch::Waiters { idle, .. } = watch {
+                *idle = 0;
             }
+            Ok(watch.waiter(direction).ok_or_else(taken)?.replace(waiter))
         })
     }
 
@@ -288,11 +302,7 @@ impl Core {
         let mut registry = self.registry.borrow_mut();
         let registry = registry.as_mut()?;
         let slot = registry.find(fd)?;
-        let Some(Watch::Waiters { reader, writer, .. }) = registry.get_mut(slot) else { return None };
-        let place = match direction {
-            Direction::Read => reader,
-            Direction::Write => writer,
-        };
+        let place = registry.get_mut(slot)?.waiter(direction)?;
         if place.as_ref().is_some_and(|waiter| waiter.object().is(only)) { place.take() } else { None }
     }
 
@@ -302,18 +312,15 @@ impl Core {
         let mut registry = self.registry.borrow_mut();
         let registry = registry.as_mut()?;
         let slot = registry.find(fd)?;
-        let Some(Watch::Waiters { reader, writer, .. }) = registry.get_mut(slot) else { return None };
-        let place = match direction {
-            Direction::Read => &mut *reader,
-            Direction::Write => &mut *writer,
-        };
+        let watch = registry.get_mut(slot)?;
+        let place = watch.waiter(direction)?;
         if let (Some(only), Some(waiter)) = (only, &*place)
             && !waiter.object().is(only)
         {
             return None;
         }
         let waiter = place.take();
-        let interest = Interest { readable: reader.is_some(), writable: writer.is_some() };
+        let interest = watch.wanted();
         if interest.is_none() {
             registry.remove(slot);
         } else {

@@ -62,7 +62,7 @@ impl Received {
         unsafe {
             let bytes = object.as_ptr().cast::<ffi::PyBytesObject>();
             (*bytes).ob_base.ob_size = length as ffi::Py_ssize_t;
-            #[allow(deprecated)]
+            #[allow(deprecated, reason = "programs are not to read it; it is there, and has to be right")]
             {
                 (*bytes).ob_shash = -1;
             }

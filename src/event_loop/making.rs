@@ -31,15 +31,7 @@ fn make_socket_transport<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> P
     if peer.as_ref().is_none_or(Address::is_internet) {
         socket::set_nodelay(fd);
     }
-    let parts = Parts {
-        core: Rc::clone(&this.core),
-        event_loop: this.object(),
-        fd,
-        protocol,
-        waiter: given(waiter),
-        extra: given(extra),
-        context: given(context),
-    };
+    let parts = Parts { context: given(context), ..parts(this, fd, protocol, waiter, extra) };
     let file = SocketFile::new(Socket::Python(sock), fd, peer);
     Ok(Stream::create(py, parts, file, given(server))?.into_object())
 }

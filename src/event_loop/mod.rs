@@ -18,6 +18,7 @@ use std::rc::Rc;
 
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
+use pyo3::types::PyString;
 use pyo3::{Borrowed, ffi, intern};
 
 use crate::core::Core;
@@ -143,7 +144,7 @@ unsafe extern "C" fn set_attribute(
         }
         guard(-1, |py| {
             let name = Borrowed::from_ptr(py, name);
-            if OVERRIDES.iter().any(|known| name.str().is_ok_and(|name| name == *known)) {
+            if OVERRIDES.contains(&name.cast::<PyString>()?.to_str()?) {
                 let event_loop = Borrowed::from_ptr(py, instance);
                 let attributes = event_loop.getattr(intern!(py, "__dict__"))?;
                 let this = class::downcast::<Loop>(event_loop)?;

@@ -147,30 +147,12 @@ impl Handle {
     /// Runs the callback in its context, unless it is cancelled. An exception goes to the event loop's exception
     /// handler, but SystemExit and KeyboardInterrupt to the caller.
     pub fn run(&self, py: Python<'_>, this: &Object) -> PyResult<()> {
-        if this.is_unique() {
-            return self.run_unseen(py, this);
-        }
         let Some(callback) = self.callback.get() else { return Ok(()) };
         let arguments = self.arguments.borrow().clone();
         match run_in_context(py, &self.context, || arguments.call(py, &callback)) {
             Ok(_) => Ok(()),
             Err(error) => {
                 let exception = survivable(py, error)?;
-                imports(py)?.report_handle.call(py, &[this, &exception]).map(drop)
-            }
-        }
-    }
-
-    /// Runs a handle that nobody but the caller can see: it need not keep its callback and arguments meanwhile.
-    fn run_unseen(&self, py: Python<'_>, this: &Object) -> PyResult<()> {
-        let Some(callback) = self.callback.take() else { return Ok(()) };
-        let arguments = self.arguments.replace(Arguments::None);
-        match run_in_context(py, &self.context, || arguments.call(py, &callback)) {
-            Ok(_) => Ok(()),
-            Err(error) => {
-                let exception = survivable(py, error)?;
-                self.arguments.replace(arguments);
-                self.callback.set(Some(callback));
                 imports(py)?.report_handle.call(py, &[this, &exception]).map(drop)
             }
         }

@@ -275,7 +275,7 @@ mod tests {
     }
 
     /// Descriptors that tests running beside this one do not get by chance, one for each use.
-    const HIGH: [RawFd; 2] = [900, 901];
+    const HIGH: [RawFd; 3] = [900, 901, 902];
 
     fn duplicate_to(stream: &UnixStream, fd: RawFd) {
         // SAFETY: `fd` is one of HIGH, which nobody else uses.
@@ -337,6 +337,26 @@ mod tests {
         registry.set_interest(slot, Interest::WRITABLE).unwrap();
         assert_eq!(poll(&registry), [Some("watch")]);
         close(fd);
+    }
+
+    #[test]
+    fn an_entry_whose_file_was_replaced_does_not_hear_the_former_one() {
+        let mut registry = registry();
+        let (here, _there) = readable_pair();
+        let fd = HIGH[2];
+        duplicate_to(&here, fd);
+        let slot = registry.insert(fd, "watch");
+        assert_eq!(registry.renew_or_move(slot, Interest::READABLE).unwrap(), slot);
+        assert_eq!(registry.renew_or_move(slot, Interest::READABLE).unwrap(), slot, "it is the same file");
+        close(fd);
+        let (successor, _peer) = UnixStream::pair().unwrap();
+        duplicate_to(&successor, fd);
+        let moved = registry.renew_or_move(slot, Interest::READABLE).unwrap();
+        assert_ne!(moved, slot);
+        assert_eq!(registry.find(fd), Some(moved));
+        assert_eq!(poll(&registry), [None], "the former file lives on, and is nobody's");
+        close(fd);
+        drop(here);
     }
 
     #[test]

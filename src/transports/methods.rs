@@ -3,7 +3,7 @@
 use pyo3::Borrowed;
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
+use pyo3::types::{PyByteArray, PyBytes, PyDict, PyMemoryView};
 
 use super::endpoint::{self, Phase, Transport};
 use crate::cpython::args::Args;
@@ -17,19 +17,17 @@ pub fn none<T: Transport>(this: This<'_, '_, T>) -> PyResult<Object> {
 /// The bytes of an argument of write(), by reference if nobody can change them, and else copied. None if it is not
 /// bytes-like.
 pub fn chunk(py: Python<'_>, data: &Object) -> PyResult<Option<Bytes>> {
-    use pyo3::types::{PyByteArray, PyBytes, PyMemoryView};
-
     if let Some(bytes) = Bytes::from_exact(data) {
         return Ok(Some(bytes));
     }
-    let bound = data.bind(py);
-    if bound.is_instance_of::<PyBytes>()
-        || bound.is_instance_of::<PyByteArray>()
-        || bound.is_instance_of::<PyMemoryView>()
-    {
-        return Bytes::copy_of(py, data).map(Some);
-    }
-    Ok(None)
+    if is_bytes_like(&data.bind(py)) { Bytes::copy_of(py, data).map(Some) } else { Ok(None) }
+}
+
+/// Whether it is of a class that asyncio's transports take.
+pub fn is_bytes_like(data: &Bound<'_, PyAny>) -> bool {
+    data.is_instance_of::<PyBytes>()
+        || data.is_instance_of::<PyByteArray>()
+        || data.is_instance_of::<PyMemoryView>()
 }
 
 pub fn get_protocol<T: Transport>(this: This<'_, '_, T>) -> PyResult<Object> {

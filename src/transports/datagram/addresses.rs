@@ -23,8 +23,20 @@ pub enum Family {
     Other,
 }
 
+impl Family {
+    /// The family of a socket.socket.
+    pub fn of(socket: &Bound<'_, PyAny>) -> PyResult<Family> {
+        let family: i32 = socket.getattr("family")?.extract()?;
+        Ok(match family {
+            libc::AF_INET => Family::V4,
+            libc::AF_INET6 => Family::V6,
+            _ => Family::Other,
+        })
+    }
+}
+
 pub struct Addresses {
-    family: Family,
+    pub family: Family,
     /// By the kernel's address: what Python is given for it.
     received: RefCell<Vec<Option<(SocketAddr, Object)>>>,
     /// By the identity of Python's address, which is kept alive: what the kernel is given for it.
@@ -113,14 +125,4 @@ fn parse(py: Python<'_>, object: &Object, family: Family) -> Option<SockAddr> {
         _ => return None,
     };
     Some(address.into())
-}
-
-/// The family of a socket.socket.
-pub fn family_of(socket: &Bound<'_, PyAny>) -> PyResult<Family> {
-    let family: i32 = socket.getattr("family")?.extract()?;
-    Ok(match family {
-        libc::AF_INET => Family::V4,
-        libc::AF_INET6 => Family::V6,
-        _ => Family::Other,
-    })
 }

@@ -2,7 +2,7 @@
 
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
-use pyo3::types::{PyByteArray, PyBytes, PyMemoryView, PyType};
+use pyo3::types::PyType;
 
 use super::{Datagram, ThisDatagram};
 use crate::cpython::args::Args;
@@ -20,10 +20,7 @@ fn sendto<'py>(this: ThisDatagram<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Obj
     let [data, address] = args.parse("sendto", ["data", "addr"], 1, 2)?;
     let data = data.ok_or_else(|| PyTypeError::new_err("data is required"))?;
     let bound = data.bind(this.py());
-    if !bound.is_instance_of::<PyBytes>()
-        && !bound.is_instance_of::<PyByteArray>()
-        && !bound.is_instance_of::<PyMemoryView>()
-    {
+    if !methods::is_bytes_like(&bound) {
         let name = bound.get_type().name()?;
         let message = format!("data argument must be a bytes-like object, not '{name}'");
         return Err(PyTypeError::new_err(message));

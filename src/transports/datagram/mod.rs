@@ -35,7 +35,6 @@ struct Incoming {
 pub struct Datagram {
     endpoint: Endpoint,
     file: SocketFile,
-    family: Family,
     /// The only address that may be sent to.
     address: Option<Object>,
     addresses: Addresses,
@@ -66,11 +65,10 @@ impl Datagram {
         address: Option<Object>,
         header: usize,
     ) -> PyResult<Obj<Datagram>> {
-        let family = addresses::family_of(file.python_socket(py)?.bind(py).as_any())?;
+        let family = Family::of(&file.python_socket(py)?.bind(py))?;
         let datagram = Datagram {
             endpoint: Endpoint::new(py, parts)?,
             file,
-            family,
             address,
             addresses: Addresses::new(family),
             queue: RefCell::default(),
@@ -109,10 +107,6 @@ impl Transport for Datagram {
         self.queued.set(0);
         let undelivered = self.undelivered.take();
         drop((queue, undelivered));
-    }
-
-    fn lost(&self) {
-        self.note_loss();
     }
 
     fn close_file(&self, py: Python<'_>, _this: &Object) -> PyResult<()> {

@@ -5,7 +5,8 @@ use std::io;
 use pyo3::intern;
 use pyo3::prelude::*;
 
-use super::{Datagram, Family, Incoming, ThisDatagram};
+use super::addresses::Family;
+use super::{Datagram, Incoming, ThisDatagram};
 use crate::core::Ready;
 use crate::cpython::object::{Object, new_bytes};
 use crate::cpython::os_error::os_error;
@@ -28,7 +29,7 @@ impl Datagram {
         if !this.undelivered.borrow().is_empty() {
             return Ok(());
         }
-        let slots = if this.family == Family::Other { Slots::One } else { Slots::Many };
+        let slots = if this.addresses.family == Family::Other { Slots::One } else { Slots::Many };
         let core = std::rc::Rc::clone(&this.core);
         core.with_batch(|batch| {
             for _ in 0..BATCHES {

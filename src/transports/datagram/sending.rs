@@ -128,11 +128,7 @@ impl Datagram {
             return Ok(());
         }
         this.blocked.set(false);
-        if this.phase.get() == Phase::Closing {
-            this.phase.set(Phase::Lost);
-            return endpoint::call_connection_lost(this, &Object::none(py));
-        }
-        endpoint::sync_interest(this)
+        if endpoint::finish_closing(this)? { Ok(()) } else { endpoint::sync_interest(this) }
     }
 }
 

@@ -73,6 +73,16 @@ pub fn fail<T: Transport>(this: This<'_, '_, T>, error: PyErr, message: &str) ->
     abort(this, Some(exception))
 }
 
+/// Ends a transport that was closing until everything was sent, which it is. False if it was not closing.
+pub fn finish_closing<T: Transport>(this: This<'_, '_, T>) -> PyResult<bool> {
+    if this.phase.get() != Phase::Closing {
+        return Ok(false);
+    }
+    this.phase.set(Phase::Lost);
+    call_connection_lost(this, &Object::none(this.py()))?;
+    Ok(true)
+}
+
 pub fn call_connection_lost<T: Transport>(this: This<'_, '_, T>, exception: &Object) -> PyResult<()> {
     let py = this.py();
     let reported = tell(this, intern!(py, "connection_lost"), &[exception]);

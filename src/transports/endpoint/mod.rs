@@ -23,7 +23,8 @@ use crate::imports::imports;
 use crate::reactor::poller::Interest;
 use crate::reactor::registry::Slot;
 
-pub use ending::{abort, call_connection_lost, close, fail, finalize, forget, lose};
+use ending::call_connection_lost;
+pub use ending::{abort, close, fail, finalize, finish_closing, forget, lose};
 pub use telling::{log, pause_protocol, report, resume_protocol, tell};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -269,7 +270,9 @@ pub trait Transport: Native + Deref<Target = Endpoint> {
     }
 
     /// Called when connection_lost() is scheduled.
-    fn lost(&self) {}
+    fn lost(&self) {
+        self.note_loss();
+    }
 
     /// Called when reading was resumed.
     fn resumed(_this: This<'_, '_, Self>) -> PyResult<()> {

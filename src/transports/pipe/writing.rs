@@ -12,7 +12,7 @@ use crate::cpython::class::{Class, Native, Obj, This, Visitor};
 use crate::cpython::object::{Bytes, Object};
 use crate::cpython::os_error::os_error;
 use crate::reactor::pipe::{self, Kind};
-use crate::transports::endpoint::{self, Endpoint, Parts, Phase, Transport};
+use crate::transports::endpoint::{self, Endpoint, Parts, Transport};
 use crate::transports::write_queue::{Progress, WriteQueue};
 
 pub struct WritePipe {
@@ -110,7 +110,7 @@ impl Transport for WritePipe {
     }
 
     fn writable(this: ThisWritePipe<'_, '_>) -> PyResult<()> {
-        let py = this.py();
+        let _py = this.py();
         WritePipe::drain(this)?;
         if this.is_lost() {
             return Ok(());
@@ -119,11 +119,7 @@ impl Transport for WritePipe {
             // As asyncio has it: in one step from full to empty.
             endpoint::resume_protocol(this, 0)?;
         }
-        if this.phase.get() == Phase::Closing && !this.has_queued() {
-            this.phase.set(Phase::Lost);
-            return endpoint::call_connection_lost(this, &Object::none(py));
-        }
-        Ok(())
+        if this.has_queued() { Ok(()) } else { endpoint::finish_closing(this).map(drop) }
     }
 
     fn has_queued(&self) -> bool {
@@ -137,6 +133,9 @@ impl Transport for WritePipe {
     fn clear_queue(&self) {
         self.queue.borrow_mut().clear();
     }
+
+    /// Only a write that fails is one of those that are counted, as in asyncio.
+    fn lost(&self) {}
 
     fn starts_reading(&self) -> bool {
         self.tells_of_reader && !self.is_closing()

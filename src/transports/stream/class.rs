@@ -42,7 +42,6 @@ fn refuse(this: ThisStream<'_, '_>, method: &str) -> PyResult<()> {
         return Err(PyRuntimeError::new_err(format!("Cannot call {named}() after write_eof()")));
     }
     if this.empty_waiter.is_some() {
-        let method = if method == "write" { "write" } else { "writelines" };
         return Err(PyRuntimeError::new_err(format!("unable to {method}; sendfile is in progress")));
     }
     Ok(())

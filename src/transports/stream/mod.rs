@@ -112,10 +112,6 @@ impl Transport for Stream {
         self.queue.borrow_mut().clear();
     }
 
-    fn lost(&self) {
-        self.note_loss();
-    }
-
     fn close_file(&self, py: Python<'_>, this: &Object) -> PyResult<()> {
         let closed = self.file.close(py);
         let detached = match self.server.take() {

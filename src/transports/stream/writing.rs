@@ -123,9 +123,8 @@ impl Stream {
             return Ok(());
         }
         Stream::end_wait(this, "set_result", &Object::none(py))?;
-        if this.phase.get() == Phase::Closing {
-            this.phase.set(Phase::Lost);
-            return endpoint::call_connection_lost(this, &Object::none(py));
+        if endpoint::finish_closing(this)? {
+            return Ok(());
         }
         if this.eof_written.get() {
             Stream::shut_down(this)?;
