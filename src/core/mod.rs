@@ -131,6 +131,7 @@ impl Core {
 
     // --- The ready queue ---
 
+    #[inline(always)]
     pub fn push(&self, entry: Ready) {
         if self.inbox.is_filled() {
             // What another thread has sent came first.
@@ -156,6 +157,7 @@ impl Core {
         }
     }
 
+    #[cold]
     fn collect_inbox(&self) {
         let entries = self.inbox.collect();
         self.ready.borrow_mut().extend(entries);
@@ -224,6 +226,7 @@ impl Core {
     }
 
     /// Waits for descriptors and queues what became ready. Signals that arrive are handled.
+    #[inline(never)]
     fn poll(&self, py: Python<'_>, timeout: Option<Duration>) -> PyResult<()> {
         self.polls_skipped.set(0);
         self.stirred.set(false);
@@ -272,10 +275,10 @@ impl Core {
         let mut flushed = started;
         for done in 1..=count {
             let Some(entry) = self.ready.borrow_mut().pop_front() else { break };
-            if self.schedule.debug.get() {
-                entry.run_watched(py, event_loop, &self.schedule)?;
+            if self.schedule.debug() {
+                entry.run_watched(py, event_loop)?;
             } else {
-                entry.run(py, event_loop, &self.schedule)?;
+                entry.run(py, event_loop)?;
             }
             drop(entry);
             if done % FLUSH_CLOCK_CALLBACKS == 0 && !self.unsent.borrow().is_empty() {
@@ -303,10 +306,12 @@ impl Core {
     }
 
     /// Lets all transports send that asked for it.
+    #[inline]
     pub fn flush(&self, py: Python<'_>) -> PyResult<()> {
-        if self.unsent.borrow().is_empty() {
-            return Ok(());
-        }
+        if self.unsent.borrow().is_empty() { Ok(()) } else { self.send_unsent(py) }
+    }
+
+    fn send_unsent(&self, py: Python<'_>) -> PyResult<()> {
         let mut unsent = self.unsent.take();
         let mut result = Ok(());
         for (object, step) in unsent.drain(..) {

@@ -1,13 +1,11 @@
 //! The entries of the ready queue.
 
-use std::rc::Rc;
-
 use pyo3::intern;
 use pyo3::prelude::*;
 
 use crate::cpython::class::{Obj, Visitor};
 use crate::cpython::object::Object;
-use crate::handle::{Handle, Schedule, TaskStep, ThreadSafeHandle, TimerHandle};
+use crate::handle::{Handle, TaskStep, ThreadSafeHandle, TimerHandle};
 use crate::imports::imports;
 use crate::reactor::clock;
 
@@ -37,12 +35,13 @@ pub enum Ready {
 }
 
 impl Ready {
-    pub fn run(&self, py: Python<'_>, event_loop: &Object, schedule: &Rc<Schedule>) -> PyResult<()> {
+    #[inline]
+    pub fn run(&self, py: Python<'_>, event_loop: &Object) -> PyResult<()> {
         match self {
             Ready::Handle(handle) => handle.run(py, handle.as_object()),
             Ready::Timer(timer) => timer.handle().run(py, timer.as_object()),
             Ready::ThreadSafe(handle) => handle.run(py, handle.as_object()),
-            Ready::Task(step) => step.run(py, event_loop, schedule),
+            Ready::Task(step) => step.run(py, event_loop),
             Ready::Foreign(handle) => handle.call_method0(py, intern!(py, "_run")).map(drop),
             Ready::Step(object, step) => step(py, object),
             Ready::Event(object, on_ready, readiness) => on_ready(py, object, *readiness),
@@ -50,16 +49,11 @@ impl Ready {
     }
 
     /// Runs in debug mode: callbacks that take long are logged.
-    pub(super) fn run_watched(
-        &self,
-        py: Python<'_>,
-        event_loop: &Object,
-        schedule: &Rc<Schedule>,
-    ) -> PyResult<()> {
+    pub(super) fn run_watched(&self, py: Python<'_>, event_loop: &Object) -> PyResult<()> {
         let handle = if self.is_handle() { self.object().clone() } else { Object::none(py) };
         event_loop.bind(py).setattr(intern!(py, "_current_handle"), handle.bind(py))?;
         let start = clock::now();
-        let result = self.run(py, event_loop, schedule);
+        let result = self.run(py, event_loop);
         let duration = (clock::now() - start).into_pyobject(py)?.into();
         event_loop.bind(py).setattr(intern!(py, "_current_handle"), py.None())?;
         result?;

@@ -92,6 +92,37 @@ impl<'a, 'py> Args<'a, 'py> {
         names: [&str; N],
         keyword: &Bound<'py, PyAny>,
     ) -> PyResult<([Object; N], Option<Object>)> {
+        if self.positional >= N
+            && let Some(option) = self.only_keyword(keyword)
+        {
+            return Ok((std::array::from_fn(|index| Object::from(self.value(index))), option));
+        }
+        self.leading_by_name(method, names, keyword)
+    }
+
+    /// The value of the only keyword that is given, if any is. None if there are others, or it is spelled by a string
+    /// of its own.
+    #[inline]
+    fn only_keyword(&self, keyword: &Bound<'py, PyAny>) -> Option<Option<Object>> {
+        if self.names.is_null() {
+            return Some(None);
+        }
+        // SAFETY: vectorcall passes a tuple of names.
+        let is_it = unsafe {
+            ffi::PyTuple_GET_SIZE(self.names) == 1
+                && ffi::PyTuple_GET_ITEM(self.names, 0) == keyword.as_ptr()
+        };
+        let value = is_it.then(|| self.value(self.positional))?;
+        Some((!value.is_none()).then(|| Object::from(value)))
+    }
+
+    #[cold]
+    fn leading_by_name<const N: usize>(
+        &self,
+        method: &str,
+        names: [&str; N],
+        keyword: &Bound<'py, PyAny>,
+    ) -> PyResult<([Object; N], Option<Object>)> {
         let mut found: [Option<Object>; N] = std::array::from_fn(|index| self.object(index));
         let mut option = None;
         for (name, value) in self.keywords() {

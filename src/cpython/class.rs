@@ -106,6 +106,7 @@ pub struct Obj<T: Native> {
 
 impl<T: Native> Obj<T> {
     /// Makes an instance.
+    #[inline(always)]
     pub fn new(py: Python<'_>, value: T) -> PyResult<Obj<T>> {
         let class = T::class();
         let pointer = class.class.load(Relaxed);

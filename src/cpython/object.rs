@@ -83,6 +83,22 @@ impl Object {
         self.as_ptr() == unsafe { ffi::Py_None() }
     }
 
+    /// Calls with no argument.
+    #[inline]
+    pub fn call0(&self, py: Python<'_>) -> PyResult<Object> {
+        let mut place = [std::ptr::null_mut::<ffi::PyObject>()];
+        // SAFETY: no argument behind a free place.
+        unsafe { Object::from_owned(py, vectorcall(self, place.as_mut_ptr().add(1), 0)) }
+    }
+
+    /// Calls with one argument.
+    #[inline]
+    pub fn call1(&self, py: Python<'_>, arg: &Object) -> PyResult<Object> {
+        let mut args = [std::ptr::null_mut(), arg.as_ptr()];
+        // SAFETY: one live argument behind a free place.
+        unsafe { Object::from_owned(py, vectorcall(self, args.as_mut_ptr().add(1), 1)) }
+    }
+
     pub fn call(&self, py: Python<'_>, args: &[&Object]) -> PyResult<Object> {
         let mut stack = Stack::new();
         args.iter().for_each(|arg| stack.push(arg));
@@ -234,15 +250,32 @@ impl<'a> Stack<'a> {
     pub fn call(&mut self, py: Python<'_>, callable: &Object) -> PyResult<Object> {
         let arguments = if self.far.is_empty() { self.near.as_mut_ptr() } else { self.far.as_mut_ptr() };
         // SAFETY: behind the free first place are `length` objects that live for 'a, longer than the call.
-        unsafe {
-            let result = ffi::PyObject_Vectorcall(
-                callable.as_ptr(),
-                arguments.add(1),
-                self.length | ffi::PY_VECTORCALL_ARGUMENTS_OFFSET,
-                std::ptr::null_mut(),
-            );
-            Object::from_owned(py, result)
+        unsafe { Object::from_owned(py, vectorcall(callable, arguments.add(1), self.length)) }
+    }
+}
+
+/// What PyObject_Vectorcall does, without its function calls and its check that the callee has kept to the protocol.
+///
+/// # Safety
+/// `args` points to `count` live objects, behind a place that the callee may use.
+#[inline]
+unsafe fn vectorcall(
+    callable: &Object,
+    args: *const *mut ffi::PyObject,
+    count: usize,
+) -> *mut ffi::PyObject {
+    let callable = callable.as_ptr();
+    let count = count | ffi::PY_VECTORCALL_ARGUMENTS_OFFSET;
+    // SAFETY: a type with the flag has the function, or null, at its offset in each instance.
+    unsafe {
+        let kind = ffi::Py_TYPE(callable);
+        if (*kind).tp_flags & ffi::Py_TPFLAGS_HAVE_VECTORCALL != 0 {
+            let place = callable.byte_offset((*kind).tp_vectorcall_offset);
+            if let Some(function) = *place.cast::<Option<ffi::vectorcallfunc>>() {
+                return function(callable, args, count, std::ptr::null_mut());
+            }
         }
+        ffi::PyObject_Vectorcall(callable, args, count, std::ptr::null_mut())
     }
 }
 
@@ -303,7 +336,7 @@ pub fn copy_of_context(py: Python<'_>, context: &Object) -> PyResult<Object> {
 }
 
 /// Runs `f` in `context`, as Context.run() does.
-#[inline]
+#[inline(always)]
 pub fn run_in_context<R>(py: Python<'_>, context: &Object, f: impl FnOnce() -> PyResult<R>) -> PyResult<R> {
     // SAFETY: PyContext_Enter checks that it is given a context; it is left below in any case but a panic, which
     // ends the run of the event loop.

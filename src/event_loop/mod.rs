@@ -90,7 +90,7 @@ impl Loop {
     }
 
     fn debug(&self) -> bool {
-        self.core.schedule.debug.get()
+        self.core.schedule.debug()
     }
 }
 

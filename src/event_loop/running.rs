@@ -118,7 +118,7 @@ fn set_thread(this: ThisLoop<'_, '_>, value: Borrowed<'_, '_, PyAny>) -> PyResul
 }
 
 fn set_debug(this: ThisLoop<'_, '_>, value: Borrowed<'_, '_, PyAny>) -> PyResult<()> {
-    this.core.schedule.debug.set(value.is_truthy()?);
+    this.core.schedule.set_debug(value.is_truthy()?);
     Ok(())
 }
 

@@ -16,6 +16,7 @@ use crate::reactor::clock;
 use crate::{method, method0, method1};
 
 /// The handle that a scheduling method makes of a callback and the arguments from `first` on.
+#[inline(always)]
 fn make_handle<'py>(
     this: ThisLoop<'_, 'py>,
     method: &str,
@@ -30,7 +31,7 @@ fn make_handle<'py>(
     }
     let call = Call {
         callback,
-        arguments: Arguments::collect(args.rest(first)),
+        arguments: Arguments::of_call(args, first),
         context: match context {
             Some(context) => context,
             None => copy_context(py)?,
@@ -100,7 +101,7 @@ fn call_at_time<'py>(
     let when = when(&time.bind(py))?;
     this.check_closed()?;
     let handle = make_handle(this, method, callback, args, 2, context)?;
-    Ok(TimerHandle::schedule(py, when, handle)?.into_object())
+    Ok(TimerHandle::schedule(py, when, handle, &this.core.schedule)?.into_object())
 }
 
 /// What asyncio's call_later() does, by the methods of a subclass.

@@ -186,7 +186,7 @@ impl Listener {
         });
         let Err(error) = result else { return Ok(()) };
         let exception = survivable(py, error)?;
-        if this.core.schedule.debug.get() {
+        if this.core.schedule.debug() {
             imports(py)?.report_connection.call(py, &[&this.event_loop, &exception])?;
         }
         Ok(())

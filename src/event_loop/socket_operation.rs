@@ -123,7 +123,7 @@ impl SocketOperation {
 
     fn check(&self, py: Python<'_>) -> PyResult<()> {
         imports(py)?.check_ssl_socket.call(py, &[&self.socket])?;
-        if self.core.schedule.debug.get() {
+        if self.core.schedule.debug() {
             let timeout = self.socket.bind(py).call_method0(intern!(py, "gettimeout"))?;
             if timeout.is_none() || timeout.ne(0)? {
                 return Err(PyValueError::new_err("the socket must be non-blocking"));

@@ -42,7 +42,7 @@ fn watch<'py>(
     this.check_closed()?;
     let call = Call {
         callback,
-        arguments: Arguments::collect(args.rest(2)),
+        arguments: Arguments::of_call(args, 2),
         context: match context {
             Some(context) => context,
             None => copy_context(py)?,

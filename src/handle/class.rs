@@ -1,6 +1,7 @@
 //! The Python classes of handles.
 
 use std::cell::Cell;
+use std::rc::Rc;
 
 use pyo3::intern;
 use pyo3::prelude::*;
@@ -49,12 +50,13 @@ impl AsHandle for TimerHandle {
 
     /// The copy is not among the event loop's timers.
     fn copy(&self) -> TimerHandle {
-        TimerHandle { handle: self.handle.copy(), when: self.when, key: Cell::new(None) }
+        let schedule = Rc::clone(&self.schedule);
+        TimerHandle { handle: self.handle.copy(), schedule, when: self.when, key: Cell::new(None) }
     }
 
     fn cancel(this: This<'_, '_, Self>) -> PyResult<()> {
         if let Some(key) = this.key.take() {
-            let removed = this.handle.schedule.timers.borrow_mut().remove(key);
+            let removed = this.schedule.timers.borrow_mut().remove(key);
             drop(removed);
         }
         this.get().handle.cancel_as(this.py(), &this.object())

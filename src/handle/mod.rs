@@ -9,11 +9,14 @@ mod thread_safe;
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use pyo3::exceptions::{PyKeyboardInterrupt, PySystemExit};
+use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 
+use crate::cpython::args::Args;
 use crate::cpython::class::{Class, Native, Obj, Visitor};
 use crate::cpython::object::{Object, ObjectCell, Stack, run_in_context};
 use crate::imports::imports;
@@ -26,12 +29,26 @@ pub use thread_safe::ThreadSafeHandle;
 /// What an event loop shares with its handles.
 #[derive(Default)]
 pub struct Schedule {
-    pub debug: Cell<bool>,
+    debug: Cell<bool>,
     pub timers: RefCell<Timers<Obj<TimerHandle>>>,
 }
 
+/// Whether any event loop was ever in debug mode: until then, no handle has to ask its own.
+static DEBUG_WAS_ON: AtomicBool = AtomicBool::new(false);
+
 impl Schedule {
+    #[inline]
+    pub fn debug(&self) -> bool {
+        self.debug.get()
+    }
+
+    pub fn set_debug(&self, debug: bool) {
+        self.debug.set(debug);
+        DEBUG_WAS_ON.fetch_or(debug, Relaxed);
+    }
+
     /// In debug mode, the stack of whoever schedules something.
+    #[inline]
     pub fn source_traceback(&self, py: Python<'_>) -> PyResult<Option<Object>> {
         if self.debug.get() { imports(py)?.source_traceback.call(py, &[]).map(Some) } else { Ok(None) }
     }
@@ -47,15 +64,22 @@ pub enum Arguments {
 }
 
 impl Arguments {
-    pub fn collect(mut args: impl ExactSizeIterator<Item = Object>) -> Arguments {
-        match (args.len(), args.next()) {
-            (2, Some(first)) => match args.next() {
-                Some(second) => Arguments::Two(first, second),
-                None => Arguments::One(first),
-            },
-            (1, Some(first)) => Arguments::One(first),
-            (_, Some(first)) => Arguments::Many(std::iter::once(first).chain(args).collect()),
-            (_, None) => Arguments::None,
+    /// The positional arguments of a call from `first` on.
+    #[inline(always)]
+    pub fn of_call(args: Args<'_, '_>, first: usize) -> Arguments {
+        match (args.object(first), args.object(first + 1)) {
+            (None, _) => Arguments::None,
+            (Some(argument), None) => Arguments::One(argument),
+            (Some(argument), Some(next)) if args.len() == first + 2 => Arguments::Two(argument, next),
+            _ => Arguments::Many(args.rest(first).collect()),
+        }
+    }
+
+    pub fn of_objects(objects: &[&Object]) -> Arguments {
+        match objects {
+            [] => Arguments::None,
+            [argument] => Arguments::One((*argument).clone()),
+            more => Arguments::Many(more.iter().map(|argument| (*argument).clone()).collect()),
         }
     }
 
@@ -71,10 +95,17 @@ impl Arguments {
         }
     }
 
+    #[inline]
     fn call(&self, py: Python<'_>, callback: &Object) -> PyResult<Object> {
-        let mut stack = Stack::new();
-        self.each(|argument| stack.push(argument));
-        stack.call(py, callback)
+        match self {
+            Arguments::None => callback.call0(py),
+            Arguments::One(first) => callback.call1(py, first),
+            more => {
+                let mut stack = Stack::new();
+                more.each(|argument| stack.push(argument));
+                stack.call(py, callback)
+            }
+        }
     }
 
     fn to_tuple(&self, py: Python<'_>) -> PyResult<Object> {
@@ -92,7 +123,6 @@ pub struct Handle {
     arguments: RefCell<Arguments>,
     context: Object,
     event_loop: Object,
-    schedule: Rc<Schedule>,
     source_traceback: Option<Object>,
     /// In debug mode, what repr() was when it was cancelled.
     repr: ObjectCell,
@@ -107,20 +137,21 @@ pub struct Call {
 }
 
 impl Handle {
-    pub fn new(py: Python<'_>, call: Call, schedule: &Rc<Schedule>) -> PyResult<Handle> {
+    #[inline(always)]
+    pub fn new(py: Python<'_>, call: Call, schedule: &Schedule) -> PyResult<Handle> {
         let source_traceback = schedule.source_traceback(py)?;
-        Ok(Handle::with_traceback(call, schedule, source_traceback))
+        Ok(Handle::with_traceback(call, source_traceback))
     }
 
     /// A handle that says that it was made elsewhere.
-    pub fn with_traceback(call: Call, schedule: &Rc<Schedule>, source_traceback: Option<Object>) -> Handle {
+    #[inline(always)]
+    pub fn with_traceback(call: Call, source_traceback: Option<Object>) -> Handle {
         Handle {
             cancelled: Cell::new(false),
             callback: ObjectCell::new(Some(call.callback)),
             arguments: RefCell::new(call.arguments),
             context: call.context,
             event_loop: call.event_loop,
-            schedule: Rc::clone(schedule),
             source_traceback,
             repr: ObjectCell::default(),
         }
@@ -134,7 +165,6 @@ impl Handle {
             arguments: RefCell::new(self.arguments.borrow().clone()),
             context: self.context.clone(),
             event_loop: self.event_loop.clone(),
-            schedule: Rc::clone(&self.schedule),
             source_traceback: self.source_traceback.clone(),
             repr: ObjectCell::new(self.repr.get()),
         }
@@ -146,15 +176,13 @@ impl Handle {
 
     /// Runs the callback in its context, unless it is cancelled. An exception goes to the event loop's exception
     /// handler, but SystemExit and KeyboardInterrupt to the caller.
+    #[inline(always)]
     pub fn run(&self, py: Python<'_>, this: &Object) -> PyResult<()> {
         let Some(callback) = self.callback.get() else { return Ok(()) };
         let arguments = self.arguments.borrow().clone();
         match run_in_context(py, &self.context, || arguments.call(py, &callback)) {
             Ok(_) => Ok(()),
-            Err(error) => {
-                let exception = survivable(py, error)?;
-                imports(py)?.report_handle.call(py, &[this, &exception]).map(drop)
-            }
+            Err(error) => report(py, this, error),
         }
     }
 
@@ -162,12 +190,20 @@ impl Handle {
         if self.cancelled.replace(true) {
             return Ok(());
         }
-        if self.schedule.debug.get() {
-            // What it was is still wanted when it is reported as slow.
+        if DEBUG_WAS_ON.load(Relaxed) {
+            self.keep_repr(py, this)?;
+        }
+        self.discard();
+        Ok(())
+    }
+
+    /// What it was is still wanted when it is reported as slow.
+    #[cold]
+    fn keep_repr(&self, py: Python<'_>, this: &Object) -> PyResult<()> {
+        if self.event_loop.call_method0(py, intern!(py, "get_debug"))?.bind(py).is_truthy()? {
             let repr = this.bind(py).repr()?;
             self.repr.set(Some(repr.into()));
         }
-        self.discard();
         Ok(())
     }
 
@@ -204,6 +240,12 @@ impl Handle {
     }
 }
 
+#[cold]
+fn report(py: Python<'_>, handle: &Object, error: PyErr) -> PyResult<()> {
+    let exception = survivable(py, error)?;
+    imports(py)?.report_handle.call(py, &[handle, &exception]).map(drop)
+}
+
 /// The exception, unless it is one that must leave run_forever: that is the error.
 pub fn survivable(py: Python<'_>, error: PyErr) -> PyResult<Object> {
     if error.is_instance_of::<PySystemExit>(py) || error.is_instance_of::<PyKeyboardInterrupt>(py) {
@@ -215,6 +257,7 @@ pub fn survivable(py: Python<'_>, error: PyErr) -> PyResult<Object> {
 /// A callback that is due at a time.
 pub struct TimerHandle {
     handle: Handle,
+    schedule: Rc<Schedule>,
     /// In seconds of the event loop's clock.
     when: f64,
     key: Cell<Option<TimerKey>>,
@@ -222,9 +265,14 @@ pub struct TimerHandle {
 
 impl TimerHandle {
     /// Makes a timer and puts it among the event loop's.
-    pub fn schedule(py: Python<'_>, when: f64, handle: Handle) -> PyResult<Obj<TimerHandle>> {
-        let schedule = Rc::clone(&handle.schedule);
-        let timer = Obj::new(py, TimerHandle { handle, when, key: Cell::new(None) })?;
+    pub fn schedule(
+        py: Python<'_>,
+        when: f64,
+        handle: Handle,
+        schedule: &Rc<Schedule>,
+    ) -> PyResult<Obj<TimerHandle>> {
+        let timer = TimerHandle { handle, schedule: Rc::clone(schedule), when, key: Cell::new(None) };
+        let timer = Obj::new(py, timer)?;
         let key = schedule.timers.borrow_mut().insert(when, timer.clone());
         timer.key.set(Some(key));
         Ok(timer)

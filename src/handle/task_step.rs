@@ -5,13 +5,12 @@
 //! subclass looks at what call_soon() returns.
 
 use std::ffi::CStr;
-use std::rc::Rc;
 use std::sync::atomic::{AtomicPtr, Ordering::Relaxed};
 
 use pyo3::ffi;
 use pyo3::prelude::*;
 
-use super::{Arguments, Call, Handle, Schedule, survivable};
+use super::{Arguments, Call, Handle, survivable};
 use crate::cpython::class::{Obj, Visitor};
 use crate::cpython::object::{Object, run_in_context};
 use crate::imports::imports;
@@ -62,25 +61,19 @@ fn is_wakeup(py: Python<'_>, callback: &Object) -> PyResult<bool> {
 
 impl TaskStep {
     #[inline]
-    pub fn run(&self, py: Python<'_>, event_loop: &Object, schedule: &Rc<Schedule>) -> PyResult<()> {
+    pub fn run(&self, py: Python<'_>, event_loop: &Object) -> PyResult<()> {
         let result = run_in_context(py, &self.context, || match &self.future {
-            Some(future) => self.callback.call(py, &[future]),
-            None => self.callback.call(py, &[]),
+            Some(future) => self.callback.call1(py, future),
+            None => self.callback.call0(py),
         });
         match result {
             Ok(_) => Ok(()),
-            Err(error) => self.report(py, error, event_loop, schedule),
+            Err(error) => self.report(py, error, event_loop),
         }
     }
 
     #[cold]
-    fn report(
-        &self,
-        py: Python<'_>,
-        error: PyErr,
-        event_loop: &Object,
-        schedule: &Rc<Schedule>,
-    ) -> PyResult<()> {
+    fn report(&self, py: Python<'_>, error: PyErr, event_loop: &Object) -> PyResult<()> {
         let exception = survivable(py, error)?;
         let call = Call {
             callback: self.callback.clone(),
@@ -88,7 +81,7 @@ impl TaskStep {
             context: self.context.clone(),
             event_loop: event_loop.clone(),
         };
-        let handle = Obj::new(py, Handle::with_traceback(call, schedule, None))?;
+        let handle = Obj::new(py, Handle::with_traceback(call, None))?;
         imports(py)?.report_handle.call(py, &[handle.as_object(), &exception]).map(drop)
     }
 

@@ -119,7 +119,7 @@ impl Endpoint {
     }
 
     pub fn debug(&self) -> bool {
-        self.core.schedule.debug.get()
+        self.core.schedule.debug()
     }
 
     pub fn is_closing(&self) -> bool {

@@ -35,13 +35,13 @@ pub fn report_callback<T: Transport>(
     let exception = survivable(py, error)?;
     let call = Call {
         callback: this.protocol_or_none(py).bind(py).getattr(method)?.into(),
-        arguments: Arguments::collect(args.iter().map(|argument| (*argument).clone())),
+        arguments: Arguments::of_objects(args),
         context: copy_context(py)?,
         event_loop: this.event_loop.clone(),
     };
     let schedule = &this.core.schedule;
-    let traceback = if schedule.debug.get() { this.source_traceback.get() } else { None };
-    let handle = Obj::new(py, Handle::with_traceback(call, schedule, traceback))?;
+    let traceback = if schedule.debug() { this.source_traceback.get() } else { None };
+    let handle = Obj::new(py, Handle::with_traceback(call, traceback))?;
     imports(py)?.report_handle.call(py, &[handle.as_object(), &exception]).map(drop)
 }
 
