@@ -2,12 +2,19 @@
 
 use std::marker::PhantomData;
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicPtr, Ordering::Relaxed};
 
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::{Borrowed, ffi};
 
 use super::object::Object;
+
+/// The names of asyncio's C code when it calls call_soon(), a tuple that lives as long as the process, with a string that
+/// is not interned...
+static SPELLED: AtomicPtr<ffi::PyObject> = AtomicPtr::new(std::ptr::null_mut());
+/// ...and the interned string that it is equal to.
+static SPELLING: AtomicPtr<ffi::PyObject> = AtomicPtr::new(std::ptr::null_mut());
 
 /// The arguments of a vectorcall: first the positional ones, then the values of keywords.
 #[derive(Clone, Copy)]
@@ -100,8 +107,7 @@ impl<'a, 'py> Args<'a, 'py> {
         self.leading_by_name(method, names, keyword)
     }
 
-    /// The value of the only keyword that is given, if any is. None if there are others, or it is spelled by a string
-    /// of its own.
+    /// The value of the only keyword that is given, if any is. None if there are others.
     #[inline]
     fn only_keyword(&self, keyword: &Bound<'py, PyAny>) -> Option<Option<Object>> {
         if self.names.is_null() {
@@ -110,10 +116,28 @@ impl<'a, 'py> Args<'a, 'py> {
         // SAFETY: vectorcall passes a tuple of names.
         let is_it = unsafe {
             ffi::PyTuple_GET_SIZE(self.names) == 1
-                && ffi::PyTuple_GET_ITEM(self.names, 0) == keyword.as_ptr()
+                && (ffi::PyTuple_GET_ITEM(self.names, 0) == keyword.as_ptr()
+                    || self.names == SPELLED.load(Relaxed) && keyword.as_ptr() == SPELLING.load(Relaxed)
+                    || self.is_spelled(keyword))
         };
         let value = is_it.then(|| self.value(self.positional))?;
         Some((!value.is_none()).then(|| Object::from(value)))
+    }
+
+    /// Whether the only name is equal to the keyword. The first tuple found so is kept, to be known again.
+    #[cold]
+    fn is_spelled(&self, keyword: &Bound<'py, PyAny>) -> bool {
+        // SAFETY: `names` is a tuple, here of one string.
+        let name = unsafe { Borrowed::from_ptr(self.py, ffi::PyTuple_GET_ITEM(self.names, 0)) };
+        let is_it = name.eq(keyword).unwrap_or(false);
+        if is_it && SPELLED.load(Relaxed).is_null() {
+            // GIL: nobody else stores meanwhile. The reference is never given back.
+            // SAFETY: the tuple lives.
+            unsafe { ffi::Py_INCREF(self.names) };
+            SPELLED.store(self.names, Relaxed);
+            SPELLING.store(keyword.as_ptr(), Relaxed);
+        }
+        is_it
     }
 
     #[cold]
