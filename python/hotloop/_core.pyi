@@ -158,6 +158,14 @@ class SocketOperation(Coroutine[Any, Any, Any]):
 class Listener:
     def resume(self, /) -> None: ...
 
+@final
+class Connection:
+    connected: asyncio.Future[None]
+    def transport(
+        self, protocol_factory: Callable[[], asyncio.BaseProtocol]
+    ) -> tuple[StreamTransport, asyncio.BaseProtocol, asyncio.Future[None]]: ...
+    def close(self) -> None: ...
+
 @disjoint_base
 class Loop:
     # Scheduling
@@ -233,6 +241,8 @@ class Loop:
     def _sock_connect(self, sock: socket.socket, address: _Address) -> Coroutine[Any, Any, None]: ...
 
     # Servers and transports
+    _replaces_connecting: bool
+    def _connect(self, host: object, port: object) -> Connection | None: ...
     def _make_socket_transport(
         self,
         sock: socket.socket,

@@ -1,6 +1,8 @@
 """The event loop: the extension's Loop for what happens often, asyncio's BaseEventLoop for the rest."""
 
 import asyncio
+import functools
+import inspect
 import os
 import socket
 import sys
@@ -15,6 +17,25 @@ from . import _core
 from ._signals import SignalHandling
 from ._subprocesses import SubprocessSupport
 from ._support import check_ssl_socket
+
+_create_connection = asyncio.BaseEventLoop.create_connection
+_CONNECTION_OPTIONS = {
+    name: parameter.default
+    for name, parameter in inspect.signature(_create_connection).parameters.items()
+    if parameter.kind is parameter.KEYWORD_ONLY
+}
+
+# What create_connection() asks of others. Where the program has another instead, that is asked.
+_CONNECTING = (
+    "getaddrinfo",
+    "sock_connect",
+    "_ensure_resolved",
+    "_connect_sock",
+    "_create_connection_transport",
+    "_make_socket_transport",
+)
+_Socket = socket.socket
+_socket_connect = socket.socket.connect
 
 # What asyncio's event loop for Unix does once a connection, or once a program, in functions that ask nothing
 # of their loop but the methods that this one has, too. Each Python brings its own version.
@@ -44,6 +65,9 @@ class Loop(SignalHandling, SubprocessSupport, asyncio.BaseEventLoop):
 
     def __init__(self, selector: object = None) -> None:
         asyncio.BaseEventLoop.__init__(self)
+        self._replaces_connecting = any(
+            getattr(type(self), name) is not getattr(Loop, name) for name in _CONNECTING
+        )
         SignalHandling.__init__(self)
         SubprocessSupport.__init__(self)
         self._transports: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
@@ -126,6 +150,38 @@ class Loop(SignalHandling, SubprocessSupport, asyncio.BaseEventLoop):
         await self._sock_connect(sock, address)
 
     # --- Transports ---
+
+    @functools.wraps(_create_connection)
+    async def create_connection(
+        self, protocol_factory: Any, host: Any = None, port: Any = None, **options: Any
+    ) -> Any:
+        connection = self._connect(host, port) if self._connects_itself(options) else None
+        if connection is None:
+            return await _create_connection(self, protocol_factory, host, port, **options)
+        try:
+            await connection.connected
+            transport, protocol, made = connection.transport(protocol_factory)
+        except BaseException:
+            connection.close()
+            raise
+        try:
+            await made
+        except BaseException:
+            transport.close()
+            raise
+        return transport, protocol
+
+    def _connects_itself(self, options: dict[str, Any]) -> bool:
+        """Whether create_connection() with these options, for an IP address, needs nothing of anybody else."""
+        for name, value in options.items():
+            if name not in _CONNECTION_OPTIONS or value is not _CONNECTION_OPTIONS[name]:
+                return False
+        return not (
+            self._debug
+            or self._replaces_connecting
+            or socket.socket is not _Socket
+            or _Socket.connect is not _socket_connect
+        )
 
     def _make_ssl_transport(
         self,

@@ -103,6 +103,11 @@ impl Watch {
         }
     }
 
+    /// Whether nobody waits.
+    fn is_idle(&self) -> bool {
+        matches!(self, Watch::Waiters { reader: None, writer: None, .. })
+    }
+
     pub(super) fn traverse(&self, visitor: &mut Visitor) {
         match self {
             Watch::Transport(Hold::Strong(object), _) => visitor.object(object),
@@ -219,11 +224,20 @@ impl Core {
         }
     }
 
-    /// Gives a descriptor to a transport; waiters that were left from an earlier file of that number are dropped.
+    /// Gives a descriptor to a transport; waiters that were left from an earlier file of that number are dropped. If the
+    /// kernel is still asked for something that was waited for, it is asked for what the transport will want first.
     pub fn attach(&self, fd: RawFd, transport: &Object, on_ready: OnReady) -> PyResult<Slot> {
+        let watch = Watch::Transport(Hold::Strong(transport.clone()), on_ready);
         let (slot, stale) = self.with_registry(|registry| {
+            if let Some(slot) = registry.find(fd)
+                && registry.get(slot).is_some_and(Watch::is_idle)
+                && let Ok(slot) = registry.renew_or_move(slot, Interest::READABLE)
+                && let Some(place) = registry.get_mut(slot)
+            {
+                return Ok((slot, Some(std::mem::replace(place, watch))));
+            }
             let stale = registry.find(fd).and_then(|slot| registry.remove(slot));
-            Ok((registry.insert(fd, Watch::Transport(Hold::Strong(transport.clone()), on_ready)), stale))
+            Ok((registry.insert(fd, watch), stale))
         })?;
         drop(stale);
         Ok(slot)
@@ -283,7 +297,7 @@ impl Core {
                 Ok(slot) => slot,
                 Err(error) => {
                     let slot = registry.find(fd).unwrap_or(slot);
-                    if matches!(registry.get(slot), Some(Watch::Waiters { reader: None, writer: None, .. })) {
+                    if registry.get(slot).is_some_and(Watch::is_idle) {
                         registry.remove(slot);
                     }
                     return Err(error);

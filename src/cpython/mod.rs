@@ -16,6 +16,7 @@
 // GIL: reference counts, class statics and free lists are not synchronised in any other way.
 
 pub mod args;
+pub mod audit;
 pub mod class;
 pub mod methods;
 pub mod object;

@@ -3,6 +3,7 @@
 //! `hotloop.Loop` derives from it and from asyncio.BaseEventLoop, which does the rest. One file a chapter of the
 //! documentation of asyncio's AbstractEventLoop.
 
+mod connecting;
 mod making;
 mod running;
 mod scheduling;
@@ -39,10 +40,22 @@ pub struct Loop {
     foreign_call_at: Cell<bool>,
     /// Whether call_soon() is not ours, so that somebody may look at what it returns.
     foreign_call_soon: Cell<bool>,
+    /// Whether the program has put a method of its own in place of one that asyncio connects with.
+    replaces_connecting: Cell<bool>,
 }
 
 /// Methods that others call, so that overriding one changes what those may do.
 const OVERRIDES: [&str; 3] = ["time", "call_at", "call_soon"];
+
+/// What asyncio's create_connection() goes through.
+const CONNECTING: [&str; 6] = [
+    "getaddrinfo",
+    "sock_connect",
+    "_ensure_resolved",
+    "_connect_sock",
+    "_create_connection_transport",
+    "_make_socket_transport",
+];
 
 pub type ThisLoop<'a, 'py> = This<'a, 'py, Loop>;
 
@@ -57,6 +70,7 @@ impl Loop {
             has_task_factory: Cell::new(false),
             foreign_call_at: Cell::new(false),
             foreign_call_soon: Cell::new(false),
+            replaces_connecting: Cell::new(false),
         })
     }
 
@@ -144,8 +158,13 @@ unsafe extern "C" fn set_attribute(
         }
         guard(-1, |py| {
             let name = Borrowed::from_ptr(py, name);
-            if OVERRIDES.contains(&name.cast::<PyString>()?.to_str()?) {
-                let event_loop = Borrowed::from_ptr(py, instance);
+            let name = name.cast::<PyString>()?;
+            let name = name.to_str()?;
+            let event_loop = Borrowed::from_ptr(py, instance);
+            if CONNECTING.contains(&name) {
+                class::downcast::<Loop>(event_loop)?.replaces_connecting.set(true);
+            }
+            if OVERRIDES.contains(&name) {
                 let attributes = event_loop.getattr(intern!(py, "__dict__"))?;
                 let this = class::downcast::<Loop>(event_loop)?;
                 this.note_overrides(event_loop.get_type().as_any(), Some(&attributes))?;
@@ -164,6 +183,7 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     methods.extend(sockets::methods());
     methods.extend(serving::methods());
     methods.extend(making::methods());
+    methods.extend(connecting::methods());
     let definition = Definition {
         name: c"hotloop._core.Loop",
         doc: c"The part of hotloop.Loop that is written in Rust.",
@@ -178,6 +198,7 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     };
     module.add("Loop", class::make_subclassable::<Loop>(definition, new_loop)?)?;
     socket_operation::register(module)?;
+    connecting::register(module)?;
     serving::register(module)
 }
 

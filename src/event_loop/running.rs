@@ -144,6 +144,15 @@ pub fn attributes() -> Vec<PyGetSetDef> {
         attribute!(Loop, "_stopping", |this| Ok(boolean(this.py(), this.core.stopping())), set_stopping),
         attribute!(Loop, "_thread_id", get_thread, set_thread),
         attribute!(Loop, "_debug", get_debug, set_debug),
+        attribute!(
+            Loop,
+            "_replaces_connecting",
+            |this| Ok(boolean(this.py(), this.replaces_connecting.get())),
+            |this, value| {
+                this.replaces_connecting.set(value.is_truthy()?);
+                Ok(())
+            }
+        ),
         attribute!(Loop, "_task_factory", get_task_factory, set_task_factory),
         attribute!(Loop, "_poller", |this| {
             let name = if this.core.is_portable() { "portable" } else { "epoll" };

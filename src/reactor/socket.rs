@@ -4,9 +4,10 @@
 //! that it still names the socket that is meant.
 
 use std::io::{self, IoSlice};
+use std::net::SocketAddr;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 
-use socket2::SockAddr;
+use socket2::{Domain, SockAddr, Socket, Type};
 
 /// Buffers handed to one sendmsg at the most. Linux takes up to 1,024; fewer keep the array on the stack.
 pub const MAX_SLICES: usize = 64;
@@ -107,6 +108,35 @@ pub fn accept(listener: RawFd) -> io::Result<(OwnedFd, SockAddr)> {
         socket.set_cloexec(true)?;
     }
     Ok((socket, address))
+}
+
+/// A TCP socket for an address; it does not block and is not inherited.
+pub fn stream(address: &SocketAddr) -> io::Result<OwnedFd> {
+    let kind = Type::STREAM;
+    #[cfg(any(target_os = "linux", target_os = "android", target_os = "freebsd"))]
+    let kind = kind.nonblocking();
+    let socket = Socket::new(Domain::for_address(*address), kind, None)?;
+    #[cfg(not(any(target_os = "linux", target_os = "android", target_os = "freebsd")))]
+    socket.set_nonblocking(true)?;
+    Ok(socket.into())
+}
+
+/// Begins to connect.
+pub fn connect(fd: RawFd, address: &SocketAddr) -> io::Result<()> {
+    let address = SockAddr::from(*address);
+    // SAFETY: the address lives through the call, and is of the length that it says.
+    check(unsafe { libc::connect(fd, address.as_ptr().cast(), address.len()) } as isize).map(drop)
+}
+
+/// The error that is pending on the socket, which then is no longer.
+pub fn take_error(fd: RawFd) -> io::Result<Option<io::Error>> {
+    let mut number: libc::c_int = 0;
+    let mut length = size_of_val(&number) as libc::socklen_t;
+    // SAFETY: the option's value is an int that lives through the call.
+    check(unsafe {
+        libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_ERROR, (&raw mut number).cast(), &mut length)
+    } as isize)?;
+    Ok((number != 0).then(|| io::Error::from_raw_os_error(number)))
 }
 
 /// Ends the sending direction.

@@ -1,0 +1,236 @@
+//! Connecting to an address that needs no resolving, without a socket object in between: what create_connection() does
+//! for most clients.
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsRawFd, RawFd};
+use std::rc::Rc;
+
+use pyo3::exceptions::{PyOSError, PyRuntimeError};
+use pyo3::ffi::PyMethodDef;
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::types::{PyInt, PyString, PyTuple};
+
+use super::{Loop, ThisLoop, watchers};
+use crate::core::{Core, Direction, Waiter};
+use crate::cpython::args::{Args, all};
+use crate::cpython::audit;
+use crate::cpython::class::{self, Class, Definition, Native, Obj, This, Visitor};
+use crate::cpython::object::Object;
+use crate::cpython::os_error::{OrOsError, os_error};
+use crate::reactor::socket;
+use crate::transports::address::Address;
+use crate::transports::endpoint::Parts;
+use crate::transports::socket_file::{Socket, SocketFile};
+use crate::transports::stream::Stream;
+use crate::{attribute, method, method0, method1};
+
+/// A TCP connection that is being made.
+pub struct Connection {
+    core: Rc<Core>,
+    event_loop: Obj<Loop>,
+    fd: RawFd,
+    peer: SocketAddr,
+    /// None once it belongs to a transport, or was closed.
+    file: RefCell<Option<SocketFile>>,
+    /// A future of the moment when it is made, or has failed.
+    connected: Object,
+    watched: Cell<bool>,
+}
+
+type ThisConnection<'a, 'py> = This<'a, 'py, Connection>;
+
+/// The address, if host and port are numbers and of the usual types.
+fn numeric(host: &Bound<'_, PyAny>, port: &Bound<'_, PyAny>) -> PyResult<Option<SocketAddr>> {
+    let (Ok(host), Ok(port)) = (host.cast_exact::<PyString>(), port.cast_exact::<PyInt>()) else {
+        return Ok(None);
+    };
+    let Ok(port) = port.extract::<u16>() else { return Ok(None) };
+    Ok(host.to_str().ok().and_then(|host| host.parse::<IpAddr>().ok()).map(|host| SocketAddr::new(host, port)))
+}
+
+fn connect<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
+    const METHOD: &str = "_connect";
+    const NAMES: [&str; 2] = ["host", "port"];
+    let py = this.py();
+    let [host, port] = all(METHOD, &NAMES, args.parse(METHOD, NAMES, 2, 2)?)?;
+    let Some(peer) = numeric(&host.bind(py), &port.bind(py))? else { return Ok(Object::none(py)) };
+    this.check_closed()?;
+    let socket = socket::stream(&peer).or_os_error()?;
+    let fd = socket.as_raw_fd();
+    watchers::ensure_no_transport(this, fd, fd.into_pyobject(py)?.as_any())?;
+    let event_loop = this.obj();
+    let connected = event_loop.as_object().call_method0(py, intern!(py, "create_future"))?;
+    let connection = Connection {
+        core: Rc::clone(&this.core),
+        event_loop,
+        fd,
+        peer,
+        file: RefCell::new(Some(SocketFile::new(Socket::Native(socket), fd, Some(Address::Internet(peer))))),
+        connected,
+        watched: Cell::new(false),
+    };
+    let connection = Obj::new(py, connection)?;
+    Connection::begin(connection.this(py))?;
+    Ok(connection.into_object())
+}
+
+impl Connection {
+    fn begin(this: ThisConnection<'_, '_>) -> PyResult<()> {
+        let py = this.py();
+        audit::raise(
+            py,
+            c"socket.connect",
+            &|py| match &*this.file.borrow() {
+                Some(file) => file.python_socket(py),
+                None => Ok(Object::none(py)),
+            },
+            &|py| this.get().address(py),
+        )?;
+        this.core.stir();
+        match socket::connect(this.fd, &this.peer) {
+            Ok(()) => this.get().resolve(py),
+            Err(error) if is_under_way(&error) => {
+                let waiter = Waiter::Operation(this.object(), on_writable);
+                let previous = this.core.add_waiter(this.fd, Direction::Write, waiter)?;
+                this.watched.set(true);
+                Waiter::dismiss(py, previous).map(drop)
+            }
+            Err(error) => Err(os_error(error)),
+        }
+    }
+
+    /// The address as the socket module has it.
+    fn address(&self, py: Python<'_>) -> PyResult<Object> {
+        let address = Address::Internet(self.peer).to_python(py)?;
+        Ok(address.unwrap_or_else(|| Object::none(py)))
+    }
+
+    fn resolve(&self, py: Python<'_>) -> PyResult<()> {
+        if !self.connected.call_method0(py, intern!(py, "done"))?.bind(py).is_truthy()? {
+            self.connected.call_method1(py, intern!(py, "set_result"), &Object::none(py))?;
+        }
+        Ok(())
+    }
+
+    /// The error that the attempt ended with, if it did, as asyncio words it.
+    fn check(&self, py: Python<'_>) -> PyResult<()> {
+        match socket::take_error(self.fd).or_os_error()?.and_then(|error| error.raw_os_error()) {
+            None => Ok(()),
+            Some(error) => {
+                let message = format!("Connect call failed {}", self.address(py)?.bind(py).str()?);
+                Err(PyOSError::new_err((error, message)))
+            }
+        }
+    }
+
+    fn close(&self, this: &Object) {
+        if self.watched.replace(false) {
+            drop(self.core.remove_waiter(self.fd, Direction::Write, Some(this)));
+        }
+        drop(self.file.take());
+    }
+}
+
+fn is_under_way(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EINPROGRESS | libc::EINTR | libc::EAGAIN))
+}
+
+/// The socket is connected, or the attempt has failed.
+fn on_writable(py: Python<'_>, object: &Object) -> PyResult<()> {
+    let Some(connection) = Obj::<Connection>::downcast(object) else { return Ok(()) };
+    if connection.watched.replace(false) {
+        drop(connection.core.take_waiter(connection.fd, Direction::Write, object));
+    }
+    connection.resolve(py)
+}
+
+/// Makes the transport, whose protocol will be told of it: returns both, and a future of that.
+fn transport<'py>(
+    this: ThisConnection<'_, 'py>,
+    protocol_factory: pyo3::Borrowed<'_, 'py, PyAny>,
+) -> PyResult<Object> {
+    let py = this.py();
+    this.check(py)?;
+    let protocol = Object::from(protocol_factory).call0(py)?;
+    let Some(file) = this.file.take() else {
+        return Err(PyRuntimeError::new_err("the connection is a transport's already, or closed"));
+    };
+    socket::set_nodelay(this.fd);
+    let event_loop = this.event_loop.as_object();
+    let made = event_loop.call_method0(py, intern!(py, "create_future"))?;
+    let parts = Parts {
+        core: Rc::clone(&this.core),
+        event_loop: event_loop.clone(),
+        fd: this.fd,
+        protocol: protocol.clone(),
+        waiter: Some(made.clone()),
+        extra: None,
+        context: None,
+    };
+    let transport = Stream::create(py, parts, file, None)?.into_object();
+    Ok(PyTuple::new(py, [transport.bind(py), protocol.bind(py), made.bind(py)])?.into())
+}
+
+impl Native for Connection {
+    fn class() -> &'static Class {
+        static CLASS: Class = Class::new(0);
+        &CLASS
+    }
+
+    fn traverse(&self, visitor: &mut Visitor) {
+        visitor.object(self.event_loop.as_object());
+        visitor.object(&self.connected);
+        if let Ok(file) = self.file.try_borrow()
+            && let Some(file) = &*file
+        {
+            file.traverse(visitor);
+        }
+    }
+
+    fn clear(&self) {}
+}
+
+/// Makes the class of connections.
+pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    let definition = Definition {
+        name: c"hotloop._core.Connection",
+        doc: c"A TCP connection that is being made.",
+        base: module.py().get_type::<PyAny>(),
+        methods: vec![
+            method1!(
+                Connection,
+                "transport",
+                "protocol_factory",
+                transport,
+                "Return a transport, its protocol, and a future of the moment when connection_made() was called.\n\n\
+                 Raise OSError if connecting failed."
+            ),
+            method0!(
+                Connection,
+                "close",
+                |this| {
+                    this.get().close(&this.object());
+                    Ok(Object::none(this.py()))
+                },
+                "close($self, /)\n--\n\nGive up, unless a transport was made."
+            ),
+        ],
+        attributes: vec![attribute!(Connection, "connected", |this| Ok(this.connected.clone()))],
+        slots: Vec::new(),
+        open: false,
+    };
+    module.add("Connection", class::make::<Connection>(definition)?)
+}
+
+pub fn methods() -> Vec<PyMethodDef> {
+    vec![method!(
+        Loop,
+        "_connect",
+        connect,
+        "_connect($self, host, port)\n--\n\n\
+         Begin to connect to an IP address and port, and return the connection; None if they are not numbers."
+    )]
+}
