@@ -303,8 +303,8 @@ async def test_what_was_received_stays_as_it_was(attach):
 
     protocol, peer = await attach(Recorder(data_received=keep))
     protocol.count = 0
-    for number in range(600):
-        size = (200, 600, 1000, 1024, 1500, 3000, 9000)[number // 40 % 7]
+    for number in range(720):
+        size = (200, 600, 1000, 1024, 1500, 3000, 9000, 60_000, 150_000)[number // 40 % 9]
         before = protocol.count
         peer.sendall(bytes([number % 251]) * size)
         protocol.data.clear()

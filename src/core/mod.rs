@@ -31,7 +31,7 @@ pub use ready::{OnReady, Readiness, Ready, Step};
 pub use watching::{Direction, Waiter, Watch};
 
 /// One receive gets at the most this many bytes: asyncio's `max_size`.
-const RECEIVE_BUFFER: usize = 256 * 1024;
+pub const RECEIVE_BUFFER: usize = 256 * 1024;
 
 /// While callbacks are ready, descriptors are looked at no more often than this, in seconds...
 const POLL_INTERVAL: f64 = 100e-6;

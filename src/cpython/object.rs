@@ -259,11 +259,7 @@ impl<'a> Stack<'a> {
 /// # Safety
 /// `args` points to `count` live objects, behind a place that the callee may use.
 #[inline]
-unsafe fn vectorcall(
-    callable: &Object,
-    args: *const *mut ffi::PyObject,
-    count: usize,
-) -> *mut ffi::PyObject {
+unsafe fn vectorcall(callable: &Object, args: *const *mut ffi::PyObject, count: usize) -> *mut ffi::PyObject {
     let callable = callable.as_ptr();
     let count = count | ffi::PY_VECTORCALL_ARGUMENTS_OFFSET;
     // SAFETY: a type with the flag has the function, or null, at its offset in each instance.

@@ -48,7 +48,11 @@ fn numeric(host: &Bound<'_, PyAny>, port: &Bound<'_, PyAny>) -> PyResult<Option<
         return Ok(None);
     };
     let Ok(port) = port.extract::<u16>() else { return Ok(None) };
-    Ok(host.to_str().ok().and_then(|host| host.parse::<IpAddr>().ok()).map(|host| SocketAddr::new(host, port)))
+    Ok(host
+        .to_str()
+        .ok()
+        .and_then(|host| host.parse::<IpAddr>().ok())
+        .map(|host| SocketAddr::new(host, port)))
 }
 
 fn connect<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {

@@ -34,6 +34,9 @@ pub struct Listener {
     fd: RawFd,
     server: Option<Object>,
     backlog: usize,
+    /// How many connections to accept before looking at other descriptors: one more call, to hear that no more are
+    /// waiting, is wasted where they come one by one.
+    batch: Cell<usize>,
     tls: Option<Tls>,
     /// What each connection's context is a copy of.
     context: Object,
@@ -83,6 +86,7 @@ fn start_serving<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<
             Some(backlog) => backlog.bind(py).extract::<i64>()?.max(0) as usize,
             None => 100,
         },
+        batch: Cell::new(1),
         tls: given(tls).map(|context| Tls {
             context,
             handshake_timeout: handshake_timeout.unwrap_or_else(|| Object::none(py)),
@@ -147,9 +151,12 @@ impl Listener {
         }
     }
 
-    /// Accepts all connections that wait, as far as the backlog says that there can be any.
-    fn accept_all(this: ThisListener<'_, '_>) -> PyResult<()> {
-        for _ in 0..=this.backlog {
+    /// Accepts connections that wait, twice as many each time until there are no more, and at the most as many as the
+    /// backlog says that there can be. The poller tells of the rest.
+    fn accept_batch(this: ThisListener<'_, '_>) -> PyResult<()> {
+        let batch = this.batch.get();
+        this.batch.set((2 * batch).min(this.backlog + 1));
+        for _ in 0..batch {
             // A protocol factory may have closed the server.
             if this.stopped.get() {
                 return Ok(());
@@ -157,7 +164,10 @@ impl Listener {
             match this.accept()? {
                 Accepted::Connection(fd, peer) => Listener::serve(this, fd, peer)?,
                 Accepted::Aborted => {}
-                Accepted::None => return Ok(()),
+                Accepted::None => {
+                    this.batch.set(1);
+                    return Ok(());
+                }
                 Accepted::Exhausted(error) => return Listener::rest(this, error),
             }
         }
@@ -265,7 +275,7 @@ fn accept_step(py: Python<'_>, object: &Object) -> PyResult<()> {
     if listener.stopped.get() {
         return Ok(());
     }
-    let Err(error) = Listener::accept_all(listener.this(py)) else { return Ok(()) };
+    let Err(error) = Listener::accept_batch(listener.this(py)) else { return Ok(()) };
     let exception = survivable(py, error)?;
     let message = "Exception in callback accept()".into_pyobject(py)?.into();
     let none = Object::none(py);

@@ -7,6 +7,7 @@ use pyo3::intern;
 use pyo3::prelude::*;
 
 use super::{ProtocolKind, Stream, ThisStream};
+use crate::core::RECEIVE_BUFFER;
 use crate::cpython::object::{Object, WritableBuffer, new_bytes};
 use crate::cpython::os_error::os_error;
 use crate::reactor::socket;
@@ -24,7 +25,7 @@ const READ_FAILED: &str = "Fatal read error on socket transport";
 /// What is received is copied into a bytes object of its size if it is usually less than this, which the interpreter
 /// allocates cheaply...
 const SMALL: usize = 480;
-/// ...or more than this, which is not to be kept.
+/// ...and what is larger than this is not to take up much more memory than it needs: a program may keep it.
 const LARGE: usize = 8 * 1024;
 
 /// An error, and what to say of it.
@@ -54,10 +55,10 @@ impl Stream {
     fn receive(this: ThisStream<'_, '_>, protocol: &Object) -> Result<Received, Failure> {
         let py = this.py();
         let usual = this.usual_size.get();
-        let received = if (SMALL..=LARGE).contains(&usual) {
-            Stream::receive_into_bytes(this, usual)
-        } else {
+        let received = if usual < SMALL {
             Stream::receive_and_copy(this, &[])
+        } else {
+            Stream::receive_into_bytes(this, usual)
         };
         let received = received?;
         let Received::Data(data) = received else { return Ok(received) };
@@ -90,7 +91,8 @@ impl Stream {
     /// Receives into a bytes object, with room for what usually comes and some more.
     fn receive_into_bytes(this: ThisStream<'_, '_>, usual: usize) -> Result<Received, Failure> {
         let py = this.py();
-        let mut blank = this.core.blank_bytes(py, usual + usual / 4).map_err(|error| (error, READ_FAILED))?;
+        let size = (usual + usual / 4).min(RECEIVE_BUFFER);
+        let mut blank = this.core.blank_bytes(py, size).map_err(|error| (error, READ_FAILED))?;
         let slice = blank.as_mut_slice();
         let capacity = slice.len();
         let count = match socket::recv(this.fd, slice) {
@@ -104,14 +106,15 @@ impl Stream {
             this.core.put_back(blank);
             return Ok(Received::End);
         }
-        if count == capacity {
+        if count == capacity && count < RECEIVE_BUFFER {
             // There may be more.
             let received = Stream::receive_and_copy(this, blank.as_mut_slice());
             this.core.put_back(blank);
             return received;
         }
         this.note_size(count);
-        if count < capacity / 2 {
+        let least = if capacity <= LARGE { capacity / 2 } else { capacity - capacity / 4 };
+        if count < least {
             // Too little to keep that much memory for.
             let data = new_bytes(py, &blank.as_mut_slice()[..count]).map_err(|error| (error, READ_FAILED));
             this.core.put_back(blank);
