@@ -15,6 +15,9 @@ pub struct Imports {
     pub buffered_protocol: Object,
     /// asyncio's task in C, and the type of what it gives call_soon() to have a step run.
     pub c_task: Object,
+    c_future: Object,
+    /// What returns the running loop of the calling thread, or None.
+    get_running_loop: Object,
     pub task_step: Object,
     pub report_handle: Object,
     pub report_slow: Object,
@@ -51,6 +54,13 @@ pub fn imports(py: Python<'_>) -> PyResult<&'static Imports> {
 }
 
 impl Imports {
+    /// Whether a class is asyncio's own, in C, and finds out by itself that this is the event loop: it is the one that
+    /// runs in this thread.
+    pub fn finds_loop(&self, py: Python<'_>, class: &Object, event_loop: &Object) -> PyResult<bool> {
+        Ok((class.is(&self.c_task) || class.is(&self.c_future))
+            && self.get_running_loop.call0(py)?.is(event_loop))
+    }
+
     /// The class of tasks.
     pub fn task(&self, py: Python<'_>) -> PyResult<Object> {
         dict_item(py, &self.tasks, intern!(py, "Task"))
@@ -73,6 +83,8 @@ fn load(py: Python<'_>) -> PyResult<Imports> {
         futures: of(&asyncio, "futures")?.bind(py).getattr("__dict__")?.into(),
         buffered_protocol: of(&asyncio, "BufferedProtocol")?,
         c_task: of(&support, "c_task")?,
+        c_future: of(&support, "c_future")?,
+        get_running_loop: asyncio.getattr("_get_running_loop")?.into(),
         task_step: support.call_method0("task_step_type")?.into(),
         report_handle: of(&support, "report_handle")?,
         report_slow: of(&support, "report_slow")?,

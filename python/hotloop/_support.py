@@ -26,6 +26,7 @@ _FORMAT_TAKES_DEBUG = "debug" in inspect.signature(format_helpers._format_callba
 
 
 c_task: Any = getattr(asyncio.tasks, "_CTask", None) or type(None)
+c_future: Any = getattr(asyncio.futures, "_CFuture", None) or type(None)
 
 
 def task_step_type() -> type:

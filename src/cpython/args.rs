@@ -67,10 +67,6 @@ impl<'a, 'py> Args<'a, 'py> {
         })
     }
 
-    pub fn has_keywords(&self) -> bool {
-        !self.names.is_null()
-    }
-
     /// The keyword arguments, name and value.
     pub fn keywords(
         &self,
@@ -88,6 +84,16 @@ impl<'a, 'py> Args<'a, 'py> {
                 unsafe { Borrowed::from_ptr(args.py, ffi::PyTuple_GET_ITEM(args.names, index as isize)) };
             (name, args.value(args.positional + index))
         })
+    }
+
+    /// Calls something else with the same arguments.
+    pub fn forward(&self, callable: &Object) -> PyResult<Object> {
+        // SAFETY: the arguments are those of a vectorcall, which live through this one, too.
+        unsafe {
+            let result =
+                ffi::PyObject_Vectorcall(callable.as_ptr(), self.values, self.positional, self.names);
+            Object::from_owned(self.py, result)
+        }
     }
 
     /// The parameters that a method's other arguments follow, by position or by name, and the value of its keyword,

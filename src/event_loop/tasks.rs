@@ -23,41 +23,54 @@ fn names_of_loop(py: Python<'_>) -> Object {
 
 fn create_future(this: ThisLoop<'_, '_>) -> PyResult<Object> {
     let py = this.py();
-    call_with_names(py, &imports(py)?.future(py)?, &[&this.object()], &names_of_loop(py))
+    let class = imports(py)?.future(py)?;
+    let event_loop = this.object();
+    if imports(py)?.finds_loop(py, &class, &event_loop)? {
+        return class.call0(py);
+    }
+    call_with_names(py, &class, &[&event_loop], &names_of_loop(py))
 }
 
 fn create_task<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
     let py = this.py();
     this.check_closed()?;
-    if let Some(coroutine) = args.object(0)
-        && args.len() == 1
-        && !this.has_task_factory.get()
-        && !this.debug()
-    {
-        if !args.has_keywords() {
-            return call_with_names(
-                py,
-                &imports(py)?.task(py)?,
-                &[&coroutine, &this.object()],
-                &names_of_loop(py),
-            );
-        }
-        let (name, context) = (intern!(py, "name"), intern!(py, "context"));
-        let is_common =
-            |key: &Bound<'py, PyAny>| key.as_ptr() == name.as_ptr() || key.as_ptr() == context.as_ptr();
-        if args.keywords().all(|(key, _)| is_common(&key)) {
-            let mut keys: Vec<Object> = args.keywords().map(|(key, _)| Object::from(key)).collect();
-            keys.push(Object::from(intern!(py, "loop")));
-            let names = PyTuple::new(py, keys.iter().map(|key| key.bind(py)))?.into();
-            let values: Vec<Object> = args.keywords().map(|(_, value)| Object::from(value)).collect();
-            let event_loop = this.object();
-            let mut all = vec![&coroutine];
-            all.extend(&values);
-            all.push(&event_loop);
-            return call_with_names(py, &imports(py)?.task(py)?, &all, &names);
-        }
+    if args.len() == 1 && !this.has_task_factory.get() && !this.debug() && takes_keywords(args) {
+        let class = imports(py)?.task(py)?;
+        let event_loop = this.object();
+        return if imports(py)?.finds_loop(py, &class, &event_loop)? {
+            args.forward(&class)
+        } else {
+            create_task_for(py, &event_loop, &class, args)
+        };
     }
     create_task_as_asyncio_does(this, args)
+}
+
+/// Whether asyncio's create_task() hands all of the keyword arguments to the class.
+fn takes_keywords(args: Args<'_, '_>) -> bool {
+    args.keywords().all(|(key, _)| {
+        let py = key.py();
+        let is = |name: &Bound<'_, PyString>| key.as_ptr() == name.as_ptr();
+        is(intern!(py, "name"))
+            || is(intern!(py, "context"))
+            || is(intern!(py, "eager_start")) && py.version_info() >= (3, 14)
+    })
+}
+
+/// Makes a task of an event loop that its class does not find out by itself.
+fn create_task_for<'py>(
+    py: Python<'py>,
+    event_loop: &Object,
+    class: &Object,
+    args: Args<'_, 'py>,
+) -> PyResult<Object> {
+    let mut all: Vec<Object> = args.rest(0).collect();
+    all.extend(args.keywords().map(|(_, value)| Object::from(value)));
+    all.push(event_loop.clone());
+    let mut names: Vec<_> = args.keywords().map(|(name, _)| name.to_owned()).collect();
+    names.push(intern!(py, "loop").clone().into_any());
+    let names = PyTuple::new(py, names)?.into();
+    call_with_names(py, class, &all.iter().collect::<Vec<_>>(), &names)
 }
 
 /// Task factories, debug mode, and keywords that only some versions take.
