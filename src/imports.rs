@@ -33,6 +33,8 @@ pub struct Imports {
     pub report_connection: Object,
     pub fail_empty_waiter: Object,
     pub logger: Object,
+    /// Whether asyncio's create_task() hands whatever keyword arguments it gets to the class of tasks.
+    pub create_task_takes_all: bool,
     /// Whether asyncio's Server wants to know which transport is attached.
     pub server_takes_transport: bool,
     /// What a buffered datagram counts beside its data.
@@ -100,6 +102,7 @@ fn load(py: Python<'_>) -> PyResult<Imports> {
         report_connection: of(&support, "report_connection")?,
         fail_empty_waiter: of(&support, "fail_empty_waiter")?,
         logger: of(&support, "logger")?,
+        create_task_takes_all: support.getattr("CREATE_TASK_TAKES_ALL")?.is_truthy()?,
         datagram_header: support.getattr("DATAGRAM_HEADER")?.extract()?,
         server_takes_transport: support.getattr("SERVER_TAKES_TRANSPORT")?.is_truthy()?,
     })

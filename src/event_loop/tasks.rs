@@ -34,7 +34,7 @@ fn create_future(this: ThisLoop<'_, '_>) -> PyResult<Object> {
 fn create_task<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
     let py = this.py();
     this.check_closed()?;
-    if args.len() == 1 && !this.has_task_factory.get() && !this.debug() && takes_keywords(args) {
+    if args.len() == 1 && !this.has_task_factory.get() && !this.debug() && takes_keywords(args)? {
         let class = imports(py)?.task(py)?;
         let event_loop = this.object();
         return if imports(py)?.finds_loop(py, &class, &event_loop)? {
@@ -47,14 +47,18 @@ fn create_task<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Ob
 }
 
 /// Whether asyncio's create_task() hands all of the keyword arguments to the class.
-fn takes_keywords(args: Args<'_, '_>) -> bool {
-    args.keywords().all(|(key, _)| {
+fn takes_keywords(args: Args<'_, '_>) -> PyResult<bool> {
+    for (key, _) in args.keywords() {
         let py = key.py();
         let is = |name: &Bound<'_, PyString>| key.as_ptr() == name.as_ptr();
-        is(intern!(py, "name"))
+        let taken = is(intern!(py, "name"))
             || is(intern!(py, "context"))
-            || is(intern!(py, "eager_start")) && py.version_info() >= (3, 14)
-    })
+            || is(intern!(py, "eager_start")) && imports(py)?.create_task_takes_all;
+        if !taken {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// Makes a task of an event loop that its class does not find out by itself.
