@@ -7,10 +7,9 @@ Three ways to switch it on::
     hotloop.install()                                            # where Python still has event loop policies
 """
 
+from __future__ import annotations as _annotations
+
 import asyncio as _asyncio
-from collections.abc import Coroutine as _Coroutine
-from typing import Any as _Any
-from typing import TypeVar as _TypeVar
 
 from ._core import __version__
 from ._policy import HAS_POLICIES as _HAS_POLICIES
@@ -18,7 +17,14 @@ from .loop import Loop
 
 __all__ = ["Loop", "__version__", "new_event_loop", "run"]
 
-_T = _TypeVar("_T")
+# The typing module takes longer to import than all of this package.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Coroutine as _Coroutine
+    from typing import Any as _Any
+    from typing import TypeVar as _TypeVar
+
+    _T = _TypeVar("_T")
 
 
 def new_event_loop() -> Loop:

@@ -4,12 +4,17 @@ From 3.14 on asyncio's public names for policies warn when they are touched; the
 not.
 """
 
+from __future__ import annotations
+
 import asyncio
 import asyncio.events as _events
 import sys
-from typing import TYPE_CHECKING, Any
 
 from .loop import Loop
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 _default: Any
 _set_policy: Any

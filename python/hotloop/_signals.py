@@ -5,6 +5,8 @@ main thread that is a socket which the loop watches, so that a signal is noticed
 even if it arrives just before the wait. The descriptor that was there before is put back afterwards.
 """
 
+from __future__ import annotations
+
 import asyncio
 import errno
 import inspect
@@ -15,12 +17,15 @@ import sys
 import threading
 import warnings
 from asyncio.log import logger
-from collections.abc import Callable
-from typing import Any, TypeVarTuple
 
 from . import _core
 
-_Ts = TypeVarTuple("_Ts")
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, TypeVarTuple
+
+    _Ts = TypeVarTuple("_Ts")
 
 # Wakeup descriptors of loops that are in force. A forked child must not write its signals to its parent's.
 _in_force: set[int] = set()

@@ -5,6 +5,8 @@ thread. Where there is none to be had, a thread waits for the child. A child wat
 chosen, on Pythons whose asyncio has them, is used instead.
 """
 
+from __future__ import annotations
+
 import asyncio
 import functools
 import os
@@ -12,9 +14,12 @@ import sys
 import warnings
 from asyncio import events, unix_events
 from asyncio.log import logger
-from typing import Any
 
 from . import _core
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 _Unix: Any = asyncio.SelectorEventLoop
 _unix: Any = unix_events

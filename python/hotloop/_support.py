@@ -1,5 +1,7 @@
 """What the extension says in Python because it says it rarely: error reports, warnings, debug output."""
 
+from __future__ import annotations
+
 import asyncio
 import inspect
 import socket
@@ -8,8 +10,11 @@ import traceback
 import warnings
 from asyncio import base_events, constants, format_helpers, transports, trsock
 from asyncio.log import logger
-from collections.abc import Callable
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
 
 __all__ = ["logger"]
 
@@ -147,6 +152,6 @@ def warn_unawaited(name: str) -> None:
     warnings.warn(f"coroutine {name!r} was never awaited", RuntimeWarning, stacklevel=2)
 
 
-def fail_empty_waiter(waiter: "asyncio.Future[None]") -> None:
+def fail_empty_waiter(waiter: asyncio.Future[None]) -> None:
     if not waiter.done():
         waiter.set_exception(ConnectionError("Connection is closed by peer"))

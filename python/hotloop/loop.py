@@ -1,5 +1,7 @@
 """The event loop: the extension's Loop for what happens often, asyncio's BaseEventLoop for the rest."""
 
+from __future__ import annotations
+
 import asyncio
 import functools
 import inspect
@@ -10,13 +12,17 @@ import threading
 import weakref
 from asyncio import events, sslproto
 from asyncio.log import logger
-from collections.abc import Awaitable, Callable
-from typing import Any
 
 from . import _core
+from ._executors import ExecutorSupport
 from ._signals import SignalHandling
 from ._subprocesses import SubprocessSupport
 from ._support import check_ssl_socket
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from typing import Any
 
 _create_connection = asyncio.BaseEventLoop.create_connection
 _CONNECTION_OPTIONS = {
@@ -42,7 +48,7 @@ _socket_connect = socket.socket.connect
 _Unix: Any = asyncio.SelectorEventLoop
 
 
-class Loop(SignalHandling, SubprocessSupport, asyncio.BaseEventLoop):
+class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEventLoop):
     """An asyncio event loop that runs callbacks, timers and transports in Rust.
 
     It takes and ignores the argument of asyncio.SelectorEventLoop, so that it can stand in for it. The
@@ -151,8 +157,9 @@ class Loop(SignalHandling, SubprocessSupport, asyncio.BaseEventLoop):
 
     # --- Transports ---
 
+    # The signature is the running Python's.
     @functools.wraps(_create_connection)
-    async def create_connection(
+    async def create_connection(  # type: ignore[override]
         self, protocol_factory: Any, host: Any = None, port: Any = None, **options: Any
     ) -> Any:
         connection = self._connect(host, port) if self._connects_itself(options) else None
@@ -172,7 +179,7 @@ class Loop(SignalHandling, SubprocessSupport, asyncio.BaseEventLoop):
         return transport, protocol
 
     def _connects_itself(self, options: dict[str, Any]) -> bool:
-        """Whether create_connection() with these options, for an IP address, needs nothing of anybody else."""
+        """Whether create_connection() to an IP address needs nothing of anybody else, with these options."""
         for name, value in options.items():
             if name not in _CONNECTION_OPTIONS or value is not _CONNECTION_OPTIONS[name]:
                 return False
@@ -188,7 +195,7 @@ class Loop(SignalHandling, SubprocessSupport, asyncio.BaseEventLoop):
         rawsock: socket.socket,
         protocol: asyncio.BaseProtocol,
         sslcontext: Any,
-        waiter: "asyncio.Future[Any] | None" = None,
+        waiter: asyncio.Future[Any] | None = None,
         *,
         server_side: bool = False,
         server_hostname: str | None = None,

@@ -1,9 +1,9 @@
 //! Waiting for descriptors to become ready.
 //!
-//! The `polling` crate owns registration and wake-up on every platform. On Linux the wait itself is ours: `polling`
+//! The `polling` crate owns registration on every platform. On Linux the wait and the wake-up are ours: `polling`
 //! spends five system calls on a wait with a timeout (it arms a timerfd, and re-arms its notifier whether that fired
-//! or not), where one epoll_pwait2 on the poller's own descriptor does. The portable wait stays available everywhere
-//! and is the only one elsewhere.
+//! or not), where one on the poller's own descriptor does, and seven on a wake-up and the wait that sees it, where two
+//! do. The portable wait stays available everywhere and is the only one elsewhere.
 //!
 //! Some facts about epoll, and what is therefore done here:
 //! - A registration belongs to an open file, not to a descriptor. It outlives close() while a duplicate is open, and
@@ -19,6 +19,8 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+#[cfg(target_os = "linux")]
+use std::os::fd::{FromRawFd, OwnedFd};
 use std::sync::Once;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -97,6 +99,8 @@ pub struct Poller {
     /// None only while being dropped.
     poller: Option<polling::Poller>,
     portable: bool,
+    #[cfg(target_os = "linux")]
+    alarm: Option<Alarm>,
     forks: u32,
 }
 
@@ -104,7 +108,16 @@ impl Poller {
     /// Makes a poller. `portable` forces the wait of the `polling` crate where a faster one of ours exists.
     pub fn new(portable: bool) -> io::Result<Poller> {
         let forks = forks();
-        Ok(Poller { poller: Some(polling::Poller::new()?), portable, forks })
+        let poller = polling::Poller::new()?;
+        #[cfg(target_os = "linux")]
+        let alarm = if portable { None } else { Some(Alarm::new(&poller)?) };
+        Ok(Poller {
+            poller: Some(poller),
+            portable,
+            #[cfg(target_os = "linux")]
+            alarm,
+            forks,
+        })
     }
 
     pub fn is_portable(&self) -> bool {
@@ -136,6 +149,10 @@ impl Poller {
 
     /// Wakes the thread that waits, or makes the next wait return at once. Callable from any thread.
     pub fn wake(&self) -> io::Result<()> {
+        #[cfg(target_os = "linux")]
+        if let Some(alarm) = &self.alarm {
+            return alarm.ring();
+        }
         self.inner().notify()
     }
 
@@ -194,69 +211,20 @@ impl Poller {
 
 #[cfg(target_os = "linux")]
 impl Poller {
-    /// One epoll_pwait2 on the poller's own descriptor.
+    /// One system call on the poller's own descriptor.
     fn wait_natively(&self, ready: &mut Ready, timeout: Option<Duration>) -> io::Result<()> {
-        use std::sync::atomic::AtomicBool;
-        /// Linux before 5.11, and seccomp profiles of its time, refuse epoll_pwait2.
-        static HAS_PWAIT2: AtomicBool = AtomicBool::new(true);
-
-        let epoll = self.inner().as_raw_fd();
-        let buffer = ready.native.as_mut_ptr();
-        let capacity = ready.native.capacity() as libc::c_int;
-        let mut count = -1;
-        if HAS_PWAIT2.load(Ordering::Relaxed) {
-            let timespec = timeout.map(|timeout| libc::timespec {
-                tv_sec: timeout.as_secs() as libc::time_t,
-                tv_nsec: timeout.subsec_nanos() as libc::c_long,
-            });
-            let timespec = timespec.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
-            // SAFETY: `buffer` has room for `capacity` events; `timespec` is null or points to a timespec that lives
-            // until the end of this block; a null mask leaves the signal mask alone.
-            count = unsafe {
-                libc::syscall(
-                    libc::SYS_epoll_pwait2,
-                    epoll,
-                    buffer,
-                    capacity,
-                    timespec,
-                    std::ptr::null::<libc::sigset_t>(),
-                    size_of::<u64>(),
-                ) as libc::c_int
-            };
-            if count < 0 {
-                let error = io::Error::last_os_error();
-                match error.raw_os_error() {
-                    Some(libc::EINTR) => {
-                        ready.interrupted = true;
-                        return Ok(());
-                    }
-                    Some(libc::ENOSYS | libc::EPERM) => HAS_PWAIT2.store(false, Ordering::Relaxed),
-                    _ => return Err(error),
-                }
-            }
-        }
-        if count < 0 {
-            // SAFETY: `buffer` has room for `capacity` events.
-            count = unsafe { libc::epoll_wait(epoll, buffer, capacity, to_milliseconds(timeout)) };
-            if count < 0 {
-                let error = io::Error::last_os_error();
-                if error.kind() != io::ErrorKind::Interrupted {
-                    return Err(error);
-                }
+        match wait_for_epoll(self.inner().as_raw_fd(), &mut ready.native, timeout) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {
                 ready.interrupted = true;
                 return Ok(());
             }
+            result => result?,
         }
-        // SAFETY: the kernel has filled in the first `count` events.
-        unsafe { ready.native.set_len(count as usize) };
-
         const READABLE: u32 = (libc::EPOLLIN | libc::EPOLLHUP | libc::EPOLLERR) as u32;
         const WRITABLE: u32 = (libc::EPOLLOUT | libc::EPOLLHUP | libc::EPOLLERR) as u32;
-        let mut woken = false;
         for event in &ready.native {
             let (key, flags) = (event.u64 as usize, event.events);
-            if key == NOTIFIER_KEY {
-                woken = true;
+            if key == ALARM_KEY {
                 continue;
             }
             ready.events.push(Event {
@@ -266,28 +234,116 @@ impl Poller {
                 only_priority: flags == libc::EPOLLPRI as u32,
             });
         }
-        if woken {
-            // Clear the notifier and arm it again. What else this reports is level-triggered and comes up anew.
-            ready.portable.clear();
-            match self.inner().wait(&mut ready.portable, Some(Duration::ZERO)) {
-                Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
-                _ => {}
-            }
-        }
         Ok(())
     }
 }
 
-/// The key under which `polling` registers its own notifier (and refuses ours).
+/// Fills `events` with what epoll reports. Where it needs no fraction of a millisecond it is epoll_wait, which is
+/// a third cheaper than epoll_pwait2 when nothing is ready.
 #[cfg(target_os = "linux")]
-const NOTIFIER_KEY: usize = usize::MAX;
+fn wait_for_epoll(
+    epoll: RawFd,
+    events: &mut Vec<libc::epoll_event>,
+    timeout: Option<Duration>,
+) -> io::Result<()> {
+    use std::sync::atomic::AtomicBool;
+    /// Linux before 5.11, and seccomp profiles of its time, refuse epoll_pwait2.
+    static HAS_PWAIT2: AtomicBool = AtomicBool::new(true);
+
+    events.clear();
+    let buffer = events.as_mut_ptr();
+    let capacity = events.capacity() as libc::c_int;
+    let mut count = -1;
+    if let Some(timeout) = timeout
+        && !timeout.is_zero()
+        && HAS_PWAIT2.load(Ordering::Relaxed)
+    {
+        let timespec = libc::timespec {
+            tv_sec: timeout.as_secs() as libc::time_t,
+            tv_nsec: timeout.subsec_nanos() as libc::c_long,
+        };
+        // SAFETY: `buffer` has room for `capacity` events; `timespec` outlives the call; a null mask leaves the signal
+        // mask alone.
+        count = unsafe {
+            libc::syscall(
+                libc::SYS_epoll_pwait2,
+                epoll,
+                buffer,
+                capacity,
+                &raw const timespec,
+                std::ptr::null::<libc::sigset_t>(),
+                size_of::<u64>(),
+            ) as libc::c_int
+        };
+        if count < 0 {
+            let error = io::Error::last_os_error();
+            if !matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM)) {
+                return Err(error);
+            }
+            HAS_PWAIT2.store(false, Ordering::Relaxed);
+        }
+    }
+    if count < 0 {
+        // SAFETY: `buffer` has room for `capacity` events.
+        count = unsafe { libc::epoll_wait(epoll, buffer, capacity, to_milliseconds(timeout)) };
+        if count < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    // SAFETY: the kernel has filled in the first `count` events.
+    unsafe { events.set_len(count as usize) };
+    Ok(())
+}
+
+/// What wakes a poller: an eventfd in its set. It is edge-triggered, so that each ring is one event and nobody has to
+/// take the ring away.
+#[cfg(target_os = "linux")]
+struct Alarm(OwnedFd);
+
+/// A key that nobody else uses: `polling` keeps the one of all ones, and [`super::registry`] never sets the top bit.
+#[cfg(target_os = "linux")]
+const ALARM_KEY: usize = usize::MAX - 1;
+
+#[cfg(target_os = "linux")]
+impl Alarm {
+    fn new(poller: &polling::Poller) -> io::Result<Alarm> {
+        // SAFETY: the call takes no pointers.
+        let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the descriptor was just made, and is nobody else's.
+        let alarm = Alarm(unsafe { OwnedFd::from_raw_fd(fd) });
+        let mut event =
+            libc::epoll_event { events: (libc::EPOLLIN | libc::EPOLLET) as u32, u64: ALARM_KEY as u64 };
+        // SAFETY: `event` is a valid epoll_event for the duration of the call.
+        match unsafe { libc::epoll_ctl(poller.as_raw_fd(), libc::EPOLL_CTL_ADD, fd, &mut event) } {
+            0 => Ok(alarm),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
+    fn ring(&self) -> io::Result<()> {
+        let one = 1u64.to_ne_bytes();
+        // SAFETY: `one` is eight readable bytes. The count that they are added to can't overflow in a lifetime.
+        match unsafe { libc::write(self.0.as_raw_fd(), one.as_ptr().cast(), one.len()) } {
+            0.. => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+}
 
 /// Whole milliseconds, rounded up so that a timer is never found early, for kernels without epoll_pwait2.
 #[cfg(target_os = "linux")]
 fn to_milliseconds(timeout: Option<Duration>) -> libc::c_int {
     match timeout {
         None => -1,
-        Some(timeout) => timeout.as_nanos().div_ceil(1_000_000).min(libc::c_int::MAX as u128) as libc::c_int,
+        Some(Duration::ZERO) => 0,
+        // No division of nanoseconds, which fit 128 bits only: it would be a tenth of a wait.
+        Some(timeout) => {
+            let rounded = timeout.saturating_add(Duration::from_nanos(999_999));
+            rounded.as_millis().min(libc::c_int::MAX as u128) as libc::c_int
+        }
     }
 }
 

@@ -119,8 +119,8 @@ impl<W> Registry<W> {
     /// Asks the kernel for `interest` in any case: the descriptor's number may stand for another file by now.
     pub fn renew_interest(&mut self, slot: Slot, interest: Interest) -> io::Result<()> {
         self.own_poller()?;
-        let poller = Arc::clone(&self.poller);
-        let Some(entry) = self.entry_mut(slot) else { return Ok(()) };
+        let poller = &self.poller;
+        let Some(entry) = entry_of(&mut self.places, slot) else { return Ok(()) };
         let (fd, key) = (entry.fd, slot.key());
         if interest.is_none() {
             entry.registered = interest;
@@ -152,8 +152,8 @@ impl<W> Registry<W> {
     /// slot, so that events of the former file, which may live on under another number, are told from the new one's.
     pub fn renew_or_move(&mut self, slot: Slot, interest: Interest) -> io::Result<Slot> {
         self.own_poller()?;
-        let poller = Arc::clone(&self.poller);
-        let Some(entry) = self.entry_mut(slot) else { return Ok(slot) };
+        let poller = &self.poller;
+        let Some(entry) = entry_of(&mut self.places, slot) else { return Ok(slot) };
         let fd = entry.fd;
         if !entry.registered.is_none() && !interest.is_none() {
             match poller.modify(fd, slot.key(), interest) {
@@ -244,9 +244,14 @@ impl<W> Registry<W> {
     }
 
     fn entry_mut(&mut self, slot: Slot) -> Option<&mut Entry<W>> {
-        let place = self.places.get_mut(slot.index as usize)?;
-        if place.generation == slot.generation { place.entry.as_mut() } else { None }
+        entry_of(&mut self.places, slot)
     }
+}
+
+/// Borrows the places alone, so that the poller can be used meanwhile.
+fn entry_of<W>(places: &mut [Place<W>], slot: Slot) -> Option<&mut Entry<W>> {
+    let place = places.get_mut(slot.index as usize)?;
+    if place.generation == slot.generation { place.entry.as_mut() } else { None }
 }
 
 #[cfg(test)]
