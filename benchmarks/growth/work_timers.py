@@ -1,8 +1,8 @@
 """Work with many timers pending: python -m benchmarks.growth.work_timers LOOP WORK PENDING TIMES
 
 WORK is "set_up", which makes TIMES loops with so many timers pending; "insert", which then inserts about as
-many again into each; "cancel", which then cancels these; or "replace", which inserts and cancels TIMES timers,
-100 at a time, on one loop. That prints the nanoseconds that one insertion took, and one cancellation.
+many again into each; "cancel", which then cancels these; or "replace", which inserts and cancels TIMES
+timers, 100 at a time, on one loop. That prints the nanoseconds that one insertion took, and one cancellation.
 
 There is no garbage collection, whose moments would be chance.
 """
