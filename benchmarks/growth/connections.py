@@ -19,6 +19,8 @@ from benchmarks.rows import COUNTING_PATIENCE, PATIENCE
 BUSY = 100
 SPARE = 200
 """Descriptors that a process needs for other than the connections."""
+SETTLING = 20.0
+"""How long a server may be busy with connections that were opened or closed, in seconds."""
 
 
 def measure(names: list[str], counter: Counter | None, *, quick: bool) -> list[Growth]:
@@ -48,9 +50,11 @@ def load_among(size: int) -> Load:
 
 def instructions(names: list[str], sizes: tuple[int, ...], counter: Counter, *, quick: bool) -> Growth:
     figures = Figures("connections_active", names, sizes)
-    requests = 4_000 if quick else 20_000
+    least = 4_000 if quick else 20_000
 
     def counted(loop: str, size: int) -> float:
+        # Accepting costs more for each open connection, and not quite the same each time.
+        requests = max(least, 10 * size)
         start = instructions_of_server(loop, size, counter, 5 * BUSY)
         whole = instructions_of_server(loop, size, counter, 5 * BUSY + requests)
         if whole <= start:
@@ -63,7 +67,7 @@ def instructions(names: list[str], sizes: tuple[int, ...], counter: Counter, *, 
         x_label="connections open",
         y_label="user instructions a request",
         note=f"Protocol echo of 1 KiB, closed loop. {counter.name}: the difference of two runs of different "
-        f"length ({requests:,} requests) that open the same connections.",
+        f"length ({least:,} requests or more) that open the same connections.",
     )
 
 
@@ -71,9 +75,11 @@ def instructions_of_server(loop: str, size: int, counter: Counter, requests: int
     address = free_address()
     with tempfile.NamedTemporaryFile() as output:
         command = counter.wrap(python("servers", loop, "protocol", address), output.name)
-        with running(command, timeout=COUNTING_PATIENCE):
+        with running(command, timeout=COUNTING_PATIENCE) as server:
             load = load_among(size)
             generator.for_requests(f"tcp://{address}", load, requests, COUNTING_PATIENCE)
+            # All connections end with the clients. It is told to end when it has seen to that.
+            settle(server)
         user = counter.read(output.name).user
     if user is None:
         raise Failed("nothing was counted")
@@ -124,7 +130,7 @@ def bytes_a_connection(loop: str, size: int) -> float:
         clients = [stack.enter_context(connect(address)) for _ in range(size)]
         # It accepts in order: when the last one is answered, all are open.
         echo(clients[-1])
-        time.sleep(0.3)
+        settle(server)
         after = resident_bytes(server)
         for client in clients:
             echo(client)
@@ -154,6 +160,23 @@ def resident_bytes(pid: int) -> int:
     except OSError as error:
         raise Failed(f"the server's memory can't be read: {error}") from None
     return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def settle(pid: int) -> None:
+    """Wait until a process has nothing to do; not for long, since some never rest."""
+    deadline = time.monotonic() + SETTLING
+    taken = -1.0
+    while time.monotonic() < deadline and taken != (taken := processor_time(pid)):
+        time.sleep(0.3)
+
+
+def processor_time(pid: int) -> float:
+    """Ticks in user mode and in the kernel."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError as error:
+        raise Failed(f"the server is gone: {error}") from None
+    return float(fields[11]) + float(fields[12])
 
 
 def free_host_and_port() -> tuple[str, int]:
