@@ -4,13 +4,15 @@ Each module measures one thing, each figure in a fresh process of one loop; thos
 these processes do.
 """
 
-from benchmarks import counters
-from benchmarks.growth import connections, flood, start_up, timers
 from benchmarks.growth_result import Growth
 
 
 def measure(names: list[str], *, quick: bool = False) -> list[Growth]:
     """Measure these loops. A loop that fails has None from there on, and the others go on."""
+    # Only here: the processes that do the work import this package, too, and are counted from their start.
+    from benchmarks import counters
+    from benchmarks.growth import connections, flood, start_up, timers
+
     # System calls do not grow with anything here: only what counts instructions is of use.
     counter = next((one for one in counters.available() if not isinstance(one, counters.Strace)), None)
     return [
