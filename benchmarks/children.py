@@ -53,8 +53,9 @@ def run(command: Sequence[str], *, timeout: float, processor: int | None = None)
 
 
 @contextlib.contextmanager
-def running(command: Sequence[str], *, timeout: float, processor: int | None = None) -> Iterator[None]:
-    """Keep a server running, from when it prints "ready" and its process's number until the block ends.
+def running(command: Sequence[str], *, timeout: float, processor: int | None = None) -> Iterator[int]:
+    """Keep a server running, from when it prints "ready" and its process's number, which is given, until the
+    block ends.
 
     The server alone is told to end, and what counts it, if anything does, ends after it and with its count.
     """
@@ -71,7 +72,7 @@ def running(command: Sequence[str], *, timeout: float, processor: int | None = N
             if ready != "ready":
                 raise Failed(_reason(errors, process.wait()))
             try:
-                yield
+                yield int(server)
                 _end_server(int(server), process)
             except Failed as failure:
                 said = _last_line(errors)

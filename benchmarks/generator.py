@@ -24,14 +24,17 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Load:
-    """What the clients do: connections, the size of an echo request, how many are in flight on each."""
+    """What the clients do: connections, the size of an echo request, how many are in flight on each; and how
+    many more connections are open and idle."""
 
     connections: int = 64
     size: int = 1024
     depth: int = 1
+    idle: int = 0
 
     def arguments(self) -> list[str]:
-        return ["--connections", str(self.connections), "--size", str(self.size), "--depth", str(self.depth)]
+        busy = ["--connections", str(self.connections), "--size", str(self.size), "--depth", str(self.depth)]
+        return [*busy, "--idle", str(self.idle)]
 
 
 @functools.cache

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub const USAGE: &str = "usage: load ADDRESS [--connections N] [--size BYTES] [--depth N] [--requests N] \
-[--seconds S] [--warmup S] [--lockstep] [--patience S]
+[--seconds S] [--warmup S] [--lockstep] [--idle N] [--patience S]
 
 ADDRESS is tcp://HOST:PORT, udp://HOST:PORT, unix:PATH or http://HOST:PORT/PATH, the host a numeric address.
   --connections N   open N connections (default 1)
@@ -15,6 +15,7 @@ ADDRESS is tcp://HOST:PORT, udp://HOST:PORT, unix:PATH or http://HOST:PORT/PATH,
   --seconds S       stop after S seconds (default 1, where --requests is not given)
   --warmup S        do not count the first S seconds (default 0)
   --lockstep        make the next requests when all connections are answered, not each by itself
+  --idle N          first open N more connections and keep them open, saying nothing (default 0)
   --patience S      give up when the server is silent for S seconds (default 10)";
 
 pub enum Address {
@@ -39,6 +40,7 @@ pub struct Options {
     pub length: Length,
     pub warmup: Duration,
     pub lockstep: bool,
+    pub idle: usize,
     pub patience: Duration,
 }
 
@@ -57,6 +59,7 @@ impl Options {
             length: Length::Time(Duration::from_secs(1)),
             warmup: Duration::ZERO,
             lockstep: false,
+            idle: 0,
             patience: Duration::from_secs(10),
         };
         while let Some(name) = args.next() {
@@ -67,6 +70,7 @@ impl Options {
             let value = args.next().ok_or_else(|| format!("{name} needs a value\n{USAGE}"))?;
             match name.as_str() {
                 "--connections" => options.connections = positive(&name, &value)?,
+                "--idle" => options.idle = whole(&name, &value)?,
                 "--size" => options.size = positive(&name, &value)?,
                 "--depth" => options.depth = positive(&name, &value)? as u64,
                 "--requests" => options.length = Length::Requests(positive(&name, &value)? as u64),
@@ -98,10 +102,14 @@ fn parse_address(text: &str) -> Result<Address, String> {
     }
 }
 
+fn whole(name: &str, value: &str) -> Result<usize, String> {
+    value.parse().map_err(|_| format!("{name} needs a number, not {value}"))
+}
+
 fn positive(name: &str, value: &str) -> Result<usize, String> {
-    match value.parse() {
-        Ok(number) if number > 0 => Ok(number),
-        _ => Err(format!("{name} needs a number above 0, not {value}")),
+    match whole(name, value)? {
+        0 => Err(format!("{name} needs a number above 0, not {value}")),
+        number => Ok(number),
     }
 }
 
@@ -111,4 +119,27 @@ fn seconds(name: &str, value: &str) -> Result<Duration, String> {
         .ok()
         .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
         .ok_or_else(|| format!("{name} needs a number of seconds, not {value}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Options, String> {
+        Options::from_args(line.split_whitespace().map(String::from))
+    }
+
+    #[test]
+    fn idle_connections_are_none_unless_asked_for() {
+        assert_eq!(parse("tcp://127.0.0.1:1").ok().map(|options| options.idle), Some(0));
+        assert_eq!(parse("tcp://127.0.0.1:1 --idle 9900").ok().map(|options| options.idle), Some(9900));
+        assert_eq!(parse("tcp://127.0.0.1:1 --idle 0").ok().map(|options| options.idle), Some(0));
+    }
+
+    #[test]
+    fn numbers_are_checked() {
+        assert!(parse("tcp://127.0.0.1:1 --idle some").is_err());
+        assert!(parse("tcp://127.0.0.1:1 --connections 0").is_err());
+        assert!(parse("tcp://127.0.0.1:1 --connections").is_err());
+    }
 }

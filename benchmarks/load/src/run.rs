@@ -1,6 +1,6 @@
 //! The run: connect, keep every connection busy, count.
 
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -14,8 +14,16 @@ use crate::report::Report;
 use crate::socket::Socket;
 
 pub fn run(options: &Options) -> Result<Report, String> {
-    let mut poll = Poll::new().map_err(|error| format!("cannot poll: {error}"))?;
-    let mut clients = connect(options, &poll)?;
+    let poll = Poll::new().map_err(|error| format!("cannot poll: {error}"))?;
+    // The server accepts in order: when the busy connections, opened last, are answered, all others are open, too.
+    let mut idle = open_idle(options)?;
+    let clients = connect(options, &poll, idle.len())?;
+    let report = drive(options, poll, clients)?;
+    idle.iter_mut().try_for_each(check_silent)?;
+    Ok(report)
+}
+
+fn drive(options: &Options, mut poll: Poll, mut clients: Vec<Client>) -> Result<Report, String> {
     let mut events = Events::with_capacity(clients.len().min(4096));
     let mut buffer = vec![0; 256 * 1024];
     let mut budget = Budget::new(options);
@@ -73,7 +81,28 @@ fn request_of_all(
     clients.iter_mut().try_for_each(|client| client.request(budget.take(depth), now))
 }
 
-fn connect(options: &Options, poll: &Poll) -> Result<Vec<Client>, String> {
+/// Connections that say nothing.
+fn open_idle(options: &Options) -> Result<Vec<Socket>, String> {
+    (0..options.idle)
+        .map(|open| Socket::connect(&options.address).map_err(|error| cannot_connect(open, error)))
+        .collect()
+}
+
+/// An idle connection must still be open in the end, and nothing may have come on it.
+fn check_silent(socket: &mut Socket) -> Result<(), String> {
+    match socket.receive(&mut [0]) {
+        Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(()),
+        Err(error) => Err(format!("lost an idle connection: {error}")),
+        Ok(0) => Err("lost an idle connection: the server closed it".into()),
+        Ok(_) => Err("wrong bytes: an answer on an idle connection".into()),
+    }
+}
+
+fn cannot_connect(open: usize, error: io::Error) -> String {
+    format!("cannot connect, with {open} connections open: {error}")
+}
+
+fn connect(options: &Options, poll: &Poll, idle: usize) -> Result<Vec<Client>, String> {
     let payload = Payload::new();
     let datagrams = matches!(options.address, Address::Udp(_));
     let http = match &options.address {
@@ -82,7 +111,7 @@ fn connect(options: &Options, poll: &Poll) -> Result<Vec<Client>, String> {
     };
     (0..options.connections)
         .map(|index| {
-            let failed = |error| format!("cannot connect, with {index} connections open: {error}");
+            let failed = |error| cannot_connect(idle + index, error);
             let mut socket = Socket::connect(&options.address).map_err(failed)?;
             socket.register(poll.registry(), Token(index)).map_err(failed)?;
             let exchange = match &http {
