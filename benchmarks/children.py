@@ -37,7 +37,7 @@ def pin(pid: int, processor: int) -> None:
 
 def run(command: Sequence[str], *, timeout: float, processor: int | None = None) -> str:
     """Run a command to its end and return what it printed."""
-    with tempfile.TemporaryFile("w+") as errors:
+    with tempfile.TemporaryFile("w+", errors="replace") as errors:
         process = _start(command, errors)
         if processor is not None:
             pin(process.pid, processor)
@@ -58,7 +58,7 @@ def running(command: Sequence[str], *, timeout: float, processor: int | None = N
 
     The server alone is told to end, and what counts it, if anything does, ends after it and with its count.
     """
-    with tempfile.TemporaryFile("w+") as errors:
+    with tempfile.TemporaryFile("w+", errors="replace") as errors:
         process = _start(command, errors)
         if processor is not None:
             pin(process.pid, processor)
@@ -95,6 +95,7 @@ def _start(command: Sequence[str], errors: TextIO) -> subprocess.Popen[str]:
         cwd=ROOT,
         env=environment,
         text=True,
+        errors="replace",
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=errors,

@@ -1,0 +1,21 @@
+"""What a measurement of how cost grows with size gives."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Growth:
+    name: str
+    """Short, for a file name: connections_active, connections_memory, timers_insert, timers_cancel, flood,
+    start_up."""
+    title: str
+    x_label: str
+    y_label: str
+    x_values: tuple[float, ...]
+    """Sizes, for example 100, 1,000 and 10,000; one value where nothing grows."""
+    series: dict[str, tuple[float | None, ...]]
+    """A loop's figures, one for each size; None where it has none. The lowest is the best."""
+    failures: dict[str, str]
+    """Why a loop has none."""
+    note: str
+    """How it was measured, in a sentence or two."""
