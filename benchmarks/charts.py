@@ -1,8 +1,7 @@
 """The charts of the page, drawn with matplotlib where it is installed.
 
 They have a white background and dark text, so that they read on a dark page as well; hotloop has the strong
-colour, the others differ in lightness and shape and need no eye for colours. The same figures give the same
-file.
+colour, the others are muted and differ in shape, too. The same figures give the same file.
 """
 
 import importlib.util
@@ -33,18 +32,19 @@ REPRESENTATIVE = {
 UNITS = ("uvloop", "asyncio")
 """Whose rate is 1 in the overview: the first of them that was measured."""
 
-STRONG = "#d1495b"
+STRONG = "#c8102e"
+MUTED = "#b4bec8"
 TEXT = "#24292f"
-FAINT = "#d8dee4"
-# A loop's colour and the shape of its points.
+FAINT = "#dfe4e9"
+# A loop's colour and shape where it is points and lines; bars have their names beside them.
 STYLES = {
     OURS: (STRONG, "D"),
-    "asyncio": ("#24292f", "o"),
-    "uvloop": ("#5b7c99", "s"),
-    "rloop": ("#8fb8a8", "^"),
-    "rsloop": ("#b6a269", "v"),
-    "blazio": ("#9b8bb4", "P"),
-    "talyn": ("#a9b4bf", "X"),
+    "asyncio": ("#3b4652", "o"),
+    "uvloop": ("#4f7ea8", "s"),
+    "rloop": ("#5fa593", "^"),
+    "rsloop": ("#b89b45", "v"),
+    "blazio": ("#8a78ad", "p"),
+    "talyn": ("#94a1ae", "X"),
 }
 OTHER_STYLE = ("#79828c", "*")
 
@@ -183,7 +183,10 @@ def bars(
 ) -> None:
     places = range(len(names))
     panel.barh(
-        places, [value or 0 for value in values], height=0.74, color=[style(name)[0] for name in names]
+        places,
+        [value or 0 for value in values],
+        height=0.74,
+        color=[STRONG if name == OURS else MUTED for name in names],
     )
     for place, name, value in zip(places, names, values, strict=True):
         text = "fails" if value is None else label(value)
@@ -203,47 +206,55 @@ def bars(
     panel.set_yticks(places, names)
     panel.set_ylim(len(names) - 0.4, -0.6)
     panel.grid(axis="y", visible=False)
-    for tick, name in zip(panel.get_yticklabels(), names, strict=True):
+    for tick, name in zip(panel.get_yticklabels(), names, strict=False):
         tick.set_fontweight("bold" if name == OURS else "normal")
 
 
 def instructions(quantity: Quantity, measured: Measured) -> Figure | None:
-    """A line for each row and a point for each loop: the rows are too different for bars."""
+    """A line for each row and a point for each loop: how many times ours it takes."""
     import matplotlib.pyplot as plt
 
-    lines = tables.lines(quantity, measured)
+    lines = [line for line in tables.lines(quantity, measured) if line.ours]
     if not lines:
         return None
     figure, panel = plt.subplots(figsize=(9, 0.9 + 0.34 * len(lines)))
     # Ours last, and so on top of the others.
     for name in sorted(measured.loops, key=lambda name: name == OURS):
         points(panel, name, lines)
-    panel.set_xscale("log")
-    panel.xaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
-    panel.set_yticks(range(len(lines)), [line.row.title for line in lines])
+    panel.set_xscale("log", base=2)
+    panel.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    panel.set_yticks(range(len(lines)), [f"{line.row.title}: {number(line.ours)}" for line in lines])
     panel.set_ylim(len(lines) - 0.4, -0.6)
-    panel.set_xlabel(
-        quantity.title.partition(": ")[2] + " (fewer is better; each line of the grid is ten times the last)"
-    )
+    what = quantity.title.partition(": ")[2]
+    panel.set_xlabel(f"{what}, hotloop = 1 (its figure is beside each name; further right is worse)")
     legend_above(figure, panel)
     return figure
 
 
 def points(panel: Axes, name: str, lines: list[Line]) -> None:
-    known = [(figure, place) for place, line in enumerate(lines) if (figure := line.figures[name])]
+    known = [(times, place) for place, line in enumerate(lines) if (times := times_ours(line, name))]
     colour, shape = style(name)
     ours = name == OURS
     panel.scatter(
-        [figure for figure, _ in known],
+        [times for times, _ in known],
         [place for _, place in known],
-        s=64 if ours else 36,
+        s=64 if ours else 48,
         color=colour,
         marker=shape,
         edgecolors="white",
-        linewidths=0.6,
+        linewidths=0.5,
         label=name,
         zorder=4 if ours else 3,
     )
+
+
+def times_ours(line: Line, name: str) -> float | None:
+    figure = line.figures[name]
+    return figure / line.ours if line.ours and figure else None
+
+
+def number(figure: float | None) -> str:
+    return tables.number(tables.rounded(figure))
 
 
 def legend_above(figure: Figure, panel: Axes) -> None:
@@ -304,7 +315,7 @@ def growth_bars(growth: Growth) -> Figure:
         panel,
         names,
         [figures.get(name) for name in names],
-        lambda value: tables.number(tables.rounded(value)),
+        number,
     )
     panel.set_xlim(0, 1.15 * max(known, default=1))
     panel.set_xlabel(growth.y_label)

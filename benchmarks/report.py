@@ -32,6 +32,7 @@ METHOD = """\
 - "limit" is an echo server in Rust that reads all sockets that are ready, then answers, and does nothing
   else.
 - "against" says how many times as good hotloop is: above 1 hotloop is ahead, in every table.
+- Loops on io_uring (blazio, talyn) make few system calls; the kernel's work is not less for that.
 - The best of the loops is bold. "fails" has its reason under Failures."""
 
 

@@ -136,7 +136,7 @@ def destination(options: argparse.Namespace) -> Path:
 def run_of(plan: Plan) -> Run:
     how = []
     if plan.rounds:
-        how.append(f"{plan.rounds} rounds; a server's lasts {plan.seconds:g} s")
+        how.append(f"{plan.rounds} round{'s' * (plan.rounds > 1)}; a server's lasts {plan.seconds:g} s")
     if plan.counters:
         how.append("counted with " + " and ".join(f"`{counter.name}`" for counter in plan.counters))
     if plan.counters and not any(isinstance(counter, counters.Perf) for counter in plan.counters):
