@@ -74,7 +74,7 @@ def running(command: Sequence[str], *, timeout: float, processor: int | None = N
                 yield
                 _end_server(int(server), process)
             except Failed as failure:
-                said = _last_line(errors)
+                said = _last_line(errors) or _end_of(process)
                 raise Failed(f"{failure} ({said})" if said else str(failure)) from None
         finally:
             _end(process)
@@ -126,6 +126,14 @@ def _end(process: subprocess.Popen[str]) -> None:
 
 def _reason(errors: TextIO, status: int) -> str:
     return _last_line(errors) or f"ends with status {status}"
+
+
+def _end_of(process: subprocess.Popen[str]) -> str:
+    """How the server ended by itself, if it did."""
+    try:
+        return f"the server ended with status {process.wait(0.5)}"
+    except subprocess.TimeoutExpired:
+        return ""
 
 
 def _last_line(errors: TextIO) -> str:

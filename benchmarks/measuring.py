@@ -80,7 +80,9 @@ def count_together(row: Row, names: list[str], results: Results, counter: Counte
 def fail(row: Row, name: str, result: Result, error: Exception, when: str) -> None:
     """A loop's failure ends what is measured of it in this row, and not the run; nor does one of ours."""
     reason = str(error) if isinstance(error, Failed) else f"cannot be measured: {error!r}"
-    result.failure = f"{when}: {reason}"
+    # It may be anything that a loop has printed.
+    legible = "".join(letter if letter.isprintable() and letter != "|" else "?" for letter in reason)
+    result.failure = f"{when}: {legible[:200]}"
     progress(f"{row.name}: {name} FAILS {result.failure}")
 
 

@@ -186,10 +186,13 @@ class HttpRow(ServerRow):
 
     def _drive_for(self, address: str, seconds: float) -> Outcome:
         url = f"http://{address}/"
-        check_body(url)
-        if generator.has_wrk():
-            return generator.wrk(url, self.load, seconds)
-        return generator.for_seconds(url, self.load, seconds)
+        if not generator.has_wrk():
+            check_body(url)
+            return generator.for_seconds(url, self.load, seconds)
+        outcome = checked_wrk(url, self.load, seconds)
+        # wrk takes what comes for an answer. Our generator looks at it.
+        generator.for_requests(url, self.load, 10 * self.load.connections, PATIENCE)
+        return outcome
 
     def _drive_until(self, address: str, requests: int, timeout: float) -> Outcome:
         return generator.for_requests(f"http://{address}/", self.load, requests, timeout)
@@ -207,9 +210,7 @@ class HttpsRow(ServerRow):
     def _drive_for(self, address: str, seconds: float) -> Outcome:
         if not generator.has_wrk():
             raise Failed("needs wrk")
-        url = f"https://{address}/"
-        check_body(url)
-        return generator.wrk(url, self.load, seconds)
+        return checked_wrk(f"https://{address}/", self.load, seconds)
 
     def _drive_until(self, address: str, requests: int, timeout: float) -> Outcome:
         """wrk stops after a time, not a number of requests: one that is long in proportion."""
@@ -228,6 +229,14 @@ def certificate() -> Iterator[str]:
         except FileNotFoundError:
             raise Failed("needs openssl to make a certificate") from None
         yield path
+
+
+def checked_wrk(url: str, load: Load, seconds: float) -> Outcome:
+    """wrk's outcome, of a server that answers rightly before and still does afterwards."""
+    check_body(url)
+    outcome = generator.wrk(url, load, seconds)
+    check_body(url)
+    return outcome
 
 
 def check_body(url: str) -> None:
