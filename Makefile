@@ -80,7 +80,7 @@ $(VENV)/.examples: examples/requirements.txt | $(VENV)/pyvenv.cfg
 
 $(VENV)/.peers: benchmarks/requirements.txt | $(VENV)/pyvenv.cfg
 	@sed '/^#/d' $< | while read -r package; do \
-	  $(BIN)/pip install --quiet --only-binary :all: "$$package" || echo "$$package: not installed, and left out"; \
+	  $(BIN)/pip install --quiet --only-binary :all: "$$package" </dev/null || echo "$$package: not installed, and left out"; \
 	done
 	@touch $@
 
