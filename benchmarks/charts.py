@@ -278,6 +278,8 @@ def growth_lines(growth: Growth) -> Figure:
 
     figure, panel = plt.subplots(figsize=(8, 3.6))
     for name, values in sorted(growth.series.items(), key=lambda item: item[0] == OURS):
+        if not any(values):
+            continue
         colour, shape = style(name)
         ours = name == OURS
         panel.plot(

@@ -95,7 +95,7 @@ def provenance(runs: list[Run]) -> list[str]:
     for run in runs[1:]:
         titles = ", ".join(TITLES.get(name, name) for name in run.rows) or "growth"
         changed = {name: fact for name, fact in run.facts.items() if fact != runs[0].facts.get(name)}
-        parts.append(f"Measured anew on {', '.join(run.loops)}: {titles}.")
+        parts.append(f"Measured anew ({' and '.join(run.parts)}) on {', '.join(run.loops)}: {titles}.")
         parts.append(facts(changed) if changed else "")
     return parts
 
@@ -146,9 +146,8 @@ def growth_section(growths: list[Growth], drawn: list[str]) -> str:
 
 def of_growth(growth: Growth, drawn: list[str]) -> str:
     picture = chart(charts.of_growth(growth), growth.title, drawn)
-    unit = f"{growth.y_label[:1].upper()}{growth.y_label[1:]}."
     missing = "\n".join(f"- {loop} fails: {reason}" for loop, reason in growth.failures.items())
-    parts = [f"### {growth.title}", growth.note, picture, unit, growth_table(growth), missing]
+    parts = [f"### {growth.title}", growth.note, picture, growth_table(growth), missing]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -156,14 +155,16 @@ def growth_table(growth: Growth) -> str:
     """A line a size, a column a loop."""
     shown = {name: [tables.rounded(figure) for figure in figures] for name, figures in growth.series.items()}
     names = [*shown, *[name for name in growth.failures if name not in shown]]
-    rows = ["| " + " | ".join([growth.x_label, *names]) + " |", "|---:|" + "---:|" * len(names)]
+    grows = len(growth.x_values) > 1
+    head = f"{growth.x_label}: {growth.y_label}" if grows else ""
+    rows = ["| " + " | ".join([head, *names]) + " |", "|---|" + "---:|" * len(names)]
     for index, x in enumerate(growth.x_values):
         known = [figures[index] for figures in shown.values()]
         best = min((figure for figure in known if figure is not None), default=None)
         cells = [
             growth_cell(name, growth, shown[name][index] if name in shown else None, best) for name in names
         ]
-        rows.append(f"| {x:,.10g} | " + " | ".join(cells) + " |")
+        rows.append(f"| {f'{x:,.10g}' if grows else growth.y_label} | " + " | ".join(cells) + " |")
     return "\n".join(rows)
 
 

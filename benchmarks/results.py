@@ -49,9 +49,15 @@ class Run:
     facts: dict[str, str]
     rows: list[str]
     loops: list[str]
+    parts: list[str]
+    """Rates, counts or both."""
 
     def is_covered_by(self, later: "Run") -> bool:
-        return set(self.rows) <= set(later.rows) and set(self.loops) <= set(later.loops)
+        return (
+            set(self.rows) <= set(later.rows)
+            and set(self.loops) <= set(later.loops)
+            and set(self.parts) <= set(later.parts)
+        )
 
 
 @dataclass

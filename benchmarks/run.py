@@ -147,7 +147,8 @@ def run_of(plan: Plan) -> Run:
         **machine.versions(plan.loops),
         "Measured": "; ".join(how),
     }
-    return Run(facts, [row.name for row in plan.rows], plan.loops)
+    parts = ["rates"] * (plan.rounds > 0) + ["counts"] * bool(plan.counters)
+    return Run(facts, [row.name for row in plan.rows], plan.loops, parts)
 
 
 if __name__ == "__main__":

@@ -24,11 +24,9 @@ def result(rate=None, *, user=None, kernel=None, failure=""):
     return Result(outcomes, Count(user=user, kernel=kernel), failure)
 
 
-def measured(of_row, row="echo_64", growths=()):
-    facts = {"Date": "2026-11-21", "Loops": "hotloop 1"}
-    return Measured(
-        [Run(facts, [row], list(of_row))], {(row, loop): of for loop, of in of_row.items()}, list(growths)
-    )
+def measured(of_row, row="echo_64", growths=(), parts=("rates", "counts")):
+    made = Run({"Date": "2026-11-21", "Loops": "hotloop 1"}, [row], list(of_row), list(parts))
+    return Measured([made], {(row, loop): of for loop, of in of_row.items()}, list(growths))
 
 
 def cells(text, title):
@@ -156,10 +154,15 @@ GROWTH = Growth(
 
 def test_growth_has_a_line_for_each_size():
     text = report.page(measured({"hotloop": result(300)}, growths=[GROWTH]), [])
-    assert "| timers | hotloop | uvloop | talyn |" in text
+    assert "| timers: instructions a timer | hotloop | uvloop | talyn |" in text
     assert "| 100 | **600** | 650 | fails |" in text
     assert "| 10,000 | **700** | fails | fails |" in text
     assert "- uvloop fails: hangs" in text
+
+
+def test_what_has_one_size_is_a_line():
+    start_up = dataclasses.replace(GROWTH, x_label="", x_values=(1.0,), series={"hotloop": (30.0,)})
+    assert "| instructions a timer | **30.00** | fails | fails |" in report.of_growth(start_up, [])
 
 
 def test_results_are_read_as_they_were_written(tmp_path):
@@ -181,8 +184,9 @@ def test_runs_of_which_nothing_is_left_are_forgotten():
     old = measured({"hotloop": result(100), "uvloop": result(200)})
     both = old.updated_with(measured({"hotloop": result(300)}))
     assert len(both.runs) == 2
-    everything = both.updated_with(measured({"hotloop": result(1), "uvloop": result(1), "rloop": result(1)}))
-    assert len(everything.runs) == 1
+    everything = {"hotloop": result(1), "uvloop": result(1), "rloop": result(1)}
+    assert len(both.updated_with(measured(everything, parts=["rates"])).runs) == 3
+    assert len(both.updated_with(measured(everything)).runs) == 1
 
 
 def test_a_failure_and_its_end_replace_what_was_there():
