@@ -214,7 +214,7 @@ class HttpsRow(ServerRow):
 
     def _drive_until(self, address: str, requests: int, timeout: float) -> Outcome:
         """wrk stops after a time, not a number of requests: one that is long in proportion."""
-        return self._drive_for(address, 2 + 2 * requests / self.counted)
+        return self._drive_for(address, 4 + 10 * requests / self.counted)
 
 
 @contextlib.contextmanager
