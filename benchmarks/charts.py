@@ -32,6 +32,9 @@ REPRESENTATIVE = {
 UNITS = ("uvloop", "asyncio")
 """Whose rate is 1 in the overview: the first of them that was measured."""
 
+WIDE = 50
+"""Figures of growth that are this many times apart need a logarithmic axis."""
+
 STRONG = "#c8102e"
 MUTED = "#b4bec8"
 TEXT = "#24292f"
@@ -296,7 +299,11 @@ def growth_lines(growth: Growth) -> Figure:
     panel.set_xscale("log")
     panel.set_xticks(growth.x_values, [f"{x:,.10g}" for x in growth.x_values])
     panel.set_xticks([], minor=True)
-    panel.set_ylim(bottom=0)
+    known = [value for values in growth.series.values() for value in values if value]
+    if known and max(known) > WIDE * min(known):
+        panel.set_yscale("log")
+    else:
+        panel.set_ylim(bottom=0)
     panel.yaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
     panel.set_xlabel(growth.x_label)
     panel.set_ylabel(growth.y_label)
