@@ -18,7 +18,7 @@ REACTOR := --no-default-features
 SOURCES := Cargo.toml Cargo.lock pyproject.toml $(shell find src python -name '*.rs' -o -name '*.py' -o -name '*.pyi')
 LINTERS := 'ruff>=0.17,<0.18' 'mypy>=2.4,<2.5'
 
-.PHONY: help run build test test-reactor test-python test-cpython lint format bench clean
+.PHONY: help run build test test-reactor test-python test-cpython lint format bench bench-check clean
 .NOTPARALLEL:
 
 help: ## list these targets
@@ -54,8 +54,11 @@ format: $(VENV)/.linters ## put all sources into the project's format
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-bench: $(VENV)/.hotloop ## compare hotloop with asyncio; ARGS goes to the benchmarks
-	$(BIN)/python -m benchmarks $(ARGS)
+bench: $(VENV)/.hotloop $(VENV)/.peers ## compare event loops, into docs/; ROWS=http or LOOPS=asyncio,hotloop for a part
+	$(BIN)/python -m benchmarks $(if $(ROWS),--rows $(ROWS)) $(if $(LOOPS),--loops $(LOOPS)) $(ARGS)
+
+bench-check: $(VENV)/.hotloop ## fail if scheduling costs more than it did; UPDATE=1 keeps what it costs now
+	$(BIN)/python -m benchmarks.check $(if $(UPDATE),--update)
 
 clean: ## remove all that was built and installed
 	rm -rf $(VENV) target benchmarks/load/target dist .pytest_cache .mypy_cache .ruff_cache
@@ -73,6 +76,12 @@ $(VENV)/.tests: tests/requirements.txt | $(VENV)/pyvenv.cfg
 
 $(VENV)/.examples: examples/requirements.txt | $(VENV)/pyvenv.cfg
 	$(BIN)/pip install --quiet --requirement examples/requirements.txt
+	@touch $@
+
+$(VENV)/.peers: benchmarks/requirements.txt | $(VENV)/pyvenv.cfg
+	@sed '/^#/d' $< | while read -r package; do \
+	  $(BIN)/pip install --quiet --only-binary :all: "$$package" </dev/null || echo "$$package: not installed, and left out"; \
+	done
 	@touch $@
 
 $(VENV)/.linters: Makefile | $(VENV)/pyvenv.cfg

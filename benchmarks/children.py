@@ -37,7 +37,7 @@ def pin(pid: int, processor: int) -> None:
 
 def run(command: Sequence[str], *, timeout: float, processor: int | None = None) -> str:
     """Run a command to its end and return what it printed."""
-    with tempfile.TemporaryFile("w+") as errors:
+    with tempfile.TemporaryFile("w+", errors="replace") as errors:
         process = _start(command, errors)
         if processor is not None:
             pin(process.pid, processor)
@@ -59,7 +59,7 @@ def running(command: Sequence[str], *, timeout: float, processor: int | None = N
 
     The server alone is told to end, and what counts it, if anything does, ends after it and with its count.
     """
-    with tempfile.TemporaryFile("w+") as errors:
+    with tempfile.TemporaryFile("w+", errors="replace") as errors:
         process = _start(command, errors)
         if processor is not None:
             pin(process.pid, processor)
@@ -75,7 +75,7 @@ def running(command: Sequence[str], *, timeout: float, processor: int | None = N
                 yield int(server)
                 _end_server(int(server), process)
             except Failed as failure:
-                said = _last_line(errors)
+                said = _last_line(errors) or _end_of(process)
                 raise Failed(f"{failure} ({said})" if said else str(failure)) from None
         finally:
             _end(process)
@@ -96,6 +96,7 @@ def _start(command: Sequence[str], errors: TextIO) -> subprocess.Popen[str]:
         cwd=ROOT,
         env=environment,
         text=True,
+        errors="replace",
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=errors,
@@ -126,6 +127,14 @@ def _end(process: subprocess.Popen[str]) -> None:
 
 def _reason(errors: TextIO, status: int) -> str:
     return _last_line(errors) or f"ends with status {status}"
+
+
+def _end_of(process: subprocess.Popen[str]) -> str:
+    """How the server ended by itself, if it did."""
+    try:
+        return f"the server ended with status {process.wait(0.5)}"
+    except subprocess.TimeoutExpired:
+        return ""
 
 
 def _last_line(errors: TextIO) -> str:

@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Counter(abc.ABC):
     """A tool that runs a command and leaves its count in a file when the command ends or is terminated."""
 
     name: str
+    counts_instructions: ClassVar[bool] = True
 
     @abc.abstractmethod
     def works(self) -> bool: ...
@@ -102,6 +104,7 @@ class Valgrind(Counter):
 
 class Strace(Counter):
     name = "strace -f -c"
+    counts_instructions = False
 
     def works(self) -> bool:
         return shutil.which("strace") is not None

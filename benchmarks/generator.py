@@ -38,8 +38,9 @@ class Load:
 
 
 @functools.cache
-def build() -> str:
-    """The load generator's path, built if it is not up to date. Raises SystemExit if it can't be."""
+def build(program: str = "load") -> str:
+    """The path of one of the load generator's programs, built if it is not up to date. Raises SystemExit if
+    it can't be."""
     command = ["cargo", "build", "--release", "--quiet", "-j1"]
     if not shutil.which("cargo"):
         raise SystemExit("the load generator in benchmarks/load needs cargo to be built")
@@ -49,7 +50,7 @@ def build() -> str:
         ["cargo", "metadata", "--no-deps", "--format-version=1"], cwd=PACKAGE, capture_output=True, check=True
     )
     target: str = json.loads(metadata.stdout)["target_directory"]
-    return f"{target}/release/load"
+    return f"{target}/release/{program}"
 
 
 def for_requests(address: str, load: Load, requests: int, timeout: float) -> Outcome:

@@ -1,6 +1,7 @@
 """The event loops that can be compared, and how one of each is made."""
 
 import asyncio
+import contextlib
 import importlib
 import importlib.metadata
 import importlib.util
@@ -39,4 +40,6 @@ def version(loop: str) -> str:
     try:
         return importlib.metadata.version(package(loop))
     except importlib.metadata.PackageNotFoundError:
-        return getattr(importlib.import_module(package(loop)), "__version__", "unknown")
+        with contextlib.suppress(Exception):  # Whatever it raises when it can't be imported here.
+            return str(importlib.import_module(package(loop)).__version__)
+        return "(unknown version)"

@@ -1,138 +1,198 @@
-"""The comparison as markdown."""
+"""The page: what was measured, as markdown."""
 
-import datetime
-import os
-import platform
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+import math
+from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import loops
-from benchmarks.counters import Count
-from benchmarks.generator import Outcome
-from benchmarks.rows import Row
+from benchmarks import charts, tables
+from benchmarks.growth_result import Growth
+from benchmarks.results import Measured, Run
+from benchmarks.rows import ROWS
+from benchmarks.tables import NEAR_LIMIT, Line, Quantity
+
+NOTES = Path(__file__).parent / "notes.md"
+TITLES = {row.name: row.title for row in ROWS}
+
+INTRODUCTION = """\
+# Benchmarks
+
+<!-- Written by `make bench`, with the charts. The words are in benchmarks/report.py and, where they are about
+single rows, in benchmarks/notes.md. -->
+
+hotloop and other event loops in what servers and schedulers do. [benchmarks/](../benchmarks/README.md) says
+how to repeat it."""
+
+METHOD = """\
+- Rates come in interleaved rounds, each loop once a round and each time in a new process; the best round
+  counts. A server has one processor and its clients another, where there are two. The clients check every
+  byte.
+- Instructions hardly depend on the machine's mood, and are what to compare. Two runs of different length are
+  subtracted, so that starting Python is not in the figure. A server is counted in lockstep: all clients make
+  their next requests when all are answered.
+- "limit" is an echo server in Rust that reads all sockets that are ready, then answers, and does nothing
+  else.
+- "against" says how many times as good hotloop is: above 1 hotloop is ahead, in every table.
+- Loops on io_uring (blazio, talyn) make few system calls; the kernel's work is not less for that.
+- The best of the loops is bold. "fails" has its reason under Failures."""
 
 
-@dataclass
-class Result:
-    """What one loop did in one row."""
-
-    outcomes: list[Outcome] = field(default_factory=list)
-    count: Count = field(default_factory=Count)
-    failure: str = ""
-
-    @property
-    def best(self) -> Outcome | None:
-        return max(self.outcomes, key=lambda outcome: outcome.rate, default=None)
+def page(measured: Measured, drawn: list[str]) -> str:
+    """The whole page, with those of the charts that there are."""
+    parts = [INTRODUCTION, summary(measured)]
+    parts += [chart(charts.OVERVIEW, "Rates of the loops, relative", drawn)]
+    parts += ["## How it was measured", *provenance(measured.runs), METHOD]
+    parts += [section(quantity, measured, drawn) for quantity in tables.QUANTITIES]
+    parts += [failures(measured), notes(measured), growth_section(measured.growths, drawn)]
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
-Results = dict[tuple[str, str], Result]
-Measure = Callable[[Result], float | None]
-
-
-def markdown(rows: list[Row], names: list[str], results: Results, settings: Iterable[str]) -> str:
-    parts = [heading(names, settings)]
-    for title, measure, groups, lowest in TABLES:
-        chosen = [row for row in rows if row.group in groups]
-        if any(measure(results[row.name, name]) is not None for row in chosen for name in names):
-            parts.append(f"## {title}\n\n" + table(chosen, names, results, measure, lowest))
-    failures = [
-        f"- {name}, {row.title}: {results[row.name, name].failure}"
-        for row in rows
-        for name in names
-        if results[row.name, name].failure
+def summary(measured: Measured) -> str:
+    rates = tables.lines(tables.TIMES, measured) + tables.lines(tables.RATES, measured)
+    costs = tables.lines(tables.SCHEDULING_USER, measured) + tables.lines(tables.SERVERS_USER, measured)
+    points = [standing("Rate", "fastest", rates), standing("User instructions", "lowest", costs)]
+    with_target = [
+        line
+        for quantity in tables.QUANTITIES
+        for line in tables.lines(quantity, measured)
+        if line.target is not None and line.ours is not None
     ]
-    if failures:
-        parts.append("## Failures\n\n" + "\n".join(failures))
-    return "\n\n".join(parts) + "\n"
+    if with_target:
+        met = sum(line.is_met for line in with_target)
+        points.append(f"- Targets: {met} of {len(with_target)} are met.")
+    points = [point for point in points if point]
+    return "## Summary\n\n" + "\n".join(points) if points else ""
 
 
-def heading(names: list[str], settings: Iterable[str]) -> str:
-    versions = ", ".join(f"{name} {loops.version(name)}" for name in names if name != "asyncio")
-    python = f"{platform.python_implementation()} {platform.python_version()}"
-    lines = [
-        f"- Date: {datetime.date.today().isoformat()}",
-        f"- Machine: {processor()}, {os.cpu_count()} processors, {platform.system()} {platform.release()}",
-        f"- Versions: {python}" + (f", {versions}" if versions else ""),
-        *[f"- {setting}" for setting in settings],
+def standing(what: str, best: str, lines: list[Line]) -> str:
+    """On how many rows hotloop is first, and where it is furthest behind."""
+    compared = [line for line in lines if line.best_other and line.ours is not None]
+    if not compared:
+        return ""
+    first = [line for line in compared if line.is_first]
+    text = f"- {what}: hotloop is {best} in {len(first)} of {len(compared)} rows"
+    near = sum(line.is_near_limit for line in compared if line not in first)
+    if near:
+        text += f" and within {1 - NEAR_LIMIT:.0%} of the limit in {near} more"
+    failing = sum(line.ours is None for line in lines)
+    text += f"; it fails in {failing}" if failing else ""
+    return f"{text}. {worst(compared)}"
+
+
+def worst(compared: list[Line]) -> str:
+    def against_best(line: Line) -> float:
+        times = line.times_better(line.best_other[1] if line.best_other else None)
+        return math.inf if math.isnan(times) else times
+
+    line = min(compared, key=against_best)
+    if line.best_other is None or math.isinf(against_best(line)):
+        return ""
+    return f"Its worst ratio is {against_best(line):.2f} against {line.best_other[0]}, in “{line.row.title}”."
+
+
+def provenance(runs: list[Run]) -> list[str]:
+    """When and where; of the runs after the first, only what is not as it was then."""
+    parts = [facts(run.facts) for run in runs[:1]]
+    for run in runs[1:]:
+        titles = ", ".join(TITLES.get(name, name) for name in run.rows) or "growth"
+        changed = {name: fact for name, fact in run.facts.items() if fact != runs[0].facts.get(name)}
+        parts.append(f"Measured anew ({' and '.join(run.parts)}) on {', '.join(run.loops)}: {titles}.")
+        parts.append(facts(changed) if changed else "")
+    return parts
+
+
+def facts(of_run: dict[str, str]) -> str:
+    return "\n".join(["| | |", "|---|---|", *[f"| {name} | {fact} |" for name, fact in of_run.items()]])
+
+
+def section(quantity: Quantity, measured: Measured, drawn: list[str]) -> str:
+    text = tables.table(quantity, measured)
+    if not text:
+        return ""
+    picture = chart(charts.OF_QUANTITIES.get(quantity.title, ""), quantity.title, drawn)
+    return "\n\n".join(part for part in (f"## {quantity.title}", picture, text) if part)
+
+
+def chart(name: str, title: str, drawn: list[str]) -> str:
+    return f"![{title}](charts/{name}.svg)" if name in drawn else ""
+
+
+def failures(measured: Measured) -> str:
+    found = [
+        f"- {loop}, {TITLES.get(row, row)}: {result.failure}"
+        for (row, loop), result in measured.results.items()
+        if result.failure
     ]
-    return "# Event loops compared\n\n" + "\n".join(lines)
+    return "## Failures\n\n" + "\n".join(found) if found else ""
 
 
-def processor() -> str:
-    """The processor's name as the kernel gives it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+def notes(measured: Measured) -> str:
+    """What was written by hand, with the titles of the rows in the place of their names."""
+    if not NOTES.exists():
+        return ""
+    lines = []
+    for line in NOTES.read_text().strip().splitlines():
+        if line.startswith("#"):
+            name = line.lstrip("# ").strip()
+            line = f"### {TITLES.get(name, name)}"
+        lines.append(line)
+    return "## Why some targets are missed\n\n" + "\n".join(lines)
 
 
-def table(rows: list[Row], names: list[str], results: Results, measure: Measure, lowest: bool) -> str:
-    lines = ["| | " + " | ".join(names) + " |", "|---|" + "---:|" * len(names)]
-    for row in rows:
-        values = {name: rounded(measure(results[row.name, name])) for name in names}
-        known = [value for value in values.values() if value is not None]
-        best = (min if lowest else max)(known, default=None)
-        cells = [cell(value, value == best, results[row.name, name]) for name, value in values.items()]
-        lines.append(f"| {row.title} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+def growth_section(growths: list[Growth], drawn: list[str]) -> str:
+    if not growths:
+        return ""
+    return "\n\n".join(["## Growth", *[of_growth(growth, drawn) for growth in growths]])
 
 
-def rounded(value: float | None) -> float | None:
-    """As it is shown, so that what looks the same is equally good."""
-    if value is None:
-        return None
-    return float(round(value)) if value >= SMALL else max(round(value, 2), 0.0)
+def of_growth(growth: Growth, drawn: list[str]) -> str:
+    picture = chart(charts.of_growth(growth), growth.title, drawn)
+    missing = "\n".join(f"- {loop} fails: {reason}" for loop, reason in growth.failures.items())
+    parts = [f"### {growth.title}", growth.note, picture, growth_table(growth), missing]
+    return "\n\n".join(part for part in parts if part)
 
 
-def cell(value: float | None, is_best: bool, result: Result) -> str:
-    if value is None:
-        return "fails" if result.failure else "-"
-    text = f"{value:,.0f}" if value >= SMALL else f"{value:.2f}"
-    return f"**{text}**" if is_best else text
+def growth_table(growth: Growth) -> str:
+    """A line a size, a column a loop."""
+    shown = {name: [tables.rounded(figure) for figure in figures] for name, figures in growth.series.items()}
+    names = [*shown, *[name for name in growth.failures if name not in shown]]
+    grows = len(growth.x_values) > 1
+    head = f"{growth.x_label}: {growth.y_label}" if grows else ""
+    rows = ["| " + " | ".join([head, *names]) + " |", "|---|" + "---:|" * len(names)]
+    for index, x in enumerate(growth.x_values):
+        known = [figures[index] for figures in shown.values()]
+        best = min((figure for figure in known if figure is not None), default=None)
+        cells = [
+            growth_cell(name, growth, shown[name][index] if name in shown else None, best) for name in names
+        ]
+        rows.append(f"| {f'{x:,.10g}' if grows else growth.y_label} | " + " | ".join(cells) + " |")
+    return "\n".join(rows)
 
 
-def rate(result: Result) -> float | None:
-    return result.best.rate if result.best else None
+def growth_cell(name: str, growth: Growth, figure: float | None, best: float | None) -> str:
+    if figure is None:
+        return "fails" if name in growth.failures else "-"
+    return f"**{tables.number(figure)}**" if figure == best else tables.number(figure)
 
 
-def microseconds(result: Result) -> float | None:
-    return 1e6 / result.best.rate if result.best else None
+def write(measured: Measured, path: Path, warn: Callable[[str], None]) -> str:
+    """Writes the results, the page and the charts, and returns the page."""
+    measured.write(path)
+    drawn = charts.draw_all(measured, path.parent / "charts", warn)
+    text = page(measured, drawn)
+    path.with_suffix(".md").write_text(text)
+    for name in without_note(measured):
+        warn(f"{NOTES.name} does not say why the target of {name} is missed")
+    return text
 
 
-def p99(result: Result) -> float | None:
-    return result.best.p99 if result.best else None
-
-
-def user(result: Result) -> float | None:
-    return result.count.user
-
-
-def kernel(result: Result) -> float | None:
-    return result.count.kernel
-
-
-def calls(result: Result) -> float | None:
-    return result.count.calls
-
-
-SMALL = 100
-"""Figures below this are shown with decimals."""
-
-SCHEDULING = ("scheduling",)
-SERVERS = ("echo", "http")
-
-# Title, measure, groups of rows, whether the lowest is the best.
-TABLES: list[tuple[str, Measure, tuple[str, ...], bool]] = [
-    ("Scheduling: microseconds an iteration, best round", microseconds, SCHEDULING, True),
-    ("Scheduling: user instructions an iteration", user, SCHEDULING, True),
-    ("Scheduling: kernel instructions an iteration", kernel, SCHEDULING, True),
-    ("Scheduling: system calls an iteration", calls, SCHEDULING, True),
-    ("Servers: requests a second, best round", rate, SERVERS, False),
-    ("Servers: 99th percentile of latency in that round, microseconds", p99, SERVERS, True),
-    ("Servers: user instructions a request", user, SERVERS, True),
-    ("Servers: kernel instructions a request", kernel, SERVERS, True),
-    ("Servers: system calls a request", calls, SERVERS, True),
-]
+def without_note(measured: Measured) -> list[str]:
+    """The rows whose target is missed and that have no note."""
+    written = NOTES.read_text() if NOTES.exists() else ""
+    headings = {line.lstrip("# ").strip() for line in written.splitlines() if line.startswith("#")}
+    missed = [
+        line.row.name
+        for quantity in tables.QUANTITIES
+        for line in tables.lines(quantity, measured)
+        if line.target is not None and line.ours is not None and not line.is_met
+    ]
+    return [name for name in dict.fromkeys(missed) if name not in headings]

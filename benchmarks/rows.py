@@ -2,13 +2,14 @@
 
 import abc
 import contextlib
+import http.client
 import json
 import socket
 import ssl
 import tempfile
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
@@ -24,11 +25,28 @@ PATIENCE = 20.0
 COUNTING_PATIENCE = 120.0
 """The same under a tool that counts."""
 
+LIMIT = "limit"
+"""In a loop's place: the server of the load generator's package, which does nothing but system calls."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """How many instructions a request or an iteration may take on hotloop."""
+
+    user: float | None = None
+    kernel: float | None = None
+    below_best: float | None = None
+    """Where no number is set: this share fewer user instructions than the best other loop."""
+    has_children: bool = False
+    """Child processes do a part of the work, which only perf counts."""
+
 
 @dataclass(frozen=True)
 class Row(abc.ABC):
     name: str
     title: str
+    target: Target = field(default=Target(), kw_only=True)
+    has_limit: bool = field(default=False, kw_only=True)
     group: ClassVar[str]
 
     @abc.abstractmethod
@@ -48,6 +66,8 @@ def steady(count: Count) -> Count:
     """Raises Failed if starting the process costs so much, now more, now less, that nothing is left."""
     if any(instructions is not None and instructions <= 0 for instructions in (count.user, count.kernel)):
         raise Failed("the count is not steady")
+    if count == Count():
+        raise Failed("nothing was counted")
     return count
 
 
@@ -55,6 +75,11 @@ def steady(count: Count) -> Count:
 class SchedulingRow(Row):
     case: Case
     group: ClassVar[str] = "scheduling"
+
+    @classmethod
+    def of(cls, name: str, case: Case) -> "SchedulingRow":
+        target = Target(user=case.target, has_children=case.has_children)
+        return cls(name, case.title, case, target=target)
 
     def rate(self, loop: str, seconds: float) -> Outcome:
         times = self.case.timed
@@ -103,7 +128,7 @@ class ServerRow(Row):
     @contextlib.contextmanager
     def _serving(self, loop: str, counted: tuple[Counter, str] | None, *arguments: str) -> Iterator[str]:
         address = self._free_address()
-        command = python("servers", loop, self.server, address, *arguments)
+        command = self._command(loop, address, *arguments)
         timeout = PATIENCE
         if counted:
             counter, output = counted
@@ -111,6 +136,9 @@ class ServerRow(Row):
             timeout = COUNTING_PATIENCE
         with running(command, timeout=timeout, processor=None if counted else SERVER_PROCESSOR):
             yield address
+
+    def _command(self, loop: str, address: str, *arguments: str) -> list[str]:
+        return python("servers", loop, self.server, address, *arguments)
 
     def _free_address(self) -> str:
         with socket.create_server(("127.0.0.1", 0)) as free:
@@ -127,6 +155,11 @@ class ServerRow(Row):
 class EchoRow(ServerRow):
     scheme: str = "tcp://"
     group: ClassVar[str] = "echo"
+
+    def _command(self, loop: str, address: str, *arguments: str) -> list[str]:
+        if loop == LIMIT:
+            return [generator.build(LIMIT), self.scheme + address]
+        return super()._command(loop, address, *arguments)
 
     def _drive_for(self, address: str, seconds: float) -> Outcome:
         return generator.for_seconds(self.scheme + address, self.load, seconds)
@@ -153,10 +186,13 @@ class HttpRow(ServerRow):
 
     def _drive_for(self, address: str, seconds: float) -> Outcome:
         url = f"http://{address}/"
-        check_body(url)
-        if generator.has_wrk():
-            return generator.wrk(url, self.load, seconds)
-        return generator.for_seconds(url, self.load, seconds)
+        if not generator.has_wrk():
+            check_body(url)
+            return generator.for_seconds(url, self.load, seconds)
+        outcome = checked_wrk(url, self.load, seconds)
+        # wrk takes what comes for an answer. Our generator looks at it.
+        generator.for_requests(url, self.load, 10 * self.load.connections, PATIENCE)
+        return outcome
 
     def _drive_until(self, address: str, requests: int, timeout: float) -> Outcome:
         return generator.for_requests(f"http://{address}/", self.load, requests, timeout)
@@ -174,13 +210,11 @@ class HttpsRow(ServerRow):
     def _drive_for(self, address: str, seconds: float) -> Outcome:
         if not generator.has_wrk():
             raise Failed("needs wrk")
-        url = f"https://{address}/"
-        check_body(url)
-        return generator.wrk(url, self.load, seconds)
+        return checked_wrk(f"https://{address}/", self.load, seconds)
 
     def _drive_until(self, address: str, requests: int, timeout: float) -> Outcome:
         """wrk stops after a time, not a number of requests: one that is long in proportion."""
-        return self._drive_for(address, 2 + 2 * requests / self.counted)
+        return self._drive_for(address, 4 + 10 * requests / self.counted)
 
 
 @contextlib.contextmanager
@@ -197,31 +231,122 @@ def certificate() -> Iterator[str]:
         yield path
 
 
+def checked_wrk(url: str, load: Load, seconds: float) -> Outcome:
+    """wrk's outcome, of a server that answers rightly before and still does afterwards."""
+    check_body(url)
+    outcome = generator.wrk(url, load, seconds)
+    check_body(url)
+    return outcome
+
+
 def check_body(url: str) -> None:
     """Raises Failed unless the server answers with the bytes that it was given to send."""
     context = ssl._create_unverified_context() if url.startswith("https") else None
     try:
         with urllib.request.urlopen(url, timeout=PATIENCE, context=context) as response:
             right = response.read() == BODY
-    except OSError as error:
-        raise Failed(f"no answer: {error}") from None
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise Failed(f"no right answer: {error!r}") from None
     if not right:
         raise Failed("wrong bytes")
 
 
 ROWS: list[Row] = [
-    *[SchedulingRow(name, case.title, case) for name, case in CASES.items()],
-    EchoRow("echo_1", "Protocol echo 1 KiB, 1 connection", "protocol", Load(connections=1), 6_000),
-    EchoRow("echo_64", "Protocol echo 1 KiB, 64 connections", "protocol", Load(), 12_000),
-    EchoRow("echo_pipelined", "the same, 64 B, 16 in flight", "protocol", Load(size=64, depth=16), 100_000),
-    EchoRow("echo_100k", "Protocol echo 100 KiB, 16 connections", "protocol", Load(16, 100 * 1024), 2_000),
-    EchoRow("echo_buffered", "BufferedProtocol echo 1 KiB, 64 connections", "buffered", Load(), 8_000),
-    EchoRow("echo_streams", "asyncio.start_server echo 1 KiB, 64 connections", "streams", Load(), 4_000),
-    EchoRow("echo_sockets", "sock_recv and sock_sendall echo 1 KiB, 64", "sockets", Load(), 4_000),
-    EchoRow("echo_datagram", "datagram echo 1 KiB, 64 clients", "datagram", Load(), 8_000, "udp://"),
+    *[SchedulingRow.of(name, case) for name, case in CASES.items()],
+    EchoRow(
+        "echo_1",
+        "Protocol echo 1 KiB, 1 connection",
+        "protocol",
+        Load(connections=1),
+        6_000,
+        target=Target(2_200, 16_600),
+        has_limit=True,
+    ),
+    EchoRow(
+        "echo_64",
+        "Protocol echo 1 KiB, 64 connections",
+        "protocol",
+        Load(),
+        12_000,
+        target=Target(1_700, 12_200),
+        has_limit=True,
+    ),
+    EchoRow(
+        "echo_pipelined",
+        "Protocol echo 64 B, 64 connections, 16 in flight",
+        "protocol",
+        Load(size=64, depth=16),
+        100_000,
+        target=Target(110, 760),
+        has_limit=True,
+    ),
+    EchoRow(
+        "echo_100k",
+        "Protocol echo 100 KiB, 16 connections",
+        "protocol",
+        Load(16, 100 * 1024),
+        2_000,
+        target=Target(2_200, 34_000),
+        has_limit=True,
+    ),
+    EchoRow(
+        "echo_buffered",
+        "BufferedProtocol echo 1 KiB, 64 connections",
+        "buffered",
+        Load(),
+        8_000,
+        target=Target(3_300, 12_200),
+    ),
+    EchoRow(
+        "echo_streams",
+        "asyncio.start_server echo 1 KiB, 64 connections",
+        "streams",
+        Load(),
+        4_000,
+        target=Target(11_500, 12_500),
+    ),
+    EchoRow(
+        "echo_sockets",
+        "sock_recv and sock_sendall echo 1 KiB, 64 connections",
+        "sockets",
+        Load(),
+        4_000,
+        target=Target(13_000, 13_200),
+    ),
+    EchoRow(
+        "echo_datagram",
+        "datagram echo 1 KiB, 64 clients",
+        "datagram",
+        Load(),
+        8_000,
+        "udp://",
+        target=Target(below_best=0.2),
+        has_limit=True,
+    ),
     UnixEchoRow("echo_unix", "Unix socket echo 1 KiB, 64 connections", "unix", Load(), 12_000, "unix:"),
-    HttpRow("http_bare", "bare HTTP Protocol, 1 KiB body, 64 connections", "http", Load(), 8_000),
-    HttpsRow("http_tls", "the same over TLS", "http", Load(), 4_000),
-    HttpRow("http_uvicorn", "uvicorn + httptools, 64 connections", "uvicorn", Load(), 1_500),
-    HttpRow("http_aiohttp", "aiohttp, 64 connections", "aiohttp", Load(), 1_500),
+    HttpRow(
+        "http_bare",
+        "bare HTTP Protocol, 1 KiB body, 64 connections",
+        "http",
+        Load(),
+        8_000,
+        target=Target(2_300, 12_300),
+    ),
+    HttpsRow("http_tls", "bare HTTP Protocol over TLS, 64 connections", "http", Load(), 4_000),
+    HttpRow(
+        "http_uvicorn",
+        "uvicorn + httptools, 64 connections",
+        "uvicorn",
+        Load(),
+        1_500,
+        target=Target(88_500, 12_300),
+    ),
+    HttpRow(
+        "http_aiohttp",
+        "aiohttp, 64 connections",
+        "aiohttp",
+        Load(),
+        1_500,
+        target=Target(132_000, 12_700),
+    ),
 ]

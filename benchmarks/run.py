@@ -1,19 +1,27 @@
 """The command: python -m benchmarks"""
 
 import argparse
-import concurrent.futures
-import os
+import datetime
 import signal
 import sys
-import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from benchmarks import counters, generator, loops
-from benchmarks.children import Failed, end_all
-from benchmarks.counters import Counter
-from benchmarks.report import Result, Results, markdown
-from benchmarks.rows import ROWS, Row
+from benchmarks import counters, generator, loops, machine, report, results
+from benchmarks.children import ROOT
+from benchmarks.growth_result import Growth
+from benchmarks.measuring import Plan, measure, progress
+from benchmarks.results import Measured, Run
+from benchmarks.rows import LIMIT, ROWS, Row
+
+KEPT = ROOT / "docs" / "benchmarks.json"
+"""Where a whole run goes, the page and the charts beside it."""
+PART = ROOT / "target" / "benchmarks" / "benchmarks.json"
+"""Where a part goes, and any run until it is done."""
+
+GROWTH = "growth"
+"""The group of what has no rows: how cost grows."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,120 +29,126 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.list:
         print("\n".join(f"{row.name:24} {row.group:12} {row.title}" for row in ROWS))
         return 0
-    rows, names = chosen_rows(options.rows), chosen_loops(options.loops)
-    counting = [] if options.no_counts else counters.available()
+    if options.render:
+        report.write(results.read(options.render), options.render, progress)
+        return 0
+    before = results.read(options.update) if options.update else Measured([], {})
+    plan, with_growth = plan_of(options), wants_growth(options)
+    build(plan, with_growth)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    results: Results = {(row.name, name): Result() for row in rows for name in names}
+    measured = Measured([run_of(plan)], {})
+    path = PART
     try:
-        if any(row.group != "scheduling" for row in rows):
-            generator.build()
-        for row in rows:
-            if not options.no_rates:
-                time_in_turn(row, names, results, options.rounds, options.seconds)
-            for counter in counting:
-                count_together(row, names, results, counter)
+        measure(plan, measured.results, lambda: measured.write(PART))
+        if with_growth:
+            measured.growths += growths(plan)
+        path = destination(options)
     except KeyboardInterrupt:
-        progress("interrupted: the tables have what was measured so far")
-    text = markdown(rows, names, results, settings(options, counting))
-    print(text)
-    if options.output:
-        options.output.write_text(text)
+        progress("INTERRUPTED: what was measured so far is kept")
+        return 1
+    finally:
+        keep(before, measured, path)
     return 0
+
+
+def build(plan: Plan, with_growth: bool) -> None:
+    if with_growth or any(row.group != "scheduling" for row in plan.rows):
+        generator.build()
+    if any(row.has_limit for row in plan.rows):
+        generator.build(LIMIT)
+
+
+def keep(before: Measured, measured: Measured, path: Path) -> None:
+    """Writes what there is, of a run that was interrupted or failed, too."""
+    rows = [row.name for row in ROWS if measured.has(row.name)]
+    measured.runs = [replace(run, rows=rows + [GROWTH] * bool(measured.growths)) for run in measured.runs]
+    print(report.write(before.updated_with(measured), path, progress))
+    failed = [f"{row} on {loop}" for (row, loop), result in measured.results.items() if result.failure]
+    if failed:
+        progress(f"{len(failed)} FAILED: {', '.join(failed)}")
+    progress(f"written: {path.with_suffix('.md')}, and the results and charts beside it")
+
+
+def growths(plan: Plan) -> list[Growth]:
+    from benchmarks.growth import measure as measure_growth
+
+    return measure_growth(plan.loops, quick=plan.rounds <= 1)
 
 
 def parser() -> argparse.ArgumentParser:
     installed = [name for name in loops.FACTORIES if loops.is_installed(name)]
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Compare event loops.")
     add = parser.add_argument
-    add(
-        "--loops", default=",".join(installed), help="comma-separated (default: those installed, %(default)s)"
-    )
-    add("--rows", default="scheduling,echo,http", help="groups or rows (default: %(default)s)")
+    add("--loops", help=f"comma-separated (default: those installed, {','.join(installed)})")
+    add("--rows", help=f"groups or rows (default: scheduling,echo,http,{GROWTH})")
+    add("--growth", action=argparse.BooleanOptionalAction, help="how cost grows (default: with all rows)")
     add("--rounds", type=int, default=5, help="timed rounds of each loop, in turn (default: 5)")
     add("--seconds", type=float, default=1, help="length of a server's round (default: 1)")
     add("--no-rates", action="store_true", help="count instructions only")
     add("--no-counts", action="store_true", help="measure rates only")
-    add("--output", type=Path, help="write the tables to this file, too")
+    add("--output", type=Path, metavar="JSON", help="where the results go, the page and the charts beside it")
+    add("--update", type=Path, metavar="JSON", help="measure anew what is chosen, in these results")
+    add("--render", type=Path, metavar="JSON", help="write the page and the charts again, measure nothing")
     add("--list", action="store_true", help="list the rows and stop")
     return parser
 
 
-def chosen_rows(text: str) -> list[Row]:
-    wanted = text.split(",")
+def plan_of(options: argparse.Namespace) -> Plan:
+    installed = [name for name in loops.FACTORIES if loops.is_installed(name)]
+    rows = chosen_rows(options.rows.split(",")) if options.rows else ROWS
+    names = chosen_loops(options.loops.split(",")) if options.loops else installed
+    rounds = 0 if options.no_rates else options.rounds
+    counting = [] if options.no_counts else counters.available()
+    return Plan(rows, names, rounds, options.seconds, counting)
+
+
+def chosen_rows(wanted: list[str]) -> list[Row]:
     for name in wanted:
-        if not any(row.is_named(name) for row in ROWS):
+        if name != GROWTH and not any(row.is_named(name) for row in ROWS):
             raise SystemExit(f"no such row: {name} (--list shows them)")
     return [row for row in ROWS if any(row.is_named(name) for name in wanted)]
 
 
-def chosen_loops(text: str) -> list[str]:
-    names = text.split(",")
+def chosen_loops(names: list[str]) -> list[str]:
     for name in names:
         if not loops.is_installed(name):
             raise SystemExit(f"not installed: {name}")
     return names
 
 
-def time_in_turn(row: Row, names: list[str], results: Results, rounds: int, seconds: float) -> None:
-    """Rounds are interleaved, so that a slow spell of the machine hits every loop."""
-    for number in range(1, rounds + 1):
-        for name in names:
-            result = results[row.name, name]
-            if result.failure:
-                continue
-            progress(f"{row.name}: {name}, round {number} of {rounds}")
-            try:
-                result.outcomes.append(row.rate(name, seconds))
-            except Failed as failure:
-                fail(row, name, result, str(failure))
+def wants_growth(options: argparse.Namespace) -> bool:
+    if options.growth is not None:
+        return bool(options.growth)
+    return is_whole(options) or bool(options.rows and GROWTH in options.rows.split(","))
 
 
-def count_together(row: Row, names: list[str], results: Results, counter: Counter) -> None:
-    """Instructions do not depend on what else runs, so all processors count."""
-    interrupted = threading.Event()
-
-    def count(name: str) -> None:
-        result = results[row.name, name]
-        if result.failure:
-            return
-        progress(f"{row.name}: {name}, {counter.name}")
-        try:
-            result.count = result.count.merged_with(row.count(name, counter))
-        except Failed as failure:
-            if not interrupted.is_set():
-                fail(row, name, result, f"under {counter.name}: {failure}")
-
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        counts = [pool.submit(count, name) for name in names]
-        try:
-            concurrent.futures.wait(counts)
-        except KeyboardInterrupt:
-            interrupted.set()
-            pool.shutdown(wait=False, cancel_futures=True)
-            end_all()
-            raise
-    for counted in counts:
-        counted.result()
+def is_whole(options: argparse.Namespace) -> bool:
+    return not (
+        options.rows or options.loops or options.no_rates or options.no_counts or options.growth is False
+    )
 
 
-def fail(row: Row, name: str, result: Result, reason: str) -> None:
-    result.failure = reason
-    progress(f"{row.name}: {name} FAILS: {reason}")
+def destination(options: argparse.Namespace) -> Path:
+    chosen: Path | None = options.output or options.update
+    return chosen or (KEPT if is_whole(options) else PART)
 
 
-def settings(options: argparse.Namespace, counting: list[Counter]) -> list[str]:
-    lines = []
-    if not options.no_rates:
-        lines.append(f"Rates: {options.rounds} interleaved rounds; a server's lasts {options.seconds:g} s")
-    if not options.no_counts:
-        lines.append("Counted with " + (" and ".join(counter.name for counter in counting) or "nothing"))
-        if not any(isinstance(counter, counters.Perf) for counter in counting):
-            lines.append("Kernel instructions: not measured (perf counts no instructions on this machine)")
-    return lines
-
-
-def progress(text: str) -> None:
-    sys.stderr.write(text + "\n")
+def run_of(plan: Plan) -> Run:
+    how = []
+    if plan.rounds:
+        how.append(f"{plan.rounds} round{'s' * (plan.rounds > 1)}; a server's lasts {plan.seconds:g} s")
+    if plan.counters:
+        how.append("counted with " + " and ".join(f"`{counter.name}`" for counter in plan.counters))
+    if plan.counters and not any(isinstance(counter, counters.Perf) for counter in plan.counters):
+        how.append("kernel instructions not measured, because perf counts none on this machine")
+    facts = {
+        "Date": datetime.date.today().isoformat(),
+        **machine.machine(),
+        **machine.versions(plan.loops),
+        "Measured": "; ".join(how),
+    }
+    parts = ["rates"] * (plan.rounds > 0) + ["counts"] * bool(plan.counters)
+    return Run(facts, [row.name for row in plan.rows], plan.loops, parts)
 
 
 if __name__ == "__main__":

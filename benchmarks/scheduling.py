@@ -25,6 +25,12 @@ class Case:
     """How many times a timed run does it: about a quarter of a second for asyncio's own loop."""
     counted: int
     """How many times are enough to count instructions, which hardly vary."""
+    target: float | None = None
+    """How many user instructions it may take on hotloop."""
+    is_steady: bool = True
+    """Whether two counts of it are the same, which they are not with threads or child processes."""
+    has_children: bool = False
+    """Whether child processes do a part of the work."""
 
     @property
     def warmup(self) -> int:
@@ -36,10 +42,16 @@ CASES: dict[str, Case] = {}
 
 
 def case(
-    title: str, *, timed: int, counted: int
+    title: str,
+    *,
+    timed: int,
+    counted: int,
+    target: float | None = None,
+    is_steady: bool = True,
+    has_children: bool = False,
 ) -> Callable[[Callable[[int], Awaitable[None]]], Callable[[int], Awaitable[None]]]:
     def register(run: Callable[[int], Awaitable[None]]) -> Callable[[int], Awaitable[None]]:
-        CASES[run.__name__] = Case(title, run, timed, counted)
+        CASES[run.__name__] = Case(title, run, timed, counted, target, is_steady, has_children)
         return run
 
     return register
@@ -58,7 +70,7 @@ def check(right: bool) -> None:
         raise RuntimeError("wrong outcome")
 
 
-@case("call_soon chain", timed=300_000, counted=20_000)
+@case("call_soon chain", timed=300_000, counted=20_000, target=1_500)
 async def call_soon_chain(times: int) -> None:
     loop = asyncio.get_running_loop()
     done = loop.create_future()
@@ -76,7 +88,7 @@ async def call_soon_chain(times: int) -> None:
     await done
 
 
-@case("call_soon, 1,000 at a time", timed=400_000, counted=20_000)
+@case("call_soon, 1,000 at a time", timed=400_000, counted=20_000, target=1_400)
 async def call_soon_batch(times: int) -> None:
     loop = asyncio.get_running_loop()
     ran = 0
@@ -92,26 +104,26 @@ async def call_soon_batch(times: int) -> None:
     check(ran == times // 1000 * 1000)
 
 
-@case("await asyncio.sleep(0)", timed=200_000, counted=20_000)
+@case("await asyncio.sleep(0)", timed=200_000, counted=20_000, target=3_400)
 async def sleep_zero(times: int) -> None:
     for _ in range(times):
         await asyncio.sleep(0)
 
 
-@case("await create_task(nothing())", timed=100_000, counted=10_000)
+@case("await create_task(nothing())", timed=100_000, counted=10_000, target=8_500)
 async def create_task(times: int) -> None:
     loop = asyncio.get_running_loop()
     for _ in range(times):
         await loop.create_task(nothing_async())
 
 
-@case("gather of 100, a task", timed=100_000, counted=10_000)
+@case("gather of 100, a task", timed=100_000, counted=10_000, target=10_500)
 async def gather(times: int) -> None:
     for _ in range(times // 100):
         await asyncio.gather(*[nothing_async() for _ in range(100)])
 
 
-@case("await a future that call_soon sets", timed=100_000, counted=10_000)
+@case("await a future that call_soon sets", timed=100_000, counted=10_000, target=6_300)
 async def future_set_by_call_soon(times: int) -> None:
     loop = asyncio.get_running_loop()
     for _ in range(times):
@@ -120,7 +132,7 @@ async def future_set_by_call_soon(times: int) -> None:
         await future
 
 
-@case("call_later that fires", timed=100_000, counted=10_000)
+@case("call_later that fires", timed=100_000, counted=10_000, target=2_400)
 async def call_later_fires(times: int) -> None:
     """A thousand at a time, within a tenth of a millisecond and in no order."""
     loop = asyncio.get_running_loop()
@@ -140,7 +152,7 @@ async def call_later_fires(times: int) -> None:
         await fired
 
 
-@case("call_later, then cancel", timed=200_000, counted=20_000)
+@case("call_later, then cancel", timed=200_000, counted=20_000, target=1_900)
 async def call_later_cancelled(times: int) -> None:
     loop = asyncio.get_running_loop()
     for _ in range(times // 1000):
@@ -149,14 +161,14 @@ async def call_later_cancelled(times: int) -> None:
         await asyncio.sleep(0)
 
 
-@case("async with asyncio.timeout", timed=80_000, counted=8_000)
+@case("async with asyncio.timeout", timed=80_000, counted=8_000, target=13_500)
 async def timeout(times: int) -> None:
     for _ in range(times):
         async with asyncio.timeout(60):
             await asyncio.sleep(0)
 
 
-@case("call_soon_threadsafe round trip", timed=5_000, counted=1_000)
+@case("call_soon_threadsafe round trip", timed=5_000, counted=1_000, target=14_000, is_steady=False)
 async def call_soon_threadsafe(times: int) -> None:
     loop = asyncio.get_running_loop()
     to_answer: queue.SimpleQueue[asyncio.Future[None] | None] = queue.SimpleQueue()
@@ -175,14 +187,14 @@ async def call_soon_threadsafe(times: int) -> None:
     thread.join()
 
 
-@case("run_in_executor round trip", timed=5_000, counted=1_000)
+@case("run_in_executor round trip", timed=5_000, counted=1_000, target=60_000, is_steady=False)
 async def run_in_executor(times: int) -> None:
     loop = asyncio.get_running_loop()
     for _ in range(times):
         await loop.run_in_executor(None, nothing)
 
 
-@case("sock_sendall + sock_recv round trip, both ends here", timed=20_000, counted=2_000)
+@case("sock_sendall + sock_recv round trip, both ends here", timed=20_000, counted=2_000, target=28_000)
 async def sock_round_trip(times: int) -> None:
     loop = asyncio.get_running_loop()
     here, there = socket.socketpair()
@@ -214,7 +226,7 @@ class Closing(asyncio.Protocol):
         self.closed()
 
 
-@case("TCP connect, accept, close", timed=3_000, counted=500)
+@case("TCP connect, accept, close", timed=3_000, counted=500, target=45_000)
 async def tcp_connect(times: int) -> None:
     loop = asyncio.get_running_loop()
     both_closed: asyncio.Future[None]
@@ -238,7 +250,14 @@ async def tcp_connect(times: int) -> None:
     await server.wait_closed()
 
 
-@case("subprocess /bin/true, waited for", timed=200, counted=50)
+@case(
+    "subprocess /bin/true, waited for",
+    timed=200,
+    counted=50,
+    target=250_000,
+    is_steady=False,
+    has_children=True,
+)
 async def subprocess_true(times: int) -> None:
     for _ in range(times):
         process = await asyncio.create_subprocess_exec("/bin/true")

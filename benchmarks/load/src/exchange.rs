@@ -110,11 +110,13 @@ impl Echo {
 pub struct Http {
     request: Rc<[u8]>,
     response: Vec<u8>,
+    /// The first answer's body, which the others must have, too.
+    body: Option<Vec<u8>>,
 }
 
 impl Http {
     pub fn new(request: Rc<[u8]>) -> Self {
-        Http { request, response: Vec::new() }
+        Http { request, response: Vec::new(), body: None }
     }
 
     pub fn request(host: &str, path: &str) -> Rc<[u8]> {
@@ -124,9 +126,13 @@ impl Http {
     fn received(&mut self, data: &[u8]) -> Result<u64, String> {
         self.response.extend_from_slice(data);
         let mut complete = 0;
-        while let Some(length) = response_length(&self.response)? {
+        while let Some((head, length)) = response_lengths(&self.response)? {
             if self.response.len() < length {
                 break;
+            }
+            let body = &self.response[head..length];
+            if self.body.get_or_insert_with(|| body.to_vec()) != body {
+                return Err("wrong bytes in a response's body".into());
             }
             self.response.drain(..length);
             complete += 1;
@@ -135,8 +141,8 @@ impl Http {
     }
 }
 
-/// The length of the response at the start of `data`, once its head is whole.
-fn response_length(data: &[u8]) -> Result<Option<usize>, String> {
+/// The lengths of the head and of all of the response at the start of `data`, once the head is whole.
+fn response_lengths(data: &[u8]) -> Result<Option<(usize, usize)>, String> {
     let Some(head_end) = data.windows(4).position(|window| window == b"\r\n\r\n") else {
         return Ok(None);
     };
@@ -151,5 +157,6 @@ fn response_length(data: &[u8]) -> Result<Option<usize>, String> {
         .find(|(name, _)| name.eq_ignore_ascii_case("content-length"))
         .and_then(|(_, value)| value.trim().parse().ok())
         .ok_or("a response without Content-Length")?;
-    Ok(Some(head_end + 4 + body))
+    let head = head_end + 4;
+    Ok(Some((head, head + body)))
 }

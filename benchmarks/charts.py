@@ -1,0 +1,331 @@
+"""The charts of the page, drawn with matplotlib where it is installed.
+
+They have a white background and dark text, so that they read on a dark page as well; hotloop has the strong
+colour, the others are muted and differ in shape, too. The same figures give the same file.
+"""
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import tables
+from benchmarks.growth_result import Growth
+from benchmarks.results import Measured
+from benchmarks.rows import ROWS
+from benchmarks.tables import OURS, Line, Quantity
+
+OVERVIEW = "overview"
+OF_QUANTITIES = {
+    tables.SCHEDULING_USER.title: "instructions-scheduling",
+    tables.SERVERS_USER.title: "instructions-servers",
+}
+# What the overview shows, and how it calls it.
+REPRESENTATIVE = {
+    "echo_64": "TCP echo, Protocol",
+    "echo_streams": "TCP echo, streams",
+    "echo_sockets": "TCP echo, sock_recv",
+    "echo_datagram": "UDP echo",
+    "http_uvicorn": "uvicorn",
+    "sleep_zero": "await sleep(0)",
+}
+UNITS = ("uvloop", "asyncio")
+"""Whose rate is 1 in the overview: the first of them that was measured."""
+
+WIDE = 50
+"""Figures of growth that are this many times apart need a logarithmic axis."""
+
+STRONG = "#c8102e"
+MUTED = "#b4bec8"
+TEXT = "#24292f"
+FAINT = "#dfe4e9"
+# A loop's colour and shape where it is points and lines; bars have their names beside them.
+STYLES = {
+    OURS: (STRONG, "D"),
+    "asyncio": ("#3b4652", "o"),
+    "uvloop": ("#4f7ea8", "s"),
+    "rloop": ("#5fa593", "^"),
+    "rsloop": ("#b89b45", "v"),
+    "blazio": ("#8a78ad", "p"),
+    "talyn": ("#94a1ae", "X"),
+}
+OTHER_STYLE = ("#79828c", "*")
+
+STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "hotloop",
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.edgecolor": FAINT,
+    "axes.labelcolor": TEXT,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.color": FAINT,
+    "grid.linewidth": 0.6,
+    "text.color": TEXT,
+    "xtick.color": TEXT,
+    "ytick.color": TEXT,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "legend.frameon": False,
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+}
+
+# matplotlib has types of its own, but nothing here is checked where it is not installed.
+Figure = Any
+Axes = Any
+
+
+def draw_all(measured: Measured, directory: Path, warn: Callable[[str], None]) -> list[str]:
+    """Draws all charts that there are figures for and returns their names."""
+    if importlib.util.find_spec("matplotlib") is None:
+        warn("no charts without matplotlib: those that are there are left as they are")
+        return [name for name in names(measured) if (directory / f"{name}.svg").exists()]
+    import matplotlib
+
+    directory.mkdir(parents=True, exist_ok=True)
+    drawn = []
+    with matplotlib.rc_context(STYLE):
+        for name, figure in figures(measured):
+            save(figure, directory / f"{name}.svg")
+            drawn.append(name)
+    return drawn
+
+
+def names(measured: Measured) -> list[str]:
+    return [OVERVIEW, *OF_QUANTITIES.values(), *[of_growth(growth) for growth in measured.growths]]
+
+
+def of_growth(growth: Growth) -> str:
+    return f"growth-{growth.name.replace('_', '-')}"
+
+
+def figures(measured: Measured) -> Sequence[tuple[str, Figure]]:
+    drawn = [(OVERVIEW, overview(measured))]
+    for quantity in (tables.SCHEDULING_USER, tables.SERVERS_USER):
+        drawn.append((OF_QUANTITIES[quantity.title], instructions(quantity, measured)))
+    for growth in measured.growths:
+        draw = growth_lines if len(growth.x_values) > 1 else growth_bars
+        drawn.append((of_growth(growth), draw(growth)))
+    return [(name, figure) for name, figure in drawn if figure is not None]
+
+
+def save(figure: Figure, path: Path) -> None:
+    """As SVG, without what differs from run to run."""
+    import matplotlib.pyplot as plt
+
+    figure.savefig(path, metadata={"Date": None, "Creator": None}, bbox_inches="tight", pad_inches=0.12)
+    plt.close(figure)
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join(line.rstrip() for line in lines) + "\n")
+
+
+def style(name: str) -> tuple[str, str]:
+    return STYLES.get(name, OTHER_STYLE)
+
+
+def overview(measured: Measured) -> Figure | None:
+    """A panel for each of a few rows, with the loops' rates against that of one of them."""
+    import matplotlib.pyplot as plt
+
+    unit = next((name for name in UNITS if name in measured.loops), "")
+    rows = {row.name: row for row in ROWS}
+    quantities = (tables.TIMES, tables.RATES)
+    lines = [
+        tables.line(rows[name], quantity, measured)
+        for name in REPRESENTATIVE
+        for quantity in quantities
+        if rows[name].group in quantity.groups
+    ]
+    lines = [line for line in lines if line.figures.get(unit) is not None]
+    if not lines:
+        return None
+    across = min(3, len(lines))
+    down = -(-len(lines) // across)
+    height = 0.75 + 0.2 * len(measured.loops)
+    figure, panels = plt.subplots(
+        down, across, figsize=(3.1 * across, height * down), sharex=True, sharey=True, squeeze=False
+    )
+    for panel, line in zip(panels.flat, lines, strict=False):
+        rates_of(panel, line, unit, measured.loops)
+    for panel in panels.flat[len(lines) :]:
+        panel.set_visible(False)
+    panels[0, 0].set_xlim(0, 1.18 * max(times for line in lines for times in relative(line, unit).values()))
+    figure.suptitle(f"Rate, {unit} = 1 (longer is faster)", x=0.02, ha="left", fontsize=11)
+    figure.tight_layout(w_pad=1.5, h_pad=1.2)
+    return figure
+
+
+def relative(line: Line, unit: str) -> dict[str, float]:
+    """How many times the unit's rate each loop has."""
+    of_unit = line.figures[unit]
+    assert of_unit is not None
+    known = {name: figure for name, figure in line.figures.items() if figure}
+    if line.quantity.lowest_is_best:
+        return {name: of_unit / figure for name, figure in known.items()}
+    return {name: figure / of_unit for name, figure in known.items()}
+
+
+def rates_of(panel: Axes, line: Line, unit: str, loops: list[str]) -> None:
+    """Every loop has its place in each panel, the one on top being ours."""
+    ordered = sorted(loops, key=lambda name: name != OURS)
+    times = relative(line, unit)
+    bars(panel, ordered, [times.get(name) for name in ordered], lambda value: f"{value:.2f}")
+    panel.axvline(1, color=TEXT, linewidth=0.8, linestyle=(0, (2, 2)))
+    panel.set_title(REPRESENTATIVE[line.row.name])
+
+
+def bars(
+    panel: Axes, names: list[str], values: Sequence[float | None], label: Callable[[float], str]
+) -> None:
+    places = range(len(names))
+    panel.barh(
+        places,
+        [value or 0 for value in values],
+        height=0.74,
+        color=[STRONG if name == OURS else MUTED for name in names],
+    )
+    for place, name, value in zip(places, names, values, strict=True):
+        text = "fails" if value is None else label(value)
+        weight = "bold" if name == OURS else "normal"
+        # In white around, so that no line runs through the figure.
+        around = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
+        panel.annotate(
+            text,
+            (value or 0, place),
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
+            fontweight=weight,
+            bbox=around,
+        )
+    panel.set_yticks(places, names)
+    panel.set_ylim(len(names) - 0.4, -0.6)
+    panel.grid(axis="y", visible=False)
+    for tick, name in zip(panel.get_yticklabels(), names, strict=False):
+        tick.set_fontweight("bold" if name == OURS else "normal")
+
+
+def instructions(quantity: Quantity, measured: Measured) -> Figure | None:
+    """A line for each row and a point for each loop: how many times ours it takes."""
+    import matplotlib.pyplot as plt
+
+    lines = [line for line in tables.lines(quantity, measured) if line.ours]
+    if not lines:
+        return None
+    figure, panel = plt.subplots(figsize=(9, 0.9 + 0.34 * len(lines)))
+    # Ours last, and so on top of the others.
+    for name in sorted(measured.loops, key=lambda name: name == OURS):
+        points(panel, name, lines)
+    panel.set_xscale("log", base=2)
+    panel.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    panel.set_yticks(range(len(lines)), [f"{line.row.title}: {number(line.ours)}" for line in lines])
+    panel.set_ylim(len(lines) - 0.4, -0.6)
+    what = quantity.title.partition(": ")[2]
+    panel.set_xlabel(f"{what}, hotloop = 1 (its figure is beside each name; further right is worse)")
+    legend_above(figure, panel)
+    return figure
+
+
+def points(panel: Axes, name: str, lines: list[Line]) -> None:
+    known = [(times, place) for place, line in enumerate(lines) if (times := times_ours(line, name))]
+    colour, shape = style(name)
+    ours = name == OURS
+    panel.scatter(
+        [times for times, _ in known],
+        [place for _, place in known],
+        s=64 if ours else 48,
+        color=colour,
+        marker=shape,
+        edgecolors="white",
+        linewidths=0.5,
+        label=name,
+        zorder=4 if ours else 3,
+    )
+
+
+def times_ours(line: Line, name: str) -> float | None:
+    figure = line.figures[name]
+    return figure / line.ours if line.ours and figure else None
+
+
+def number(figure: float | None) -> str:
+    return tables.number(tables.rounded(figure))
+
+
+def legend_above(figure: Figure, panel: Axes) -> None:
+    """In one line, ours first."""
+    handles, labels = panel.get_legend_handles_labels()
+    ordered = sorted(zip(handles, labels, strict=True), key=lambda pair: pair[1] != OURS)
+    panel.legend(
+        [handle for handle, _ in ordered],
+        [label for _, label in ordered],
+        loc="lower left",
+        bbox_to_anchor=(0, 1.0),
+        ncols=len(ordered),
+        columnspacing=1.4,
+        handletextpad=0.4,
+        borderaxespad=0.2,
+    )
+
+
+def growth_lines(growth: Growth) -> Figure:
+    import matplotlib.pyplot as plt
+
+    figure, panel = plt.subplots(figsize=(8, 3.6))
+    for name, values in sorted(growth.series.items(), key=lambda item: item[0] == OURS):
+        if not any(values):
+            continue
+        colour, shape = style(name)
+        ours = name == OURS
+        panel.plot(
+            growth.x_values,
+            [float("nan") if value is None else value for value in values],
+            color=colour,
+            marker=shape,
+            markersize=7 if ours else 5.5,
+            markeredgecolor="white",
+            linewidth=2.6 if ours else 1.4,
+            label=name,
+            zorder=4 if ours else 3,
+        )
+    panel.set_xscale("log")
+    panel.set_xticks(growth.x_values, [f"{x:,.10g}" for x in growth.x_values])
+    panel.set_xticks([], minor=True)
+    known = [value for values in growth.series.values() for value in values if value]
+    if known and max(known) > WIDE * min(known):
+        panel.set_yscale("log")
+    else:
+        panel.set_ylim(bottom=0)
+    panel.yaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
+    panel.set_xlabel(growth.x_label)
+    panel.set_ylabel(growth.y_label)
+    legend_above(figure, panel)
+    return figure
+
+
+def growth_bars(growth: Growth) -> Figure:
+    import matplotlib.pyplot as plt
+
+    figures = {name: values[0] for name, values in growth.series.items()}
+    names = sorted(
+        [*figures, *[name for name in growth.failures if name not in figures]], key=lambda n: n != OURS
+    )
+    figure, panel = plt.subplots(figsize=(8, 0.9 + 0.28 * len(names)))
+    known = [value for value in figures.values() if value is not None]
+    bars(
+        panel,
+        names,
+        [figures.get(name) for name in names],
+        number,
+    )
+    panel.set_xlim(0, 1.15 * max(known, default=1))
+    panel.set_xlabel(growth.y_label)
+    return figure

@@ -1,0 +1,90 @@
+"""Measuring rows on loops: rates in turn, counts side by side."""
+
+import concurrent.futures
+import os
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from benchmarks.children import Failed, end_all
+from benchmarks.counters import Counter
+from benchmarks.results import Result, Results
+from benchmarks.rows import LIMIT, Row
+
+
+@dataclass(frozen=True)
+class Plan:
+    rows: list[Row]
+    loops: list[str]
+    rounds: int
+    """0 for no rates."""
+    seconds: float
+    counters: list[Counter]
+
+
+def measure(plan: Plan, results: Results, after_each: Callable[[], None]) -> None:
+    """Puts into `results` what is found, row by row, so that it is there if this is interrupted."""
+    for number, row in enumerate(plan.rows, 1):
+        progress(f"[{number}/{len(plan.rows)}] {row.title}")
+        time_in_turn(row, plan, results)
+        for counter in plan.counters:
+            count_together(row, plan.loops, results, counter)
+        after_each()
+
+
+def time_in_turn(row: Row, plan: Plan, results: Results) -> None:
+    """Rounds are interleaved, so that a slow spell of the machine hits every loop."""
+    for number in range(1, plan.rounds + 1):
+        for name in [*plan.loops, LIMIT] if row.has_limit else plan.loops:
+            result = results.setdefault((row.name, name), Result())
+            if result.failure:
+                continue
+            progress(f"{row.name}: {name}, round {number} of {plan.rounds}")
+            try:
+                result.outcomes.append(row.rate(name, plan.seconds))
+            except Exception as error:
+                fail(row, name, result, error, f"in round {number}")
+                # Who fails in one round has no rate, however good the others were.
+                result.outcomes.clear()
+
+
+def count_together(row: Row, names: list[str], results: Results, counter: Counter) -> None:
+    """Instructions do not depend on what else runs, so all processors count."""
+    interrupted = threading.Event()
+
+    def count(name: str) -> None:
+        result = results.setdefault((row.name, name), Result())
+        if result.failure:
+            return
+        progress(f"{row.name}: {name}, {counter.name}")
+        try:
+            result.count = result.count.merged_with(row.count(name, counter))
+        except Exception as error:
+            if not interrupted.is_set():
+                fail(row, name, result, error, f"under {counter.name}")
+
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        counts = [pool.submit(count, name) for name in names]
+        try:
+            concurrent.futures.wait(counts)
+        except KeyboardInterrupt:
+            interrupted.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            end_all()
+            raise
+    for counted in counts:
+        counted.result()
+
+
+def fail(row: Row, name: str, result: Result, error: Exception, when: str) -> None:
+    """A loop's failure ends what is measured of it in this row, and not the run; nor does one of ours."""
+    reason = str(error) if isinstance(error, Failed) else f"cannot be measured: {error!r}"
+    # It may be anything that a loop has printed.
+    legible = "".join(letter if letter.isprintable() and letter != "|" else "?" for letter in reason)
+    result.failure = f"{when}: {legible[:200]}"
+    progress(f"{row.name}: {name} FAILS {result.failure}")
+
+
+def progress(text: str) -> None:
+    sys.stderr.write(text + "\n")

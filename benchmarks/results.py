@@ -1,0 +1,130 @@
+"""What was measured: kept as JSON, so that the page can be written again and a part measured anew."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks import loops
+from benchmarks.counters import Count
+from benchmarks.generator import Outcome
+from benchmarks.growth_result import Growth
+from benchmarks.rows import LIMIT
+
+
+@dataclass
+class Result:
+    """What one loop did in one row."""
+
+    outcomes: list[Outcome] = field(default_factory=list)
+    count: Count = field(default_factory=Count)
+    failure: str = ""
+
+    @property
+    def best(self) -> Outcome | None:
+        return max(self.outcomes, key=lambda outcome: outcome.rate, default=None)
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.outcomes or self.failure) and self.count == Count()
+
+    def updated_with(self, new: "Result") -> "Result":
+        """What was measured anew in the place of the old; what was not, as with --no-rates, stays."""
+        if new.is_empty:
+            return self
+        if self.failure or new.failure:
+            return new
+        return Result(new.outcomes or self.outcomes, self.count.merged_with(new.count))
+
+
+Results = dict[tuple[str, str], Result]
+"""By the names of the row and the loop."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """When, where and how some rows were measured on some loops."""
+
+    facts: dict[str, str]
+    rows: list[str]
+    loops: list[str]
+    parts: list[str]
+    """Rates, counts or both."""
+
+    def is_covered_by(self, later: "Run") -> bool:
+        return (
+            set(self.rows) <= set(later.rows)
+            and set(self.loops) <= set(later.loops)
+            and set(self.parts) <= set(later.parts)
+        )
+
+
+@dataclass
+class Measured:
+    """All that is known: of one run, or of several that measured a part each."""
+
+    runs: list[Run]
+    results: Results
+    growths: list[Growth] = field(default_factory=list)
+
+    @property
+    def loops(self) -> list[str]:
+        """Those with a result, in the order in which they are always shown."""
+        found = {name for _, name in self.results} - {LIMIT}
+        known = [name for name in loops.FACTORIES if name in found]
+        return known + sorted(found.difference(known))
+
+    def of(self, row: str, loop: str) -> Result:
+        return self.results.get((row, loop), Result())
+
+    def has(self, row: str) -> bool:
+        return any(name == row and not result.is_empty for (name, _), result in self.results.items())
+
+    def updated_with(self, new: "Measured") -> "Measured":
+        runs = [run for run in self.runs if not any(run.is_covered_by(later) for later in new.runs)]
+        results = self.results | {key: self.of(*key).updated_with(new.of(*key)) for key in new.results}
+        growths = {growth.name: growth for growth in [*self.growths, *new.growths]}
+        return Measured(runs + new.runs, results, list(growths.values()))
+
+    def write(self, path: Path) -> None:
+        """In one step, so that what the file had is not lost to an interruption."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_name(path.name + ".new")
+        unfinished.write_text(json.dumps(self.as_json(), indent=1) + "\n")
+        unfinished.replace(path)
+
+    def as_json(self) -> dict[str, Any]:
+        results: dict[str, dict[str, Any]] = {}
+        for (row, loop), result in self.results.items():
+            if not result.is_empty:
+                results.setdefault(row, {})[loop] = asdict(result)
+        return {
+            "runs": [asdict(run) for run in self.runs],
+            "results": results,
+            "growths": [asdict(growth) for growth in self.growths],
+        }
+
+
+def read(path: Path) -> Measured:
+    kept = json.loads(path.read_text())
+    return Measured(
+        [Run(**run) for run in kept["runs"]],
+        {
+            (row, loop): result_from_json(result)
+            for row, of_loops in kept["results"].items()
+            for loop, result in of_loops.items()
+        },
+        list(growths_from_json(kept["growths"])),
+    )
+
+
+def result_from_json(kept: dict[str, Any]) -> Result:
+    outcomes = [Outcome(**outcome) for outcome in kept["outcomes"]]
+    return Result(outcomes, Count(**kept["count"]), kept["failure"])
+
+
+def growths_from_json(kept: Iterable[dict[str, Any]]) -> Iterable[Growth]:
+    for growth in kept:
+        series = {loop: tuple(figures) for loop, figures in growth["series"].items()}
+        yield Growth(**growth | {"x_values": tuple(growth["x_values"]), "series": series})
