@@ -79,6 +79,6 @@ class ExecutorSupport(_core.Loop):
                 executor = concurrent.futures.ThreadPoolExecutor(thread_name_prefix="asyncio")
                 self._default_executor = executor
         work = executor.submit(func, *args)
-        if type(work) is concurrent.futures.Future:
-            return _follow(work, self)
-        return futures.wrap_future(work, loop=self)  # type: ignore[arg-type]
+        is_usual = type(work) is concurrent.futures.Future
+        future: asyncio.Future[_T] = _follow(work, self) if is_usual else asyncio.wrap_future(work, loop=self)  # type: ignore[arg-type]
+        return future
