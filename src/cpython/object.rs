@@ -78,6 +78,15 @@ impl Object {
         (unsafe { ffi::Py_REFCNT(self.as_ptr()) }) == 1
     }
 
+    /// Whether the object's class is memoryview or bytearray, whose length says whether their buffer is empty.
+    pub fn is_plain_buffer(&self) -> bool {
+        // SAFETY: the object lives.
+        unsafe {
+            ffi::Py_TYPE(self.as_ptr()) == &raw mut ffi::PyMemoryView_Type
+                || ffi::PyByteArray_CheckExact(self.as_ptr()) != 0
+        }
+    }
+
     pub fn is_none(&self) -> bool {
         // SAFETY: None is immortal or at least never freed.
         self.as_ptr() == unsafe { ffi::Py_None() }
@@ -414,38 +423,31 @@ unsafe fn bytes_of(object: &Object) -> &[u8] {
     }
 }
 
-/// A writable view of a buffer that a Python object lends, released when dropped.
-pub struct WritableBuffer(Box<ffi::Py_buffer>);
-
-impl WritableBuffer {
-    pub fn new(object: &Object, py: Python<'_>) -> PyResult<WritableBuffer> {
-        let mut view = Box::new(ffi::Py_buffer::new());
-        // SAFETY: `view` stays where it is until it is released.
-        if unsafe { ffi::PyObject_GetBuffer(object.as_ptr(), &mut *view, ffi::PyBUF_WRITABLE) } < 0 {
-            return Err(PyErr::fetch(py));
+/// Lends `f` the memory of an object's writable buffer. No Python code may run in it, which could write there, too.
+pub fn with_writable_buffer<R>(
+    py: Python<'_>,
+    object: &Object,
+    f: impl FnOnce(&mut [u8]) -> R,
+) -> PyResult<R> {
+    /// Released when dropped, which does nothing to one that was not filled in.
+    struct View(ffi::Py_buffer);
+    impl Drop for View {
+        fn drop(&mut self) {
+            // SAFETY: the view is empty or was filled in by PyObject_GetBuffer, and is released once.
+            unsafe { ffi::PyBuffer_Release(&mut self.0) };
         }
-        Ok(WritableBuffer(view))
     }
 
-    pub fn len(&self) -> usize {
-        self.0.len as usize
+    let mut view = View(ffi::Py_buffer::new());
+    // SAFETY: `view` stays where it is until it is released.
+    if unsafe { ffi::PyObject_GetBuffer(object.as_ptr(), &mut view.0, ffi::PyBUF_WRITABLE) } < 0 {
+        return Err(PyErr::fetch(py));
     }
-
-    /// The memory. It must not be held while Python code runs, which could write to it, too.
-    pub fn as_mut_slice(&mut self) -> &mut [u8] {
-        if self.0.len == 0 {
-            return &mut [];
-        }
-        // SAFETY: the exporter keeps `len` writable bytes in place until the view is released.
-        unsafe { std::slice::from_raw_parts_mut(self.0.buf.cast(), self.0.len as usize) }
+    if view.0.len == 0 {
+        return Ok(f(&mut []));
     }
-}
-
-impl Drop for WritableBuffer {
-    fn drop(&mut self) {
-        // SAFETY: the view was filled in by PyObject_GetBuffer and is released once.
-        unsafe { ffi::PyBuffer_Release(&mut *self.0) };
-    }
+    // SAFETY: the exporter keeps `len` writable bytes in place until the view is released.
+    Ok(f(unsafe { std::slice::from_raw_parts_mut(view.0.buf.cast(), view.0.len as usize) }))
 }
 
 /// A readable view of a buffer that a Python object lends, released when dropped.

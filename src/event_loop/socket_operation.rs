@@ -24,7 +24,7 @@ use crate::cpython::args::Args;
 use crate::cpython::class::{self, Class, Definition, Native, Obj, This, Visitor};
 use crate::cpython::methods::{self, guard};
 use crate::cpython::object::{
-    Object, ObjectCell, ReadableBuffer, Resumed, WritableBuffer, new_bytes, resume,
+    Object, ObjectCell, ReadableBuffer, Resumed, new_bytes, resume, with_writable_buffer,
 };
 use crate::cpython::os_error::os_error;
 use crate::handle::boolean;
@@ -143,11 +143,11 @@ impl SocketOperation {
             Operation::Recv(size) => self.recv(py, size),
             Operation::RecvInto(buffer) => {
                 let fd = self.fileno(py)?;
-                let mut view = WritableBuffer::new(buffer, py)?;
-                if view.len() == 0 {
-                    return Ok(Some(0usize.into_pyobject(py)?.into()));
-                }
-                match ready(socket::recv(fd, view.as_mut_slice()))? {
+                let received = with_writable_buffer(py, buffer, |memory| match memory {
+                    [] => Ok(0),
+                    memory => socket::recv(fd, memory),
+                })?;
+                match ready(received)? {
                     Some(received) => Ok(Some(received.into_pyobject(py)?.into())),
                     None => Ok(None),
                 }

@@ -8,7 +8,7 @@ use pyo3::prelude::*;
 
 use super::{ProtocolKind, Stream, ThisStream};
 use crate::core::RECEIVE_BUFFER;
-use crate::cpython::object::{Object, WritableBuffer, new_bytes};
+use crate::cpython::object::{Object, new_bytes, with_writable_buffer};
 use crate::cpython::os_error::os_error;
 use crate::reactor::socket;
 use crate::transports::endpoint;
@@ -136,15 +136,14 @@ impl Stream {
             (-1).into_pyobject(py).map(|hint| Object::from(&hint)).unwrap_or_else(|never| match never {});
         let buffer =
             protocol.call_method1(py, intern!(py, "get_buffer"), &hint).map_err(get_buffer_failed)?;
-        if buffer.bind(py).len().map_err(get_buffer_failed)? == 0 {
-            let error = PyRuntimeError::new_err("get_buffer() returned an empty buffer");
-            return Err(get_buffer_failed(error));
+        let empty = || get_buffer_failed(PyRuntimeError::new_err("get_buffer() returned an empty buffer"));
+        if !buffer.is_plain_buffer() && buffer.bind(py).len().map_err(get_buffer_failed)? == 0 {
+            return Err(empty());
         }
-        let received = match WritableBuffer::new(&buffer, py) {
-            Ok(mut view) => socket::recv(this.fd, view.as_mut_slice()),
-            Err(error) => return Err((error, READ_FAILED)),
-        };
-        match received {
+        let received = with_writable_buffer(py, &buffer, |memory| {
+            (!memory.is_empty()).then(|| socket::recv(this.fd, memory))
+        });
+        match received.map_err(|error| (error, READ_FAILED))?.ok_or_else(empty)? {
             Ok(0) => Ok(Received::End),
             Ok(count) => {
                 let updated = count.into_pyobject(py).map_err(PyErr::from).and_then(|count| {
