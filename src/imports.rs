@@ -28,6 +28,8 @@ pub struct Imports {
     pub transport_socket: Object,
     pub make_socket: Object,
     pub check_ssl_socket: Object,
+    /// The class socket.socket.
+    pub socket: Object,
     pub warn_unawaited: Object,
     pub warn_unclosed: Object,
     pub report_connection: Object,
@@ -96,6 +98,7 @@ fn load(py: Python<'_>) -> PyResult<Imports> {
         source_traceback: of(&support, "source_traceback")?,
         transport_socket: of(&support, "transport_socket")?,
         make_socket: of(&support, "make_socket")?,
+        socket: py.import("socket")?.getattr("socket")?.into(),
         check_ssl_socket: of(&support, "check_ssl_socket")?,
         warn_unawaited: of(&support, "warn_unawaited")?,
         warn_unclosed: of(&support, "warn_unclosed")?,

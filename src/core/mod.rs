@@ -4,6 +4,7 @@
 //! transport is: it is an object with a function to call when something happens to it.
 
 mod ready;
+mod receiving;
 mod watching;
 
 use std::cell::{Cell, RefCell};
@@ -19,7 +20,7 @@ use pyo3::prelude::*;
 use crate::cpython::class::Visitor;
 use crate::cpython::object::{Object, check_signals};
 use crate::cpython::os_error::OrOsError;
-use crate::cpython::received::{Blank, Received};
+use crate::cpython::received::{self, Blank};
 use crate::handle::Schedule;
 use crate::reactor::clock;
 use crate::reactor::datagram::Batch;
@@ -28,6 +29,7 @@ use crate::reactor::registry::Registry;
 use crate::reactor::waker::Inbox;
 
 pub use ready::{OnReady, Readiness, Ready, Step};
+pub use receiving::Received;
 pub use watching::{Direction, Waiter, Watch};
 
 /// One receive gets at the most this many bytes: asyncio's `max_size`.
@@ -68,7 +70,9 @@ pub struct Core {
     /// Lent to one receive at a time.
     buffer: Cell<Option<Box<[u8]>>>,
     /// Bytes objects that streams receive into.
-    received: RefCell<Received>,
+    received: RefCell<received::Received>,
+    /// How much comes at a time to sockets that are read from without a transport, roughly.
+    pub usual_size: Cell<usize>,
     /// The same for datagrams.
     batch: Cell<Option<Box<Batch>>>,
     events: Cell<Option<Box<poller::Ready>>>,
@@ -97,6 +101,7 @@ impl Core {
             foreign_clock: Cell::new(false),
             buffer: Cell::new(None),
             received: RefCell::default(),
+            usual_size: Cell::new(0),
             batch: Cell::new(None),
             events: Cell::new(None),
             last_poll: Cell::new(f64::NEG_INFINITY),
@@ -332,11 +337,13 @@ impl Core {
     }
 
     /// A bytes object to receive into, with room for at least `size` bytes.
+    #[inline(always)]
     pub fn blank_bytes(&self, py: Python<'_>, size: usize) -> PyResult<Blank> {
         self.received.borrow_mut().take(py, size)
     }
 
     /// A bytes object of what was received into it.
+    #[inline(always)]
     pub fn hand_out(&self, blank: Blank, length: usize) -> Object {
         self.received.borrow_mut().hand_out(blank, length)
     }

@@ -186,6 +186,15 @@ impl<'a, 'py, T: Native> This<'a, 'py, T> {
         This { object, native: PhantomData }
     }
 
+    /// `self` in a slot of the class.
+    ///
+    /// # Safety
+    /// `instance` is an instance of T's class that lives for 'a.
+    pub unsafe fn from_instance(py: Python<'py>, instance: *mut ffi::PyObject) -> Self {
+        // SAFETY: see above.
+        unsafe { This::new(Borrowed::from_ptr(py, instance)) }
+    }
+
     pub fn py(self) -> Python<'py> {
         self.object.py()
     }

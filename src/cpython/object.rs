@@ -87,6 +87,11 @@ impl Object {
         }
     }
 
+    pub fn is_tuple(&self) -> bool {
+        // SAFETY: the object lives.
+        (unsafe { ffi::PyTuple_Check(self.as_ptr()) }) != 0
+    }
+
     pub fn is_none(&self) -> bool {
         // SAFETY: None is immortal or at least never freed.
         self.as_ptr() == unsafe { ffi::Py_None() }

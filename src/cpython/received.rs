@@ -30,6 +30,7 @@ pub struct Received {
 
 impl Received {
     /// An object with room for at least `size` bytes, which nobody else knows.
+    #[inline(always)]
     pub fn take(&mut self, py: Python<'_>, size: usize) -> PyResult<Blank> {
         if let Some(oldest) = self.lent.front() {
             let is_ours = oldest.object.is_unique();
@@ -54,6 +55,7 @@ impl Received {
     }
 
     /// The object with its first `length` bytes, which have been written, as its content.
+    #[inline(always)]
     pub fn hand_out(&mut self, blank: Blank, length: usize) -> Object {
         let Blank { object, capacity } = blank;
         assert!(length <= capacity);

@@ -19,7 +19,7 @@ use pyo3::intern;
 use pyo3::prelude::*;
 
 use super::{Loop, ThisLoop, watchers};
-use crate::core::{Core, Direction, Waiter};
+use crate::core::{Core, Direction, Received, Waiter};
 use crate::cpython::args::Args;
 use crate::cpython::class::{self, Class, Definition, Native, Obj, This, Visitor};
 use crate::cpython::methods::{self, guard};
@@ -83,6 +83,8 @@ pub struct SocketOperation {
     socket: Object,
     operation: Operation,
     state: Cell<State>,
+    /// The descriptor that was found not to be ready a moment ago.
+    tried: Cell<Option<RawFd>>,
     /// While waiting: what readiness resolves, and the iterator that awaits it.
     future: ObjectCell,
     awaiting: ObjectCell,
@@ -98,6 +100,7 @@ impl SocketOperation {
             socket,
             operation,
             state: Cell::new(State::Fresh),
+            tried: Cell::new(None),
             future: ObjectCell::default(),
             awaiting: ObjectCell::default(),
         };
@@ -122,7 +125,10 @@ impl SocketOperation {
     }
 
     fn check(&self, py: Python<'_>) -> PyResult<()> {
-        imports(py)?.check_ssl_socket.call(py, &[&self.socket])?;
+        let imports = imports(py)?;
+        if !self.socket.bind(py).get_type().is(&imports.socket.bind(py)) {
+            imports.check_ssl_socket.call(py, &[&self.socket])?;
+        }
         if self.core.schedule.debug() {
             let timeout = self.socket.bind(py).call_method0(intern!(py, "gettimeout"))?;
             if timeout.is_none() || timeout.ne(0)? {
@@ -133,7 +139,9 @@ impl SocketOperation {
     }
 
     fn fileno(&self, py: Python<'_>) -> PyResult<RawFd> {
-        self.socket.bind(py).call_method0(intern!(py, "fileno"))?.extract()
+        let fd = self.socket.call_method0(py, intern!(py, "fileno"))?.bind(py).extract()?;
+        self.tried.set(Some(fd));
+        Ok(fd)
     }
 
     /// Tries to do the operation; None if the socket is not ready.
@@ -221,19 +229,19 @@ impl SocketOperation {
         if size == 0 {
             return new_bytes(py, b"").map(Some);
         }
-        self.core.with_buffer(|buffer| {
-            let size = size.min(buffer.len());
-            match ready(socket::recv(fd, &mut buffer[..size]))? {
-                Some(received) => new_bytes(py, &buffer[..received]).map(Some),
-                None => Ok(None),
-            }
-        })
+        match self.core.receive(py, fd, size, &self.core.usual_size)? {
+            Received::Data(data, _) => Ok(Some(data)),
+            Received::Nothing => Ok(None),
+        }
     }
 
     /// Has the descriptor watched, and yields the future that readiness resolves.
     fn wait(this: ThisOperation<'_, '_>) -> PyResult<Object> {
         let py = this.py();
-        let fd = this.fileno(py)?;
+        let fd = match this.tried.take() {
+            Some(fd) => fd,
+            None => this.fileno(py)?,
+        };
         watchers::ensure_no_transport(this.event_loop.this(py), fd, &this.socket.bind(py))?;
         let event_loop = this.event_loop.as_object();
         let future = event_loop.call_method0(py, intern!(py, "create_future"))?;
@@ -259,6 +267,7 @@ impl SocketOperation {
     fn proceed(this: ThisOperation<'_, '_>) -> PyResult<Resumed> {
         let py = this.py();
         this.state.set(State::Running);
+        this.tried.set(None);
         match this.attempt(py)? {
             Some(result) => {
                 this.finish(&this.object());
@@ -306,10 +315,14 @@ fn on_ready(py: Python<'_>, object: &Object) -> PyResult<()> {
         drop(operation.core.take_waiter(fd, operation.operation.direction(), object));
         operation.state.set(State::Woken);
     }
-    if !future.call_method0(py, intern!(py, "done"))?.bind(py).is_truthy()? {
-        future.call_method1(py, intern!(py, "set_result"), &Object::none(py))?;
+    match future.call_method1(py, intern!(py, "set_result"), &Object::none(py)) {
+        Err(error) if future.call_method0(py, intern!(py, "done"))?.bind(py).is_truthy()? => {
+            // It was cancelled meanwhile.
+            drop(error);
+            Ok(())
+        }
+        result => result.map(drop),
     }
-    Ok(())
 }
 
 /// None for an error that says that the socket is not ready.
@@ -389,8 +402,7 @@ impl Native for SocketOperation {
 fn send<'py>(this: ThisOperation<'_, 'py>, value: pyo3::Borrowed<'_, 'py, PyAny>) -> PyResult<Object> {
     match SocketOperation::resume(this, &Object::from(value))? {
         Resumed::Yielded(future) => Ok(future),
-        // A tuple as the value of StopIteration would be taken for its arguments.
-        Resumed::Returned(result) => Err(PyStopIteration::new_err((result.into_bound(this.py()).unbind(),))),
+        Resumed::Returned(result) => Err(stop_iteration(this.py(), result)),
     }
 }
 
@@ -419,13 +431,29 @@ unsafe extern "C" fn am_await(instance: *mut ffi::PyObject) -> *mut ffi::PyObjec
     unsafe { methods::call_bare::<SocketOperation>(instance, |this| Ok(this.object())) }
 }
 
+/// The way in which a coroutine written in Python resumes what it awaits: the end is no value, and, unless the result is
+/// None, a StopIteration.
 unsafe extern "C" fn iter_next(instance: *mut ffi::PyObject) -> *mut ffi::PyObject {
-    // SAFETY: as above.
+    // SAFETY: the interpreter passes an instance of the class.
     unsafe {
-        methods::call_bare::<SocketOperation>(instance, |this| {
-            send(this, Object::none(this.py()).bind(this.py()))
+        guard(std::ptr::null_mut(), |py| {
+            let this = This::<SocketOperation>::from_instance(py, instance);
+            match SocketOperation::resume(this, &Object::none(py))? {
+                Resumed::Yielded(future) => Ok(future.into_ptr()),
+                Resumed::Returned(result) if result.is_none() => Ok(std::ptr::null_mut()),
+                Resumed::Returned(result) if result.is_tuple() => Err(stop_iteration(py, result)),
+                Resumed::Returned(result) => {
+                    ffi::PyErr_SetObject(ffi::PyExc_StopIteration, result.as_ptr());
+                    Ok(std::ptr::null_mut())
+                }
+            }
         })
     }
+}
+
+/// What ends a coroutine with a result. A tuple as the value of StopIteration would be taken for its arguments.
+fn stop_iteration(py: Python<'_>, result: Object) -> PyErr {
+    PyStopIteration::new_err((result.into_bound(py).unbind(),))
 }
 
 unsafe extern "C" fn am_send(

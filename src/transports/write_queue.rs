@@ -75,6 +75,7 @@ impl WriteQueue {
         Ok(Progress::Drained)
     }
 
+    #[inline(never)]
     fn write_several(
         &self,
         first: &[u8],

@@ -1,5 +1,7 @@
 //! What is to be sent, and the moments when it is.
 
+use std::io;
+
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::intern;
 use pyo3::prelude::*;
@@ -70,6 +72,7 @@ impl Stream {
     }
 
     /// Sends what is queued; what the socket does not take waits until it becomes writable.
+    #[inline]
     fn flush(this: ThisStream<'_, '_>) -> PyResult<()> {
         Stream::send_queued(this)?;
         if this.phase.get() == Phase::Closing && this.queue.borrow().is_empty() {
@@ -78,6 +81,7 @@ impl Stream {
         Ok(())
     }
 
+    #[inline]
     fn send_queued(this: ThisStream<'_, '_>) -> PyResult<()> {
         let py = this.py();
         if this.is_lost() {
@@ -99,14 +103,17 @@ impl Stream {
                 }
                 Ok(())
             }
-            Err(error) => {
-                this.queue.borrow_mut().clear();
-                let error = os_error(error);
-                let exception = Object::from(error.value(py));
-                endpoint::fail(this, error, "Fatal write error on socket transport")?;
-                Stream::end_wait(this, "set_exception", &exception)
-            }
+            Err(error) => Stream::cannot_send(this, error),
         }
+    }
+
+    #[cold]
+    fn cannot_send(this: ThisStream<'_, '_>, error: io::Error) -> PyResult<()> {
+        this.queue.borrow_mut().clear();
+        let error = os_error(error);
+        let exception = Object::from(error.value(this.py()));
+        endpoint::fail(this, error, "Fatal write error on socket transport")?;
+        Stream::end_wait(this, "set_exception", &exception)
     }
 
     /// The socket can be written to again.
