@@ -26,6 +26,9 @@ pub use class::{boolean, register};
 pub use task_step::{TaskStep, is_of_task};
 pub use thread_safe::ThreadSafeHandle;
 
+/// How many dead handles of a kind are kept, to be used again.
+const KEPT: usize = 1024;
+
 /// What an event loop shares with its handles.
 #[derive(Default)]
 pub struct Schedule {
@@ -290,7 +293,7 @@ impl TimerHandle {
 
 impl Native for Handle {
     fn class() -> &'static Class {
-        static CLASS: Class = Class::new(256);
+        static CLASS: Class = Class::new(KEPT);
         &CLASS
     }
 
@@ -305,7 +308,7 @@ impl Native for Handle {
 
 impl Native for TimerHandle {
     fn class() -> &'static Class {
-        static CLASS: Class = Class::new(256);
+        static CLASS: Class = Class::new(KEPT);
         &CLASS
     }
 

@@ -16,15 +16,41 @@ pub struct TimerKey {
 
 #[derive(Clone, Copy)]
 struct Node {
-    deadline: f64,
+    deadline: Deadline,
     /// Order of insertion: timers with equal deadlines fire first in, first out.
     sequence: u64,
     slot: u32,
 }
 
 impl Node {
+    #[inline]
     fn before(&self, other: &Node) -> bool {
-        self.deadline < other.deadline || (self.deadline == other.deadline && self.sequence < other.sequence)
+        self.order() < other.order()
+    }
+
+    /// One number, because two are compared one after the other.
+    #[inline]
+    fn order(&self) -> u128 {
+        (self.deadline.0 as u128) << 64 | self.sequence as u128
+    }
+}
+
+/// A time as an integer of the same order, which is compared without a thought of NaN.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Deadline(u64);
+
+impl Deadline {
+    const SIGN: u64 = 1 << 63;
+
+    /// What is not a number comes before all others.
+    fn new(time: f64) -> Deadline {
+        // Adding makes one zero of the two.
+        let bits = if time.is_nan() { f64::NEG_INFINITY } else { time + 0.0 }.to_bits();
+        Deadline(if bits & Deadline::SIGN == 0 { bits | Deadline::SIGN } else { !bits })
+    }
+
+    fn time(self) -> f64 {
+        f64::from_bits(if self.0 & Deadline::SIGN == 0 { !self.0 } else { self.0 ^ Deadline::SIGN })
     }
 }
 
@@ -60,12 +86,11 @@ impl<T> Timers<T> {
 
     /// The earliest deadline, in seconds of the caller's clock.
     pub fn next_deadline(&self) -> Option<f64> {
-        self.heap.first().map(|node| node.deadline)
+        self.heap.first().map(|node| node.deadline.time())
     }
 
     /// Adds a timer. A deadline that is not a number is due at once.
     pub fn insert(&mut self, deadline: f64, payload: T) -> TimerKey {
-        let deadline = if deadline.is_nan() { f64::NEG_INFINITY } else { deadline };
         let slot = match self.free.pop() {
             Some(slot) => {
                 self.slots[slot as usize].payload = Some(payload);
@@ -77,7 +102,7 @@ impl<T> Timers<T> {
             }
         };
         self.sequence += 1;
-        let node = Node { deadline, sequence: self.sequence, slot };
+        let node = Node { deadline: Deadline::new(deadline), sequence: self.sequence, slot };
         self.heap.push(node);
         self.sift_up(self.heap.len() - 1, node);
         TimerKey { slot, generation: self.slots[slot as usize].generation }
@@ -96,7 +121,7 @@ impl<T> Timers<T> {
     /// Removes the earliest timer if it is due at `now`.
     pub fn pop_due(&mut self, now: f64) -> Option<T> {
         match self.heap.first() {
-            Some(node) if node.deadline <= now => Some(self.take(0)),
+            Some(node) if node.deadline.time() <= now => Some(self.take(0)),
             _ => None,
         }
     }
@@ -120,11 +145,8 @@ impl<T> Timers<T> {
         let removed = self.heap.swap_remove(position);
         if position < self.heap.len() {
             let moved = self.heap[position];
-            if moved.before(&removed) {
-                self.sift_up(position, moved);
-            } else {
-                self.sift_down(position, moved);
-            }
+            let position = if moved.before(&removed) { position } else { self.sink(position) };
+            self.sift_up(position, moved);
         }
         self.release(removed.slot)
     }
@@ -153,22 +175,23 @@ impl<T> Timers<T> {
         self.place(position, node);
     }
 
-    fn sift_down(&mut self, mut position: usize, node: Node) {
+    /// Moves the lesser children up into a hole, down to a leaf, whose place is the hole then. What comes there was a leaf
+    /// before and rarely has to go far up again, so that it is not worth comparing on the way.
+    fn sink(&mut self, mut hole: usize) -> usize {
         loop {
-            let first = position * ARITY + 1;
+            let first = hole * ARITY + 1;
             let last = (first + ARITY).min(self.heap.len());
-            let Some(least) =
-                (first..last).reduce(|a, b| if self.heap[b].before(&self.heap[a]) { b } else { a })
-            else {
-                break;
+            let Some(children) = self.heap.get(first..last) else { return hole };
+            let lesser = |a: usize, b: usize| if children[b].before(&children[a]) { b } else { a };
+            let least = match children.len() {
+                0 => return hole,
+                ARITY => lesser(lesser(0, 1), lesser(2, 3)),
+                some => (1..some).fold(0, lesser),
             };
-            if !self.heap[least].before(&node) {
-                break;
-            }
-            self.place(position, self.heap[least]);
-            position = least;
+            let least = first + least;
+            self.place(hole, self.heap[least]);
+            hole = least;
         }
-        self.place(position, node);
     }
 }
 
@@ -203,6 +226,18 @@ mod tests {
         assert_eq!(timers.remove(first), None, "the slot is reused, the key is not");
         assert_eq!(timers.pop_due(1.0), Some(2));
         assert_eq!(timers.remove(second), None);
+    }
+
+    #[test]
+    fn deadlines_are_ordered_as_times_are() {
+        let times = [f64::NEG_INFINITY, -1e300, -1.5, -0.0, 1e-300, 1.5, 1e300, f64::INFINITY];
+        for pair in times.windows(2) {
+            assert!(Deadline::new(pair[0]) < Deadline::new(pair[1]), "{pair:?}");
+        }
+        for time in times {
+            assert_eq!(Deadline::new(time).time(), time);
+        }
+        assert!(Deadline::new(-0.0) == Deadline::new(0.0));
     }
 
     #[test]
