@@ -3,9 +3,11 @@
 import asyncio
 import concurrent.futures
 import contextvars
+import gc
 import socket
 import threading
 import time
+import traceback
 
 import helpers
 import pytest
@@ -88,6 +90,127 @@ async def test_a_cancelled_call(loop):
     event.set()
     with pytest.raises(asyncio.CancelledError):
         await future
+
+
+async def test_work_that_is_not_begun_is_cancelled_with_its_future(loop):
+    event = threading.Event()
+    ran = []
+    with concurrent.futures.ThreadPoolExecutor(1) as executor:
+        first = loop.run_in_executor(executor, event.wait, 20)
+        second = loop.run_in_executor(executor, ran.append, 1)
+        second.cancel()
+        await helpers.iterations(2)
+        event.set()
+        assert await first
+        with pytest.raises(asyncio.CancelledError):
+            await second
+    assert ran == []
+
+
+@pytest.mark.parametrize(
+    ("raised", "seen"),
+    [
+        (concurrent.futures.CancelledError("reason"), asyncio.CancelledError),
+        (concurrent.futures.InvalidStateError("reason"), asyncio.InvalidStateError),
+        (TimeoutError("reason"), TimeoutError),
+        (SystemExit("reason"), SystemExit),
+    ],
+)
+async def test_exceptions_of_the_executors_world(loop, raised, seen):
+    class Ended(concurrent.futures.Executor):
+        def submit(self, function, *args):
+            future = concurrent.futures.Future()
+            future.set_exception(raised)
+            return future
+
+    future = loop.run_in_executor(Ended(), print)
+    await asyncio.wait([future])
+    exception = future.exception()
+    assert type(exception) is seen
+    assert exception.args == ("reason",)
+
+
+class AtOnce(concurrent.futures.Executor):
+    """Does everything in the thread that asks for it."""
+
+    def __init__(self, future_class):
+        self.future_class = future_class
+
+    def submit(self, function, *args):
+        future = self.future_class()
+        future.set_result(function(*args))
+        return future
+
+
+class OwnFuture(concurrent.futures.Future):
+    pass
+
+
+@pytest.mark.parametrize("future_class", [concurrent.futures.Future, OwnFuture])
+async def test_work_that_is_done_at_once(loop, future_class):
+    future = loop.run_in_executor(AtOnce(future_class), pow, 2, 10)
+    # Python 3.14 has begun to notice that it is in the event loop's own thread.
+    assert future.done() is (helpers.PYTHON >= (3, 14))
+    assert await future == 1024
+
+
+async def test_an_executor_that_returns_a_future_of_asyncio(loop):
+    class Odd(concurrent.futures.Executor):
+        def submit(self, function, *args):
+            return loop.create_future()
+
+    future = loop.run_in_executor(Odd(), print)
+    future.set_result(1)
+    assert await future == 1
+
+
+async def test_an_executor_that_fails(loop):
+    class Broken(concurrent.futures.Executor):
+        def submit(self, function, *args):
+            raise RuntimeError("broken")
+
+    with pytest.raises(RuntimeError, match="broken"):
+        loop.run_in_executor(Broken(), print)
+
+
+@pytest.mark.parametrize("debug", [False, True])
+async def test_the_traceback_is_that_of_the_function(loop, debug):
+    loop.set_debug(debug)
+
+    def fail():
+        raise LookupError("failed")
+
+    future = loop.run_in_executor(None, fail)
+    await asyncio.wait([future])
+    names = [frame.name for frame in traceback.extract_tb(future.exception().__traceback__)]
+    assert names[-1] == "fail"
+    assert "result" not in names
+
+
+async def test_work_leaves_no_garbage(loop):
+    await loop.run_in_executor(None, int)
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(5):
+            await loop.run_in_executor(None, int)
+        assert gc.collect() < 10
+    finally:
+        gc.enable()
+
+
+def test_a_loop_that_is_closed_before_the_work_is_done(new_loop):
+    loop = new_loop()
+    event = threading.Event()
+    executor = concurrent.futures.ThreadPoolExecutor(1)
+
+    async def main():
+        loop.run_in_executor(executor, event.wait, 20)
+
+    loop.run_until_complete(main())
+    loop.close()
+    event.set()
+    executor.shutdown()
 
 
 # Names and addresses
