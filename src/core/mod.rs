@@ -36,7 +36,7 @@ pub use watching::{Direction, Waiter, Watch};
 pub const RECEIVE_BUFFER: usize = 256 * 1024;
 
 /// While callbacks are ready, descriptors are looked at no more often than this, in seconds...
-const POLL_INTERVAL: f64 = 100e-6;
+const POLL_INTERVAL: f64 = 25e-6;
 /// ...but at least once in so many iterations, so that a program that counts its turns sees I/O progress.
 const POLL_ITERATIONS: u32 = 8;
 

@@ -126,7 +126,7 @@ impl SocketOperation {
 
     fn check(&self, py: Python<'_>) -> PyResult<()> {
         let imports = imports(py)?;
-        if !self.socket.bind(py).get_type().is(&imports.socket.bind(py)) {
+        if !self.socket.bind(py).get_type().is(imports.socket.bind(py)) {
             imports.check_ssl_socket.call(py, &[&self.socket])?;
         }
         if self.core.schedule.debug() {
