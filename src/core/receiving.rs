@@ -36,6 +36,16 @@ fn note_size(usual: &Cell<usize>, size: usize) {
 }
 
 impl Core {
+    /// A bytes object with a copy of what was received.
+    pub fn bytes_of(&self, py: Python<'_>, data: &[u8]) -> PyResult<Object> {
+        if !(SMALL..=LARGE).contains(&data.len()) {
+            return new_bytes(py, data);
+        }
+        let mut blank = self.blank_bytes(py, data.len())?;
+        blank.as_mut_slice()[..data.len()].copy_from_slice(data);
+        Ok(self.hand_out(blank, data.len()))
+    }
+
     /// Receives at most `limit` bytes, and no more than [`RECEIVE_BUFFER`]. `usual` remembers, from one call to the next,
     /// how much comes.
     #[inline(always)]

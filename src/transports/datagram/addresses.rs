@@ -11,8 +11,43 @@ use socket2::SockAddr;
 use crate::cpython::object::Object;
 use crate::transports::address::Address;
 
-/// How many peers are remembered; a power of two.
-const PLACES: usize = 128;
+/// How many peers are remembered: so many sets...
+const SETS: usize = 64;
+/// ...of so many. A peer has its place in one set, so that looking it up is looking at few places.
+const WAYS: usize = 4;
+
+/// What is remembered by a key. Of a full set, the entry that was made first makes room.
+struct Memory<K, V> {
+    entries: Vec<Option<(K, V)>>,
+    /// In each set, the place of the next new entry.
+    next: [u8; SETS],
+}
+
+impl<K, V> Default for Memory<K, V> {
+    fn default() -> Self {
+        Memory { entries: Vec::new(), next: [0; SETS] }
+    }
+}
+
+impl<K, V> Memory<K, V> {
+    fn find(&self, hash: usize, is_it: impl Fn(&K) -> bool) -> Option<&V> {
+        let first = hash % SETS * WAYS;
+        let set = self.entries.get(first..first + WAYS)?;
+        set.iter().flatten().find(|(key, _)| is_it(key)).map(|(_, value)| value)
+    }
+
+    /// Remembers, and returns what is forgotten for it.
+    #[must_use]
+    fn insert(&mut self, hash: usize, key: K, value: V) -> Option<(K, V)> {
+        if self.entries.is_empty() {
+            self.entries.resize_with(SETS * WAYS, || None);
+        }
+        let set = hash % SETS;
+        let way = usize::from(self.next[set]) % WAYS;
+        self.next[set] = self.next[set].wrapping_add(1);
+        self.entries[set * WAYS + way].replace((key, value))
+    }
+}
 
 /// What a socket's addresses look like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,9 +73,9 @@ impl Family {
 pub struct Addresses {
     pub family: Family,
     /// By the kernel's address: what Python is given for it.
-    received: RefCell<Vec<Option<(SocketAddr, Object)>>>,
+    received: RefCell<Memory<SocketAddr, Object>>,
     /// By the identity of Python's address, which is kept alive: what the kernel is given for it.
-    sent: RefCell<Vec<Option<(Object, SockAddr)>>>,
+    sent: RefCell<Memory<Object, SocketAddr>>,
 }
 
 impl Addresses {
@@ -53,40 +88,29 @@ impl Addresses {
         let Some(key) = address.as_socket() else {
             return Address::from(address.clone()).to_python(py);
         };
-        let place = hash(&key) as usize % PLACES;
-        if let Some(Some((known, object))) = self.received.borrow().get(place)
-            && *known == key
-        {
+        let hash = hash(&key) as usize;
+        if let Some(object) = self.received.borrow().find(hash, |known| *known == key) {
             return Ok(Some(object.clone()));
         }
-        // Making it can run Python code: nothing is borrowed.
+        // Making it can run Python code, and so can dropping: nothing is borrowed.
         let made = Address::Internet(key).to_python(py)?;
         if let Some(made) = &made {
-            let mut received = self.received.borrow_mut();
-            if received.is_empty() {
-                received.resize_with(PLACES, || None);
-            }
-            // What is dropped here is a tuple of strings and integers.
-            received[place] = Some((key, made.clone()));
+            let forgotten = self.received.borrow_mut().insert(hash, key, made.clone());
+            drop(forgotten);
         }
         Ok(made)
     }
 
     /// What the kernel is given for an address; None if only the socket module can tell: names, and mistakes.
     pub fn for_kernel(&self, py: Python<'_>, object: &Object) -> Option<SockAddr> {
-        let place = (object.as_ptr() as usize >> 4) % PLACES;
-        if let Some(Some((known, address))) = self.sent.borrow().get(place)
-            && known.is(object)
-        {
-            return Some(address.clone());
+        let hash = object.as_ptr() as usize >> 4;
+        if let Some(address) = self.sent.borrow().find(hash, |known| known.is(object)) {
+            return Some(SockAddr::from(*address));
         }
         let address = parse(py, object, self.family)?;
-        let mut sent = self.sent.borrow_mut();
-        if sent.is_empty() {
-            sent.resize_with(PLACES, || None);
-        }
-        sent[place] = Some((object.clone(), address.clone()));
-        Some(address)
+        let forgotten = self.sent.borrow_mut().insert(hash, object.clone(), address);
+        drop(forgotten);
+        Some(SockAddr::from(address))
     }
 }
 
@@ -103,7 +127,7 @@ fn hash(address: &SocketAddr) -> u32 {
 }
 
 /// An exact tuple of strings and integers, which nobody can change, with a numeric host.
-fn parse(py: Python<'_>, object: &Object, family: Family) -> Option<SockAddr> {
+fn parse(py: Python<'_>, object: &Object, family: Family) -> Option<SocketAddr> {
     let object = object.bind(py);
     let tuple = object.cast_exact::<PyTuple>().ok()?;
     let host = tuple.get_item(0).ok()?;
@@ -124,5 +148,5 @@ fn parse(py: Python<'_>, object: &Object, family: Family) -> Option<SockAddr> {
         }
         _ => return None,
     };
-    Some(address.into())
+    Some(address)
 }

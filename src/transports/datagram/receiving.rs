@@ -8,7 +8,7 @@ use pyo3::prelude::*;
 use super::addresses::Family;
 use super::{Datagram, Incoming, ThisDatagram};
 use crate::core::Ready;
-use crate::cpython::object::{Object, new_bytes};
+use crate::cpython::object::Object;
 use crate::cpython::os_error::os_error;
 use crate::reactor::datagram::{Batch, Slots};
 use crate::transports::endpoint;
@@ -85,7 +85,7 @@ impl Datagram {
     fn incoming(this: ThisDatagram<'_, '_>, batch: &Batch, index: usize) -> PyResult<Incoming> {
         let py = this.py();
         let (data, sender) = batch.get(index);
-        let data = new_bytes(py, data)?;
+        let data = this.core.bytes_of(py, data)?;
         let sender = match sender {
             Some(sender) => this.addresses.for_python(py, sender)?,
             None => None,
