@@ -47,6 +47,48 @@ async def test_datagrams_of_many_senders_keep_their_addresses(endpoint):
         assert await protocol.received(COUNT) == expected
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+async def test_more_peers_than_are_remembered_are_each_answered(endpoint, host):
+    """Answers go to whom they are for, and are what was asked, however often the peers come again."""
+    if host == "::1" and not helpers.HAS_IPV6:
+        pytest.skip("no IPv6")
+    asked = []
+
+    def answer(protocol, data, address):
+        asked.append((data, address))
+        protocol.transport.sendto(data, address)
+
+    protocol = await endpoint(DatagramRecorder(datagram_received=answer), local_addr=(host, 0))
+    with contextlib.ExitStack() as stack:
+        peers = [stack.enter_context(helpers.datagram_socket(host)) for _ in range(400)]
+        for turn in range(3):
+            for first in range(0, len(peers), 40):
+                some = peers[first : first + 40]
+                questions = [b"%d of %d" % (turn, number) * 100 for number in range(first, first + 40)]
+                for peer, question in zip(some, questions, strict=True):
+                    peer.sendto(question, protocol.address)
+                await helpers.until(lambda: len(asked) == 40)
+                assert asked == list(zip(questions, [peer.getsockname() for peer in some], strict=True))
+                asked.clear()
+                for peer, question in zip(some, questions, strict=True):
+                    assert peer.recv(4096) == question
+
+
+async def test_datagrams_that_are_kept_stay_as_they_are(endpoint, peer):
+    protocol = await endpoint(DatagramRecorder(), local_addr=LOCAL)
+    kept = []
+    for number in range(300):
+        data = bytes([number % 251]) * (300, 700, 1400, 9000)[number % 4]
+        peer.sendto(data, protocol.address)
+        ((received, _),) = await protocol.received(1)
+        protocol.datagrams.clear()
+        if number % 3:
+            kept.append((received, data, hash(received)))
+    for received, data, number in kept:
+        assert received == data
+        assert hash(received) == number == hash(data)
+
+
 async def test_datagrams_of_all_sizes(endpoint, peer):
     protocol = await endpoint(DatagramRecorder(), local_addr=LOCAL)
     datagrams = [os.urandom(size) for size in (0, 60_000, 1, 3000, 0, 65_000, 17, 20_000)]
