@@ -3,7 +3,9 @@
 import asyncio
 import errno
 import socket
+import subprocess
 import sys
+import textwrap
 
 import helpers
 import pytest
@@ -339,3 +341,31 @@ async def test_what_hotloop_does_itself(loop):
         assert not made
         transport.close()
         await protocol.lost()
+
+
+FORBIDDEN_BEFORE = """
+    import asyncio, socket
+
+    class Guarded(socket.socket):
+        def connect(self, address):
+            raise PermissionError("forbidden")
+
+    genuine, socket.socket = socket.socket, Guarded
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        with genuine() as server:
+            server.bind(("127.0.0.1", 0))
+            server.listen()
+            try:
+                await loop.create_connection(asyncio.Protocol, *server.getsockname())
+            except PermissionError as error:
+                print(error)
+"""
+
+
+@pytest.mark.parametrize("name", FACTORIES)
+def test_a_socket_class_that_was_replaced_before_anything_else(name):
+    source = textwrap.dedent(FORBIDDEN_BEFORE) + helpers.script(name, "run(main())")
+    result = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=30)
+    assert result.stdout == "forbidden\n", result.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _socket
 import asyncio
 import functools
 import inspect
@@ -31,7 +32,8 @@ _CONNECTION_OPTIONS = {
     if parameter.kind is parameter.KEYWORD_ONLY
 }
 
-# What create_connection() asks of others. Where the program has another instead, that is asked.
+# What create_connection() asks of others. Where the program has another instead, that is asked, even if it was
+# there before this module.
 _CONNECTING = (
     "getaddrinfo",
     "sock_connect",
@@ -40,8 +42,8 @@ _CONNECTING = (
     "_create_connection_transport",
     "_make_socket_transport",
 )
-_Socket = socket.socket
-_socket_connect = socket.socket.connect
+_Socket = socket.socket if socket.socket.__module__ == "socket" else None
+_socket_connect = _socket.socket.connect
 
 # What asyncio's event loop for Unix does once a connection, or once a program, in functions that ask nothing
 # of their loop but the methods that this one has, too. Each Python brings its own version.
@@ -187,7 +189,7 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
             self._debug
             or self._replaces_connecting
             or socket.socket is not _Socket
-            or _Socket.connect is not _socket_connect
+            or socket.socket.connect is not _socket_connect
         )
 
     def _make_ssl_transport(
