@@ -253,6 +253,15 @@ def test_only_hotloop_is_split(monkeypatch, arguments, splits):
     assert (plan.splitter is not None) == splits
 
 
+def test_what_is_not_steady_is_not_split(monkeypatch, capsys):
+    monkeypatch.setattr(FakeRow, "is_steady", False)
+    row = FakeRow("fake", "Fake", {"hotloop": [1.0]})
+    measuring.measure(Plan([row], ["hotloop"], 1, 1, [], split.Callgrind()), {}, lambda: None)
+    assert "callgrind" not in capsys.readouterr().err
+    assert not ROW["subprocess_true"].is_steady
+    assert ROW["echo_64"].is_steady
+
+
 def test_what_cannot_be_split_is_no_failure(monkeypatch, capsys):
     def count(row, loop, counter):
         raise Failed("the count is not steady")
