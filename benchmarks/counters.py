@@ -24,13 +24,20 @@ class Count:
     user: float | None = None
     kernel: float | None = None
     calls: float | None = None
+    split: dict[str, float] | None = None
+    """The instructions in user mode by who executes them."""
 
     def per_request(self, start: "Count", requests: int) -> "Count":
         def share(whole: float | None, of_start: float | None) -> float | None:
             return None if whole is None or of_start is None else (whole - of_start) / requests
 
         return Count(
-            share(self.user, start.user), share(self.kernel, start.kernel), share(self.calls, start.calls)
+            share(self.user, start.user),
+            share(self.kernel, start.kernel),
+            share(self.calls, start.calls),
+            {part: (whole - start.split[part]) / requests for part, whole in self.split.items()}
+            if self.split and start.split
+            else None,
         )
 
     def merged_with(self, other: "Count") -> "Count":
@@ -38,6 +45,7 @@ class Count:
             self.user if other.user is None else other.user,
             self.kernel if other.kernel is None else other.kernel,
             self.calls if other.calls is None else other.calls,
+            self.split if other.split is None else other.split,
         )
 
 
@@ -82,20 +90,20 @@ class Perf(Counter):
         return Count(user=counts.get("u"), kernel=counts.get("k"))
 
 
-class Valgrind(Counter):
-    """A "rep movsb" is one instruction, but valgrind counts one a byte: glibc is asked to copy without."""
+TUNABLES = ":".join(f"glibc.cpu.x86_rep_{name}_threshold=0x7fffffff" for name in ("movsb", "stosb"))
+WITHOUT_REP = ["env", f"GLIBC_TUNABLES={TUNABLES}"]
+"""A "rep movsb" is one instruction, but valgrind counts one a byte: glibc is asked to copy without."""
 
+
+class Valgrind(Counter):
     name = "valgrind --tool=cachegrind --cache-sim=no"
 
     def works(self) -> bool:
         return shutil.which("valgrind") is not None
 
     def wrap(self, command: Sequence[str], output: str) -> list[str]:
-        without_rep = ":".join(
-            f"glibc.cpu.x86_rep_{name}_threshold=0x7fffffff" for name in ("movsb", "stosb")
-        )
         files = ["--cachegrind-out-file=/dev/null", f"--log-file={output}"]
-        return ["env", f"GLIBC_TUNABLES={without_rep}", *self.name.split(), *files, *command]
+        return [*WITHOUT_REP, *self.name.split(), *files, *command]
 
     def read(self, output: str) -> Count:
         total = re.search(r"I +refs: +([\d,]+)", Path(output).read_text())

@@ -11,6 +11,7 @@ from benchmarks.children import Failed, end_all
 from benchmarks.counters import Counter
 from benchmarks.results import Result, Results
 from benchmarks.rows import LIMIT, Row
+from benchmarks.tables import OURS
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,8 @@ class Plan:
     """0 for no rates."""
     seconds: float
     counters: list[Counter]
+    splitter: Counter | None = None
+    """What tells where hotloop's instructions go."""
 
 
 def measure(plan: Plan, results: Results, after_each: Callable[[], None]) -> None:
@@ -30,6 +33,8 @@ def measure(plan: Plan, results: Results, after_each: Callable[[], None]) -> Non
         time_in_turn(row, plan, results)
         for counter in plan.counters:
             count_together(row, plan.loops, results, counter)
+        if plan.splitter and row.is_steady:
+            split(row, results, plan.splitter)
         after_each()
 
 
@@ -75,6 +80,18 @@ def count_together(row: Row, names: list[str], results: Results, counter: Counte
             raise
     for counted in counts:
         counted.result()
+
+
+def split(row: Row, results: Results, splitter: Counter) -> None:
+    """Of hotloop alone. It is no failure of the loop if that can't be done."""
+    result = results.setdefault((row.name, OURS), Result())
+    if result.failure:
+        return
+    progress(f"{row.name}: {OURS}, {splitter.name}")
+    try:
+        result.count = result.count.merged_with(row.count(OURS, splitter))
+    except Exception as error:
+        progress(f"{row.name}: not split: {error}")
 
 
 def fail(row: Row, name: str, result: Result, error: Exception, when: str) -> None:

@@ -4,11 +4,11 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import charts, tables
+from benchmarks import charts, split, tables
 from benchmarks.growth_result import Growth
 from benchmarks.results import Measured, Run
 from benchmarks.rows import ROWS
-from benchmarks.tables import NEAR_LIMIT, Line, Quantity
+from benchmarks.tables import NEAR_LIMIT, OURS, Line, Quantity
 
 NOTES = Path(__file__).parent / "notes.md"
 TITLES = {row.name: row.title for row in ROWS}
@@ -36,13 +36,21 @@ METHOD = """\
 - The best of the loops is bold. "fails" has its reason under Failures."""
 
 
+SPLIT = f"""\
+User instructions an iteration or a request, by who executes them: two runs of different length under
+`{split.Callgrind.name}`, subtracted. What the interpreter, asyncio's C module and others execute is the
+floor: what the program's own Python code, tasks and futures cost on any loop. (The interpreter's share has in
+it what hotloop makes it do, such as creating objects.)"""
+
+
 def page(measured: Measured, drawn: list[str]) -> str:
     """The whole page, with those of the charts that there are."""
     parts = [INTRODUCTION, summary(measured)]
     parts += [chart(charts.OVERVIEW, "Rates of the loops, relative", drawn)]
     parts += ["## How it was measured", *provenance(measured.runs), METHOD]
     parts += [section(quantity, measured, drawn) for quantity in tables.QUANTITIES]
-    parts += [failures(measured), notes(measured), growth_section(measured.growths, drawn)]
+    parts += [split_section(measured), failures(measured)]
+    parts += [notes(measured), growth_section(measured.growths, drawn)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -123,6 +131,21 @@ def failures(measured: Measured) -> str:
         if result.failure
     ]
     return "## Failures\n\n" + "\n".join(found) if found else ""
+
+
+def split_section(measured: Measured) -> str:
+    splits = {row.title: measured.of(row.name, OURS).count.split for row in ROWS}
+    lines = [split_line(title, parts) for title, parts in splits.items() if parts]
+    if not lines:
+        return ""
+    columns = [*split.PARTS, "all"]
+    head = ["| | " + " | ".join(columns) + " |", "|---|" + "---:|" * len(columns)]
+    return "\n\n".join(["## Where hotloop's instructions go", SPLIT, "\n".join(head + lines)])
+
+
+def split_line(title: str, parts: dict[str, float]) -> str:
+    figures = [*(parts[name] for name in split.PARTS), sum(parts.values())]
+    return f"| {title} | " + " | ".join(tables.number(tables.rounded(figure)) for figure in figures) + " |"
 
 
 def notes(measured: Measured) -> str:

@@ -50,7 +50,7 @@ class Run:
     rows: list[str]
     loops: list[str]
     parts: list[str]
-    """Rates, counts or both."""
+    """Of rates, counts and the split, those that were measured."""
 
     def is_covered_by(self, later: "Run") -> bool:
         return (

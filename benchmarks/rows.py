@@ -61,6 +61,11 @@ class Row(abc.ABC):
     def is_named(self, wanted: str) -> bool:
         return wanted in (self.name, self.group)
 
+    @property
+    def is_steady(self) -> bool:
+        """Whether two counts of it are the same."""
+        return True
+
 
 def steady(count: Count) -> Count:
     """Raises Failed if starting the process costs so much, now more, now less, that nothing is left."""
@@ -80,6 +85,10 @@ class SchedulingRow(Row):
     def of(cls, name: str, case: Case) -> "SchedulingRow":
         target = Target(user=case.target, has_children=case.has_children)
         return cls(name, case.title, case, target=target)
+
+    @property
+    def is_steady(self) -> bool:
+        return self.case.is_steady
 
     def rate(self, loop: str, seconds: float) -> Outcome:
         times = self.case.timed

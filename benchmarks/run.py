@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks import counters, generator, loops, machine, report, results
+from benchmarks import counters, generator, loops, machine, report, results, split
 from benchmarks.children import ROOT
 from benchmarks.growth_result import Growth
 from benchmarks.measuring import Plan, measure, progress
 from benchmarks.results import Measured, Run
 from benchmarks.rows import LIMIT, ROWS, Row
+from benchmarks.tables import OURS
 
 KEPT = ROOT / "docs" / "benchmarks.json"
 """Where a whole run goes, the page and the charts beside it."""
@@ -86,6 +87,7 @@ def parser() -> argparse.ArgumentParser:
     add("--seconds", type=float, default=1, help="length of a server's round (default: 1)")
     add("--no-rates", action="store_true", help="count instructions only")
     add("--no-counts", action="store_true", help="measure rates only")
+    add("--no-split", action="store_true", help="don't find out where hotloop's instructions go")
     add("--output", type=Path, metavar="JSON", help="where the results go, the page and the charts beside it")
     add("--update", type=Path, metavar="JSON", help="measure anew what is chosen, in these results")
     add("--render", type=Path, metavar="JSON", help="write the page and the charts again, measure nothing")
@@ -99,7 +101,8 @@ def plan_of(options: argparse.Namespace) -> Plan:
     names = chosen_loops(options.loops.split(",")) if options.loops else installed
     rounds = 0 if options.no_rates else options.rounds
     counting = [] if options.no_counts else counters.available()
-    return Plan(rows, names, rounds, options.seconds, counting)
+    splits = OURS in names and not (options.no_split or options.no_counts)
+    return Plan(rows, names, rounds, options.seconds, counting, split.available() if splits else None)
 
 
 def chosen_rows(wanted: list[str]) -> list[Row]:
@@ -123,9 +126,8 @@ def wants_growth(options: argparse.Namespace) -> bool:
 
 
 def is_whole(options: argparse.Namespace) -> bool:
-    return not (
-        options.rows or options.loops or options.no_rates or options.no_counts or options.growth is False
-    )
+    leaves_out = options.no_rates or options.no_counts or options.no_split or options.growth is False
+    return not (options.rows or options.loops or leaves_out)
 
 
 def destination(options: argparse.Namespace) -> Path:
@@ -141,13 +143,15 @@ def run_of(plan: Plan) -> Run:
         how.append("counted with " + " and ".join(f"`{counter.name}`" for counter in plan.counters))
     if plan.counters and not any(isinstance(counter, counters.Perf) for counter in plan.counters):
         how.append("kernel instructions not measured, because perf counts none on this machine")
+    if plan.splitter:
+        how.append(f"split with `{plan.splitter.name}`")
     facts = {
         "Date": datetime.date.today().isoformat(),
         **machine.machine(),
         **machine.versions(plan.loops),
         "Measured": "; ".join(how),
     }
-    parts = ["rates"] * (plan.rounds > 0) + ["counts"] * bool(plan.counters)
+    parts = ["rates"] * (plan.rounds > 0) + ["counts"] * bool(plan.counters) + ["split"] * bool(plan.splitter)
     return Run(facts, [row.name for row in plan.rows], plan.loops, parts)
 
 

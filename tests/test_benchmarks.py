@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from benchmarks import check, counters, generator, measuring, report, results, run, tables
+from benchmarks import check, counters, generator, measuring, report, results, run, split, tables
 from benchmarks.children import Failed
 from benchmarks.counters import Count
 from benchmarks.generator import Outcome
@@ -34,10 +34,10 @@ def cells(text, title):
     lines = text.splitlines()
     at = next(index for index, line in enumerate(lines) if line.startswith(f"| {title}"))
     head = next(line for line in reversed(lines[:at]) if line.startswith("| |"))
-    return dict(zip(split(head)[1:], split(lines[at])[1:], strict=True))
+    return dict(zip(between_bars(head)[1:], between_bars(lines[at])[1:], strict=True))
 
 
-def split(line):
+def between_bars(line):
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
@@ -140,6 +140,140 @@ def test_notes_are_kept_under_the_titles_of_their_rows():
     assert report.without_note(missed) == ["echo_64"]
 
 
+PROFILE = """\
+# callgrind format
+version: 1
+cmd:  python -m benchmarks.scheduling hotloop sleep_zero 500
+positions: line
+events: Ir
+summary: 1170
+
+
+ob=(8) /usr/bin/python3.14
+fl=(164) ???
+fn=(10) _PyEval_EvalFrameDefault
+0 500
+cob=(14) /usr/lib/python3.14/lib-dynload/_asyncio.cpython-314-x86_64-linux-gnu.so
+cfi=(167) ./Modules/_asynciomodule.c
+cfn=(20) task_step
+calls=7 1200
+0 9999
++3 400
+fi=(165)
+* 20
+
+fn=(11) PyLong_FromLong
+-2 30
+
+ob=(14)
+fl=(167)
+fn=(20)
+1200 100
+cob=(22) /my hotloop/hotloop/_core.cpython-314-x86_64-linux-gnu.so
+cfn=(30) call_soon
+calls=7 0
+* 50
++1 20
+
+ob=(22)
+fn=(30)
+0 50
+
+ob=(2) /usr/lib/x86_64-linux-gnu/libc.so.6
+fn=(40) malloc
+0 30
+
+ob=(3) /usr/lib/x86_64-linux-gnu/libcrypto.so.3
+fn=(50) EVP_DigestUpdate
+0 20
+
+totals: 1170
+"""
+SPLIT = {"interpreter": 950.0, "asyncio's C module": 120.0, "hotloop": 50.0, "C library": 30.0, "other": 20.0}
+
+
+def test_a_profile_is_split_by_who_executes_what(tmp_path):
+    (tmp_path / "profile").write_text(PROFILE)
+    assert split.Callgrind().read(str(tmp_path / "profile")) == Count(split=SPLIT)
+    assert sum(SPLIT.values()) == 1170
+
+
+@pytest.mark.parametrize(
+    ("path", "part"),
+    [
+        ("/usr/lib/x86_64-linux-gnu/libpython3.14.so.1.0", "interpreter"),
+        ("/usr/bin/python3.14t", "interpreter"),
+        ("/usr/lib/python3.14/lib-dynload/_ssl.cpython-314-x86_64-linux-gnu.so", "other"),
+        ("/venv/numpy/_core.cpython-314-x86_64-linux-gnu.so", "other"),
+        ("/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2", "C library"),
+        ("/lib/x86_64-linux-gnu/libc-2.31.so", "C library"),
+        ("/lib/x86_64-linux-gnu/libcrypto.so.3", "other"),
+        ("???", "other"),
+    ],
+)
+def test_a_file_belongs_to_a_part(path, part):
+    assert [name for name, executed in split.by_part({path: 5.0}).items() if executed] == [part]
+
+
+def test_a_split_is_the_difference_of_two_runs():
+    start = Count(split=dict.fromkeys(SPLIT, 10.0))
+    assert Count(split=SPLIT).per_request(start, 10).split["interpreter"] == 94.0
+
+
+def test_a_split_is_kept_beside_the_count_and_shown(tmp_path):
+    counted = measured({"hotloop": result(300, user=1171), "uvloop": result(200, user=2000)})
+    new = measured({"hotloop": Result(count=Count(split=SPLIT))}, parts=["split"])
+    both = counted.updated_with(new)
+    both.write(tmp_path / "benchmarks.json")
+    assert results.read(tmp_path / "benchmarks.json") == both
+    assert both.of("echo_64", "hotloop").count == Count(user=1171, split=SPLIT)
+    section = report.page(both, []).partition("## Where hotloop's instructions go")[2]
+    assert cells(section, ROW["echo_64"].title) == {
+        "interpreter": "950",
+        "asyncio's C module": "120",
+        "hotloop": "50.00",
+        "C library": "30.00",
+        "other": "20.00",
+        "all": "1,170",
+    }
+
+
+def test_without_a_split_there_is_no_section():
+    assert "Where hotloop's instructions go" not in report.page(measured({"hotloop": result(user=5)}), [])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "splits"),
+    [([], True), (["--loops", "asyncio"], False), (["--no-split"], False), (["--no-counts"], False)],
+)
+def test_only_hotloop_is_split(monkeypatch, arguments, splits):
+    monkeypatch.setattr(split, "available", split.Callgrind)
+    monkeypatch.setattr(run.loops, "is_installed", lambda name: True)
+    plan = run.plan_of(run.parser().parse_args(arguments))
+    assert (plan.splitter is not None) == splits
+
+
+def test_what_is_not_steady_is_not_split(monkeypatch, capsys):
+    monkeypatch.setattr(FakeRow, "is_steady", False)
+    row = FakeRow("fake", "Fake", {"hotloop": [1.0]})
+    measuring.measure(Plan([row], ["hotloop"], 1, 1, [], split.Callgrind()), {}, lambda: None)
+    assert "callgrind" not in capsys.readouterr().err
+    assert not ROW["subprocess_true"].is_steady
+    assert ROW["echo_64"].is_steady
+
+
+def test_what_cannot_be_split_is_no_failure(monkeypatch, capsys):
+    def count(row, loop, counter):
+        raise Failed("the count is not steady")
+
+    monkeypatch.setattr(FakeRow, "count", count)
+    found = {}
+    row = FakeRow("fake", "Fake", {"hotloop": [1.0]})
+    measuring.measure(Plan([row], ["hotloop"], 1, 1, [], split.Callgrind()), found, lambda: None)
+    assert not found["fake", "hotloop"].failure
+    assert "fake: not split: the count is not steady" in capsys.readouterr().err
+
+
 GROWTH = Growth(
     "timers_insert",
     "Inserting timers",
@@ -204,6 +338,7 @@ def test_a_failure_and_its_end_replace_what_was_there():
         (["--rows", "http"], False),
         (["--loops", "hotloop"], False),
         (["--no-rates"], False),
+        (["--no-split"], False),
         (["--no-growth"], False),
     ],
 )
