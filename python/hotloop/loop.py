@@ -11,7 +11,7 @@ import socket
 import sys
 import threading
 import weakref
-from asyncio import events, sslproto
+from asyncio import events
 from asyncio.log import logger
 
 from . import _core
@@ -19,6 +19,7 @@ from ._executors import ExecutorSupport
 from ._signals import SignalHandling
 from ._subprocesses import SubprocessSupport
 from ._support import check_ssl_socket
+from ._tls import SSLProtocol
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,8 +33,8 @@ _CONNECTION_OPTIONS = {
     if parameter.kind is parameter.KEYWORD_ONLY
 }
 
-# What create_connection() asks of others. Where the program has another instead, that is asked, even if it was
-# there before this module.
+# What create_connection() asks of others. Where the program has another instead, that is asked; also if that
+# was there before this module.
 _CONNECTING = (
     "getaddrinfo",
     "sock_connect",
@@ -207,8 +208,7 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
         ssl_shutdown_timeout: float | None = None,
         context: Any = None,
     ) -> Any:
-        make_protocol: Any = sslproto.SSLProtocol
-        ssl_protocol = make_protocol(
+        ssl_protocol = SSLProtocol(
             self,
             protocol,
             sslcontext,
