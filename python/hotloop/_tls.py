@@ -2,8 +2,8 @@
 
 The state machine, flow control, handshake and shutdown are the standard library's. What runs for each piece
 of data does the same as there, with two differences that nobody can see: OpenSSL is not asked for more when
-there is nothing more, which it would answer with an exception, and no 256 KiB are allocated to read a record of
-at most 16.
+there is nothing more, which it would answer with an exception, and no 256 KiB are allocated to read a record
+of at most 16.
 """
 
 from __future__ import annotations
