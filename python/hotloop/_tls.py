@@ -46,7 +46,7 @@ class SSLProtocol(_Protocol):  # type: ignore[misc]
             self._do_read__copied()
             if self._write_backlog:
                 self._do_write()
-            elif self._app_writing_paused or self._outgoing.pending:
+            elif self._outgoing.pending or self._app_writing_paused or not self._outgoing_high_water:
                 self._process_outgoing()
             if self._ssl_reading_paused or incoming.pending >= self._incoming_high_water:
                 self._control_ssl_reading()
@@ -88,9 +88,11 @@ class SSLProtocol(_Protocol):  # type: ignore[misc]
                 count = self._raw().write(data)
             except _AGAIN:
                 count = 0
+            except Exception:
+                self._keep(data)
+                raise
             if count < len(data):
-                self._write_backlog.append(data[count:])
-                self._write_buffer_size += len(data) - count
+                self._keep(data[count:])
                 self._do_write()
             elif self._ssl_writing_paused or self._app_writing_paused or not self._outgoing_high_water:
                 self._process_outgoing()
@@ -98,3 +100,8 @@ class SSLProtocol(_Protocol):  # type: ignore[misc]
                 self._transport.write(self._outgoing.read())
         except Exception as error:
             self._fatal_error(error, "Fatal error on SSL protocol")
+
+    def _keep(self, data: Any) -> None:
+        """Have data wait to be written."""
+        self._write_backlog.append(data)
+        self._write_buffer_size += len(data)
