@@ -7,6 +7,7 @@ from asyncio import sslproto
 
 import helpers_tls
 import pytest
+import test_tls_upgrades
 from hotloop import _tls
 
 PROTOCOLS = {"asyncio": sslproto.SSLProtocol, "hotloop": _tls.SSLProtocol}
@@ -252,6 +253,19 @@ def test_both_do_the_same(new_loop, authority, version, seed):
     seen = {name: converse(loop, name, tls, seed) for name in PROTOCOLS}
     assert seen["hotloop"] == seen["asyncio"]
     assert any(type(part) is tuple and part[0] for part in seen["asyncio"])
+
+
+def protocol_classes(*protocols):
+    return {type(protocol.transport._ssl_protocol) for protocol in protocols}
+
+
+@pytest.mark.hotloop_only
+async def test_every_connection_takes_the_short_ways(loop, tls):
+    async with helpers_tls.both_ends(loop, tls) as (client, server):
+        assert protocol_classes(client, server) == {_tls.SSLProtocol}
+    async with test_tls_upgrades.plain_pair(loop, "tcp") as (client, server):
+        await test_tls_upgrades.upgrade(loop, tls, client, server)
+        assert protocol_classes(client, server) == {_tls.SSLProtocol}
 
 
 async def test_a_program_may_have_an_ssl_object_of_its_own(loop, tls):

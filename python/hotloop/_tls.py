@@ -24,6 +24,13 @@ _SSLObject: Any = ssl.SSLObject
 _RECORD = 16 * 1024
 
 
+def hasten(transport: Any) -> None:
+    """Have asyncio's protocol of an established connection, which has the same state, take the short ways."""
+    protocol = getattr(transport, "_ssl_protocol", None)
+    if type(protocol) is _Protocol:
+        protocol.__class__ = SSLProtocol
+
+
 class SSLProtocol(_Protocol):  # type: ignore[misc]
     """asyncio's SSLProtocol, faster."""
 

@@ -19,7 +19,7 @@ from ._executors import ExecutorSupport
 from ._signals import SignalHandling
 from ._subprocesses import SubprocessSupport
 from ._support import check_ssl_socket
-from ._tls import SSLProtocol
+from ._tls import SSLProtocol, hasten
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 _create_connection = asyncio.BaseEventLoop.create_connection
+_start_tls = asyncio.BaseEventLoop.start_tls
 _CONNECTION_OPTIONS = {
     name: parameter.default
     for name, parameter in inspect.signature(_create_connection).parameters.items()
@@ -220,6 +221,12 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
         )
         self._make_socket_transport(rawsock, ssl_protocol, extra=extra, server=server, context=context)
         return ssl_protocol._app_transport
+
+    @functools.wraps(_start_tls)
+    async def start_tls(self, *args: Any, **options: Any) -> Any:  # type: ignore[override]
+        transport = await _start_tls(self, *args, **options)
+        hasten(transport)
+        return transport
 
     async def _sendfile_native(self, transp: Any, file: Any, offset: int, count: int | None) -> int:
         """os.sendfile() on a duplicate of the transport's descriptor, which can be watched beside it."""
