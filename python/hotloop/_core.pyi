@@ -21,6 +21,7 @@ _Bytes: TypeAlias = bytes | bytearray | memoryview[Any]
 _Address: TypeAlias = Any
 
 __all__ = [
+    "Connection",
     "DatagramTransport",
     "Handle",
     "Listener",
