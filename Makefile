@@ -61,7 +61,7 @@ bench-check: $(VENV)/.hotloop ## fail if scheduling costs more than it did; UPDA
 	$(BIN)/python -m benchmarks.check $(if $(UPDATE),--update)
 
 clean: ## remove all that was built and installed
-	rm -rf $(VENV) target benchmarks/load/target dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) target benchmarks/load/target benchmarks/reactor/target dist .pytest_cache .mypy_cache .ruff_cache
 
 $(VENV)/pyvenv.cfg:
 	$(PYTHON) -m venv $(VENV)

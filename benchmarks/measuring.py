@@ -54,23 +54,28 @@ def time_in_turn(row: Row, plan: Plan, results: Results) -> None:
                 result.outcomes.clear()
 
 
+def count(row: Row, name: str, results: Results, counter: Counter) -> None:
+    """Adds what the tool finds of one loop that has not failed. Raises whatever goes wrong."""
+    result = results.setdefault((row.name, name), Result())
+    if result.failure:
+        return
+    progress(f"{row.name}: {name}, {counter.name}")
+    result.count = result.count.merged_with(row.count(name, counter))
+
+
 def count_together(row: Row, names: list[str], results: Results, counter: Counter) -> None:
     """Instructions do not depend on what else runs, so all processors count."""
     interrupted = threading.Event()
 
-    def count(name: str) -> None:
-        result = results.setdefault((row.name, name), Result())
-        if result.failure:
-            return
-        progress(f"{row.name}: {name}, {counter.name}")
+    def count_or_fail(name: str) -> None:
         try:
-            result.count = result.count.merged_with(row.count(name, counter))
+            count(row, name, results, counter)
         except Exception as error:
             if not interrupted.is_set():
-                fail(row, name, result, error, f"under {counter.name}")
+                fail(row, name, results[row.name, name], error, f"under {counter.name}")
 
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        counts = [pool.submit(count, name) for name in names]
+        counts = [pool.submit(count_or_fail, name) for name in names]
         try:
             concurrent.futures.wait(counts)
         except KeyboardInterrupt:
@@ -84,12 +89,8 @@ def count_together(row: Row, names: list[str], results: Results, counter: Counte
 
 def split(row: Row, results: Results, splitter: Counter) -> None:
     """Of hotloop alone. It is no failure of the loop if that can't be done."""
-    result = results.setdefault((row.name, OURS), Result())
-    if result.failure:
-        return
-    progress(f"{row.name}: {OURS}, {splitter.name}")
     try:
-        result.count = result.count.merged_with(row.count(OURS, splitter))
+        count(row, OURS, results, splitter)
     except Exception as error:
         progress(f"{row.name}: not split: {error}")
 

@@ -8,6 +8,7 @@ import helpers
 import pytest
 from helpers import DatagramRecorder
 
+needs_ipv6 = pytest.mark.skipif(not helpers.HAS_IPV6, reason="no IPv6 here")
 LOCAL = ("127.0.0.1", 0)
 COUNT = 200  # as many as a socket's buffer has room for
 NUMBERS = [b"%d" % number for number in range(COUNT)]
@@ -47,11 +48,9 @@ async def test_datagrams_of_many_senders_keep_their_addresses(endpoint):
         assert await protocol.received(COUNT) == expected
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+@pytest.mark.parametrize("host", ["127.0.0.1", pytest.param("::1", marks=needs_ipv6)])
 async def test_more_peers_than_are_remembered_are_each_answered(endpoint, host):
     """Answers go to whom they are for, and are what was asked, however often the peers come again."""
-    if host == "::1" and not helpers.HAS_IPV6:
-        pytest.skip("no IPv6")
     asked = []
 
     def answer(protocol, data, address):

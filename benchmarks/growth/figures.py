@@ -49,6 +49,20 @@ class Figures:
             except Failed as failure:
                 self.fail(loop, size, str(failure))
 
+    def collect_with(
+        self, other: "Figures", rounds: int, measured: Callable[[str, int], tuple[float, float]]
+    ) -> None:
+        """Of a measurement that gives a figure for each of two growths."""
+        for loop, size in self.turns(rounds):
+            try:
+                figure, others = measured(loop, size)
+            except Failed as failure:
+                self.fail(loop, size, str(failure))
+                other.fail(loop, size, str(failure))
+            else:
+                self.add(loop, size, figure)
+                other.add(loop, size, others)
+
     def of(self, loop: str, size: int, choose: Callable[[list[float]], float]) -> float | None:
         found = self._found.get((loop, size))
         return choose(found) if found and self.goes_on(loop, size) else None

@@ -13,18 +13,15 @@ PATIENCE = 20.0
 def measure(names: list[str], *, quick: bool) -> list[Growth]:
     rounds, seconds = (1, 0.5) if quick else (3, 2.0)
     most, worst = (Figures(name, names, SIZES) for name in ("flood", "flood_worst"))
-    for loop, alive in most.turns(rounds):
-        try:
-            command = python("growth.work_flood", loop, str(alive), str(seconds))
-            arrived, delay_of_most, worst_delay = json.loads(run(command, timeout=PATIENCE + seconds))
-            if arrived < 50 * seconds:
-                raise Failed(f"starves: {arrived} messages arrived in {seconds:g} s")
-        except Failed as failure:
-            most.fail(loop, alive, str(failure))
-            worst.fail(loop, alive, str(failure))
-        else:
-            most.add(loop, alive, delay_of_most)
-            worst.add(loop, alive, worst_delay)
+
+    def delays(loop: str, alive: int) -> tuple[float, float]:
+        command = python("growth.work_flood", loop, str(alive), str(seconds))
+        arrived, delay_of_most, worst_delay = json.loads(run(command, timeout=PATIENCE + seconds))
+        if arrived < 50 * seconds:
+            raise Failed(f"starves: {arrived} messages arrived in {seconds:g} s")
+        return delay_of_most, worst_delay
+
+    most.collect_with(worst, rounds, delays)
     x_label = "callbacks alive"
     note = "Callbacks of about a microsecond, each of which has itself called again; another process sends a "
     note += f"message every millisecond. {seconds:g} s; best of {rounds} interleaved rounds."

@@ -34,15 +34,7 @@ def replacements(pending: int) -> int:
 
 def instructions(names: list[str], sizes: tuple[int, ...], counter: Counter) -> list[Growth]:
     inserting, cancelling = (Figures(name, names, sizes) for name in ("timers_insert", "timers_cancel"))
-    for loop, pending in inserting.turns(1):
-        try:
-            insertion, cancellation = counted(loop, pending, counter)
-        except Failed as failure:
-            inserting.fail(loop, pending, str(failure))
-            cancelling.fail(loop, pending, str(failure))
-        else:
-            inserting.add(loop, pending, insertion)
-            cancelling.add(loop, pending, cancellation)
+    inserting.collect_with(cancelling, 1, lambda loop, pending: counted(loop, pending, counter))
     y_label = "user instructions"
     return [
         inserting.growth(
@@ -89,16 +81,13 @@ def command(loop: str, work: str, pending: int, times: int) -> list[str]:
 
 def nanoseconds(names: list[str], sizes: tuple[int, ...], rounds: int) -> list[Growth]:
     inserting, cancelling = (Figures(name, names, sizes) for name in ("timers_insert_ns", "timers_cancel_ns"))
-    for loop, pending in inserting.turns(rounds):
-        try:
-            printed = run(command(loop, "replace", pending, replacements(pending)), timeout=PATIENCE)
-        except Failed as failure:
-            inserting.fail(loop, pending, str(failure))
-            cancelling.fail(loop, pending, str(failure))
-        else:
-            insertion, cancellation = json.loads(printed)
-            inserting.add(loop, pending, insertion)
-            cancelling.add(loop, pending, cancellation)
+
+    def timed(loop: str, pending: int) -> tuple[float, float]:
+        printed = run(command(loop, "replace", pending, replacements(pending)), timeout=PATIENCE)
+        insertion, cancellation = json.loads(printed)
+        return insertion, cancellation
+
+    inserting.collect_with(cancelling, rounds, timed)
     note = (
         f"{BATCH} timers at a time, inserted with a random delay that does not come, then cancelled, then an "
     )

@@ -21,6 +21,7 @@ _Bytes: TypeAlias = bytes | bytearray | memoryview[Any]
 _Address: TypeAlias = Any
 
 __all__ = [
+    "CONNECTING",
     "Connection",
     "DatagramTransport",
     "Handle",
@@ -35,6 +36,7 @@ __all__ = [
 ]
 if sys.version_info >= (3, 14):
     __all__ += ["ThreadSafeHandle"]
+CONNECTING: tuple[str, ...]
 __version__: str
 
 @final

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     _T = TypeVar("_T")
     _Ts = TypeVarTuple("_Ts")
 
-_copy_state: Any = futures._copy_future_state  # type: ignore[attr-defined]
-_convert_exception: Any = futures._convert_future_exc  # type: ignore[attr-defined]
+# What type checkers do not know of asyncio, or not that a loop of ours is one.
+_futures: Any = futures
+_base_run_in_executor: Any = asyncio.BaseEventLoop.run_in_executor
 
 # Since 3.14 the end of work that is noticed in the event loop's own thread is told at once.
 _TELLS_AT_ONCE = sys.version_info >= (3, 14)
@@ -30,9 +31,9 @@ def _set_state(future: Any, work: Any) -> None:
     if future.cancelled():
         return
     if work._state != _base.FINISHED:
-        _copy_state(work, future)
+        _futures._copy_future_state(work, future)
     elif work._exception is not None:
-        future.set_exception(_convert_exception(work._exception))
+        future.set_exception(_futures._convert_future_exc(work._exception))
     else:
         future.set_result(work._result)
 
@@ -69,8 +70,10 @@ class ExecutorSupport(_core.Loop):
         self, executor: concurrent.futures.Executor | None, func: Callable[[*_Ts], _T], *args: *_Ts
     ) -> asyncio.Future[_T]:
         """Call func(*args) in an executor, or in the default one, and return a future of what it returns."""
+        future: asyncio.Future[_T]
         if self._debug:
-            return asyncio.BaseEventLoop.run_in_executor(self, executor, func, *args)  # type: ignore[arg-type]
+            future = _base_run_in_executor(self, executor, func, *args)
+            return future
         self._check_closed()
         if executor is None:
             executor = self._default_executor
@@ -80,5 +83,5 @@ class ExecutorSupport(_core.Loop):
                 self._default_executor = executor
         work = executor.submit(func, *args)
         is_usual = type(work) is concurrent.futures.Future
-        future: asyncio.Future[_T] = _follow(work, self) if is_usual else asyncio.wrap_future(work, loop=self)  # type: ignore[arg-type]
+        future = _follow(work, self) if is_usual else _futures.wrap_future(work, loop=self)
         return future

@@ -25,10 +25,7 @@ check_ssl_socket: Callable[[Any], None] = base_events._check_ssl_socket  # type:
 SERVER_TAKES_TRANSPORT = len(inspect.signature(base_events.Server._attach).parameters) > 1  # type: ignore[attr-defined]
 
 # Since 3.14 create_task() knows nothing of the keyword arguments that it is given.
-CREATE_TASK_TAKES_ALL = not inspect.signature(asyncio.BaseEventLoop.create_task).parameters.keys() & {
-    "name",
-    "context",
-}
+CREATE_TASK_TAKES_ALL = not asyncio.BaseEventLoop.create_task.__kwdefaults__
 
 # What asyncio counts for a datagram that waits to be sent, beside its data.
 DATAGRAM_HEADER = 8 if sys.version_info >= (3, 13) else 0

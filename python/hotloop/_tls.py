@@ -31,6 +31,7 @@ def hasten(transport: Any) -> None:
         protocol.__class__ = SSLProtocol
 
 
+# A class without types: those that type checkers know of asyncio's leave out most of what is used here.
 class SSLProtocol(_Protocol):  # type: ignore[misc]
     """asyncio's SSLProtocol, faster."""
 

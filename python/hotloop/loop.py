@@ -5,7 +5,6 @@ from __future__ import annotations
 import _socket
 import asyncio
 import functools
-import inspect
 import os
 import socket
 import sys
@@ -19,7 +18,6 @@ from ._executors import ExecutorSupport
 from ._signals import SignalHandling
 from ._subprocesses import SubprocessSupport
 from ._support import check_ssl_socket
-from ._tls import SSLProtocol, hasten
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,22 +26,10 @@ if TYPE_CHECKING:
 
 _create_connection = asyncio.BaseEventLoop.create_connection
 _start_tls = asyncio.BaseEventLoop.start_tls
-_CONNECTION_OPTIONS = {
-    name: parameter.default
-    for name, parameter in inspect.signature(_create_connection).parameters.items()
-    if parameter.kind is parameter.KEYWORD_ONLY
-}
+_CONNECTION_OPTIONS: dict[str, Any] = _create_connection.__kwdefaults__ or {}
 
-# What create_connection() asks of others. Where the program has another instead, that is asked; also if that
-# was there before this module.
-_CONNECTING = (
-    "getaddrinfo",
-    "sock_connect",
-    "_ensure_resolved",
-    "_connect_sock",
-    "_create_connection_transport",
-    "_make_socket_transport",
-)
+# What create_connection() asks besides methods of the loop. Where the program has another instead, that is
+# asked; also if that was there before this module.
 _Socket = socket.socket if socket.socket.__module__ == "socket" else None
 _socket_connect = _socket.socket.connect
 
@@ -76,7 +62,7 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
     def __init__(self, selector: object = None) -> None:
         asyncio.BaseEventLoop.__init__(self)
         self._replaces_connecting = any(
-            getattr(type(self), name) is not getattr(Loop, name) for name in _CONNECTING
+            getattr(type(self), name) is not getattr(Loop, name) for name in _core.CONNECTING
         )
         SignalHandling.__init__(self)
         SubprocessSupport.__init__(self)
@@ -209,6 +195,9 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
         ssl_shutdown_timeout: float | None = None,
         context: Any = None,
     ) -> Any:
+        # Only here: not every Python has the ssl module, which this needs.
+        from ._tls import SSLProtocol
+
         ssl_protocol = SSLProtocol(
             self,
             protocol,
@@ -222,8 +211,11 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
         self._make_socket_transport(rawsock, ssl_protocol, extra=extra, server=server, context=context)
         return ssl_protocol._app_transport
 
+    # The signature is the running Python's.
     @functools.wraps(_start_tls)
     async def start_tls(self, *args: Any, **options: Any) -> Any:  # type: ignore[override]
+        from ._tls import hasten
+
         transport = await _start_tls(self, *args, **options)
         hasten(transport)
         return transport

@@ -3,6 +3,7 @@
 //! The Python class (in `event_loop`) owns a [`Core`] and shares it with its transports. Nothing here knows what a
 //! transport is: it is an object with a function to call when something happens to it.
 
+mod future;
 mod ready;
 mod receiving;
 mod watching;
@@ -28,6 +29,7 @@ use crate::reactor::poller::{self, Poller};
 use crate::reactor::registry::Registry;
 use crate::reactor::waker::Inbox;
 
+pub use future::resolve;
 pub use ready::{OnReady, Readiness, Ready, Step};
 pub use receiving::Received;
 pub use watching::{Direction, Waiter, Watch};

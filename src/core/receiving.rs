@@ -1,13 +1,13 @@
 //! Receiving from stream sockets into bytes objects.
 
 use std::cell::Cell;
-use std::io;
 use std::os::fd::RawFd;
 
 use pyo3::prelude::*;
 
 use super::{Core, RECEIVE_BUFFER};
-use crate::cpython::object::{Object, new_bytes};
+use crate::cpython::buffer::new_bytes;
+use crate::cpython::object::Object;
 use crate::cpython::os_error::OrOsError;
 use crate::reactor::socket;
 
@@ -24,10 +24,6 @@ pub enum Received {
 const SMALL: usize = 480;
 /// ...and what is larger than this is not to take up much more memory than it needs: a program may keep it.
 const LARGE: usize = 8 * 1024;
-
-fn is_nothing(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
-}
 
 /// Follows what comes: up at once, down slowly.
 fn note_size(usual: &Cell<usize>, size: usize) {
@@ -80,7 +76,7 @@ impl Core {
                 Ok(count) => begun.len() + count,
                 // The end or the error comes again with the next event.
                 Err(_) if !begun.is_empty() => begun.len(),
-                Err(error) if is_nothing(&error) => return Ok(Received::Nothing),
+                Err(error) if socket::is_not_ready(&error) => return Ok(Received::Nothing),
                 Err(error) => return Err(error).or_os_error(),
             };
             front.copy_from_slice(begun);
@@ -106,7 +102,11 @@ impl Core {
             Ok(count) => count,
             Err(error) => {
                 self.put_back(blank);
-                return if is_nothing(&error) { Ok(Received::Nothing) } else { Err(error).or_os_error() };
+                return if socket::is_not_ready(&error) {
+                    Ok(Received::Nothing)
+                } else {
+                    Err(error).or_os_error()
+                };
             }
         };
         if count == capacity && count < limit {

@@ -182,17 +182,8 @@ impl<T: Native> Copy for This<'_, '_, T> {}
 impl<'a, 'py, T: Native> This<'a, 'py, T> {
     /// # Safety
     /// `object` is an instance of T's class.
-    pub(super) unsafe fn new(object: Borrowed<'a, 'py, PyAny>) -> Self {
+    pub unsafe fn new(object: Borrowed<'a, 'py, PyAny>) -> Self {
         This { object, native: PhantomData }
-    }
-
-    /// `self` in a slot of the class.
-    ///
-    /// # Safety
-    /// `instance` is an instance of T's class that lives for 'a.
-    pub unsafe fn from_instance(py: Python<'py>, instance: *mut ffi::PyObject) -> Self {
-        // SAFETY: see above.
-        unsafe { This::new(Borrowed::from_ptr(py, instance)) }
     }
 
     pub fn py(self) -> Python<'py> {

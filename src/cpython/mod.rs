@@ -17,6 +17,7 @@
 
 pub mod args;
 pub mod audit;
+pub mod buffer;
 pub mod class;
 pub mod methods;
 pub mod object;

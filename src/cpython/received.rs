@@ -1,8 +1,9 @@
 //! Bytes objects to receive into, used again when nobody refers to them any more.
 //!
 //! A bytes object of more than 512 bytes costs a call of malloc and one of free, some 500 instructions, a large one page
-//! faults besides, and what is received is mostly forgotten at once: parsed, or sent on. So the last objects that were handed out are kept, and one
-//! that has become ours alone again is filled anew. Its memory may be larger than its size, but not by much.
+//! faults besides, and what is received is mostly forgotten at once: parsed, or sent on. So the last objects that were
+//! handed out are kept, and one that has become ours alone again is filled anew. Its memory may be larger than its size,
+//! but not by much.
 
 use std::collections::VecDeque;
 

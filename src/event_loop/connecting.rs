@@ -5,7 +5,6 @@ use std::cell::{Cell, RefCell};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd, RawFd};
-use std::rc::Rc;
 
 use pyo3::exceptions::{PyOSError, PyRuntimeError};
 use pyo3::ffi::PyMethodDef;
@@ -13,8 +12,9 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyInt, PyString, PyTuple};
 
+use super::making::parts;
 use super::{Loop, ThisLoop, watchers};
-use crate::core::{Core, Direction, Waiter};
+use crate::core::{Direction, Waiter, resolve};
 use crate::cpython::args::{Args, all};
 use crate::cpython::audit;
 use crate::cpython::class::{self, Class, Definition, Native, Obj, This, Visitor};
@@ -22,14 +22,12 @@ use crate::cpython::object::Object;
 use crate::cpython::os_error::{OrOsError, os_error};
 use crate::reactor::socket;
 use crate::transports::address::Address;
-use crate::transports::endpoint::Parts;
 use crate::transports::socket_file::{Socket, SocketFile};
 use crate::transports::stream::Stream;
 use crate::{attribute, method, method0, method1};
 
 /// A TCP connection that is being made.
 pub struct Connection {
-    core: Rc<Core>,
     event_loop: Obj<Loop>,
     fd: RawFd,
     peer: SocketAddr,
@@ -67,12 +65,13 @@ fn connect<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object
     watchers::ensure_no_transport(this, fd, fd.into_pyobject(py)?.as_any())?;
     let event_loop = this.obj();
     let connected = event_loop.as_object().call_method0(py, intern!(py, "create_future"))?;
+    let file = SocketFile::new(Socket::Native(socket), fd, Some(Address::Internet(peer)));
+    audit::raise(py, c"socket.connect", &|py| file.python_socket(py), &|py| address(py, peer))?;
     let connection = Connection {
-        core: Rc::clone(&this.core),
         event_loop,
         fd,
         peer,
-        file: RefCell::new(Some(SocketFile::new(Socket::Native(socket), fd, Some(Address::Internet(peer))))),
+        file: RefCell::new(Some(file)),
         connected,
         watched: Cell::new(false),
     };
@@ -84,21 +83,13 @@ fn connect<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object
 impl Connection {
     fn begin(this: ThisConnection<'_, '_>) -> PyResult<()> {
         let py = this.py();
-        audit::raise(
-            py,
-            c"socket.connect",
-            &|py| match &*this.file.borrow() {
-                Some(file) => file.python_socket(py),
-                None => Ok(Object::none(py)),
-            },
-            &|py| this.get().address(py),
-        )?;
-        this.core.stir();
+        let core = &this.event_loop.core;
+        core.stir();
         match socket::connect(this.fd, &this.peer) {
-            Ok(()) => this.get().resolve(py),
+            Ok(()) => resolve(py, &this.connected),
             Err(error) if is_under_way(&error) => {
                 let waiter = Waiter::Operation(this.object(), on_writable);
-                let previous = this.core.add_waiter(this.fd, Direction::Write, waiter)?;
+                let previous = core.add_waiter(this.fd, Direction::Write, waiter)?;
                 this.watched.set(true);
                 Waiter::dismiss(py, previous).map(drop)
             }
@@ -106,25 +97,12 @@ impl Connection {
         }
     }
 
-    /// The address as the socket module has it.
-    fn address(&self, py: Python<'_>) -> PyResult<Object> {
-        let address = Address::Internet(self.peer).to_python(py)?;
-        Ok(address.unwrap_or_else(|| Object::none(py)))
-    }
-
-    fn resolve(&self, py: Python<'_>) -> PyResult<()> {
-        if !self.connected.call_method0(py, intern!(py, "done"))?.bind(py).is_truthy()? {
-            self.connected.call_method1(py, intern!(py, "set_result"), &Object::none(py))?;
-        }
-        Ok(())
-    }
-
     /// The error that the attempt ended with, if it did, as asyncio words it.
     fn check(&self, py: Python<'_>) -> PyResult<()> {
         match socket::take_error(self.fd).or_os_error()?.and_then(|error| error.raw_os_error()) {
             None => Ok(()),
             Some(error) => {
-                let message = format!("Connect call failed {}", self.address(py)?.bind(py).str()?);
+                let message = format!("Connect call failed {}", address(py, self.peer)?.bind(py).str()?);
                 Err(PyOSError::new_err((error, message)))
             }
         }
@@ -132,10 +110,16 @@ impl Connection {
 
     fn close(&self, this: &Object) {
         if self.watched.replace(false) {
-            drop(self.core.remove_waiter(self.fd, Direction::Write, Some(this)));
+            drop(self.event_loop.core.remove_waiter(self.fd, Direction::Write, Some(this)));
         }
         drop(self.file.take());
     }
+}
+
+/// An address as the socket module has it.
+fn address(py: Python<'_>, address: SocketAddr) -> PyResult<Object> {
+    let address = Address::Internet(address).to_python(py)?;
+    Ok(address.unwrap_or_else(|| Object::none(py)))
 }
 
 fn is_under_way(error: &io::Error) -> bool {
@@ -146,9 +130,9 @@ fn is_under_way(error: &io::Error) -> bool {
 fn on_writable(py: Python<'_>, object: &Object) -> PyResult<()> {
     let Some(connection) = Obj::<Connection>::downcast(object) else { return Ok(()) };
     if connection.watched.replace(false) {
-        drop(connection.core.take_waiter(connection.fd, Direction::Write, object));
+        drop(connection.event_loop.core.take_waiter(connection.fd, Direction::Write, object));
     }
-    connection.resolve(py)
+    resolve(py, &connection.connected)
 }
 
 /// Makes the transport, whose protocol will be told of it: returns both, and a future of that.
@@ -165,15 +149,7 @@ fn transport<'py>(
     socket::set_nodelay(this.fd);
     let event_loop = this.event_loop.as_object();
     let made = event_loop.call_method0(py, intern!(py, "create_future"))?;
-    let parts = Parts {
-        core: Rc::clone(&this.core),
-        event_loop: event_loop.clone(),
-        fd: this.fd,
-        protocol: protocol.clone(),
-        waiter: Some(made.clone()),
-        extra: None,
-        context: None,
-    };
+    let parts = parts(this.event_loop.this(py), this.fd, protocol.clone(), Some(made.clone()), None);
     let transport = Stream::create(py, parts, file, None)?.into_object();
     Ok(PyTuple::new(py, [transport.bind(py), protocol.bind(py), made.bind(py)])?.into())
 }

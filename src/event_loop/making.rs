@@ -52,7 +52,8 @@ fn make_datagram_transport<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) ->
     Ok(Datagram::create(py, parts, file, given(address), header)?.into_object())
 }
 
-fn parts(
+/// What a transport of the event loop is made of.
+pub(super) fn parts(
     this: ThisLoop<'_, '_>,
     fd: std::os::fd::RawFd,
     protocol: Object,

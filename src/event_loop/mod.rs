@@ -19,7 +19,7 @@ use std::rc::Rc;
 
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
-use pyo3::types::PyString;
+use pyo3::types::{PyString, PyTuple};
 use pyo3::{Borrowed, ffi, intern};
 
 use crate::core::Core;
@@ -158,8 +158,9 @@ unsafe extern "C" fn set_attribute(
         }
         guard(-1, |py| {
             let name = Borrowed::from_ptr(py, name);
-            let name = name.cast::<PyString>()?;
-            let name = name.to_str()?;
+            // A name that is no text is none of these.
+            let text = name.cast::<PyString>()?;
+            let Ok(name) = text.to_str() else { return Ok(0) };
             let event_loop = Borrowed::from_ptr(py, instance);
             if CONNECTING.contains(&name) {
                 class::downcast::<Loop>(event_loop)?.replaces_connecting.set(true);
@@ -196,6 +197,7 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
         }],
         open: false,
     };
+    module.add("CONNECTING", PyTuple::new(module.py(), CONNECTING)?)?;
     module.add("Loop", class::make_subclassable::<Loop>(definition, new_loop)?)?;
     socket_operation::register(module)?;
     connecting::register(module)?;

@@ -140,8 +140,8 @@ impl Listener {
     fn accept(&self) -> PyResult<Accepted> {
         match socket::accept(self.fd) {
             Ok((fd, peer)) => Ok(Accepted::Connection(fd, peer.into())),
+            Err(error) if socket::is_not_ready(&error) => Ok(Accepted::None),
             Err(error) => match (error.kind(), error.raw_os_error()) {
-                (io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted, _) => Ok(Accepted::None),
                 (io::ErrorKind::ConnectionAborted, _) => Ok(Accepted::Aborted),
                 (_, Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM)) => {
                     Ok(Accepted::Exhausted(error))

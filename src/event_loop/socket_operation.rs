@@ -14,18 +14,17 @@ use pyo3::exceptions::{
     PyBlockingIOError, PyInterruptedError, PyOSError, PyRuntimeError, PyStopIteration, PyTypeError,
     PyValueError,
 };
-use pyo3::ffi;
 use pyo3::intern;
 use pyo3::prelude::*;
+use pyo3::{Borrowed, ffi};
 
 use super::{Loop, ThisLoop, watchers};
-use crate::core::{Core, Direction, Received, Waiter};
+use crate::core::{Core, Direction, Received, Waiter, resolve};
 use crate::cpython::args::Args;
+use crate::cpython::buffer::{ReadableBuffer, new_bytes, with_writable_buffer};
 use crate::cpython::class::{self, Class, Definition, Native, Obj, This, Visitor};
 use crate::cpython::methods::{self, guard};
-use crate::cpython::object::{
-    Object, ObjectCell, ReadableBuffer, Resumed, new_bytes, resume, with_writable_buffer,
-};
+use crate::cpython::object::{Object, ObjectCell, Resumed, resume};
 use crate::cpython::os_error::os_error;
 use crate::handle::boolean;
 use crate::imports::imports;
@@ -315,23 +314,14 @@ fn on_ready(py: Python<'_>, object: &Object) -> PyResult<()> {
         drop(operation.core.take_waiter(fd, operation.operation.direction(), object));
         operation.state.set(State::Woken);
     }
-    match future.call_method1(py, intern!(py, "set_result"), &Object::none(py)) {
-        Err(error) if future.call_method0(py, intern!(py, "done"))?.bind(py).is_truthy()? => {
-            // It was cancelled meanwhile.
-            drop(error);
-            Ok(())
-        }
-        result => result.map(drop),
-    }
+    resolve(py, &future)
 }
 
 /// None for an error that says that the socket is not ready.
 fn ready<T>(result: io::Result<T>) -> PyResult<Option<T>> {
     match result {
         Ok(result) => Ok(Some(result)),
-        Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
-            Ok(None)
-        }
+        Err(error) if socket::is_not_ready(&error) => Ok(None),
         Err(error) => Err(os_error(error)),
     }
 }
@@ -437,7 +427,7 @@ unsafe extern "C" fn iter_next(instance: *mut ffi::PyObject) -> *mut ffi::PyObje
     // SAFETY: the interpreter passes an instance of the class.
     unsafe {
         guard(std::ptr::null_mut(), |py| {
-            let this = This::<SocketOperation>::from_instance(py, instance);
+            let this = This::<SocketOperation>::new(Borrowed::from_ptr(py, instance));
             match SocketOperation::resume(this, &Object::none(py))? {
                 Resumed::Yielded(future) => Ok(future.into_ptr()),
                 Resumed::Returned(result) if result.is_none() => Ok(std::ptr::null_mut()),

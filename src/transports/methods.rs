@@ -7,8 +7,9 @@ use pyo3::types::{PyByteArray, PyBytes, PyDict, PyMemoryView};
 
 use super::endpoint::{self, Phase, Transport};
 use crate::cpython::args::Args;
+use crate::cpython::buffer::Bytes;
 use crate::cpython::class::This;
-use crate::cpython::object::{Bytes, Object};
+use crate::cpython::object::Object;
 
 pub fn none<T: Transport>(this: This<'_, '_, T>) -> PyResult<Object> {
     Ok(Object::none(this.py()))

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 
-use crate::cpython::object::Bytes;
+use crate::cpython::buffer::Bytes;
 use crate::reactor::socket::MAX_SLICES;
 
 /// How far sending got.

@@ -16,8 +16,9 @@ use pyo3::prelude::*;
 
 use super::endpoint::{self, Endpoint, Transport};
 use super::socket_file::SocketFile;
+use crate::cpython::buffer::Bytes;
 use crate::cpython::class::{Class, Native, Obj, This, Visitor};
-use crate::cpython::object::{Bytes, Object};
+use crate::cpython::object::Object;
 use addresses::{Addresses, Family};
 
 /// A datagram to be sent, and where to, unless the socket is connected.

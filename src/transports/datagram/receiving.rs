@@ -11,6 +11,7 @@ use crate::core::Ready;
 use crate::cpython::object::Object;
 use crate::cpython::os_error::os_error;
 use crate::reactor::datagram::{Batch, Slots};
+use crate::reactor::socket;
 use crate::transports::endpoint;
 
 /// Batches received before other callbacks have their turn.
@@ -47,7 +48,7 @@ impl Datagram {
     }
 
     fn receive_failed(this: ThisDatagram<'_, '_>, error: io::Error) -> PyResult<()> {
-        if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) {
+        if socket::is_not_ready(&error) {
             return Ok(());
         }
         let py = this.py();

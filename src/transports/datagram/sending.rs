@@ -7,9 +7,11 @@ use pyo3::intern;
 use pyo3::prelude::*;
 
 use super::{Datagram, Outgoing, ThisDatagram};
-use crate::cpython::object::{Bytes, Object, with_buffer};
+use crate::cpython::buffer::{Bytes, with_buffer};
+use crate::cpython::object::Object;
 use crate::cpython::os_error::os_error;
 use crate::reactor::datagram::send_to;
+use crate::reactor::socket;
 use crate::transports::endpoint::{self, Phase};
 
 /// What became of an attempt to send.
@@ -135,9 +137,7 @@ impl Datagram {
 fn told(result: io::Result<usize>) -> Sent {
     match result {
         Ok(_) => Sent::Done,
-        Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
-            Sent::Blocked
-        }
+        Err(error) if socket::is_not_ready(&error) => Sent::Blocked,
         Err(error) => Sent::Failed(os_error(error)),
     }
 }

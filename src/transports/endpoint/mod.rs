@@ -15,7 +15,7 @@ use pyo3::intern;
 use pyo3::prelude::*;
 
 use super::flow::FlowControl;
-use crate::core::{Core, Direction, Readiness, Ready, Waiter};
+use crate::core::{Core, Direction, Readiness, Ready, Waiter, resolve};
 use crate::cpython::class::{self, Native, Obj, This, Visitor};
 use crate::cpython::object::{Object, ObjectCell, copy_context, run_in_context};
 use crate::handle::survivable;
@@ -420,10 +420,8 @@ fn connection_made<T: Transport>(py: Python<'_>, object: &Object) -> PyResult<()
             this.wants_read.set(false);
             T::cannot_watch(this, error)?;
         }
-        if let Some(waiter) = this.waiter.take()
-            && !waiter.bind(py).call_method0(intern!(py, "done"))?.is_truthy()?
-        {
-            waiter.call_method1(py, intern!(py, "set_result"), &Object::none(py))?;
+        if let Some(waiter) = this.waiter.take() {
+            resolve(py, &waiter)?;
         }
         told
     })

@@ -1,6 +1,5 @@
 //! The end of a pipe that is read from.
 
-use std::io;
 use std::ops::Deref;
 
 use pyo3::exceptions::PyOSError;
@@ -9,10 +8,11 @@ use pyo3::prelude::*;
 
 use super::{extra_info, prepare};
 use crate::core::Ready;
+use crate::cpython::buffer::new_bytes;
 use crate::cpython::class::{Class, Native, Obj, This, Visitor};
-use crate::cpython::object::{Object, new_bytes};
+use crate::cpython::object::Object;
 use crate::cpython::os_error::os_error;
-use crate::reactor::pipe;
+use crate::reactor::{pipe, socket};
 use crate::transports::endpoint::{self, Endpoint, Parts, Transport};
 
 pub struct ReadPipe {
@@ -72,7 +72,7 @@ impl Transport for ReadPipe {
         let data = match data {
             Ok(Some(data)) => data?,
             Ok(None) => return ReadPipe::end_of_file(this),
-            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
+            Err(error) if socket::is_not_ready(&error) => {
                 return Ok(());
             }
             Err(error) => return endpoint::fail(this, os_error(error), READ_FAILED),

@@ -8,8 +8,9 @@ use pyo3::intern;
 use pyo3::prelude::*;
 
 use super::{extra_info, prepare};
+use crate::cpython::buffer::Bytes;
 use crate::cpython::class::{Class, Native, Obj, This, Visitor};
-use crate::cpython::object::{Bytes, Object};
+use crate::cpython::object::Object;
 use crate::cpython::os_error::os_error;
 use crate::reactor::pipe::{self, Kind};
 use crate::transports::endpoint::{self, Endpoint, Parts, Transport};

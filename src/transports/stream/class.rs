@@ -6,9 +6,10 @@ use pyo3::prelude::*;
 use pyo3::types::PyType;
 
 use super::{Stream, ThisStream};
+use crate::cpython::buffer::Bytes;
 use crate::cpython::class::{self, Definition};
 use crate::cpython::methods::call_bare;
-use crate::cpython::object::{Bytes, Object};
+use crate::cpython::object::Object;
 use crate::handle::boolean;
 use crate::transports::endpoint::{self, Phase};
 use crate::transports::methods::{self, none, polling};

@@ -8,7 +8,8 @@ use pyo3::prelude::*;
 
 use super::{ProtocolKind, Stream, ThisStream};
 use crate::core::{self, RECEIVE_BUFFER};
-use crate::cpython::object::{Object, with_writable_buffer};
+use crate::cpython::buffer::with_writable_buffer;
+use crate::cpython::object::Object;
 use crate::cpython::os_error::os_error;
 use crate::reactor::socket;
 use crate::transports::endpoint;
@@ -25,10 +26,7 @@ const READ_FAILED: &str = "Fatal read error on socket transport";
 type Failure = (PyErr, &'static str);
 
 fn no_data(error: io::Error) -> Result<Received, Failure> {
-    match error.kind() {
-        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => Ok(Received::Done),
-        _ => Err((os_error(error), READ_FAILED)),
-    }
+    if socket::is_not_ready(&error) { Ok(Received::Done) } else { Err((os_error(error), READ_FAILED)) }
 }
 
 impl Stream {

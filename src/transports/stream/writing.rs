@@ -7,7 +7,8 @@ use pyo3::intern;
 use pyo3::prelude::*;
 
 use super::{Stream, ThisStream};
-use crate::cpython::object::{Bytes, Object};
+use crate::cpython::buffer::Bytes;
+use crate::cpython::object::Object;
 use crate::cpython::os_error::{OrOsError, os_error};
 use crate::reactor::socket;
 use crate::transports::endpoint::{self, Phase, Transport};

@@ -1,0 +1,150 @@
+//! Bytes objects, and buffers that Python objects lend.
+
+use pyo3::prelude::*;
+use pyo3::{Borrowed, ffi};
+
+use super::object::Object;
+
+/// A new bytes object with a copy of `data`.
+pub fn new_bytes(py: Python<'_>, data: &[u8]) -> PyResult<Object> {
+    // SAFETY: `data` is valid for reads of its length.
+    unsafe {
+        Object::from_owned(
+            py,
+            ffi::PyBytes_FromStringAndSize(data.as_ptr().cast(), data.len() as ffi::Py_ssize_t),
+        )
+    }
+}
+
+/// A bytes object: immutable, and no Python code runs when it is dropped.
+pub struct Bytes(Object);
+
+impl Bytes {
+    /// None if the object is of another class, subclasses included.
+    pub fn from_exact(object: &Object) -> Option<Bytes> {
+        // SAFETY: the object lives.
+        let exact = unsafe { ffi::PyBytes_CheckExact(object.as_ptr()) } != 0;
+        exact.then(|| Bytes(object.clone()))
+    }
+
+    /// The same for an argument.
+    #[inline]
+    pub fn from_borrowed(object: Borrowed<'_, '_, PyAny>) -> Option<Bytes> {
+        // SAFETY: the object lives.
+        let exact = unsafe { ffi::PyBytes_CheckExact(object.as_ptr()) } != 0;
+        exact.then(|| Bytes(Object::from(object)))
+    }
+
+    /// A copy of what a bytes-like object holds at this moment.
+    pub fn copy_of(py: Python<'_>, object: &Object) -> PyResult<Bytes> {
+        // SAFETY: PyBytes_FromObject takes any object; for a subclass of bytes, too, it copies.
+        let copy = unsafe { Object::from_owned(py, ffi::PyBytes_FromObject(object.as_ptr()))? };
+        match Bytes::from_exact(&copy) {
+            Some(bytes) => Ok(bytes),
+            None => {
+                // A subclass of bytes is returned as it is, and may run code when it is dropped.
+                // SAFETY: PyBytes_FromObject returns bytes or a subclass.
+                let data = unsafe { bytes_of(&copy) };
+                Ok(Bytes(new_bytes(py, data)?))
+            }
+        }
+    }
+
+    pub fn as_object(&self) -> &Object {
+        &self.0
+    }
+
+    pub fn as_slice(&self) -> &[u8] {
+        // SAFETY: it was checked to be bytes when it was made.
+        unsafe { bytes_of(&self.0) }
+    }
+}
+
+/// # Safety
+/// The object is an instance of bytes.
+unsafe fn bytes_of(object: &Object) -> &[u8] {
+    // SAFETY: bytes are immutable, and the reference keeps them alive.
+    unsafe {
+        let bytes = object.as_ptr().cast::<ffi::PyBytesObject>();
+        let length = (*bytes).ob_base.ob_size;
+        std::slice::from_raw_parts((&raw const (*bytes).ob_sval).cast(), length as usize)
+    }
+}
+
+/// Lends `f` the memory of an object's writable buffer. No Python code may run in it, which could write there, too.
+pub fn with_writable_buffer<R>(
+    py: Python<'_>,
+    object: &Object,
+    f: impl FnOnce(&mut [u8]) -> R,
+) -> PyResult<R> {
+    /// Released when dropped, which does nothing to one that was not filled in.
+    struct View(ffi::Py_buffer);
+    impl Drop for View {
+        fn drop(&mut self) {
+            // SAFETY: the view is empty or was filled in by PyObject_GetBuffer, and is released once.
+            unsafe { ffi::PyBuffer_Release(&mut self.0) };
+        }
+    }
+
+    let mut view = View(ffi::Py_buffer::new());
+    // SAFETY: `view` stays where it is until it is released.
+    if unsafe { ffi::PyObject_GetBuffer(object.as_ptr(), &mut view.0, ffi::PyBUF_WRITABLE) } < 0 {
+        return Err(PyErr::fetch(py));
+    }
+    if view.0.len == 0 {
+        return Ok(f(&mut []));
+    }
+    // SAFETY: the exporter keeps `len` writable bytes in place until the view is released.
+    Ok(f(unsafe { std::slice::from_raw_parts_mut(view.0.buf.cast(), view.0.len as usize) }))
+}
+
+/// A readable view of a buffer that a Python object lends, released when dropped.
+pub struct ReadableBuffer(Box<ffi::Py_buffer>);
+
+impl ReadableBuffer {
+    pub fn new(object: &Object, py: Python<'_>) -> PyResult<ReadableBuffer> {
+        let mut view = Box::new(ffi::Py_buffer::new());
+        // SAFETY: `view` stays where it is until it is released.
+        if unsafe { ffi::PyObject_GetBuffer(object.as_ptr(), &mut *view, ffi::PyBUF_SIMPLE) } < 0 {
+            return Err(PyErr::fetch(py));
+        }
+        Ok(ReadableBuffer(view))
+    }
+
+    /// The memory, for use while no Python code runs, which could write to it.
+    pub fn as_slice(&self) -> &[u8] {
+        if self.0.len == 0 {
+            return &[];
+        }
+        // SAFETY: the exporter keeps `len` bytes in place until the view is released.
+        unsafe { std::slice::from_raw_parts(self.0.buf.cast(), self.0.len as usize) }
+    }
+}
+
+impl Drop for ReadableBuffer {
+    fn drop(&mut self) {
+        // SAFETY: the view was filled in by PyObject_GetBuffer and is released once.
+        unsafe { ffi::PyBuffer_Release(&mut *self.0) };
+    }
+}
+
+/// Lends the memory of a bytes-like object to `f`, which must not run Python code.
+pub fn with_buffer<R>(py: Python<'_>, object: &Object, f: impl FnOnce(&[u8]) -> R) -> PyResult<R> {
+    // SAFETY: the object lives.
+    if unsafe { ffi::PyBytes_CheckExact(object.as_ptr()) } != 0 {
+        // SAFETY: it was just found to be bytes.
+        return Ok(f(unsafe { bytes_of(object) }));
+    }
+    let mut view = ffi::Py_buffer::new();
+    // SAFETY: `view` stays where it is until it is released below; between the two, its memory is valid for reads.
+    unsafe {
+        if ffi::PyObject_GetBuffer(object.as_ptr(), &mut view, ffi::PyBUF_SIMPLE) < 0 {
+            return Err(PyErr::fetch(py));
+        }
+        let empty = view.len == 0;
+        let data = if empty { &[] } else { std::slice::from_raw_parts(view.buf.cast(), view.len as usize) };
+        let result = f(data);
+        ffi::PyBuffer_Release(&mut view);
+        Ok(result)
+    }
+}
