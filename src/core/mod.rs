@@ -4,6 +4,7 @@
 //! transport is: it is an object with a function to call when something happens to it.
 
 mod future;
+mod pace;
 mod ready;
 mod receiving;
 mod watching;
@@ -25,9 +26,12 @@ use crate::cpython::received::{self, Blank};
 use crate::handle::Schedule;
 use crate::reactor::clock;
 use crate::reactor::datagram::Batch;
+use crate::reactor::doze::{Drowsiness, doze};
 use crate::reactor::poller::{self, Poller};
 use crate::reactor::registry::Registry;
 use crate::reactor::waker::Inbox;
+
+use pace::Pace;
 
 pub use future::resolve;
 pub use ready::{OnReady, Readiness, Ready, Step};
@@ -36,11 +40,6 @@ pub use watching::{Direction, Waiter, Watch};
 
 /// One receive gets at the most this many bytes: asyncio's `max_size`.
 pub const RECEIVE_BUFFER: usize = 256 * 1024;
-
-/// While callbacks are ready, descriptors are looked at no more often than this, in seconds...
-const POLL_INTERVAL: f64 = 25e-6;
-/// ...but at least once in so many iterations, so that a program that counts its turns sees I/O progress.
-const POLL_ITERATIONS: u32 = 8;
 
 /// Callbacks run between two looks at what waits to be sent.
 const FLUSH_CALLBACKS: usize = 128;
@@ -78,10 +77,8 @@ pub struct Core {
     /// The same for datagrams.
     batch: Cell<Option<Box<Batch>>>,
     events: Cell<Option<Box<poller::Ready>>>,
-    last_poll: Cell<f64>,
-    polls_skipped: Cell<u32>,
-    /// Whether this loop did something since the last poll that can have made a descriptor ready.
-    stirred: Cell<bool>,
+    pace: Pace,
+    drowsiness: Drowsiness,
 }
 
 /// The time as the event loop's own time() tells it.
@@ -106,9 +103,8 @@ impl Core {
             usual_size: Cell::new(0),
             batch: Cell::new(None),
             events: Cell::new(None),
-            last_poll: Cell::new(f64::NEG_INFINITY),
-            polls_skipped: Cell::new(0),
-            stirred: Cell::new(true),
+            pace: Pace::default(),
+            drowsiness: Drowsiness::default(),
         })
     }
 
@@ -154,7 +150,7 @@ impl Core {
 
     /// Ends a wait that is under way in another thread.
     pub fn rouse(&self) -> PyResult<()> {
-        if self.inbox.rouse() { self.wake() } else { Ok(()) }
+        if self.inbox.sleep.end() { self.wake() } else { Ok(()) }
     }
 
     fn wake(&self) -> PyResult<()> {
@@ -175,7 +171,7 @@ impl Core {
     /// Runs iterations until [`Core::set_stopping`]; the one under way then is finished.
     pub fn run(&self, py: Python<'_>, event_loop: &Object) -> PyResult<()> {
         // What happened before may have made descriptors ready.
-        self.stirred.set(true);
+        self.pace.stir();
         loop {
             self.iterate(py, event_loop)?;
             if self.stopping.get() {
@@ -191,31 +187,11 @@ impl Core {
             self.collect_inbox();
         }
         let callbacks_wait = !self.ready.borrow().is_empty() || self.stopping.get();
-        let now = clock::now();
-        if callbacks_wait {
-            if self.poll_is_due(now) {
-                self.last_poll.set(now);
-                self.poll(py, Some(Duration::ZERO))?;
-            }
+        let started = if callbacks_wait && self.is_fast() {
+            self.pace.polled()
         } else {
-            let deadline = self.schedule.timers.borrow().next_deadline();
-            let timeout = match deadline {
-                Some(deadline) => {
-                    let now = if self.has_foreign_clock() { foreign_time(py, event_loop)? } else { now };
-                    let left = deadline - now;
-                    // A foreign clock can say anything, NaN included.
-                    Some(Duration::from_secs_f64(if left > 0.0 { left.min(LONGEST_WAIT) } else { 0.0 }))
-                }
-                None => None,
-            };
-            self.poll(py, timeout)?;
-        }
-        if self.inbox.is_filled() {
-            self.collect_inbox();
-        }
-        let started = if callbacks_wait { now } else { clock::now() };
-        let due = if self.has_foreign_clock() { foreign_time(py, event_loop)? } else { started };
-        self.queue_due_timers(due);
+            self.look(py, event_loop, callbacks_wait)?
+        };
         self.iterating.set(true);
         let result = self.run_ready(py, event_loop, started);
         self.iterating.set(false);
@@ -223,44 +199,103 @@ impl Core {
         result.and(flushed)
     }
 
-    fn poll_is_due(&self, now: f64) -> bool {
-        let skipped = self.polls_skipped.get();
-        if self.stirred.get() || skipped >= POLL_ITERATIONS || now - self.last_poll.get() >= POLL_INTERVAL {
-            return true;
+    /// Whether this iteration needs neither the clock nor the descriptors.
+    #[inline]
+    fn is_fast(&self) -> bool {
+        let deadline = self.schedule.timers.borrow().next_deadline();
+        !self.has_foreign_clock() && self.pace.is_fast(deadline)
+    }
+
+    /// Takes in what is ready, and what is due. Returns the time.
+    #[inline(never)]
+    fn look(&self, py: Python<'_>, event_loop: &Object, callbacks_wait: bool) -> PyResult<f64> {
+        let mut now = clock::now();
+        if !callbacks_wait {
+            let timeout = self.time_left(py, event_loop, now)?;
+            self.poll(py, now, timeout)?;
+            now = self.pace.polled();
+        } else if self.pace.poll_is_due(now) {
+            self.poll(py, now, Some(Duration::ZERO))?;
         }
-        self.polls_skipped.set(skipped + 1);
-        false
+        if self.inbox.is_filled() {
+            self.collect_inbox();
+        }
+        let due = if self.has_foreign_clock() { foreign_time(py, event_loop)? } else { now };
+        self.queue_due_timers(due);
+        Ok(now)
+    }
+
+    /// How long to wait for the next timer; None if there is none.
+    fn time_left(&self, py: Python<'_>, event_loop: &Object, now: f64) -> PyResult<Option<Duration>> {
+        let Some(deadline) = self.schedule.timers.borrow().next_deadline() else { return Ok(None) };
+        let now = if self.has_foreign_clock() { foreign_time(py, event_loop)? } else { now };
+        let left = deadline - now;
+        // A foreign clock can say anything, NaN included.
+        Ok(Some(Duration::from_secs_f64(if left > 0.0 { left.min(LONGEST_WAIT) } else { 0.0 })))
     }
 
     /// Waits for descriptors and queues what became ready. Signals that arrive are handled.
     #[inline(never)]
-    fn poll(&self, py: Python<'_>, timeout: Option<Duration>) -> PyResult<()> {
-        self.polls_skipped.set(0);
-        self.stirred.set(false);
+    fn poll(&self, py: Python<'_>, now: f64, timeout: Option<Duration>) -> PyResult<()> {
+        self.pace.start_poll(now);
         let mut events = self.events.take().unwrap_or_default();
-        let result = self.wait(py, &mut events, timeout);
-        let check = events.interrupted || timeout != Some(Duration::ZERO);
+        let (result, waited) = match timeout {
+            Some(Duration::ZERO) => (self.peek(&mut events), false),
+            _ => (self.wait(py, now, &mut events, timeout), true),
+        };
+        let check = events.interrupted || waited;
         let taken_in = result.and_then(|()| self.take_in(py, &events));
         self.events.set(Some(events));
         taken_in.or_os_error()?;
         if check { check_signals(py) } else { Ok(()) }
     }
 
-    fn wait(&self, py: Python<'_>, events: &mut poller::Ready, timeout: Option<Duration>) -> io::Result<()> {
-        let poller = {
-            let mut registry = self.registry.borrow_mut();
-            let Some(registry) = &mut *registry else { return Ok(()) };
+    fn peek(&self, events: &mut poller::Ready) -> io::Result<()> {
+        if let Some(registry) = &mut *self.registry.borrow_mut() {
             registry.own_poller()?;
-            if timeout == Some(Duration::ZERO) {
-                return registry.poller().wait(events, timeout);
-            }
-            Arc::clone(registry.poller())
-        };
-        if !self.inbox.fall_asleep() {
-            return poller.wait(events, Some(Duration::ZERO));
+            registry.poller().wait(events, Some(Duration::ZERO))?;
         }
-        let result = py.detach(|| poller.wait(events, timeout));
-        self.inbox.awake();
+        self.pace.end_peek(events.is_empty());
+        Ok(())
+    }
+
+    fn wait(
+        &self,
+        py: Python<'_>,
+        now: f64,
+        events: &mut poller::Ready,
+        timeout: Option<Duration>,
+    ) -> io::Result<()> {
+        let poller = match &mut *self.registry.borrow_mut() {
+            Some(registry) => {
+                registry.own_poller()?;
+                Arc::clone(registry.poller())
+            }
+            None => return Ok(()),
+        };
+        let dozes = self.drowsiness.wants_doze(timeout);
+        if !self.inbox.fall_asleep(dozes) {
+            return self.peek(events);
+        }
+        let sleep = &self.inbox.sleep;
+        let mut dozed = None;
+        let result = py.detach(|| {
+            if dozes {
+                let doze = doze(sleep, &poller, events)?;
+                dozed = Some(doze.seconds);
+                if doze.is_over {
+                    return Ok(());
+                }
+            }
+            poller.wait(events, timeout)
+        });
+        let woken = sleep.is_awake();
+        sleep.end();
+        self.pace.end_wait();
+        self.drowsiness.learn(self.pace.polled() - now, woken);
+        if let Some(seconds) = dozed {
+            self.drowsiness.learn_from_doze(seconds);
+        }
         result
     }
 
@@ -335,7 +370,7 @@ impl Core {
 
     /// Says that something was done that can have made a descriptor ready.
     pub fn stir(&self) {
-        self.stirred.set(true);
+        self.pace.stir();
     }
 
     /// A bytes object to receive into, with room for at least `size` bytes.

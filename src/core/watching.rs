@@ -154,7 +154,7 @@ fn calm(registry: &mut Registry<Watch>, slot: Slot) {
 impl Core {
     /// Queues what has become ready.
     pub(super) fn take_in(&self, py: Python<'_>, events: &poller::Ready) -> io::Result<()> {
-        if events.events.is_empty() {
+        if events.is_empty() {
             return Ok(());
         }
         let mut borrowed = self.registry.borrow_mut();
@@ -162,7 +162,7 @@ impl Core {
         let mut ready = self.ready.borrow_mut();
         let mut ghosts = false;
         let mut unwaited = Vec::new();
-        for event in &events.events {
+        for event in events.events() {
             let Some((slot, watch)) = registry.resolve(event.key) else {
                 ghosts = true;
                 continue;

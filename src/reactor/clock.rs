@@ -15,6 +15,19 @@ pub fn now() -> f64 {
     nanoseconds as f64 / 1e9
 }
 
+/// What the processor counts, which takes half as long to read as the time and does not keep other instructions waiting:
+/// a hint of how much time has passed, with an unknown unit. Always 0 where there is no such thing.
+#[inline(always)]
+pub fn ticks() -> u64 {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: every processor of this architecture has the instruction.
+    unsafe {
+        core::arch::x86_64::_rdtsc()
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    0
+}
+
 #[cfg(test)]
 mod tests {
     #[test]

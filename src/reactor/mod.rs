@@ -3,12 +3,14 @@
 //! - [`clock`]: the time.
 //! - [`poller`]: waits for descriptors, and for a wake-up from another thread.
 //! - [`registry`]: which descriptor is watched, for what, on whose behalf.
+//! - [`doze`]: waiting without sleeping.
 //! - [`timers`]: what is due when.
 //! - [`waker`]: work handed over by other threads.
 //! - [`socket`], [`datagram`], [`pipe`]: the system calls that transports make.
 
 pub mod clock;
 pub mod datagram;
+pub mod doze;
 pub mod pipe;
 pub mod poller;
 pub mod registry;

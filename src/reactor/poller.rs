@@ -54,12 +54,13 @@ pub struct Event {
     pub only_priority: bool,
 }
 
-/// What a wait found. Reused from wait to wait.
+/// What a wait found. Reused from wait to wait, of one poller or several that wait in the same way.
 pub struct Ready {
-    pub events: Vec<Event>,
     /// Whether a signal cut the wait short.
     pub interrupted: bool,
     portable: polling::Events,
+    /// What is in `portable`.
+    events: Vec<Event>,
     #[cfg(target_os = "linux")]
     native: Vec<libc::epoll_event>,
 }
@@ -67,12 +68,28 @@ pub struct Ready {
 impl Default for Ready {
     fn default() -> Self {
         Ready {
-            events: Vec::with_capacity(EVENTS_PER_WAIT),
             interrupted: false,
             portable: polling::Events::new(),
+            events: Vec::new(),
             #[cfg(target_os = "linux")]
             native: Vec::with_capacity(EVENTS_PER_WAIT),
         }
+    }
+}
+
+impl Ready {
+    /// The descriptors that are ready.
+    #[inline]
+    pub fn events(&self) -> impl Iterator<Item = Event> {
+        let events = self.events.iter().copied();
+        #[cfg(target_os = "linux")]
+        let events =
+            self.native.iter().filter(|event| event.u64 != ALARM_KEY as u64).map(from_epoll).chain(events);
+        events
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.events().next().is_none()
     }
 }
 
@@ -158,8 +175,8 @@ impl Poller {
 
     /// Waits until a descriptor is ready, the time is up (None: never), a signal arrives or [`Poller::wake`] is
     /// called, and leaves in `ready` what became ready.
+    #[inline]
     pub fn wait(&self, ready: &mut Ready, timeout: Option<Duration>) -> io::Result<()> {
-        ready.events.clear();
         ready.interrupted = false;
         #[cfg(target_os = "linux")]
         if !self.portable {
@@ -168,8 +185,10 @@ impl Poller {
         self.wait_portably(ready, timeout)
     }
 
+    #[inline(never)]
     fn wait_portably(&self, ready: &mut Ready, timeout: Option<Duration>) -> io::Result<()> {
         ready.portable.clear();
+        ready.events.clear();
         // `polling` waits on when a signal cuts its wait short. Whoever needs to see signals has them written to a
         // descriptor and watches that, as the event loop does.
         self.inner().wait(&mut ready.portable, timeout)?;
@@ -212,87 +231,91 @@ impl Poller {
 #[cfg(target_os = "linux")]
 impl Poller {
     /// One system call on the poller's own descriptor.
+    #[inline(always)]
     fn wait_natively(&self, ready: &mut Ready, timeout: Option<Duration>) -> io::Result<()> {
-        match wait_for_epoll(self.inner().as_raw_fd(), &mut ready.native, timeout) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {
-                ready.interrupted = true;
-                return Ok(());
-            }
-            result => result?,
+        let epoll = self.inner().as_raw_fd();
+        let events = &mut ready.native;
+        events.clear();
+        let count = match timeout {
+            None => wait_for_milliseconds(epoll, events, -1),
+            Some(Duration::ZERO) => wait_for_milliseconds(epoll, events, 0),
+            Some(timeout) => wait_precisely(epoll, events, timeout),
+        };
+        if count < 0 {
+            ready.interrupted = true;
+            return not_interrupted(io::Error::last_os_error());
         }
-        const READABLE: u32 = (libc::EPOLLIN | libc::EPOLLHUP | libc::EPOLLERR) as u32;
-        const WRITABLE: u32 = (libc::EPOLLOUT | libc::EPOLLHUP | libc::EPOLLERR) as u32;
-        for event in &ready.native {
-            let (key, flags) = (event.u64 as usize, event.events);
-            if key == ALARM_KEY {
-                continue;
-            }
-            ready.events.push(Event {
-                key,
-                readable: flags & READABLE != 0,
-                writable: flags & WRITABLE != 0,
-                only_priority: flags == libc::EPOLLPRI as u32,
-            });
-        }
+        // SAFETY: the kernel has filled in the first `count` events.
+        unsafe { events.set_len(count as usize) };
         Ok(())
     }
 }
 
-/// Fills `events` with what epoll reports. Where it needs no fraction of a millisecond it is epoll_wait, which is
-/// a third cheaper than epoll_pwait2 when nothing is ready.
 #[cfg(target_os = "linux")]
-fn wait_for_epoll(
+#[cold]
+fn not_interrupted(error: io::Error) -> io::Result<()> {
+    if error.kind() == io::ErrorKind::Interrupted { Ok(()) } else { Err(error) }
+}
+
+#[cfg(target_os = "linux")]
+fn from_epoll(event: &libc::epoll_event) -> Event {
+    const READABLE: u32 = (libc::EPOLLIN | libc::EPOLLHUP | libc::EPOLLERR) as u32;
+    const WRITABLE: u32 = (libc::EPOLLOUT | libc::EPOLLHUP | libc::EPOLLERR) as u32;
+    let flags = event.events;
+    Event {
+        key: event.u64 as usize,
+        readable: flags & READABLE != 0,
+        writable: flags & WRITABLE != 0,
+        only_priority: flags == libc::EPOLLPRI as u32,
+    }
+}
+
+/// Fills `events` with what epoll reports, and returns how many they are, or what is negative for an error.
+#[cfg(target_os = "linux")]
+#[inline(always)]
+fn wait_for_milliseconds(
     epoll: RawFd,
     events: &mut Vec<libc::epoll_event>,
-    timeout: Option<Duration>,
-) -> io::Result<()> {
+    timeout: libc::c_int,
+) -> libc::c_int {
+    // SAFETY: the memory of `events` has room for its capacity.
+    unsafe { libc::epoll_wait(epoll, events.as_mut_ptr(), events.capacity() as libc::c_int, timeout) }
+}
+
+/// The same with a timeout that can have a fraction of a millisecond: epoll_wait is a third cheaper than epoll_pwait2.
+#[cfg(target_os = "linux")]
+#[inline(never)]
+fn wait_precisely(epoll: RawFd, events: &mut Vec<libc::epoll_event>, timeout: Duration) -> libc::c_int {
     use std::sync::atomic::AtomicBool;
     /// Linux before 5.11, and seccomp profiles of its time, refuse epoll_pwait2.
     static HAS_PWAIT2: AtomicBool = AtomicBool::new(true);
 
-    events.clear();
-    let buffer = events.as_mut_ptr();
-    let capacity = events.capacity() as libc::c_int;
-    let mut count = -1;
-    if let Some(timeout) = timeout
-        && !timeout.is_zero()
-        && HAS_PWAIT2.load(Ordering::Relaxed)
-    {
+    if HAS_PWAIT2.load(Ordering::Relaxed) {
         let timespec = libc::timespec {
             tv_sec: timeout.as_secs() as libc::time_t,
             tv_nsec: timeout.subsec_nanos() as libc::c_long,
         };
-        // SAFETY: `buffer` has room for `capacity` events; `timespec` outlives the call; a null mask leaves the signal
-        // mask alone.
-        count = unsafe {
+        // SAFETY: the memory of `events` has room for its capacity; `timespec` outlives the call; a null mask leaves
+        // the signal mask alone.
+        let count = unsafe {
             libc::syscall(
                 libc::SYS_epoll_pwait2,
                 epoll,
-                buffer,
-                capacity,
+                events.as_mut_ptr(),
+                events.capacity() as libc::c_int,
                 &raw const timespec,
                 std::ptr::null::<libc::sigset_t>(),
                 size_of::<u64>(),
             ) as libc::c_int
         };
-        if count < 0 {
-            let error = io::Error::last_os_error();
-            if !matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM)) {
-                return Err(error);
-            }
-            HAS_PWAIT2.store(false, Ordering::Relaxed);
+        if count >= 0
+            || !matches!(io::Error::last_os_error().raw_os_error(), Some(libc::ENOSYS | libc::EPERM))
+        {
+            return count;
         }
+        HAS_PWAIT2.store(false, Ordering::Relaxed);
     }
-    if count < 0 {
-        // SAFETY: `buffer` has room for `capacity` events.
-        count = unsafe { libc::epoll_wait(epoll, buffer, capacity, to_milliseconds(timeout)) };
-        if count < 0 {
-            return Err(io::Error::last_os_error());
-        }
-    }
-    // SAFETY: the kernel has filled in the first `count` events.
-    unsafe { events.set_len(count as usize) };
-    Ok(())
+    wait_for_milliseconds(epoll, events, to_milliseconds(timeout))
 }
 
 /// What wakes a poller: an eventfd in its set. It is edge-triggered, so that each ring is one event and nobody has to
@@ -335,16 +358,9 @@ impl Alarm {
 
 /// Whole milliseconds, rounded up so that a timer is never found early, for kernels without epoll_pwait2.
 #[cfg(target_os = "linux")]
-fn to_milliseconds(timeout: Option<Duration>) -> libc::c_int {
-    match timeout {
-        None => -1,
-        Some(Duration::ZERO) => 0,
-        // No division of nanoseconds, which fit 128 bits only: it would be a tenth of a wait.
-        Some(timeout) => {
-            let rounded = timeout.saturating_add(Duration::from_nanos(999_999));
-            rounded.as_millis().min(libc::c_int::MAX as u128) as libc::c_int
-        }
-    }
+fn to_milliseconds(timeout: Duration) -> libc::c_int {
+    let rounded = timeout.saturating_add(Duration::from_nanos(999_999));
+    rounded.as_millis().min(libc::c_int::MAX as u128) as libc::c_int
 }
 
 impl Drop for Poller {
@@ -407,23 +423,23 @@ mod tests {
             let mut ready = Ready::default();
             poller.add(here.as_raw_fd(), 7, Interest::READABLE).unwrap();
             poller.wait(&mut ready, Some(Duration::ZERO)).unwrap();
-            assert_eq!(ready.events, []);
+            assert!(ready.is_empty());
             there.write_all(b"x").unwrap();
             let event = Event { key: 7, readable: true, writable: false, only_priority: false };
             for _ in 0..2 {
                 poller.wait(&mut ready, None).unwrap();
-                assert_eq!(ready.events, [event]);
+                assert_eq!(ready.events().collect::<Vec<_>>(), [event]);
             }
             here.read_exact(&mut [0]).unwrap();
             poller.modify(here.as_raw_fd(), 8, Interest::WRITABLE).unwrap();
             poller.wait(&mut ready, None).unwrap();
             assert_eq!(
-                ready.events,
+                ready.events().collect::<Vec<_>>(),
                 [Event { key: 8, readable: false, writable: true, only_priority: false }]
             );
             poller.delete(here.as_raw_fd()).unwrap();
             poller.wait(&mut ready, MOMENT).unwrap();
-            assert_eq!(ready.events, []);
+            assert!(ready.is_empty());
         }
     }
 
@@ -449,7 +465,7 @@ mod tests {
                 let start = Instant::now();
                 poller.wait(&mut ready, Some(Duration::from_secs(20))).unwrap();
                 assert!(start.elapsed() < Duration::from_secs(10));
-                assert_eq!(ready.events, []);
+                assert!(ready.is_empty());
                 let start = Instant::now();
                 poller.wait(&mut ready, MOMENT).unwrap();
                 assert!(start.elapsed() >= MOMENT.unwrap(), "a wake-up is spent by one wait");
@@ -473,10 +489,9 @@ mod tests {
     #[cfg(target_os = "linux")]
     #[test]
     fn rounds_milliseconds_up() {
-        assert_eq!(to_milliseconds(None), -1);
-        assert_eq!(to_milliseconds(Some(Duration::ZERO)), 0);
-        assert_eq!(to_milliseconds(Some(Duration::from_nanos(1))), 1);
-        assert_eq!(to_milliseconds(Some(Duration::from_micros(1001))), 2);
-        assert_eq!(to_milliseconds(Some(Duration::MAX)), libc::c_int::MAX);
+        assert_eq!(to_milliseconds(Duration::ZERO), 0);
+        assert_eq!(to_milliseconds(Duration::from_nanos(1)), 1);
+        assert_eq!(to_milliseconds(Duration::from_micros(1001)), 2);
+        assert_eq!(to_milliseconds(Duration::MAX), libc::c_int::MAX);
     }
 }

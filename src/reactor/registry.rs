@@ -270,7 +270,7 @@ mod tests {
     fn poll(registry: &Registry<&'static str>) -> Vec<Option<&'static str>> {
         let mut ready = Ready::default();
         registry.poller().wait(&mut ready, Some(Duration::ZERO)).unwrap();
-        ready.events.iter().map(|event| registry.resolve(event.key).map(|(_, watch)| *watch)).collect()
+        ready.events().map(|event| registry.resolve(event.key).map(|(_, watch)| *watch)).collect()
     }
 
     fn readable_pair() -> (UnixStream, UnixStream) {
@@ -395,12 +395,13 @@ mod tests {
         socket2::SockRef::from(&client).send_out_of_band(b"!").unwrap();
         let mut ready = Ready::default();
         registry.poller().wait(&mut ready, Some(Duration::from_secs(5))).unwrap();
-        assert!(ready.events[0].only_priority);
+        assert!(ready.events().next().unwrap().only_priority);
         registry.narrow(slot);
         assert_eq!(poll(&registry), []);
         (&client).write_all(b"x").unwrap();
         registry.poller().wait(&mut ready, Some(Duration::from_secs(5))).unwrap();
-        assert!(ready.events[0].readable && !ready.events[0].only_priority);
+        let event = ready.events().next().unwrap();
+        assert!(event.readable && !event.only_priority);
     }
 
     #[test]

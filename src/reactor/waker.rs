@@ -1,27 +1,23 @@
 //! Work handed over by other threads, and the wake-up that makes the loop see it.
 //!
 //! A wake-up costs a system call only while the loop is asleep. The loop says so before it waits, and looks at the
-//! inbox once more after it said so; a sender delivers first and looks at the flag then. Whichever comes second sees
+//! inbox once more after it said so; a sender delivers first and looks at the state then. Whichever comes second sees
 //! the other, so no delivery is slept through.
 
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 /// Messages from other threads.
 pub struct Inbox<T> {
     messages: Mutex<Vec<T>>,
     /// Whether `messages` may have something: lets the loop look without taking the lock.
     filled: AtomicBool,
-    asleep: AtomicBool,
+    pub sleep: Sleep,
 }
 
 impl<T> Default for Inbox<T> {
     fn default() -> Self {
-        Inbox {
-            messages: Mutex::new(Vec::new()),
-            filled: AtomicBool::new(false),
-            asleep: AtomicBool::new(false),
-        }
+        Inbox { messages: Mutex::new(Vec::new()), filled: AtomicBool::new(false), sleep: Sleep::default() }
     }
 }
 
@@ -33,13 +29,7 @@ impl<T> Inbox<T> {
         messages.push(message);
         self.filled.store(true, Ordering::SeqCst);
         drop(messages);
-        self.rouse()
-    }
-
-    /// True if the loop is asleep and the caller must wake it.
-    #[must_use]
-    pub fn rouse(&self) -> bool {
-        self.asleep.swap(false, Ordering::SeqCst)
+        self.sleep.end()
     }
 
     pub fn is_filled(&self) -> bool {
@@ -53,19 +43,46 @@ impl<T> Inbox<T> {
         std::mem::take(&mut messages)
     }
 
-    /// Announces that the loop is about to wait. False if a message has arrived, so that it must not.
+    /// Announces that the loop is about to wait: asleep, or dozing at first. False if a message has arrived, so that it
+    /// must not.
     #[must_use]
-    pub fn fall_asleep(&self) -> bool {
-        self.asleep.store(true, Ordering::SeqCst);
+    pub fn fall_asleep(&self, dozing: bool) -> bool {
+        self.sleep.begin(dozing);
         if self.filled.load(Ordering::SeqCst) {
-            self.asleep.store(false, Ordering::SeqCst);
+            self.sleep.end();
             return false;
         }
         true
     }
+}
 
-    pub fn awake(&self) {
-        self.asleep.store(false, Ordering::SeqCst);
+/// Whether the loop sleeps, for those who want it awake.
+#[derive(Default)]
+pub struct Sleep(AtomicU8);
+
+const AWAKE: u8 = 0;
+/// Waiting, but looking at the state all the time: nobody need wake it.
+const DOZING: u8 = 1;
+const ASLEEP: u8 = 2;
+
+impl Sleep {
+    fn begin(&self, dozing: bool) {
+        self.0.store(if dozing { DOZING } else { ASLEEP }, Ordering::SeqCst);
+    }
+
+    /// Ends the loop's sleep. True if it is asleep and the caller must wake it.
+    pub fn end(&self) -> bool {
+        self.0.swap(AWAKE, Ordering::SeqCst) == ASLEEP
+    }
+
+    pub fn is_awake(&self) -> bool {
+        self.0.load(Ordering::SeqCst) == AWAKE
+    }
+
+    /// From now on, the loop has to be woken. False if somebody has ended the doze.
+    #[must_use]
+    pub fn deepen(&self) -> bool {
+        self.0.compare_exchange(DOZING, ASLEEP, Ordering::SeqCst, Ordering::SeqCst).is_ok()
     }
 }
 
@@ -80,12 +97,12 @@ mod tests {
     fn only_the_first_delivery_to_a_sleeper_wakes_it() {
         let inbox = Inbox::default();
         assert!(!inbox.deliver(1), "an awake loop needs no wake-up");
-        assert!(!inbox.fall_asleep(), "a loop with mail does not sleep");
+        assert!(!inbox.fall_asleep(false), "a loop with mail does not sleep");
         assert_eq!(inbox.collect(), [1]);
-        assert!(inbox.fall_asleep());
+        assert!(inbox.fall_asleep(false));
         assert!(inbox.deliver(2));
         assert!(!inbox.deliver(3));
-        inbox.awake();
+        inbox.sleep.end();
         assert_eq!(inbox.collect(), [2, 3]);
         assert!(!inbox.is_filled());
     }
@@ -109,12 +126,12 @@ mod tests {
         let mut received = 0;
         let mut ready = Ready::default();
         while received < 2 * MESSAGES {
-            if shared.0.fall_asleep() {
+            if shared.0.fall_asleep(false) {
                 let start = std::time::Instant::now();
                 shared.1.wait(&mut ready, Some(Duration::from_secs(20))).unwrap();
                 assert!(start.elapsed() < Duration::from_secs(10), "a delivery was slept through");
             }
-            shared.0.awake();
+            shared.0.sleep.end();
             received += shared.0.collect().len() as u32;
         }
         senders.into_iter().for_each(|sender| sender.join().unwrap());

@@ -78,7 +78,7 @@ impl Reactor for Hotloop {
 
     fn wait(&mut self, timeout: Option<Duration>, mut deliver: impl FnMut(usize)) -> io::Result<()> {
         self.registry.poller().wait(&mut self.ready, timeout)?;
-        for event in &self.ready.events {
+        for event in self.ready.events() {
             if let Some((_, number)) = self.registry.resolve(event.key)
                 && event.readable
             {

@@ -1,0 +1,228 @@
+//! When the clock and the descriptors are looked at while callbacks are ready.
+//!
+//! A callback may take less time than a look at the descriptors, or even at the clock. So neither is looked at in every
+//! iteration, but nobody who has something to say waits long for it: see the constants.
+
+use std::cell::Cell;
+
+use crate::reactor::clock;
+
+/// While callbacks are ready, descriptors are looked at no more often than this, in seconds...
+const POLL_INTERVAL: f64 = 25e-6;
+/// ...but at least once in so many iterations, so that a program that counts its turns sees I/O progress...
+const POLL_ITERATIONS: u32 = 8;
+/// ...and in so many times as many, where so many looks in succession were for nothing, as a power of two.
+const VAIN_POLLS: u32 = 4;
+
+/// The clock's ticks are measured against its seconds over this time at least.
+const CALIBRATION: f64 = 1e-3;
+/// No processor ticks faster: more is an error of the measurement.
+const MOST_TICKS: f64 = POLL_INTERVAL * 1e10;
+
+/// A reading of both clocks.
+#[derive(Clone, Copy)]
+struct Instant {
+    seconds: f64,
+    ticks: u64,
+}
+
+impl Instant {
+    fn now() -> Instant {
+        Instant { seconds: clock::now(), ticks: clock::ticks() }
+    }
+}
+
+pub struct Pace {
+    /// Whether this loop did something since the last poll that can have made a descriptor ready.
+    stirred: Cell<bool>,
+    /// Iterations since the last poll.
+    skipped: Cell<u32>,
+    /// Polls in succession that found nothing, up to [`VAIN_POLLS`].
+    vain: Cell<u32>,
+    polled: Cell<Instant>,
+    calibrated: Cell<Instant>,
+    /// Ticks in [`POLL_INTERVAL`]; none as long as that is not known, or where nothing ticks.
+    ticks: Cell<u64>,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        let never = Instant { seconds: f64::NEG_INFINITY, ticks: 0 };
+        Pace {
+            stirred: Cell::new(true),
+            skipped: Cell::new(0),
+            vain: Cell::new(0),
+            polled: Cell::new(never),
+            calibrated: Cell::new(never),
+            ticks: Cell::new(0),
+        }
+    }
+}
+
+impl Pace {
+    pub fn stir(&self) {
+        self.stirred.set(true);
+    }
+
+    /// Whether it is so soon after the last poll that no more than its time need be known; counts the iteration then. A
+    /// timer that is due by `deadline` needs the time itself.
+    #[inline]
+    pub fn is_fast(&self, deadline: Option<f64>) -> bool {
+        let polled = self.polled.get();
+        if self.must_poll() || clock::ticks().wrapping_sub(polled.ticks) >= self.ticks.get() {
+            return false;
+        }
+        // Twice the interval: ticks are not as exact as seconds.
+        if deadline.is_some_and(|deadline| deadline <= polled.seconds + 2.0 * POLL_INTERVAL) {
+            return false;
+        }
+        self.skip();
+        true
+    }
+
+    /// The time of the last poll.
+    pub fn polled(&self) -> f64 {
+        self.polled.get().seconds
+    }
+
+    /// Whether descriptors are to be looked at now; counts the iteration if they are not.
+    pub fn poll_is_due(&self, now: f64) -> bool {
+        let due = self.must_poll() || now - self.polled() >= POLL_INTERVAL;
+        if !due {
+            self.skip();
+        }
+        due
+    }
+
+    fn must_poll(&self) -> bool {
+        self.stirred.get() || self.skipped.get() >= POLL_ITERATIONS << self.vain.get()
+    }
+
+    fn skip(&self) {
+        self.skipped.set(self.skipped.get() + 1);
+    }
+
+    /// Descriptors are about to be looked at, at `now`.
+    pub fn start_poll(&self, now: f64) {
+        let instant = Instant { seconds: now, ticks: clock::ticks() };
+        self.polled.set(instant);
+        self.skipped.set(0);
+        self.stirred.set(false);
+        let calibrated = self.calibrated.get();
+        let passed = now - calibrated.seconds;
+        if passed >= CALIBRATION {
+            // Without an earlier reading, infinite time has passed, and this makes no ticks.
+            let ticks = instant.ticks.wrapping_sub(calibrated.ticks) as f64 * (POLL_INTERVAL / passed);
+            self.ticks.set(if ticks <= MOST_TICKS { ticks as u64 } else { 0 });
+            self.calibrated.set(instant);
+        }
+    }
+
+    /// A look at the descriptors is over. It found something, or was in vain.
+    pub fn end_peek(&self, vain: bool) {
+        if vain {
+            self.vain.set((self.vain.get() + 1).min(VAIN_POLLS));
+            // It may have taken long.
+            self.polled.set(Instant::now());
+        } else {
+            self.vain.set(0);
+        }
+    }
+
+    /// A wait for descriptors is over.
+    pub fn end_wait(&self) {
+        self.vain.set(0);
+        self.polled.set(Instant::now());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How many iterations go by before the next poll, without the clock's telling that it is time.
+    fn iterations(pace: &Pace) -> u32 {
+        let now = pace.polled();
+        (0..).find(|_| pace.poll_is_due(now)).unwrap()
+    }
+
+    #[test]
+    fn polls_come_after_a_number_of_iterations() {
+        let pace = Pace::default();
+        assert!(pace.poll_is_due(1.0), "nobody has polled yet");
+        pace.start_poll(1.0);
+        assert_eq!(iterations(&pace), POLL_ITERATIONS);
+        for vain in 1..VAIN_POLLS + 3 {
+            pace.start_poll(1.0);
+            pace.end_peek(true);
+            assert_eq!(iterations(&pace), POLL_ITERATIONS << vain.min(VAIN_POLLS));
+        }
+        pace.start_poll(1.0);
+        pace.end_peek(false);
+        assert_eq!(iterations(&pace), POLL_ITERATIONS);
+    }
+
+    #[test]
+    fn polls_come_after_an_interval_and_after_a_stir() {
+        let pace = Pace::default();
+        pace.start_poll(1.0);
+        assert!(!pace.poll_is_due(1.0 + 0.9 * POLL_INTERVAL));
+        assert!(pace.poll_is_due(1.0 + 1.1 * POLL_INTERVAL));
+        pace.start_poll(2.0);
+        assert!(!pace.poll_is_due(2.0));
+        pace.stir();
+        assert!(pace.poll_is_due(2.0));
+        assert!(!pace.is_fast(None));
+    }
+
+    /// A pace with a poll just made, that knows the clock's ticks.
+    fn calibrated() -> Pace {
+        let pace = Pace::default();
+        for _ in 0..2 {
+            pace.start_poll(clock::now());
+            std::thread::sleep(std::time::Duration::from_secs_f64(CALIBRATION));
+        }
+        pace.start_poll(clock::now());
+        pace
+    }
+
+    #[test]
+    fn the_clock_is_not_needed_for_an_interval() {
+        let pace = calibrated();
+        if cfg!(not(target_arch = "x86_64")) {
+            assert!(!pace.is_fast(None), "nothing ticks");
+            return;
+        }
+        let mut longest: f64 = 0.0;
+        for _ in 0..1000 {
+            let start = clock::now();
+            pace.start_poll(start);
+            while pace.is_fast(None) {
+                pace.skipped.set(0);
+            }
+            longest = longest.max(clock::now() - start);
+            assert!(clock::now() - start > 0.9 * POLL_INTERVAL, "that was too short");
+        }
+        assert!(longest < 0.1, "{longest} seconds without the clock");
+    }
+
+    #[test]
+    fn timers_that_may_be_due_need_the_clock() {
+        let pace = calibrated();
+        pace.start_poll(clock::now());
+        assert!(!pace.is_fast(Some(pace.polled())));
+        assert!(!pace.is_fast(Some(pace.polled() + POLL_INTERVAL)));
+        assert!(!pace.is_fast(Some(f64::NEG_INFINITY)));
+    }
+
+    #[test]
+    fn errors_of_the_calibration_mean_the_clock_is_used() {
+        let pace = Pace::default();
+        pace.start_poll(1.0);
+        assert_eq!(pace.ticks.get(), 0);
+        pace.calibrated.set(Instant { seconds: 1.0, ticks: u64::MAX / 2 });
+        pace.start_poll(2.0);
+        assert_eq!(pace.ticks.get(), 0, "the ticks went backwards");
+        assert!(!pace.is_fast(None));
+    }
+}
