@@ -11,8 +11,10 @@ use crate::reactor::clock;
 const POLL_INTERVAL: f64 = 25e-6;
 /// ...but at least once in so many iterations, so that a program that counts its turns sees I/O progress...
 const POLL_ITERATIONS: u32 = 8;
-/// ...and in so many times as many, where so many looks in succession were for nothing, as a power of two.
-const VAIN_POLLS: u32 = 4;
+/// ...except after so many looks in succession that found nothing, with nothing done by the loop in between...
+const VAIN_POLLS: u32 = 64;
+/// ...when it is once in so many.
+const POLL_VAIN_ITERATIONS: u32 = 128;
 
 /// The clock's ticks are measured against its seconds over this time at least.
 const CALIBRATION: f64 = 1e-3;
@@ -37,7 +39,7 @@ pub struct Pace {
     stirred: Cell<bool>,
     /// Iterations since the last poll.
     skipped: Cell<u32>,
-    /// Polls in succession that found nothing, up to [`VAIN_POLLS`].
+    /// Polls in succession that found nothing.
     vain: Cell<u32>,
     polled: Cell<Instant>,
     calibrated: Cell<Instant>,
@@ -95,7 +97,8 @@ impl Pace {
     }
 
     fn must_poll(&self) -> bool {
-        self.stirred.get() || self.skipped.get() >= POLL_ITERATIONS << self.vain.get()
+        let iterations = if self.vain.get() < VAIN_POLLS { POLL_ITERATIONS } else { POLL_VAIN_ITERATIONS };
+        self.stirred.get() || self.skipped.get() >= iterations
     }
 
     fn skip(&self) {
@@ -107,7 +110,9 @@ impl Pace {
         let instant = Instant { seconds: now, ticks: clock::ticks() };
         self.polled.set(instant);
         self.skipped.set(0);
-        self.stirred.set(false);
+        if self.stirred.replace(false) {
+            self.vain.set(0);
+        }
         let calibrated = self.calibrated.get();
         let passed = now - calibrated.seconds;
         if passed >= CALIBRATION {
@@ -121,7 +126,7 @@ impl Pace {
     /// A look at the descriptors is over. It found something, or was in vain.
     pub fn end_peek(&self, vain: bool) {
         if vain {
-            self.vain.set((self.vain.get() + 1).min(VAIN_POLLS));
+            self.vain.set(self.vain.get().saturating_add(1));
             // It may have taken long.
             self.polled.set(Instant::now());
         } else {
@@ -151,14 +156,21 @@ mod tests {
         let pace = Pace::default();
         assert!(pace.poll_is_due(1.0), "nobody has polled yet");
         pace.start_poll(1.0);
-        assert_eq!(iterations(&pace), POLL_ITERATIONS);
-        for vain in 1..VAIN_POLLS + 3 {
-            pace.start_poll(1.0);
-            pace.end_peek(true);
-            assert_eq!(iterations(&pace), POLL_ITERATIONS << vain.min(VAIN_POLLS));
+        for stir in [true, false] {
+            for _ in 0..VAIN_POLLS {
+                assert_eq!(iterations(&pace), POLL_ITERATIONS);
+                pace.start_poll(1.0);
+                pace.end_peek(true);
+            }
+            assert_eq!(iterations(&pace), POLL_VAIN_ITERATIONS);
+            if stir {
+                pace.stir();
+                pace.start_poll(1.0);
+            } else {
+                pace.start_poll(1.0);
+                pace.end_peek(false);
+            }
         }
-        pace.start_poll(1.0);
-        pace.end_peek(false);
         assert_eq!(iterations(&pace), POLL_ITERATIONS);
     }
 
