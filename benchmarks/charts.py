@@ -48,6 +48,7 @@ STYLES = {
     "rsloop": ("#b89b45", "v"),
     "blazio": ("#8a78ad", "p"),
     "talyn": ("#94a1ae", "X"),
+    "zuvloop": ("#b0746a", "P"),
 }
 OTHER_STYLE = ("#79828c", "*")
 

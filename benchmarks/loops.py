@@ -16,6 +16,7 @@ FACTORIES = {
     "rsloop": "rsloop:new_event_loop",
     "blazio": "blazio:new_event_loop",
     "talyn": "talyn:Loop",
+    "zuvloop": "zuvloop:new_event_loop",
 }
 
 
