@@ -101,11 +101,23 @@ def provenance(runs: list[Run]) -> list[str]:
     """When and where; of the runs after the first, only what is not as it was then."""
     parts = [facts(run.facts) for run in runs[:1]]
     for run in runs[1:]:
-        titles = ", ".join(TITLES.get(name, name) for name in run.rows) or "growth"
+        titles = named(run.rows) or "growth"
         changed = {name: fact for name, fact in run.facts.items() if fact != runs[0].facts.get(name)}
         parts.append(f"Measured anew ({' and '.join(run.parts)}) on {', '.join(run.loops)}: {titles}.")
         parts.append(facts(changed) if changed else "")
     return parts
+
+
+def named(rows: list[str]) -> str:
+    """Whole groups by the name of the group, other rows by their titles."""
+    names = []
+    for group in dict.fromkeys(row.group for row in ROWS):
+        of_group = [row.name for row in ROWS if row.group == group]
+        if set(of_group) <= set(rows):
+            names.append(f"all rows of {group}")
+        else:
+            names += [TITLES[name] for name in of_group if name in rows]
+    return ", ".join(names)
 
 
 def facts(of_run: dict[str, str]) -> str:

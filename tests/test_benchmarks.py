@@ -323,6 +323,14 @@ def test_runs_of_which_nothing_is_left_are_forgotten():
     assert len(both.updated_with(measured(everything)).runs) == 1
 
 
+def test_rows_are_named_by_their_groups_where_those_are_whole():
+    echo = [row.name for row in ROWS if row.group == "echo"]
+    assert report.named(echo) == "all rows of echo"
+    assert report.named([*echo, "http_uvicorn"]) == "all rows of echo, uvicorn + httptools, 64 connections"
+    assert report.named(["echo_1"]) == "Protocol echo 1 KiB, 1 connection"
+    assert report.named([]) == ""
+
+
 def test_a_failure_and_its_end_replace_what_was_there():
     failed = measured({"hotloop": result(100)}).updated_with(measured({"hotloop": result(failure=LOST)}))
     assert failed.of("echo_64", "hotloop") == result(failure=LOST)

@@ -280,12 +280,15 @@ impl Core {
         let sleep = &self.inbox.sleep;
         let mut dozed = None;
         let result = py.detach(|| {
+            let mut timeout = timeout;
             if dozes {
                 let doze = doze(sleep, &poller, events)?;
                 dozed = Some(doze.seconds);
                 if doze.is_over {
                     return Ok(());
                 }
+                let passed = Duration::from_secs_f64(doze.seconds);
+                timeout = timeout.map(|timeout| timeout.saturating_sub(passed));
             }
             poller.wait(events, timeout)
         });
