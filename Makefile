@@ -18,7 +18,7 @@ REACTOR := --no-default-features
 SOURCES := Cargo.toml Cargo.lock pyproject.toml $(shell find src python -name '*.rs' -o -name '*.py' -o -name '*.pyi')
 LINTERS := 'ruff>=0.17,<0.18' 'mypy>=2.4,<2.5'
 
-.PHONY: help run build test test-reactor test-python test-cpython lint format bench bench-check clean
+.PHONY: help run build test test-reactor test-python test-cpython test-ecosystem compatibility lint format bench bench-check clean
 .NOTPARALLEL:
 
 help: ## list these targets
@@ -39,6 +39,12 @@ test-python: $(VENV)/.hotloop $(VENV)/.tests ## hotloop's own tests
 
 test-cpython: $(VENV)/.hotloop ## CPython's asyncio tests, on hotloop
 	$(BIN)/python tests/cpython/run.py --jobs $(JOBS)
+
+test-ecosystem: $(VENV)/.hotloop $(VENV)/.ecosystem ## other people's servers, clients and databases on hotloop
+	$(BIN)/python -m pytest tests/ecosystem
+
+compatibility: $(VENV)/.hotloop $(VENV)/.ecosystem ## the same, and docs/compatibility.md says how it went
+	$(BIN)/python -m pytest tests/ecosystem --compatibility docs/compatibility.md
 
 lint: $(VENV)/.hotloop $(VENV)/.linters ## check format, style and types
 	cargo fmt --check
@@ -72,6 +78,10 @@ $(VENV)/.hotloop: $(SOURCES) | $(VENV)/pyvenv.cfg
 
 $(VENV)/.tests: tests/requirements.txt | $(VENV)/pyvenv.cfg
 	$(BIN)/pip install --quiet --requirement tests/requirements.txt
+	@touch $@
+
+$(VENV)/.ecosystem: tests/ecosystem/requirements.txt | $(VENV)/pyvenv.cfg
+	$(BIN)/pip install --quiet --requirement tests/ecosystem/requirements.txt
 	@touch $@
 
 $(VENV)/.examples: examples/requirements.txt | $(VENV)/pyvenv.cfg

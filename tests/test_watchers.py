@@ -380,3 +380,53 @@ async def test_the_loop_sleeps_with_an_idle_watcher(loop, ends):
 async def test_a_path_is_no_descriptor(loop, tmp_path):
     with pytest.raises(ValueError, match="Invalid file object"):
         loop.add_reader(pathlib.Path(tmp_path), print)
+
+
+@pytest.mark.parametrize("direction", ["reader", "writer"])
+def test_a_closed_socket_is_known_by_what_it_was(loop, direction):
+    """Removing the watcher of a socket object that was closed: it has no descriptor any more."""
+    ours, peer = socket.socketpair()
+    called = []
+    getattr(loop, f"add_{direction}")(ours, called.append, direction)
+    ours.close()
+    assert getattr(loop, f"remove_{direction}")(ours) is True
+    for remove in (loop.remove_reader, loop.remove_writer):
+        with pytest.raises(ValueError, match="Invalid file descriptor: -1"):
+            remove(ours)
+    peer.close()
+    loop.run_until_complete(helpers.iterations(3))
+    assert called == []
+
+
+def test_a_closed_socket_does_not_take_its_successor_along(loop):
+    ours, peer = socket.socketpair()
+    loop.add_reader(ours, print)
+    number = ours.fileno()
+    ours.close()
+    assert loop.remove_reader(ours) is True
+    successor = socket.socket(fileno=os.dup2(peer.fileno(), number))
+    loop.add_reader(successor, print)
+    with pytest.raises(ValueError, match="Invalid file descriptor: -1"):
+        loop.remove_reader(ours)
+    assert loop.remove_reader(successor) is True
+    successor.close()
+    peer.close()
+
+
+def test_what_is_watched_is_kept(loop):
+    """The socket object that was given stays, until it is watched no longer."""
+    ours, peer = socket.socketpair()
+    received = []
+    number = ours.fileno()
+    loop.add_reader(ours, lambda: received.append(os.read(number, 10)))
+    kept = weakref.ref(ours)
+    del ours
+    gc.collect()
+    peer.send(b"data")
+    loop.run_until_complete(helpers.iterations(3))
+    assert received == [b"data"]
+    kept().close()
+    assert loop.remove_reader(kept()) is True
+    gc.collect()
+    assert kept() is None
+    peer.close()

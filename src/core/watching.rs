@@ -18,7 +18,8 @@ use crate::reactor::registry::{Registry, Slot};
 
 /// Who waits for one direction of a descriptor.
 pub enum Waiter {
-    Handle(Obj<Handle>),
+    /// With what add_reader() or add_writer() was given, an object or a number, which is kept as long as it is watched.
+    Handle(Obj<Handle>, Object),
     /// An operation on a socket.
     Operation(Object, Step),
 }
@@ -26,7 +27,7 @@ pub enum Waiter {
 impl Waiter {
     fn to_ready(&self) -> Ready {
         match self {
-            Waiter::Handle(handle) => Ready::Handle(handle.clone()),
+            Waiter::Handle(handle, _) => Ready::Handle(handle.clone()),
             Waiter::Operation(object, step) => Ready::Step(object.clone(), *step),
         }
     }
@@ -36,7 +37,7 @@ impl Waiter {
     pub fn dismiss(py: Python<'_>, waiter: Option<Waiter>) -> PyResult<bool> {
         match waiter {
             None => Ok(false),
-            Some(Waiter::Handle(handle)) => {
+            Some(Waiter::Handle(handle, _)) => {
                 handle.as_object().call_method0(py, intern!(py, "cancel"))?;
                 Ok(true)
             }
@@ -46,7 +47,7 @@ impl Waiter {
 
     fn object(&self) -> &Object {
         match self {
-            Waiter::Handle(handle) => handle.as_object(),
+            Waiter::Handle(handle, _) => handle.as_object(),
             Waiter::Operation(object, _) => object,
         }
     }
@@ -115,6 +116,9 @@ impl Watch {
             Watch::Waiters { reader, writer, .. } => {
                 for waiter in [reader, writer].into_iter().flatten() {
                     visitor.object(waiter.object());
+                    if let Waiter::Handle(_, file) = waiter {
+                        visitor.object(file);
+                    }
                 }
             }
         }
@@ -308,6 +312,17 @@ impl Core {
                 *idle = 0;
             }
             Ok(watch.waiter(direction).ok_or_else(taken)?.replace(waiter))
+        })
+    }
+
+    /// The descriptor that is watched on behalf of an object which may have none any more.
+    pub fn descriptor_of(&self, file: &Object) -> Option<RawFd> {
+        self.registry.borrow().as_ref()?.find_by(|watch| match watch {
+            Watch::Waiters { reader, writer, .. } => [reader, writer]
+                .into_iter()
+                .flatten()
+                .any(|waiter| matches!(waiter, Waiter::Handle(_, watched) if watched.is(file))),
+            Watch::Transport(..) => false,
         })
     }
 

@@ -17,7 +17,7 @@ use std::cell::Cell;
 use std::ffi::c_int;
 use std::rc::Rc;
 
-use pyo3::exceptions::PyRuntimeError;
+use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyString, PyTuple};
 use pyo3::{Borrowed, ffi, intern};
@@ -206,7 +206,14 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
 
 /// A file descriptor out of an integer or an object with fileno(), with the errors of the `selectors` module.
 fn descriptor(object: &Bound<'_, PyAny>) -> PyResult<c_int> {
-    use pyo3::exceptions::PyValueError;
+    match fileno(object)? {
+        fd @ 0.. => Ok(fd),
+        fd => Err(invalid_descriptor(fd)),
+    }
+}
+
+/// The same, but it can be negative, as that of a closed socket is.
+fn fileno(object: &Bound<'_, PyAny>) -> PyResult<c_int> {
     use pyo3::types::PyInt;
 
     let fd = if object.is_instance_of::<PyInt>() {
@@ -214,13 +221,14 @@ fn descriptor(object: &Bound<'_, PyAny>) -> PyResult<c_int> {
     } else {
         object.call_method0("fileno").and_then(|fd| fd.extract::<c_int>())
     };
-    let Ok(fd) = fd else {
-        return Err(PyValueError::new_err(format!("Invalid file object: {}", object.repr()?)));
-    };
-    if fd < 0 {
-        return Err(PyValueError::new_err(format!("Invalid file descriptor: {fd}")));
+    match fd {
+        Ok(fd) => Ok(fd),
+        Err(_) => Err(PyValueError::new_err(format!("Invalid file object: {}", object.repr()?))),
     }
-    Ok(fd)
+}
+
+fn invalid_descriptor(fd: c_int) -> PyErr {
+    PyValueError::new_err(format!("Invalid file descriptor: {fd}"))
 }
 
 /// An argument, unless it is None.

@@ -247,7 +247,7 @@ impl SocketOperation {
         let awaiting = future.call_method0(py, intern!(py, "__await__"))?;
         let waiter = Waiter::Operation(this.object(), on_ready);
         let previous = this.core.add_waiter(fd, this.operation.direction(), waiter)?;
-        if let Some(Waiter::Handle(previous)) = &previous {
+        if let Some(Waiter::Handle(previous, _)) = &previous {
             previous.as_object().call_method0(py, intern!(py, "cancel"))?;
         }
         drop(previous);

@@ -8,7 +8,7 @@ use pyo3::ffi::PyMethodDef;
 use pyo3::intern;
 use pyo3::prelude::*;
 
-use super::{Loop, ThisLoop, descriptor};
+use super::{Loop, ThisLoop, descriptor, fileno, invalid_descriptor};
 use crate::core::{Direction, Waiter};
 use crate::cpython::args::Args;
 use crate::cpython::class::Obj;
@@ -50,7 +50,8 @@ fn watch<'py>(
         event_loop: this.object(),
     };
     let handle = Obj::new(py, Handle::new(py, call, &this.core.schedule)?)?;
-    let previous = this.core.add_waiter(fd, direction, Waiter::Handle(handle.clone()))?;
+    let waiter = Waiter::Handle(handle.clone(), file);
+    let previous = this.core.add_waiter(fd, direction, waiter)?;
     Waiter::dismiss(py, previous)?;
     Ok(handle.into_object())
 }
@@ -83,7 +84,11 @@ fn remove_privately<'py>(
     if this.closed.get() {
         return Ok(boolean(py, false));
     }
-    let fd = descriptor(&file)?;
+    let fd = match fileno(&file)? {
+        fd @ 0.. => fd,
+        // A socket that was closed meanwhile is known by what it was.
+        fd => this.core.descriptor_of(&Object::from(file)).ok_or_else(|| invalid_descriptor(fd))?,
+    };
     let waiter = this.core.remove_waiter(fd, direction, None);
     Ok(boolean(py, Waiter::dismiss(py, waiter)?))
 }
@@ -97,9 +102,9 @@ fn remove<'py>(
     remove_privately(this, file, direction)
 }
 
-/// What asyncio's _ensure_fd_no_transport does: any integer will do, other objects must have a descriptor.
+/// What asyncio's _ensure_fd_no_transport does: any integer will do, other objects must have fileno().
 fn check_not_used<'py>(this: ThisLoop<'_, 'py>, file: Borrowed<'_, 'py, PyAny>) -> PyResult<Object> {
-    match descriptor(&file) {
+    match fileno(&file) {
         Ok(fd) => ensure_no_transport(this, fd, &file)?,
         Err(error) if !file.is_instance_of::<pyo3::types::PyInt>() => return Err(error),
         Err(_) => {}

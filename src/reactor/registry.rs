@@ -87,6 +87,12 @@ impl<W> Registry<W> {
         self.places.iter().filter_map(|place| place.entry.as_ref()).map(|entry| &entry.watch)
     }
 
+    /// The descriptor of the first entry that `is_wanted`.
+    pub fn find_by(&self, is_wanted: impl Fn(&W) -> bool) -> Option<RawFd> {
+        let mut entries = self.places.iter().filter_map(|place| place.entry.as_ref());
+        entries.find(|entry| is_wanted(&entry.watch)).map(|entry| entry.fd)
+    }
+
     /// Adds an entry, of which the kernel hears with the first [`Registry::set_interest`]. An earlier entry for the
     /// same descriptor must have been removed.
     pub fn insert(&mut self, fd: RawFd, watch: W) -> Slot {

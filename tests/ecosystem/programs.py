@@ -1,0 +1,125 @@
+"""Programs that the tests start: servers in processes of their own, and what they say on their way."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+APPLICATIONS = Path(__file__).parent / "applications"
+PATIENCE = 30.0
+"""Seconds that a program may take to start, to answer or to end."""
+
+# Signs of trouble in what a program wrote, even if it went on.
+TROUBLE = (
+    "Traceback (most recent",
+    "Exception ignored",
+    "Exception in callback",
+    "was never",
+    "was destroyed",
+    "panicked",
+    "Fatal Python error",
+    "ResourceWarning",
+    "DeprecationWarning: 'asyncio",
+)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port: int = taken.getsockname()[1]
+        return port
+
+
+def wait_until(what: Callable[[], bool], reason: str, seconds: float = PATIENCE) -> None:
+    deadline = time.monotonic() + seconds
+    while not what():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{reason} not within {seconds:g} s")
+        time.sleep(0.02)
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+class Program:
+    """A process, with all that it writes."""
+
+    def __init__(self, command: Sequence[str | Path], directory: Path, **environment: str) -> None:
+        # Not read through the descriptor that the program writes to, for they would share a position.
+        self.output = tempfile.NamedTemporaryFile("ab")  # noqa: SIM115
+        self.process = subprocess.Popen(
+            [str(part) for part in command],
+            cwd=directory,
+            env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": search_path(), **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=self.output,
+            stderr=subprocess.STDOUT,
+            # Ctrl-C at the tests is not for it, and whatever it starts can be ended with it.
+            start_new_session=True,
+        )
+
+    def written(self) -> str:
+        return Path(self.output.name).read_text(errors="replace")
+
+    def wait_until(self, what: Callable[[], bool], reason: str) -> None:
+        def happened() -> bool:
+            if self.process.poll() is not None:
+                raise RuntimeError(f"ended with {self.process.returncode}:\n{self.written()}")
+            return what()
+
+        try:
+            wait_until(happened, reason)
+        except TimeoutError as error:
+            raise TimeoutError(f"{error}:\n{self.written()}") from None
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Ask it to end, and return its status. What it wrote must show no trouble."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        status = self.process.wait(PATIENCE)
+        written = self.written()
+        trouble = [sign for sign in TROUBLE if sign in written]
+        if trouble:
+            raise RuntimeError(f"{', '.join(trouble)} in what it wrote:\n{written}")
+        return status
+
+    def kill(self) -> None:
+        """End it and its children, if they have not ended."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait(PATIENCE)
+        self.output.close()
+
+
+def search_path() -> str:
+    return os.pathsep.join([str(APPLICATIONS), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
+@contextmanager
+def running(
+    *command: str | Path,
+    port: int | None = None,
+    directory: Path = APPLICATIONS,
+    ends_with: Sequence[int] = (0, -signal.SIGTERM),
+    **environment: str,
+) -> Iterator[Program]:
+    """A Python program with `command` as arguments, ready when it listens at `port`, stopped at the end."""
+    program = Program([sys.executable, *command], directory, **environment)
+    try:
+        if port is not None:
+            program.wait_until(lambda: listens(port), f"listening at port {port}")
+        yield program
+        status = program.stop()
+        if status not in ends_with:
+            raise RuntimeError(f"ended with {status}:\n{program.written()}")
+    finally:
+        program.kill()

@@ -1,0 +1,87 @@
+"""The test suites of anyio and aiohttp, from their source distributions, on asyncio and on hotloop.
+
+Both suites know uvloop, and find hotloop under that name. What passes on asyncio must pass on hotloop.
+"""
+
+import importlib.metadata
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import xml.etree.ElementTree
+from pathlib import Path
+
+import pytest
+
+STAND_INS = Path(__file__).parent / "stand_ins"
+PATIENCE = 900
+
+
+def sources(package: str, folder: Path) -> Path:
+    """The source distribution of what is installed."""
+    release = f"{package}=={importlib.metadata.version(package)}"
+    download = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", package]
+    subprocess.run([*download, "--dest", str(folder), release], check=True, timeout=PATIENCE)
+    (archive,) = folder.glob("*.tar.gz")
+    with tarfile.open(archive) as file:
+        file.extractall(folder, filter="data")
+    return archive.with_name(archive.name.removesuffix(".tar.gz"))
+
+
+def outcomes(folder: Path, *options: str) -> dict[str, str]:
+    """What became of each test."""
+    report = folder / "report.xml"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:asyncio", f"--junitxml={report}", *options]
+    path = os.pathsep.join([str(STAND_INS), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert done.returncode in (0, 1), done.stdout + done.stderr
+    found = {}
+    for case in xml.etree.ElementTree.parse(report).iter("testcase"):
+        problem = next(
+            (child.tag for child in case if child.tag in ("failure", "error", "skipped")), "passed"
+        )
+        found[f"{case.get('classname')}::{case.get('name')}"] = problem
+    return found
+
+
+def check(found: dict[str, str], theirs: str, ours: str, least: int) -> None:
+    """What passes under the one name passes under the other."""
+    ran = [name for name in found if re.search(rf"\b{re.escape(ours)}\b", name) and found[name] == "passed"]
+    assert len(ran) >= least, f"only {len(ran)} tests ran on hotloop"
+    worse = [
+        name
+        for name, outcome in found.items()
+        if outcome in ("failure", "error")
+        and re.search(rf"\b{re.escape(ours)}\b", name)
+        and found.get(name.replace(ours, theirs)) == "passed"
+    ]
+    assert not worse, "\n".join(worse)
+
+
+@pytest.mark.timeout(2 * PATIENCE)
+@pytest.mark.software("anyio")
+def test_anyio(tmp_path: Path) -> None:
+    """Its own test suite."""
+    folder = sources("anyio", tmp_path)
+    found = outcomes(folder, "-m", "not network", "-k", "asyncio")
+    check(found, "asyncio", "asyncio+uvloop", 700)
+
+
+@pytest.mark.timeout(2 * PATIENCE)
+@pytest.mark.software("aiohttp")
+def test_aiohttp(tmp_path: Path) -> None:
+    """The functional tests of its own test suite."""
+    folder = sources("aiohttp", tmp_path)
+    # The sources would hide the package that is installed.
+    (folder / "aiohttp").rename(folder / "aiohttp-sources")
+    files = sorted(str(path.relative_to(folder)) for path in (folder / "tests").glob("test_*functional.py"))
+    found = outcomes(folder, "--aiohttp-loop=pyloop,uvloop", "-o", "addopts=", *files)
+    check(found, "pyloop", "uvloop", 700)
