@@ -7,6 +7,7 @@ of its docstring what it does. `--compatibility FILE` writes a page with all of 
 import datetime
 import importlib.metadata
 import platform
+import re
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,9 +109,8 @@ def version(package: str) -> str:
             printed = subprocess.run(SERVERS[package], capture_output=True, text=True, check=True).stdout
         except (OSError, subprocess.CalledProcessError):
             return "(not installed)"
-        return next(
-            (word.removeprefix("v=") for word in printed.split() if word[:3].strip("v=").isdigit()), ""
-        )
+        found = re.search(r"\d+\.[\d.]+", printed)
+        return found.group() if found else "(unknown)"
     return importlib.metadata.version(package) if package != "CPython" else platform.python_version()
 
 

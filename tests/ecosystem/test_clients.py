@@ -71,7 +71,7 @@ def test_httpx(server: str) -> None:
     hotloop.run(main(), debug=False)
 
 
-@pytest.mark.software("httpx", "h2")
+@pytest.mark.software("httpx")
 def test_httpx_tls(tls_server: str, certificate: Certificate) -> None:
     """HTTPS with a certificate that is trusted, and one that is not."""
 

@@ -54,7 +54,7 @@ def test_uvicorn_tls(port: int, certificate: Certificate) -> None:
 
 @pytest.mark.software("uvicorn", "starlette")
 def test_uvicorn_ends_gracefully(port: int) -> None:
-    """Told to end under load: all requests in flight are answered, the lifespan ends, status 0."""
+    """Told to end under load: all requests in flight are answered, the lifespan ends."""
     with running(*uvicorn("asgi:app", port), port=port) as program:
         exercises.graceful_end(program, f"http://127.0.0.1:{port}")
 
