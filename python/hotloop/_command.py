@@ -6,8 +6,8 @@ What a program can see of how it was started is as it is with `python` in place 
 from __future__ import annotations
 
 import builtins
+import io
 import linecache
-import marshal
 import os
 import pkgutil
 import runpy
@@ -40,11 +40,13 @@ with a __main__.py.
 """
 
 DEBUG = "PYTHONASYNCIODEBUG"
-HEADER = 16
-"""How many bytes of a compiled file come before its code."""
+
+# What type checkers do not know of the standard library.
+_linecache: Any = linecache
+_runpy: Any = runpy
 
 # What Python itself calls for -m, for directories and for archives.
-run_module_as_main: Any = runpy._run_module_as_main  # type: ignore[attr-defined]
+run_module_as_main = _runpy._run_module_as_main
 
 
 class Refused(Exception):
@@ -188,14 +190,14 @@ def run_source(source: str | bytes, filename: str, **attributes: object) -> None
         code = compile(source, filename, "exec", dont_inherit=True)
         if isinstance(source, str) and sys.version_info >= (3, 13):
             # Tracebacks show what was given with -c, too.
-            register: Any = linecache._register_code  # type: ignore[attr-defined]
-            register(code if sys.version_info >= (3, 14) else filename, source, filename)
+            key = code if sys.version_info >= (3, 14) else filename
+            _linecache._register_code(key, source, filename)
         exec(code, main_namespace(attributes))
 
 
 def run_compiled(compiled: bytes, **attributes: object) -> None:
     with Unseen():
-        exec(marshal.loads(compiled[HEADER:]), main_namespace(attributes))
+        exec(pkgutil.read_code(io.BytesIO(compiled)), main_namespace(attributes))
 
 
 def main_namespace(attributes: dict[str, object]) -> dict[str, object]:

@@ -78,6 +78,7 @@ fn has_processors() -> bool {
 pub struct Doze {
     /// Whether it was enough: somebody has ended the sleep, or descriptors are ready.
     pub is_over: bool,
+    /// How long it took, by the last look at the clock.
     pub seconds: f64,
 }
 

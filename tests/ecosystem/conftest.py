@@ -9,6 +9,7 @@ import importlib.metadata
 import platform
 import re
 import subprocess
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,14 +46,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if not (function and function.__doc__):
             raise pytest.UsageError(f"{item.nodeid} does not say in its docstring what it does")
         what = function.__doc__.strip().split("\n")[0].rstrip(".")
-        callspec = getattr(item, "callspec", None)
-        if callspec is not None:
-            what += f" ({callspec.id})"
         config.stash[EXERCISES][item.nodeid] = Exercise(marker.args, what)
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):  # type: ignore[no-untyped-def]
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
     exercise = item.config.stash[EXERCISES].get(item.nodeid)
     if exercise is not None:
@@ -111,7 +109,7 @@ def version(package: str) -> str:
             return "(not installed)"
         found = re.search(r"\d+\.[\d.]+", printed)
         return found.group() if found else "(unknown)"
-    return importlib.metadata.version(package) if package != "CPython" else platform.python_version()
+    return importlib.metadata.version(package)
 
 
 @pytest.fixture
@@ -121,10 +119,9 @@ def port() -> int:
 
 
 @pytest.fixture(scope="session")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def certificate(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Files of a certificate for localhost: its authority, itself, its key."""
     folder = tmp_path_factory.mktemp("certificate")
-    authority = trustme.CA()
     leaf = authority.issue_cert("localhost", "127.0.0.1")
     paths = {name: str(folder / f"{name}.pem") for name in ("authority", "certificate", "key")}
     authority.cert_pem.write_to_path(paths["authority"])

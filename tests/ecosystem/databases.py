@@ -43,6 +43,7 @@ def postgres(folder: Path, certificate: dict[str, str]) -> Iterator[Server]:
     if user is not None:
         for path in [folder, *folder.iterdir()]:
             shutil.chown(path, user, user)
+        # Whoever runs it must get to its folder, and pytest's are for nobody but root.
         for parent in folder.parents:
             if parent.owner() == "root" and parent.stat().st_mode & 0o001 == 0:
                 parent.chmod(parent.stat().st_mode | 0o011)

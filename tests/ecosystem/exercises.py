@@ -7,6 +7,8 @@ import concurrent.futures
 import json
 import os
 import ssl
+import time
+from pathlib import Path
 
 import httpx
 import programs
@@ -93,6 +95,25 @@ def json_websocket(url: str) -> None:
         for number in range(10):
             socket.send(json.dumps({"number": number}))
             assert json.loads(socket.recv()) == {"got": {"number": number}}
+
+
+def facts(base: str) -> dict[str, object]:
+    """What the application says of itself; nothing while no server answers."""
+    try:
+        found: dict[str, object] = httpx.get(base).json()
+    except httpx.TransportError:
+        return {}
+    return found
+
+
+def reload(program: programs.Program, base: str, file: Path) -> None:
+    """A change of the file is served; the application tells its version."""
+    program.wait_until(lambda: facts(base).get("version") == 1, "the first version")
+    # The reloader looks at the files for the first time when it has started.
+    time.sleep(1)
+    # A file of another size: Python takes one of the same second and size for the one that it has compiled.
+    file.write_text(file.read_text().replace("VERSION = 1", "VERSION = 1 + 1"))
+    program.wait_until(lambda: facts(base).get("version") == 2, "the second version")
 
 
 def graceful_end(program: programs.Program, base: str, requests: int = 32) -> None:

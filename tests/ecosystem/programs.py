@@ -37,11 +37,11 @@ def free_port() -> int:
         return port
 
 
-def wait_until(what: Callable[[], bool], reason: str, seconds: float = PATIENCE) -> None:
-    deadline = time.monotonic() + seconds
+def wait_until(what: Callable[[], bool], reason: str) -> None:
+    deadline = time.monotonic() + PATIENCE
     while not what():
         if time.monotonic() > deadline:
-            raise TimeoutError(f"{reason} not within {seconds:g} s")
+            raise TimeoutError(f"{reason} not within {PATIENCE:g} s")
         time.sleep(0.02)
 
 
@@ -55,11 +55,17 @@ class Program:
 
     def __init__(self, command: Sequence[str | Path], directory: Path, **environment: str) -> None:
         # Not read through the descriptor that the program writes to, for they would share a position.
+        # Open for as long as the program runs: kill() closes it.
         self.output = tempfile.NamedTemporaryFile("ab")  # noqa: SIM115
         self.process = subprocess.Popen(
             [str(part) for part in command],
             cwd=directory,
-            env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": search_path(), **environment},
+            env={
+                **os.environ,
+                "PYTHONUNBUFFERED": "1",
+                "PYTHONPATH": search_path(APPLICATIONS),
+                **environment,
+            },
             stdin=subprocess.DEVNULL,
             stdout=self.output,
             stderr=subprocess.STDOUT,
@@ -81,16 +87,18 @@ class Program:
         except TimeoutError as error:
             raise TimeoutError(f"{error}:\n{self.written()}") from None
 
-    def stop(self, number: int = signal.SIGTERM) -> int:
-        """Ask it to end, and return its status. What it wrote must show no trouble."""
+    def stop(self) -> None:
+        """Ask it to end. It must end well, and what it wrote must show no trouble."""
         if self.process.poll() is None:
-            self.process.send_signal(number)
+            self.process.terminate()
         status = self.process.wait(PATIENCE)
         written = self.written()
+        # Some end by the signal, once they have done what is to be done.
+        if status not in (0, -signal.SIGTERM):
+            raise RuntimeError(f"ended with {status}:\n{written}")
         trouble = [sign for sign in TROUBLE if sign in written]
         if trouble:
             raise RuntimeError(f"{', '.join(trouble)} in what it wrote:\n{written}")
-        return status
 
     def kill(self) -> None:
         """End it and its children, if they have not ended."""
@@ -100,8 +108,9 @@ class Program:
         self.output.close()
 
 
-def search_path() -> str:
-    return os.pathsep.join([str(APPLICATIONS), *filter(None, [os.environ.get("PYTHONPATH")])])
+def search_path(folder: Path) -> str:
+    """A PYTHONPATH with that folder before what is there."""
+    return os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 @contextmanager
@@ -109,7 +118,6 @@ def running(
     *command: str | Path,
     port: int | None = None,
     directory: Path = APPLICATIONS,
-    ends_with: Sequence[int] = (0, -signal.SIGTERM),
     **environment: str,
 ) -> Iterator[Program]:
     """A Python program with `command` as arguments, ready when it listens at `port`, stopped at the end."""
@@ -118,8 +126,6 @@ def running(
         if port is not None:
             program.wait_until(lambda: listens(port), f"listening at port {port}")
         yield program
-        status = program.stop()
-        if status not in ends_with:
-            raise RuntimeError(f"ended with {status}:\n{program.written()}")
+        program.stop()
     finally:
         program.kill()

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import os
-import ssl
 from collections.abc import AsyncIterator, Iterator
 
 import aiohttp
@@ -15,7 +14,9 @@ import httpx
 import pytest
 import websockets.asyncio.client
 import websockets.asyncio.server
+from helpers_tls import client_context, server_context
 from programs import free_port, running
+from trustme import CA
 
 Certificate = dict[str, str]
 
@@ -35,10 +36,6 @@ def tls_server(certificate: Certificate) -> Iterator[str]:
     files = ["--ssl-certfile", certificate["certificate"], "--ssl-keyfile", certificate["key"]]
     with running(*command, *files, port=port):
         yield f"https://localhost:{port}"
-
-
-def trusting(certificate: Certificate) -> ssl.SSLContext:
-    return ssl.create_default_context(cafile=certificate["authority"])
 
 
 @pytest.mark.software("httpx", "anyio")
@@ -72,11 +69,11 @@ def test_httpx(server: str) -> None:
 
 
 @pytest.mark.software("httpx")
-def test_httpx_tls(tls_server: str, certificate: Certificate) -> None:
+def test_httpx_tls(tls_server: str, authority: CA) -> None:
     """HTTPS with a certificate that is trusted, and one that is not."""
 
     async def main() -> None:
-        async with httpx.AsyncClient(base_url=tls_server, verify=trusting(certificate)) as client:
+        async with httpx.AsyncClient(base_url=tls_server, verify=client_context(authority)) as client:
             bodies = [os.urandom(100_000) for _ in range(20)]
             answers = await asyncio.gather(*(client.post("/echo", content=body) for body in bodies))
             assert [answer.content for answer in answers] == bodies
@@ -88,11 +85,11 @@ def test_httpx_tls(tls_server: str, certificate: Certificate) -> None:
 
 
 @pytest.mark.software("aiohttp")
-def test_aiohttp_client(tls_server: str, certificate: Certificate) -> None:
+def test_aiohttp_client(tls_server: str, authority: CA) -> None:
     """TLS, connections used again, streamed bodies, websockets, timeouts, a cancelled request."""
 
     async def main() -> None:
-        connector = aiohttp.TCPConnector(ssl=trusting(certificate), limit=8)
+        connector = aiohttp.TCPConnector(ssl=client_context(authority), limit=8)
         made = 0
 
         async def count(*_: object) -> None:
@@ -142,7 +139,7 @@ def test_aiohttp_client(tls_server: str, certificate: Certificate) -> None:
 
 
 @pytest.mark.software("websockets")
-def test_websockets(certificate: Certificate) -> None:
+def test_websockets(authority: CA) -> None:
     """Its server and its client, over TLS, with compression, fragments, pings and both sides closing."""
 
     async def main() -> None:
@@ -150,8 +147,7 @@ def test_websockets(certificate: Certificate) -> None:
             async for message in socket:
                 await socket.send(message)
 
-        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        context.load_cert_chain(certificate["certificate"], certificate["key"])
+        context = server_context(authority)
         async with websockets.asyncio.server.serve(
             echo, "localhost", 0, ssl=context, max_size=None
         ) as server:
@@ -159,7 +155,7 @@ def test_websockets(certificate: Certificate) -> None:
 
             async def talk(number: int) -> None:
                 async with websockets.asyncio.client.connect(
-                    f"wss://localhost:{port}", ssl=trusting(certificate), max_size=None
+                    f"wss://localhost:{port}", ssl=client_context(authority), max_size=None
                 ) as socket:
                     for turn in range(50):
                         await socket.send(f"{number} {turn}")
@@ -175,18 +171,15 @@ def test_websockets(certificate: Certificate) -> None:
 
 
 def anyio_run(function: object, *arguments: object) -> object:
-    return anyio.run(  # type: ignore[arg-type]
-        function, *arguments, backend_options={"loop_factory": hotloop.new_event_loop}
-    )
+    return anyio.run(function, *arguments, backend_options={"loop_factory": hotloop.new_event_loop})
 
 
 @pytest.mark.software("anyio")
-def test_anyio_tcp_and_tls(certificate: Certificate) -> None:
+def test_anyio_tcp_and_tls(authority: CA) -> None:
     """TCP and TLS listeners and streams, with many clients and one that is cancelled."""
 
     async def main() -> None:
-        server_context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        server_context.load_cert_chain(certificate["certificate"], certificate["key"])
+        context = server_context(authority)
 
         async def echo(stream: anyio.abc.ByteStream) -> None:
             async with stream:
@@ -197,13 +190,13 @@ def test_anyio_tcp_and_tls(certificate: Certificate) -> None:
         for tls in (False, True):
             plain = await anyio.create_tcp_listener(local_host="127.0.0.1")
             port = plain.extra(anyio.abc.SocketAttribute.local_port)
-            listener = anyio.streams.tls.TLSListener(plain, server_context) if tls else plain
+            listener = anyio.streams.tls.TLSListener(plain, context) if tls else plain
             async with anyio.create_task_group() as group:
                 group.start_soon(listener.serve, echo)
 
                 async def client(port: int = port, tls: bool = tls) -> None:
                     stream = await anyio.connect_tcp(
-                        "localhost", port, tls=tls, ssl_context=trusting(certificate) if tls else None
+                        "localhost", port, tls=tls, ssl_context=client_context(authority) if tls else None
                     )
                     async with stream:
                         data = os.urandom(200_000)
@@ -304,13 +297,12 @@ def test_anyio_processes_threads_and_signals() -> None:
 
 
 @pytest.mark.software("aiosmtplib")
-def test_aiosmtplib(certificate: Certificate) -> None:
+def test_aiosmtplib(authority: CA) -> None:
     """Mail to a server of the test's: STARTTLS in the midst of a conversation, then a message."""
     received: list[bytes] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        context.load_cert_chain(certificate["certificate"], certificate["key"])
+        context = server_context(authority)
         secure = False
         writer.write(b"220 ready\r\n")
         while line := await reader.readline():
@@ -344,7 +336,7 @@ def test_aiosmtplib(certificate: Certificate) -> None:
             port = server.sockets[0].getsockname()[1]
             for number in range(3):
                 client = aiosmtplib.SMTP(
-                    hostname="localhost", port=port, tls_context=trusting(certificate), start_tls=True
+                    hostname="localhost", port=port, tls_context=client_context(authority), start_tls=True
                 )
                 async with client:
                     body = f"Subject: {number}\r\n\r\n" + "a line\r\n" * 5_000
@@ -372,7 +364,7 @@ def test_aiodns() -> None:
             flags = b"\x81\x83" if missing else b"\x81\x80"
             answer = b"" if missing else b"\xc0\x0c\0\x01\0\x01\0\0\0\x3c\0\x04\x7f\x01\x02\x03"
             counts = b"\0\x01" + (b"\0\0" if missing else b"\0\x01") + b"\0\0\0\0"
-            self.transport.sendto(data[:2] + flags + counts + question + answer, address)  # type: ignore[attr-defined]
+            self.transport.sendto(data[:2] + flags + counts + question + answer, address)
 
     async def main() -> None:
         loop = asyncio.get_running_loop()

@@ -15,6 +15,8 @@ import psycopg_pool
 import pytest
 import redis.asyncio
 from databases import Server
+from helpers_tls import client_context
+from trustme import CA
 
 Certificate = dict[str, str]
 
@@ -29,10 +31,6 @@ def postgres(tmp_path_factory: pytest.TempPathFactory, certificate: Certificate)
 def redis_server(tmp_path_factory: pytest.TempPathFactory, certificate: Certificate) -> Iterator[Server]:
     with databases.redis(tmp_path_factory.mktemp("redis") / "server", certificate) as server:
         yield server
-
-
-def trusting(certificate: Certificate) -> ssl.SSLContext:
-    return ssl.create_default_context(cafile=certificate["authority"])
 
 
 def options(server: Server) -> dict[str, object]:
@@ -125,11 +123,11 @@ def test_asyncpg_cancels(postgres: Server) -> None:
 
 
 @pytest.mark.software("asyncpg", "PostgreSQL")
-def test_asyncpg_tls(postgres: Server, certificate: Certificate) -> None:
+def test_asyncpg_tls(postgres: Server, authority: CA) -> None:
     """TLS, begun within a connection: 16 connections, large results, an untrusted certificate."""
 
     async def main() -> None:
-        context = trusting(certificate)
+        context = client_context(authority)
 
         async def work(number: int) -> None:
             connection = await asyncpg.connect(**options(postgres), ssl=context)

@@ -2,8 +2,8 @@
 
 import asyncio
 import contextlib
+import shutil
 import sys
-import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -158,48 +158,24 @@ def test_tornado(port: int) -> None:
 @pytest.mark.software("tornado")
 def test_tornado_reloads(port: int, tmp_path: Path) -> None:
     """`autoreload`: a changed file is served by the same process, executed anew."""
-    source = (programs.APPLICATIONS / "tornado_server.py").read_text()
-    (tmp_path / "changing.py").write_text(source)
+    file = shutil.copy(programs.APPLICATIONS / "tornado_server.py", tmp_path / "changing.py")
+    base = f"http://127.0.0.1:{port}/"
     with running("changing.py", str(port), "--autoreload", port=port, directory=tmp_path) as program:
-
-        def facts() -> dict[str, object]:
-            try:
-                found: dict[str, object] = httpx.get(f"http://127.0.0.1:{port}/").json()
-            except httpx.TransportError:
-                return {}
-            return found
-
-        program.wait_until(lambda: facts().get("version") == 1, "the first version")
-        # The reloader looks at the files for the first time when it has started.
-        time.sleep(1)
-        (tmp_path / "changing.py").write_text(source.replace("VERSION = 1", "VERSION = 1 + 1"))
-        program.wait_until(lambda: facts().get("version") == 2, "the second version")
-        assert facts()["loop"] == exercises.LOOP
-        assert facts()["pid"] == program.process.pid
+        exercises.reload(program, base, file)
+        assert exercises.facts(base)["loop"] == exercises.LOOP
+        assert exercises.facts(base)["pid"] == program.process.pid
 
 
 @pytest.fixture
 def cluster(port: int, tmp_path: Path) -> Iterator[str]:
     """A scheduler and two workers, the second with its nanny, all of them processes on hotloop."""
     address = f"tcp://127.0.0.1:{port}"
-    scheduler = [
-        "-m",
-        "distributed.cli.dask_scheduler",
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-        "--no-dashboard",
-    ]
-    worker = ["-m", "distributed.cli.dask_worker", address, "--nthreads", "1", "--no-dashboard"]
+    scheduler = f"-m distributed.cli.dask_scheduler --host 127.0.0.1 --port {port} --no-dashboard"
+    worker = f"-m distributed.cli.dask_worker {address} --nthreads 1 --no-dashboard"
     with contextlib.ExitStack() as stack:
-        for command in (scheduler, [*worker, "--no-nanny"], worker):
-            # They log that they were told to end, and how.
-            stack.enter_context(
-                running(
-                    "-m", "hotloop", *command, port=port if command is scheduler else None, directory=tmp_path
-                )
-            )
+        for command, listening in ((scheduler, port), (f"{worker} --no-nanny", None), (worker, None)):
+            words = ["-m", "hotloop", *command.split()]
+            stack.enter_context(running(*words, port=listening, directory=tmp_path))
         yield address
 
 
@@ -213,7 +189,7 @@ def test_dask(cluster: str) -> None:
         return 2 * number
 
     def loops(dask_worker: object) -> str:
-        return type(dask_worker.loop.asyncio_loop).__module__  # type: ignore[attr-defined]
+        return type(dask_worker.loop.asyncio_loop).__module__
 
     async def main() -> None:
         async with Client(cluster, asynchronous=True) as client:
@@ -231,13 +207,22 @@ def test_dask(cluster: str) -> None:
     hotloop.run(main())
 
 
-def run_pytest(folder: Path, *options: str) -> None:
+def run_pytest(folder: Path, files: dict[str, str], *options: str) -> None:
+    for name, text in files.items():
+        (folder / name).write_text(text)
     with running(*options, directory=folder) as program:
         program.process.wait(programs.PATIENCE)
         assert " passed" in program.written(), program.written()
 
 
 STRICTLY = ["-q", "-W", "error", "-o", "asyncio_default_fixture_loop_scope=function"]
+
+ASYNCIO_CHOICE = """
+import hotloop
+
+def pytest_asyncio_loop_factories(config, item):
+    return {"hotloop": hotloop.new_event_loop}
+"""
 
 ASYNCIO_TESTS = """
 import asyncio
@@ -267,46 +252,51 @@ async def test_many(number):
 """
 
 
+ANYIO_CHOICE = """
+import hotloop
+import pytest
+
+@pytest.fixture
+def anyio_backend():
+    return "asyncio", {"loop_factory": hotloop.new_event_loop}
+"""
+
+ANYIO_TESTS = """
+import anyio
+import asyncio
+import pytest
+
+pytestmark = pytest.mark.anyio
+
+@pytest.fixture
+async def nursery():
+    async with anyio.create_task_group() as group:
+        yield group
+
+async def test_loop(nursery):
+    nursery.start_soon(anyio.sleep, 0.01)
+    assert type(asyncio.get_running_loop()).__module__ == "hotloop.loop"
+"""
+
+
 @pytest.mark.software("pytest-asyncio")
 def test_pytest_asyncio(tmp_path: Path) -> None:
     """Tests and fixtures on hotloop, by its hook for loop factories."""
-    (tmp_path / "conftest.py").write_text(
-        "import hotloop\n"
-        "def pytest_asyncio_loop_factories(config, item):\n"
-        "    return {'hotloop': hotloop.new_event_loop}\n"
-    )
-    (tmp_path / "test_it.py").write_text(ASYNCIO_TESTS)
-    run_pytest(tmp_path, "-m", "pytest", *STRICTLY)
+    files = {"conftest.py": ASYNCIO_CHOICE, "test_it.py": ASYNCIO_TESTS}
+    run_pytest(tmp_path, files, "-m", "pytest", *STRICTLY)
 
 
 @pytest.mark.software("pytest-asyncio")
 def test_pytest_asyncio_unchanged(tmp_path: Path) -> None:
     """`python -m hotloop -m pytest`: the same without a word in the tests."""
-    (tmp_path / "test_it.py").write_text(ASYNCIO_TESTS)
-    run_pytest(tmp_path, "-m", "hotloop", "-m", "pytest", *STRICTLY)
+    run_pytest(tmp_path, {"test_it.py": ASYNCIO_TESTS}, "-m", "hotloop", "-m", "pytest", *STRICTLY)
 
 
 @pytest.mark.software("anyio")
 def test_anyio_plugin(tmp_path: Path) -> None:
     """Tests and fixtures of anyio's plugin for pytest on hotloop."""
-    (tmp_path / "conftest.py").write_text(
-        "import hotloop, pytest\n"
-        "@pytest.fixture\n"
-        "def anyio_backend():\n"
-        "    return 'asyncio', {'loop_factory': hotloop.new_event_loop}\n"
-    )
-    (tmp_path / "test_it.py").write_text(
-        "import anyio, asyncio, pytest\n"
-        "pytestmark = pytest.mark.anyio\n"
-        "@pytest.fixture\n"
-        "async def nursery():\n"
-        "    async with anyio.create_task_group() as group:\n"
-        "        yield group\n"
-        "async def test_loop(nursery):\n"
-        "    nursery.start_soon(anyio.sleep, 0.01)\n"
-        "    assert type(asyncio.get_running_loop()).__module__ == 'hotloop.loop'\n"
-    )
-    run_pytest(tmp_path, "-m", "pytest", "-q", "-p", "no:asyncio")
+    files = {"conftest.py": ANYIO_CHOICE, "test_it.py": ANYIO_TESTS}
+    run_pytest(tmp_path, files, "-m", "pytest", "-q", "-p", "no:asyncio")
 
 
 @pytest.mark.software("ipython")
@@ -332,15 +322,8 @@ def test_jupyter_kernel(tmp_path: Path) -> None:
     from jupyter_client.manager import KernelManager
 
     manager = KernelManager()
-    manager.kernel_spec.argv = [
-        sys.executable,
-        "-m",
-        "hotloop",
-        "-m",
-        "ipykernel_launcher",
-        "-f",
-        "{connection_file}",
-    ]
+    command = "-m hotloop -m ipykernel_launcher -f {connection_file}"
+    manager.kernel_spec.argv = [sys.executable, *command.split()]
     manager.kernel_spec.interrupt_mode = "signal"
     manager.start_kernel(cwd=str(tmp_path))
     client = manager.client()

@@ -2,9 +2,8 @@
 
 import concurrent.futures
 import os
+import shutil
 import signal
-import ssl
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +11,9 @@ import exercises
 import httpx
 import programs
 import pytest
+from helpers_tls import client_context
 from programs import running
+from trustme import CA
 
 FACTORY = "hotloop:new_event_loop"
 
@@ -21,10 +22,6 @@ Certificate = dict[str, str]
 
 def uvicorn(application: str, port: int, *options: str) -> list[str]:
     return ["-m", "uvicorn", application, "--port", str(port), "--loop", FACTORY, *options]
-
-
-def trusting(certificate: Certificate) -> ssl.SSLContext:
-    return ssl.create_default_context(cafile=certificate["authority"])
 
 
 @pytest.mark.software("uvicorn", "httptools", "websockets", "starlette")
@@ -44,12 +41,12 @@ def test_uvicorn_h11(port: int) -> None:
 
 
 @pytest.mark.software("uvicorn")
-def test_uvicorn_tls(port: int, certificate: Certificate) -> None:
+def test_uvicorn_tls(port: int, certificate: Certificate, authority: CA) -> None:
     """HTTPS and secure websockets."""
     options = ["--ssl-certfile", certificate["certificate"], "--ssl-keyfile", certificate["key"]]
     with running(*uvicorn("asgi:app", port, *options), port=port):
-        exercises.starlette(f"https://localhost:{port}", trusting(certificate))
-        exercises.websocket(f"wss://localhost:{port}/websocket", trusting(certificate))
+        exercises.starlette(f"https://localhost:{port}", client_context(authority))
+        exercises.websocket(f"wss://localhost:{port}/websocket", client_context(authority))
 
 
 @pytest.mark.software("uvicorn", "starlette")
@@ -62,7 +59,6 @@ def test_uvicorn_ends_gracefully(port: int) -> None:
 @pytest.mark.software("uvicorn")
 def test_uvicorn_workers(port: int) -> None:
     """`--workers 2`: both answer, and one that is killed is replaced."""
-    # Its supervisor says when a worker died, and that worker was killed.
     with running(*uvicorn("identity:app", port, "--workers", "2"), port=port) as program:
 
         def workers() -> set[int]:
@@ -89,22 +85,10 @@ def alive(workers: Callable[[], set[int]]) -> set[int]:
 @pytest.mark.software("uvicorn", "watchfiles")
 def test_uvicorn_reload(port: int, tmp_path: Path) -> None:
     """`--reload`: a changed file is served by a new process."""
-    source = (programs.APPLICATIONS / "identity.py").read_text()
-    (tmp_path / "changing.py").write_text(source)
+    file = shutil.copy(programs.APPLICATIONS / "identity.py", tmp_path / "changing.py")
     command = uvicorn("changing:app", port, "--reload", "--reload-dir", str(tmp_path))
     with running(*command, port=port, directory=tmp_path, WATCHFILES_FORCE_POLLING="1") as program:
-
-        def version() -> object:
-            try:
-                return httpx.get(f"http://127.0.0.1:{port}/").json()["version"]
-            except httpx.TransportError:
-                return None
-
-        program.wait_until(lambda: version() == 1, "the first version")
-        # The reloader looks at the files for the first time when it has started.
-        time.sleep(1)
-        (tmp_path / "changing.py").write_text(source.replace("VERSION = 1", "VERSION = 1 + 1"))
-        program.wait_until(lambda: version() == 2, "the second version")
+        exercises.reload(program, f"http://127.0.0.1:{port}/", file)
 
 
 @pytest.mark.software("fastapi", "uvicorn")
@@ -150,13 +134,13 @@ def test_hypercorn(port: int) -> None:
 
 
 @pytest.mark.software("hypercorn", "h2")
-def test_hypercorn_http2_over_tls(port: int, certificate: Certificate) -> None:
+def test_hypercorn_http2_over_tls(port: int, certificate: Certificate, authority: CA) -> None:
     """HTTP/2 over TLS, and secure websockets."""
     files = ["--certfile", certificate["certificate"], "--keyfile", certificate["key"]]
     command = ["-m", "hotloop", "-m", "hypercorn", "asgi:app", "-b", f"127.0.0.1:{port}", *files]
     with running(*command, port=port):
-        exercises.starlette(f"https://localhost:{port}", trusting(certificate), http2=True)
-        exercises.websocket(f"wss://localhost:{port}/websocket", trusting(certificate))
+        exercises.starlette(f"https://localhost:{port}", client_context(authority), http2=True)
+        exercises.websocket(f"wss://localhost:{port}/websocket", client_context(authority))
 
 
 @pytest.mark.software("granian")
@@ -170,19 +154,8 @@ def test_granian(port: int) -> None:
 @pytest.mark.software("granian")
 def test_granian_command(port: int) -> None:
     """`python -m hotloop -m granian --loop asyncio`."""
-    command = [
-        "-m",
-        "hotloop",
-        "-m",
-        "granian",
-        "--interface",
-        "asgi",
-        "--loop",
-        "asyncio",
-        "--port",
-        str(port),
-    ]
-    with running(*command, "asgi:app", port=port):
+    command = f"-m hotloop -m granian --interface asgi --loop asyncio --port {port} asgi:app".split()
+    with running(*command, port=port):
         exercises.starlette(f"http://127.0.0.1:{port}")
 
 

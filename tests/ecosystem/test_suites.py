@@ -12,6 +12,7 @@ import tarfile
 import xml.etree.ElementTree
 from pathlib import Path
 
+import programs
 import pytest
 
 STAND_INS = Path(__file__).parent / "stand_ins"
@@ -33,11 +34,10 @@ def outcomes(folder: Path, *options: str) -> dict[str, str]:
     """What became of each test."""
     report = folder / "report.xml"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:asyncio", f"--junitxml={report}", *options]
-    path = os.pathsep.join([str(STAND_INS), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
         command,
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": path},
+        env={**os.environ, "PYTHONPATH": programs.search_path(STAND_INS)},
         capture_output=True,
         text=True,
         timeout=PATIENCE,
