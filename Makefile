@@ -15,10 +15,12 @@ export CARGO_TARGET_DIR
 
 # The reactor by itself: without the `python` feature there is no Python to build against.
 REACTOR := --no-default-features
-SOURCES := Cargo.toml Cargo.lock pyproject.toml $(shell find src python -name '*.rs' -o -name '*.py' -o -name '*.pyi')
-LINTERS := 'ruff>=0.17,<0.18' 'mypy>=2.4,<2.5'
+SOURCES := Cargo.toml Cargo.lock pyproject.toml README.md LICENSE-APACHE LICENSE-MIT $(shell find src python -name '*.rs' -o -name '*.py' -o -name '*.pyi')
+LINTERS := 'ruff>=0.17,<0.18' 'mypy>=2.4,<2.5' 'check-jsonschema>=0.33'
+MATURIN := 'maturin>=1.9.4,<2'
 
-.PHONY: help run build test test-reactor test-python test-cpython test-ecosystem compatibility lint format bench bench-check clean
+.PHONY: help run build wheel sdist test test-reactor test-python test-cpython test-wheel test-sdist test-ecosystem compatibility \
+  lint format docs bench bench-check clean
 .NOTPARALLEL:
 
 help: ## list these targets
@@ -29,7 +31,15 @@ run: $(VENV)/.hotloop $(VENV)/.examples ## serve the example; PORT=8000 and HOST
 
 build: $(VENV)/.hotloop ## build a release and install it in .venv
 
-test: test-reactor test-python test-cpython ## run all tests
+wheel: $(VENV)/.wheel ## build a wheel, into dist/
+	@mkdir -p dist
+	cp $(VENV)/wheel/*.whl dist
+
+sdist: $(VENV)/.sdist ## build a source distribution, into dist/
+	@mkdir -p dist
+	cp $(VENV)/sdist/*.tar.gz dist
+
+test: test-reactor test-python test-cpython test-wheel ## run all tests that need nothing else installed
 
 test-reactor: ## the reactor's tests, without Python
 	cargo test $(REACTOR)
@@ -39,6 +49,12 @@ test-python: $(VENV)/.hotloop $(VENV)/.tests ## hotloop's own tests
 
 test-cpython: $(VENV)/.hotloop ## CPython's asyncio tests, on hotloop
 	$(BIN)/python tests/cpython/run.py --jobs $(JOBS)
+
+test-wheel: $(VENV)/.hotloop $(VENV)/.tests $(VENV)/.package-tests ## install the wheel in an empty environment, and use it
+	$(BIN)/python -m pytest tests/package/test_wheel.py --wheel $(VENV)/wheel/*.whl
+
+test-sdist: $(VENV)/.sdist $(VENV)/.hotloop $(VENV)/.tests $(VENV)/.package-tests ## build hotloop from its source distribution, and use it
+	$(BIN)/python -m pytest tests/package/test_sdist.py --sdist $(VENV)/sdist/*.tar.gz
 
 test-ecosystem: $(VENV)/.hotloop $(VENV)/.ecosystem ## other people's servers, clients and databases on hotloop
 	$(BIN)/python -m pytest tests/ecosystem
@@ -54,6 +70,7 @@ lint: $(VENV)/.hotloop $(VENV)/.linters ## check format, style and types
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/python -m mypy.stubtest hotloop._core
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 
 format: $(VENV)/.linters ## put all sources into the project's format
 	cargo fmt
@@ -66,18 +83,39 @@ bench: $(VENV)/.hotloop $(VENV)/.peers ## compare event loops, into docs/; ROWS=
 bench-check: $(VENV)/.hotloop ## fail if scheduling costs more than it did; UPDATE=1 keeps what it costs now
 	$(BIN)/python -m benchmarks.check $(if $(UPDATE),--update)
 
+docs: $(VENV)/.docs ## build the site of the documentation, into site/; SERVE=1 shows it and follows changes
+	$(BIN)/mkdocs $(if $(SERVE),serve,build --strict)
+
 clean: ## remove all that was built and installed
-	rm -rf $(VENV) target benchmarks/load/target benchmarks/reactor/target dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) target benchmarks/load/target benchmarks/reactor/target dist site .pytest_cache .mypy_cache .ruff_cache
 
 $(VENV)/pyvenv.cfg:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.hotloop: $(SOURCES) | $(VENV)/pyvenv.cfg
-	$(BIN)/pip install --quiet --force-reinstall --no-deps .
+$(VENV)/.maturin: | $(VENV)/pyvenv.cfg
+	$(BIN)/pip install --quiet $(MATURIN)
+	@touch $@
+
+$(VENV)/.wheel: $(SOURCES) | $(VENV)/.maturin
+	@rm -rf $(VENV)/wheel
+	$(BIN)/maturin build --release --locked --interpreter $(BIN)/python --out $(VENV)/wheel
+	@touch $@
+
+$(VENV)/.sdist: $(SOURCES) | $(VENV)/.maturin
+	@rm -rf $(VENV)/sdist
+	$(BIN)/maturin sdist --out $(VENV)/sdist
+	@touch $@
+
+$(VENV)/.hotloop: $(VENV)/.wheel
+	$(BIN)/pip install --quiet --force-reinstall --no-deps $(VENV)/wheel/*.whl
 	@touch $@
 
 $(VENV)/.tests: tests/requirements.txt | $(VENV)/pyvenv.cfg
 	$(BIN)/pip install --quiet --requirement tests/requirements.txt
+	@touch $@
+
+$(VENV)/.package-tests: tests/package/requirements.txt | $(VENV)/pyvenv.cfg
+	$(BIN)/pip install --quiet --requirement tests/package/requirements.txt
 	@touch $@
 
 $(VENV)/.ecosystem: tests/ecosystem/requirements.txt | $(VENV)/pyvenv.cfg
@@ -92,6 +130,10 @@ $(VENV)/.peers: benchmarks/requirements.txt | $(VENV)/pyvenv.cfg
 	@sed '/^#/d' $< | while read -r package; do \
 	  $(BIN)/pip install --quiet --only-binary :all: "$$package" </dev/null || echo "$$package: not installed, and left out"; \
 	done
+	@touch $@
+
+$(VENV)/.docs: docs/requirements.txt | $(VENV)/pyvenv.cfg
+	$(BIN)/pip install --quiet --requirement docs/requirements.txt
 	@touch $@
 
 $(VENV)/.linters: Makefile | $(VENV)/pyvenv.cfg

@@ -22,7 +22,9 @@ from ._support import check_ssl_socket
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
-    from typing import Any
+    from typing import Any, TypeVar
+
+    _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 _create_connection = asyncio.BaseEventLoop.create_connection
 _start_tls = asyncio.BaseEventLoop.start_tls
@@ -36,6 +38,11 @@ _socket_connect = _socket.socket.connect
 # What asyncio's event loop for Unix does once a connection, or once a program, in functions that ask nothing
 # of their loop but the methods that this one has, too. Each Python brings its own version.
 _Unix: Any = asyncio.SelectorEventLoop
+
+
+def _with_signature_of(function: _Function) -> Callable[[Callable[..., Any]], _Function]:
+    """functools.wraps() for a method that takes what another does, whatever that is in the running Python."""
+    return functools.wraps(function)  # type: ignore[return-value]
 
 
 class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEventLoop):
@@ -105,7 +112,8 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
             return
         self._end_signal_handling()
         self._forget_children()
-        asyncio.BaseEventLoop.close(self)
+        # Not by its name: at the end of the interpreter this module may have none any more.
+        super().close()
         self._close()
 
     def set_debug(self, enabled: bool) -> None:
@@ -147,9 +155,8 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
 
     # --- Transports ---
 
-    # The signature is the running Python's.
-    @functools.wraps(_create_connection)
-    async def create_connection(  # type: ignore[override]
+    @_with_signature_of(_create_connection)
+    async def create_connection(
         self, protocol_factory: Any, host: Any = None, port: Any = None, **options: Any
     ) -> Any:
         connection = self._connect(host, port) if self._connects_itself(options) else None
@@ -211,9 +218,8 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
         self._make_socket_transport(rawsock, ssl_protocol, extra=extra, server=server, context=context)
         return ssl_protocol._app_transport
 
-    # The signature is the running Python's.
-    @functools.wraps(_start_tls)
-    async def start_tls(self, *args: Any, **options: Any) -> Any:  # type: ignore[override]
+    @_with_signature_of(_start_tls)
+    async def start_tls(self, *args: Any, **options: Any) -> Any:
         from ._tls import hasten
 
         transport = await _start_tls(self, *args, **options)
@@ -253,8 +259,9 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
             except OSError as error:
                 logger.error("Unable to clean up listening UNIX socket %r: %r", path, error)
 
-    create_unix_connection = _Unix.create_unix_connection
-    create_unix_server = _Unix.create_unix_server
+    if not TYPE_CHECKING:  # Their types are AbstractEventLoop's.
+        create_unix_connection = _Unix.create_unix_connection
+        create_unix_server = _Unix.create_unix_server
     _accept_connection2 = _Unix._accept_connection2
 
 

@@ -4,7 +4,6 @@
 //! transport is: it is an object with a function to call when something happens to it.
 
 mod future;
-mod pace;
 mod ready;
 mod receiving;
 mod watching;
@@ -27,11 +26,10 @@ use crate::handle::Schedule;
 use crate::reactor::clock;
 use crate::reactor::datagram::Batch;
 use crate::reactor::doze::{Drowsiness, doze};
+use crate::reactor::pace::Pace;
 use crate::reactor::poller::{self, Poller};
 use crate::reactor::registry::Registry;
 use crate::reactor::waker::Inbox;
-
-use pace::Pace;
 
 pub use future::resolve;
 pub use ready::{OnReady, Readiness, Ready, Step};

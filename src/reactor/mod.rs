@@ -4,6 +4,7 @@
 //! - [`poller`]: waits for descriptors, and for a wake-up from another thread.
 //! - [`registry`]: which descriptor is watched, for what, on whose behalf.
 //! - [`doze`]: waiting without sleeping.
+//! - [`pace`]: when the clock and the descriptors are looked at.
 //! - [`timers`]: what is due when.
 //! - [`waker`]: work handed over by other threads.
 //! - [`socket`], [`datagram`], [`pipe`]: the system calls that transports make.
@@ -11,6 +12,7 @@
 pub mod clock;
 pub mod datagram;
 pub mod doze;
+pub mod pace;
 pub mod pipe;
 pub mod poller;
 pub mod registry;

@@ -116,18 +116,32 @@ def reload(program: programs.Program, base: str, file: Path) -> None:
     program.wait_until(lambda: facts(base).get("version") == 2, "the second version")
 
 
-def graceful_end(program: programs.Program, base: str, requests: int = 32) -> None:
-    """Told to end while requests are in flight, the server answers each of them."""
+def graceful_end(program: programs.Program, base: str, requests: int = 32, clients: int = 8) -> None:
+    """Told to end under load, the server answers each request that it has begun with."""
+
+    def load() -> int:
+        """One request after the other, for as long as there is a server; how many were answered."""
+        answered = 0
+        with httpx.Client(base_url=base, timeout=programs.PATIENCE) as client:
+            while True:
+                try:
+                    assert client.get("/slow?seconds=0.01").text == "done"
+                except httpx.TransportError:
+                    return answered
+                answered += 1
+
     with (
         httpx.Client(base_url=base, timeout=programs.PATIENCE) as client,
-        concurrent.futures.ThreadPoolExecutor(requests) as pool,
+        concurrent.futures.ThreadPoolExecutor(requests + clients) as pool,
     ):
         answers = [pool.submit(httpx.get, f"{base}/slow?seconds=1.5", timeout=30) for _ in range(requests)]
+        loads = [pool.submit(load) for _ in range(clients)]
         program.wait_until(
-            lambda: client.get("/").json()["in_flight"] == requests, f"{requests} requests in flight"
+            lambda: client.get("/").json()["in_flight"] >= requests, f"{requests} requests in flight"
         )
         program.process.terminate()
         for answer in answers:
             assert answer.result().text == "done"
+        answered = requests + sum(done.result() for done in loads)
     program.process.wait(programs.PATIENCE)
-    assert "the lifespan is over" in program.written()
+    assert f"the lifespan is over, {answered} slow requests were begun" in program.written()

@@ -37,11 +37,11 @@ def free_port() -> int:
         return port
 
 
-def wait_until(what: Callable[[], bool], reason: str) -> None:
-    deadline = time.monotonic() + PATIENCE
+def wait_until(what: Callable[[], bool], reason: str, patience: float = PATIENCE) -> None:
+    deadline = time.monotonic() + patience
     while not what():
         if time.monotonic() > deadline:
-            raise TimeoutError(f"{reason} not within {PATIENCE:g} s")
+            raise TimeoutError(f"{reason} not within {patience:g} s")
         time.sleep(0.02)
 
 
@@ -76,14 +76,14 @@ class Program:
     def written(self) -> str:
         return Path(self.output.name).read_text(errors="replace")
 
-    def wait_until(self, what: Callable[[], bool], reason: str) -> None:
+    def wait_until(self, what: Callable[[], bool], reason: str, patience: float = PATIENCE) -> None:
         def happened() -> bool:
             if self.process.poll() is not None:
                 raise RuntimeError(f"ended with {self.process.returncode}:\n{self.written()}")
             return what()
 
         try:
-            wait_until(happened, reason)
+            wait_until(happened, reason, patience)
         except TimeoutError as error:
             raise TimeoutError(f"{error}:\n{self.written()}") from None
 

@@ -2,12 +2,14 @@
 
 A fenced block of Python with a title is a file of that name. A comment before a block says what to do:
 
+    <!-- run -->              run it; it succeeds
     <!-- prints: TEXT -->     run it; this is all that it prints
     <!-- serves: URL -->      run it until it has answered a request there
     <!-- runs: ADDRESS -->    run it beside the rest of the page, once it listens there, if it says where
     <!-- not run: REASON -->  leave it
 
-Shell commands are run in any case, and succeed. Blocks of Python that have no title are one program.
+Shell commands are run in any case. Blocks of Python that have no title are one program. `in the checkout`, or
+`in FOLDER` of it, after the verb is where a command runs.
 """
 
 import contextlib
@@ -26,14 +28,21 @@ import programs
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted(ROOT.glob("*/README.md"))]
+PAGES = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted(ROOT.glob("*/README.md")),
+    ROOT / "benchmarks/reactor/README.md",
+]
 
 FENCE = re.compile(
-    r"(?:<!-- (?P<verb>[a-z ]+)(?:: (?P<object>.*?))? -->\n)?"
+    r"(?:<!-- (?P<verb>run|prints|serves|runs|not run)(?: in (?P<place>[\w/ ]+))?"
+    r"(?:: (?P<object>.*?))? -->\n)?"
     r'```(?P<language>\w*)(?: title="(?P<title>[^"]+)")?\n(?P<code>.*?)\n```',
     re.DOTALL,
 )
-SHELLS = ("sh", "console", "bash")
+PATIENCE = 240.0
+"""Seconds that a command may take, some of which build something first."""
 
 
 @dataclass
@@ -43,7 +52,18 @@ class Block:
     title: str | None
     code: str
     verb: str | None
+    place: str | None
     object: str | None
+
+    def folder(self, page: Path) -> Path:
+        """Where its commands run, on a page whose files are in this folder."""
+        match self.place:
+            case None:
+                return page
+            case "the checkout":
+                return ROOT
+            case place:
+                return ROOT / place
 
 
 def blocks(page: Path) -> list[Block]:
@@ -55,6 +75,7 @@ def blocks(page: Path) -> list[Block]:
             found["title"],
             found["code"],
             found["verb"],
+            found["place"],
             found["object"],
         )
         for found in FENCE.finditer(text)
@@ -70,7 +91,7 @@ class Reader:
         self.program: list[str] = []
 
     def follow(self, block: Block) -> None:
-        if block.verb == "not run" or block.language not in ("python", *SHELLS):
+        if block.verb == "not run" or block.language not in ("python", "sh"):
             return
         if block.language == "python":
             if block.title is None:
@@ -89,40 +110,30 @@ class Reader:
         if block.verb in ("serves", "runs"):
             assert block.object is not None
             address = urlsplit(block.object)
-            program = self.background.enter_context(self.started(command))
+            program = self.background.enter_context(started(command, block.folder(self.folder)))
             port = address.port
             if port is not None:
-                program.wait_until(lambda: programs.listens(port), f"{command} at {block.object}")
+                program.wait_until(lambda: programs.listens(port), f"{command} at {block.object}", PATIENCE)
             if block.verb == "serves":
                 assert port is not None
                 answer = httpx.get(block.object)
                 assert answer.status_code == 200
-                assert answer.text.startswith("hello") or answer.text == "hotloop.loop"
+                assert answer.text.startswith("hello") or "hotloop" in answer.text
                 program.kill()
                 programs.wait_until(lambda: not programs.listens(port), f"the end of {command}")
             return
         done = subprocess.run(
             command,
             shell=True,
-            cwd=self.folder,
+            cwd=block.folder(self.folder),
             env=environment(),
             capture_output=True,
             text=True,
-            timeout=programs.PATIENCE,
+            timeout=PATIENCE,
         )
         assert done.returncode == 0, f"{command}:\n{done.stdout}{done.stderr}"
         if block.verb == "prints":
             assert done.stdout.strip() == block.object, done.stderr
-
-    @contextlib.contextmanager
-    def started(self, command: str) -> Iterator[programs.Program]:
-        words = shlex.split(command)
-        words[0] = str(Path(sys.executable).parent / words[0]) if words[0] != "python" else sys.executable
-        program = programs.Program(words, self.folder)
-        try:
-            yield program
-        finally:
-            program.kill()
 
     def finish(self) -> None:
         if self.program:
@@ -131,17 +142,27 @@ class Reader:
                 cwd=self.folder,
                 capture_output=True,
                 text=True,
-                timeout=programs.PATIENCE,
+                timeout=PATIENCE,
             )
             assert done.returncode == 0, done.stderr
 
 
+@contextlib.contextmanager
+def started(command: str, folder: Path) -> Iterator[programs.Program]:
+    program = programs.Program(shlex.split(command, comments=True), folder, **environment())
+    try:
+        yield program
+    finally:
+        program.kill()
+
+
 def environment() -> dict[str, str]:
-    """Commands are those of the Python that runs the tests."""
-    return {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    """Commands are those of the Python that runs the tests, and make finds hotloop installed there."""
+    folder = Path(sys.executable).parent
+    return {**os.environ, "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}", "VENV": str(folder.parent)}
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(2 * PATIENCE)
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_code_of_a_page(page: Path, tmp_path: Path) -> None:
     with contextlib.ExitStack() as background:
@@ -153,6 +174,15 @@ def test_code_of_a_page(page: Path, tmp_path: Path) -> None:
                 error.add_note(f"in {page.name}, line {block.line}")
                 raise
         reader.finish()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_all_code_of_a_page_is_seen(page: Path) -> None:
+    """Each block of code is of a language that is run, or is not code; none is only indented."""
+    assert {block.language for block in blocks(page)} <= {"python", "sh", "text"}
+    beside = FENCE.sub("", page.read_text())
+    assert "```" not in beside
+    assert not re.search(r"\n\n {4}\S", beside)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

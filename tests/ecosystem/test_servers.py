@@ -51,7 +51,7 @@ def test_uvicorn_tls(port: int, certificate: Certificate, authority: CA) -> None
 
 @pytest.mark.software("uvicorn", "starlette")
 def test_uvicorn_ends_gracefully(port: int) -> None:
-    """Told to end under load: all requests in flight are answered, the lifespan ends."""
+    """Told to end under load: all requests that were begun are answered, the lifespan ends."""
     with running(*uvicorn("asgi:app", port), port=port) as program:
         exercises.graceful_end(program, f"http://127.0.0.1:{port}")
 
@@ -93,10 +93,11 @@ def test_uvicorn_reload(port: int, tmp_path: Path) -> None:
 
 @pytest.mark.software("fastapi", "uvicorn")
 def test_fastapi(port: int) -> None:
-    """Dependencies, threads, background tasks, server-sent events, websockets."""
-    with running(*uvicorn("fast:app", port), port=port):
+    """Dependencies, threads, background tasks, server-sent events, websockets, a graceful end under load."""
+    with running(*uvicorn("fast:app", port), port=port) as program:
         exercises.fastapi(f"http://127.0.0.1:{port}")
         exercises.json_websocket(f"ws://127.0.0.1:{port}/websocket")
+        exercises.graceful_end(program, f"http://127.0.0.1:{port}")
 
 
 @pytest.mark.software("gunicorn", "uvicorn")
@@ -161,7 +162,7 @@ def test_granian_command(port: int) -> None:
 
 @pytest.mark.software("aiohttp")
 def test_aiohttp_server(port: int) -> None:
-    """`web.run_app`: bodies, streams, websockets, a graceful end with requests in flight."""
+    """`web.run_app`: bodies, streams, websockets, a graceful end under load."""
     with running("-m", "hotloop", "aiohttp_server.py", str(port), port=port) as program:
         exercises.starlette(f"http://127.0.0.1:{port}")
         exercises.websocket(f"ws://127.0.0.1:{port}/websocket")

@@ -5,7 +5,7 @@ import sys
 
 from aiohttp import WSMsgType, web
 
-facts = {"started": 1, "in_flight": 0, "background": 0}
+facts = {"started": 1, "begun": 0, "in_flight": 0, "background": 0}
 tasks: set[asyncio.Task[None]] = set()
 
 
@@ -27,6 +27,7 @@ async def stream(request: web.Request) -> web.StreamResponse:
 
 
 async def slow(request: web.Request) -> web.Response:
+    facts["begun"] += 1
     facts["in_flight"] += 1
     await asyncio.sleep(float(request.query["seconds"]))
     facts["in_flight"] -= 1
@@ -57,7 +58,7 @@ async def websocket(request: web.Request) -> web.WebSocketResponse:
 
 
 async def end(_: web.Application) -> None:
-    print("the lifespan is over", flush=True)
+    print(f"the lifespan is over, {facts['begun']} slow requests were begun", flush=True)
 
 
 app = web.Application(client_max_size=8 << 20)

@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-facts = {"started": 0, "in_flight": 0, "background": 0}
+facts = {"started": 0, "begun": 0, "in_flight": 0, "background": 0}
 
 
 @contextlib.asynccontextmanager
@@ -20,7 +20,7 @@ async def lifespan(_: Starlette) -> AsyncIterator[None]:
     facts["started"] += 1
     yield
     await asyncio.sleep(0.01)
-    print("the lifespan is over", flush=True)
+    print(f"the lifespan is over, {facts['begun']} slow requests were begun", flush=True)
 
 
 async def about(_: Request) -> JSONResponse:
@@ -42,6 +42,7 @@ async def stream(request: Request) -> StreamingResponse:
 
 
 async def slow(request: Request) -> Response:
+    facts["begun"] += 1
     facts["in_flight"] += 1
     await asyncio.sleep(float(request.query_params["seconds"]))
     facts["in_flight"] -= 1

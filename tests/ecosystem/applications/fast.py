@@ -6,16 +6,17 @@ from contextlib import asynccontextmanager
 from typing import Annotated
 
 from fastapi import BackgroundTasks, Depends, FastAPI, HTTPException, WebSocket, WebSocketDisconnect
-from fastapi.responses import StreamingResponse
+from fastapi.responses import PlainTextResponse, StreamingResponse
 from pydantic import BaseModel
 
 done: list[str] = []
+facts = {"begun": 0, "in_flight": 0}
 
 
 @asynccontextmanager
 async def lifespan(_: FastAPI) -> AsyncIterator[None]:
     yield
-    print("the lifespan is over", flush=True)
+    print(f"the lifespan is over, {facts['begun']} slow requests were begun", flush=True)
 
 
 app = FastAPI(lifespan=lifespan)
@@ -40,7 +41,7 @@ def blocking() -> int:
 async def about(
     loop: Annotated[str, Depends(resource)], half: Annotated[int, Depends(blocking)]
 ) -> dict[str, object]:
-    return {"loop": loop, "answer": 2 * half, "done": done}
+    return {"loop": loop, "answer": 2 * half, "done": done, **facts}
 
 
 @app.get("/thread")
@@ -50,6 +51,15 @@ def in_a_thread() -> dict[str, bool]:
     except RuntimeError:
         return {"thread": True}
     return {"thread": False}
+
+
+@app.get("/slow", response_class=PlainTextResponse)
+async def slow(seconds: float) -> str:
+    facts["begun"] += 1
+    facts["in_flight"] += 1
+    await asyncio.sleep(seconds)
+    facts["in_flight"] -= 1
+    return "done"
 
 
 @app.post("/items/{number}")

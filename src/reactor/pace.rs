@@ -5,7 +5,7 @@
 
 use std::cell::Cell;
 
-use crate::reactor::clock;
+use super::clock;
 
 /// While callbacks are ready, descriptors are looked at no more often than this, in seconds...
 const POLL_INTERVAL: f64 = 25e-6;
@@ -34,6 +34,7 @@ impl Instant {
     }
 }
 
+/// Tells when to look.
 pub struct Pace {
     /// Whether this loop did something since the last poll that can have made a descriptor ready.
     stirred: Cell<bool>,

@@ -1,0 +1,48 @@
+"""The source distribution: what is in it, and that hotloop can be built from it."""
+
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+from environments import PATIENCE, Environment
+
+pytestmark = pytest.mark.timeout(PATIENCE)
+
+
+@pytest.fixture(scope="module")
+def sdist(pytestconfig: pytest.Config) -> Path:
+    path: Path = pytestconfig.getoption("--sdist")
+    return path.resolve()
+
+
+def test_files(sdist: Path) -> None:
+    """All that a build needs, and nothing else."""
+    with tarfile.open(sdist) as archive:
+        paths = [Path(*Path(member.name).parts[1:]) for member in archive if member.isfile()]
+    assert {path.parts[0] for path in paths} == {
+        *("Cargo.lock", "Cargo.toml", "LICENSE-APACHE", "LICENSE-MIT", "PKG-INFO", "README.md"),
+        *("pyproject.toml", "python", "src"),
+    }
+    assert {path.suffix for path in paths if path.parts[0] in ("python", "src")} == {
+        ".py",
+        ".pyi",
+        ".rs",
+        ".typed",
+    }
+
+
+def test_twine_accepts_it(sdist: Path) -> None:
+    checked = subprocess.run(
+        [sys.executable, "-m", "twine", "check", "--strict", sdist],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+def test_it_can_be_built_and_works(environment: Environment, sdist: Path) -> None:
+    environment.install(sdist)
+    environment.try_everything()
