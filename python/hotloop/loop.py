@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from typing import Any, TypeVar
 
+    from .metrics import Metrics
+
     _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 _create_connection = asyncio.BaseEventLoop.create_connection
@@ -119,6 +121,20 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
     def set_debug(self, enabled: bool) -> None:
         """Turn debug mode on or off, as asyncio has it."""
         asyncio.BaseEventLoop.set_debug(self, enabled)
+
+    # --- What it does ---
+
+    def metrics(self) -> Metrics:
+        """Return what the loop did since it was made, or since reset_metrics(): see hotloop.metrics.Metrics.
+
+        May be called from any thread.
+        """
+        from .metrics import Histogram, Metrics
+
+        counted = self._metrics()
+        for name in ("iteration_duration", "delay"):
+            counted[name] = Histogram(*counted[name])
+        return Metrics(**counted)
 
     # --- Names ---
 

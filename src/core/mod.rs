@@ -4,6 +4,7 @@
 //! transport is: it is an object with a function to call when something happens to it.
 
 mod future;
+mod metrics;
 mod ready;
 mod receiving;
 mod watching;
@@ -23,7 +24,7 @@ use crate::cpython::object::{Object, check_signals};
 use crate::cpython::os_error::OrOsError;
 use crate::cpython::received::{self, Blank};
 use crate::handle::Schedule;
-use crate::reactor::clock;
+use crate::reactor::clock::{self, Instant};
 use crate::reactor::datagram::Batch;
 use crate::reactor::doze::{Drowsiness, doze};
 use crate::reactor::pace::Pace;
@@ -32,6 +33,7 @@ use crate::reactor::registry::Registry;
 use crate::reactor::waker::Inbox;
 
 pub use future::resolve;
+pub use metrics::Metrics;
 pub use ready::{OnReady, Readiness, Ready, Step};
 pub use receiving::Received;
 pub use watching::{Direction, Waiter, Watch};
@@ -55,8 +57,8 @@ const LONGEST_WAIT: f64 = 24.0 * 3600.0;
 pub struct Core {
     pub schedule: Rc<Schedule>,
     ready: RefCell<VecDeque<Ready>>,
-    /// Handles from other threads.
-    inbox: Inbox<Ready>,
+    /// Handles from other threads, and when they were sent, in ticks of the clock.
+    inbox: Inbox<(Ready, u64)>,
     /// None once the event loop is closed.
     registry: RefCell<Option<Registry<Watch>>>,
     /// Transports with something to send at the end of the iteration.
@@ -75,8 +77,9 @@ pub struct Core {
     /// The same for datagrams.
     batch: Cell<Option<Box<Batch>>>,
     events: Cell<Option<Box<poller::Ready>>>,
-    pace: Pace,
+    pub pace: Pace,
     drowsiness: Drowsiness,
+    pub metrics: Metrics,
 }
 
 /// The time as the event loop's own time() tells it.
@@ -103,6 +106,7 @@ impl Core {
             events: Cell::new(None),
             pace: Pace::default(),
             drowsiness: Drowsiness::default(),
+            metrics: Metrics::default(),
         })
     }
 
@@ -143,7 +147,7 @@ impl Core {
 
     /// Queues from another thread, and wakes the event loop if it is asleep.
     pub fn send(&self, entry: Ready) -> PyResult<()> {
-        if self.inbox.deliver(entry) { self.wake() } else { Ok(()) }
+        if self.inbox.deliver((entry, clock::ticks())) { self.wake() } else { Ok(()) }
     }
 
     /// Ends a wait that is under way in another thread.
@@ -161,7 +165,17 @@ impl Core {
     #[cold]
     fn collect_inbox(&self) {
         let entries = self.inbox.collect();
-        self.ready.borrow_mut().extend(entries);
+        let mut ready = self.ready.borrow_mut();
+        self.metrics.begin_batches(ready.len());
+        for (entry, since) in entries {
+            ready.push_back(entry);
+            self.metrics.add_batch(since, 1);
+        }
+    }
+
+    /// How many callbacks are ready now.
+    pub fn ready_length(&self) -> usize {
+        self.ready.borrow().len()
     }
 
     // --- Iterations ---
@@ -170,6 +184,17 @@ impl Core {
     pub fn run(&self, py: Python<'_>, event_loop: &Object) -> PyResult<()> {
         // What happened before may have made descriptors ready.
         self.pace.stir();
+        let now = Instant::now();
+        self.metrics.begin_run(now);
+        if !self.has_foreign_clock() {
+            self.metrics.look_at_timers(now.seconds);
+        }
+        let result = self.run_iterations(py, event_loop);
+        self.metrics.end_run(&self.pace.tick);
+        result
+    }
+
+    fn run_iterations(&self, py: Python<'_>, event_loop: &Object) -> PyResult<()> {
         loop {
             self.iterate(py, event_loop)?;
             if self.stopping.get() {
@@ -185,10 +210,9 @@ impl Core {
             self.collect_inbox();
         }
         let callbacks_wait = !self.ready.borrow().is_empty() || self.stopping.get();
-        let started = if callbacks_wait && self.is_fast() {
-            self.pace.polled()
-        } else {
-            self.look(py, event_loop, callbacks_wait)?
+        let started = match if callbacks_wait { self.fast() } else { None } {
+            Some(ticks) => Instant { seconds: self.pace.polled(), ticks },
+            None => self.look(py, event_loop, callbacks_wait)?,
         };
         self.iterating.set(true);
         let result = self.run_ready(py, event_loop, started);
@@ -197,28 +221,36 @@ impl Core {
         result.and(flushed)
     }
 
-    /// Whether this iteration needs neither the clock nor the descriptors.
+    /// The time in ticks, if this iteration needs neither the clock nor the descriptors.
     #[inline]
-    fn is_fast(&self) -> bool {
+    fn fast(&self) -> Option<u64> {
+        if self.has_foreign_clock() {
+            return None;
+        }
         let deadline = self.schedule.timers.borrow().next_deadline();
-        !self.has_foreign_clock() && self.pace.is_fast(deadline)
+        self.pace.fast(deadline)
     }
 
     /// Takes in what is ready, and what is due. Returns the time.
     #[inline(never)]
-    fn look(&self, py: Python<'_>, event_loop: &Object, callbacks_wait: bool) -> PyResult<f64> {
-        let mut now = clock::now();
+    fn look(&self, py: Python<'_>, event_loop: &Object, callbacks_wait: bool) -> PyResult<Instant> {
+        let mut now = Instant::now();
         if !callbacks_wait {
-            let timeout = self.time_left(py, event_loop, now)?;
+            self.metrics.end_iteration(now.ticks, &self.pace.tick);
+            let timeout = self.time_left(py, event_loop, now.seconds)?;
             self.poll(py, now, timeout)?;
-            now = self.pace.polled();
-        } else if self.pace.poll_is_due(now) {
-            self.poll(py, now, Some(Duration::ZERO))?;
+            now = self.pace.instant();
+            self.metrics.set_first_moment(now.ticks);
+        } else {
+            self.metrics.set_moment(now.ticks, self.ready_length());
+            if self.pace.poll_is_due(now.seconds) {
+                self.poll(py, now, Some(Duration::ZERO))?;
+            }
         }
         if self.inbox.is_filled() {
             self.collect_inbox();
         }
-        let due = if self.has_foreign_clock() { foreign_time(py, event_loop)? } else { now };
+        let due = if self.has_foreign_clock() { foreign_time(py, event_loop)? } else { now.seconds };
         self.queue_due_timers(due);
         Ok(now)
     }
@@ -234,12 +266,12 @@ impl Core {
 
     /// Waits for descriptors and queues what became ready. Signals that arrive are handled.
     #[inline(never)]
-    fn poll(&self, py: Python<'_>, now: f64, timeout: Option<Duration>) -> PyResult<()> {
+    fn poll(&self, py: Python<'_>, now: Instant, timeout: Option<Duration>) -> PyResult<()> {
         self.pace.start_poll(now);
         let mut events = self.events.take().unwrap_or_default();
         let (result, waited) = match timeout {
             Some(Duration::ZERO) => (self.peek(&mut events), false),
-            _ => (self.wait(py, now, &mut events, timeout), true),
+            _ => (self.wait(py, now.seconds, &mut events, timeout), true),
         };
         let check = events.interrupted || waited;
         let taken_in = result.and_then(|()| self.take_in(py, &events));
@@ -293,7 +325,9 @@ impl Core {
         let woken = sleep.is_awake();
         sleep.end();
         self.pace.end_wait();
-        self.drowsiness.learn(self.pace.polled() - now, woken);
+        let seconds = self.pace.polled() - now;
+        self.metrics.count_wait(seconds, woken);
+        self.drowsiness.learn(seconds, woken);
         if let Some(seconds) = dozed {
             self.drowsiness.learn_from_doze(seconds);
         }
@@ -301,22 +335,30 @@ impl Core {
     }
 
     fn queue_due_timers(&self, now: f64) {
+        let mut late = self.metrics.look_at_timers(now);
         let mut timers = self.schedule.timers.borrow_mut();
         if timers.is_empty() {
             return;
         }
         let mut ready = self.ready.borrow_mut();
+        self.metrics.begin_batches(ready.len());
         while let Some(timer) = timers.pop_due(now + CLOCK_RESOLUTION) {
             timer.set_fired();
+            late.add(timer.when(), |batch| self.metrics.add_timers(batch, &self.pace.tick));
             ready.push_back(Ready::Timer(timer));
         }
+        self.metrics.add_timers(late, &self.pace.tick);
     }
 
     /// Runs the callbacks that are in the queue now, not those that they add.
-    fn run_ready(&self, py: Python<'_>, event_loop: &Object, started: f64) -> PyResult<()> {
+    fn run_ready(&self, py: Python<'_>, event_loop: &Object, started: Instant) -> PyResult<()> {
         let count = self.ready.borrow().len();
-        let mut flushed = started;
+        let mut mark = self.metrics.begin_iteration(started.ticks, count, &self.pace.tick);
+        let mut flushed = started.seconds;
         for done in 1..=count {
+            if done > mark {
+                mark = self.metrics.mark(done - 1, count, self.ready_length(), &self.pace.tick);
+            }
             let Some(entry) = self.ready.borrow_mut().pop_front() else { break };
             if self.schedule.debug() {
                 entry.run_watched(py, event_loop)?;

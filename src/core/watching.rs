@@ -156,6 +156,24 @@ fn calm(registry: &mut Registry<Watch>, slot: Slot) {
 }
 
 impl Core {
+    /// The objects on whose behalf descriptors are watched.
+    pub fn watched_objects(&self, py: Python<'_>) -> Vec<Object> {
+        let registry = self.registry.borrow();
+        let mut objects = Vec::new();
+        for watch in registry.iter().flat_map(Registry::watches) {
+            match watch {
+                Watch::Transport(hold, _) => objects.extend(hold.get(py)),
+                Watch::Waiters { reader, writer, .. } => {
+                    let [reader, writer] = [reader, writer].map(|waiter| waiter.as_ref().map(Waiter::object));
+                    let both = reader.zip(writer).is_some_and(|(reader, writer)| reader.is(writer));
+                    objects.extend(reader.cloned());
+                    objects.extend(writer.filter(|_| !both).cloned());
+                }
+            }
+        }
+        objects
+    }
+
     /// Queues what has become ready.
     pub(super) fn take_in(&self, py: Python<'_>, events: &poller::Ready) -> io::Result<()> {
         if events.is_empty() {
@@ -167,6 +185,7 @@ impl Core {
         let mut ghosts = false;
         let mut unwaited = Vec::new();
         for event in events.events() {
+            self.metrics.counts.io_events.add(1);
             let Some((slot, watch)) = registry.resolve(event.key) else {
                 ghosts = true;
                 continue;

@@ -142,6 +142,7 @@ fn transport<'py>(
 ) -> PyResult<Object> {
     let py = this.py();
     this.check(py)?;
+    this.event_loop.core.metrics.counts.connected.add(1);
     let protocol = Object::from(protocol_factory).call0(py)?;
     let Some(file) = this.file.take() else {
         return Err(PyRuntimeError::new_err("the connection is a transport's already, or closed"));

@@ -5,6 +5,7 @@
 
 mod connecting;
 mod making;
+mod observing;
 mod running;
 mod scheduling;
 mod serving;
@@ -180,6 +181,7 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     let mut methods = scheduling::methods();
     methods.extend(running::methods());
     methods.extend(tasks::methods());
+    methods.extend(observing::methods());
     methods.extend(watchers::methods());
     methods.extend(sockets::methods());
     methods.extend(serving::methods());

@@ -162,7 +162,10 @@ impl Listener {
                 return Ok(());
             }
             match this.accept()? {
-                Accepted::Connection(fd, peer) => Listener::serve(this, fd, peer)?,
+                Accepted::Connection(fd, peer) => {
+                    this.core.metrics.counts.accepted.add(1);
+                    Listener::serve(this, fd, peer)?;
+                }
                 Accepted::Aborted => {}
                 Accepted::None => {
                     this.batch.set(1);

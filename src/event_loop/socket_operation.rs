@@ -193,6 +193,7 @@ impl SocketOperation {
             Operation::Accept => {
                 let accepted = unless_blocked(py, socket.call_method0(intern!(py, "accept")))?;
                 if let Some(accepted) = &accepted {
+                    self.core.metrics.counts.accepted.add(1);
                     let connection = accepted.bind(py).get_item(0)?;
                     connection.call_method1(intern!(py, "setblocking"), (false,))?;
                     // asyncio's result is a pair, as accept()'s is.
@@ -202,10 +203,10 @@ impl SocketOperation {
             Operation::Connect { address, begun } => {
                 self.core.stir();
                 if !begun.replace(true) {
-                    return unless_blocked(
-                        py,
-                        socket.call_method1(intern!(py, "connect"), (address.bind(py),)),
-                    );
+                    let connected =
+                        unless_blocked(py, socket.call_method1(intern!(py, "connect"), (address.bind(py),)))?;
+                    self.core.metrics.counts.connected.add(usize::from(connected.is_some()));
+                    return Ok(connected);
                 }
                 let error: c_int = socket
                     .call_method1(intern!(py, "getsockopt"), (libc::SOL_SOCKET, libc::SO_ERROR))?
@@ -214,6 +215,7 @@ impl SocketOperation {
                     let message = format!("Connect call failed {}", address.bind(py).str()?);
                     return Err(PyOSError::new_err((error, message)));
                 }
+                self.core.metrics.counts.connected.add(1);
                 Ok(Some(Object::none(py)))
             }
         }

@@ -34,6 +34,7 @@ fn create_future(this: ThisLoop<'_, '_>) -> PyResult<Object> {
 fn create_task<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
     let py = this.py();
     this.check_closed()?;
+    this.core.metrics.counts.tasks_created.add(1);
     if args.len() == 1 && !this.has_task_factory.get() && !this.debug() && takes_keywords(args)? {
         let class = imports(py)?.task(py)?;
         let event_loop = this.object();

@@ -56,6 +56,7 @@ impl AsHandle for TimerHandle {
 
     fn cancel(this: This<'_, '_, Self>) -> PyResult<()> {
         if let Some(key) = this.key.take() {
+            this.schedule.timers_cancelled.set(this.schedule.timers_cancelled.get() + 1);
             let removed = this.schedule.timers.borrow_mut().remove(key);
             drop(removed);
         }

@@ -33,6 +33,8 @@ const KEPT: usize = 1024;
 #[derive(Default)]
 pub struct Schedule {
     debug: Cell<bool>,
+    /// Timers that were cancelled before they fired.
+    pub timers_cancelled: Cell<u64>,
     pub timers: RefCell<Timers<Obj<TimerHandle>>>,
 }
 
@@ -288,6 +290,10 @@ impl TimerHandle {
 
     pub fn handle(&self) -> &Handle {
         &self.handle
+    }
+
+    pub fn when(&self) -> f64 {
+        self.when
     }
 }
 

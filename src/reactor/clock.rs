@@ -1,5 +1,8 @@
 //! The event loop's clock: the one that Python's time.monotonic() reads.
 
+use std::cell::Cell;
+use std::sync::OnceLock;
+
 /// Seconds since an unspecified moment.
 pub fn now() -> f64 {
     #[cfg(target_vendor = "apple")]
@@ -16,7 +19,8 @@ pub fn now() -> f64 {
 }
 
 /// What the processor counts, which takes half as long to read as the time and does not keep other instructions waiting:
-/// a hint of how much time has passed, with an unknown unit. Always 0 where there is no such thing.
+/// a hint of how much time has passed, with a unit that [`super::pace`] finds out. Nanoseconds where there is no such
+/// thing.
 #[inline(always)]
 pub fn ticks() -> u64 {
     #[cfg(target_arch = "x86_64")]
@@ -25,11 +29,141 @@ pub fn ticks() -> u64 {
         core::arch::x86_64::_rdtsc()
     }
     #[cfg(not(target_arch = "x86_64"))]
-    0
+    {
+        (now() * 1e9) as u64
+    }
+}
+
+/// A reading of both.
+#[derive(Clone, Copy)]
+pub struct Instant {
+    pub seconds: f64,
+    pub ticks: u64,
+}
+
+impl Instant {
+    pub fn now() -> Instant {
+        Instant { seconds: now(), ticks: ticks() }
+    }
+}
+
+/// Between two readings this far apart, in seconds, the ticks are measured: at first, so that they are known soon...
+const SOON: f64 = 1e-3;
+/// ...and then, so that they are known well.
+const WELL: f64 = 1.0;
+/// No processor takes longer for a tick, in seconds: more is an error of the measurement.
+const LONGEST_TICK: f64 = 1e-6;
+
+/// How long a tick takes, measured as time goes by.
+pub struct Tick {
+    measured: Cell<Instant>,
+    /// 0 as long as it is not known.
+    seconds: Cell<f64>,
+    /// How many there are in a second; none as long as that is not known.
+    frequency: Cell<f64>,
+    /// How many take [`SHORTEST`].
+    shortest: Cell<i64>,
+}
+
+/// Durations of less, in seconds, need not be told apart: some 0.95 µs.
+pub const SHORTEST: f64 = 1.0 / (1u64 << 20) as f64;
+
+impl Default for Tick {
+    fn default() -> Tick {
+        /// When this was asked for the first time, in this process.
+        static FIRST: OnceLock<Instant> = OnceLock::new();
+        let now = Instant::now();
+        let tick = Tick::since(*FIRST.get_or_init(|| now));
+        tick.learn(now);
+        tick
+    }
+}
+
+impl Tick {
+    fn since(first: Instant) -> Tick {
+        Tick {
+            measured: Cell::new(first),
+            seconds: Cell::new(0.0),
+            frequency: Cell::new(0.0),
+            shortest: Cell::new(i64::MAX),
+        }
+    }
+
+    /// So many ticks in seconds; 0 as long as that is not known.
+    #[inline(always)]
+    pub fn seconds(&self, ticks: u64) -> f64 {
+        ticks as i64 as f64 * self.seconds.get()
+    }
+
+    /// How many ticks take so many seconds; none as long as that is not known.
+    pub fn ticks(&self, seconds: f64) -> u64 {
+        (seconds * self.frequency.get()) as u64
+    }
+
+    /// Whether so many ticks take less than [`SHORTEST`], or seem to be less than none.
+    #[inline(always)]
+    pub fn is_short(&self, ticks: u64) -> bool {
+        (ticks as i64) < self.shortest.get()
+    }
+
+    /// Takes a reading into account.
+    #[inline]
+    pub fn learn(&self, now: Instant) {
+        let known = self.seconds.get() > 0.0;
+        if now.seconds - self.measured.get().seconds >= if known { WELL } else { SOON } {
+            self.measure(now);
+        }
+    }
+
+    #[cold]
+    fn measure(&self, now: Instant) {
+        let measured = self.measured.replace(now);
+        let ticks = now.ticks.wrapping_sub(measured.ticks);
+        let tick = (now.seconds - measured.seconds) / ticks as f64;
+        if tick > 0.0 && tick < LONGEST_TICK && ticks as i64 > 0 {
+            self.seconds.set(tick);
+            self.frequency.set(1.0 / tick);
+            self.shortest.set((SHORTEST / tick) as i64);
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::*;
+
+    #[test]
+    fn ticks_take_as_long_as_the_clock_says() {
+        let tick = Tick::default();
+        std::thread::sleep(std::time::Duration::from_millis(5));
+        let start = Instant::now();
+        tick.learn(start);
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        let end = Instant::now();
+        let ticks = end.ticks.wrapping_sub(start.ticks);
+        let (passed, right) = (tick.seconds(ticks), end.seconds - start.seconds);
+        assert!((passed / right - 1.0).abs() < 0.02, "{passed} s by ticks, {right} s by the clock");
+        assert!((tick.ticks(right) as f64 / ticks as f64 - 1.0).abs() < 0.02);
+        assert!(!tick.is_short(ticks));
+        assert!(tick.is_short(0));
+        assert!(tick.is_short(0u64.wrapping_sub(ticks)), "backwards");
+    }
+
+    #[test]
+    fn ticks_are_measured_anew_when_much_time_has_passed() {
+        let tick = Tick::since(Instant { seconds: 1.0, ticks: 1000 });
+        let after = |seconds, ticks| {
+            tick.learn(Instant { seconds, ticks });
+            (tick.seconds(1_000_000_000) * 1e3).round()
+        };
+        assert_eq!(after(1.0001, 200_000), 0.0, "that is too soon");
+        assert!(tick.is_short(1 << 40), "nobody knows");
+        assert_eq!(after(1.01, 10_001_000), 1000.0);
+        assert_eq!(after(1.5, 0), 1000.0, "too soon again");
+        assert_eq!(after(3.0, 0), 1000.0, "backwards, which is no measurement");
+        assert_eq!(after(5.0, 4_000_000_000), 500.0);
+    }
+
     #[test]
     fn goes_forward() {
         let before = super::now();

@@ -4,6 +4,7 @@
 //! - [`poller`]: waits for descriptors, and for a wake-up from another thread.
 //! - [`registry`]: which descriptor is watched, for what, on whose behalf.
 //! - [`doze`]: waiting without sleeping.
+//! - [`histogram`]: how long things took.
 //! - [`pace`]: when the clock and the descriptors are looked at.
 //! - [`timers`]: what is due when.
 //! - [`waker`]: work handed over by other threads.
@@ -12,6 +13,7 @@
 pub mod clock;
 pub mod datagram;
 pub mod doze;
+pub mod histogram;
 pub mod pace;
 pub mod pipe;
 pub mod poller;

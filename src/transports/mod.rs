@@ -12,6 +12,21 @@ pub mod write_queue;
 
 use pyo3::prelude::*;
 
+use crate::cpython::class::Obj;
+use crate::cpython::object::Object;
+use datagram::Datagram;
+use endpoint::Transport;
+use pipe::WritePipe;
+use stream::Stream;
+
+/// How many bytes an object has still to send, if it is a transport.
+pub fn queued_size(object: &Object) -> usize {
+    None.or_else(|| Obj::<Stream>::downcast(object).map(|stream| stream.queued_size()))
+        .or_else(|| Obj::<Datagram>::downcast(object).map(|datagram| datagram.queued_size()))
+        .or_else(|| Obj::<WritePipe>::downcast(object).map(|pipe| pipe.queued_size()))
+        .unwrap_or(0)
+}
+
 /// Makes the classes.
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     stream::class::register(module)?;

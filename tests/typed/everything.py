@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, assert_type
 
 import hotloop
+import hotloop.metrics
 
 
 class Echo(asyncio.Protocol):
@@ -260,6 +261,16 @@ async def threads_and_names(loop: hotloop.Loop) -> None:
     threading.Thread(target=loop.call_soon_threadsafe, args=(int,)).start()
 
 
+async def observing(loop: hotloop.Loop) -> None:
+    metrics = loop.metrics()
+    assert_type(metrics, hotloop.metrics.Metrics)
+    assert_type(metrics.utilization, float)
+    assert_type(metrics.callbacks, int)
+    assert_type(metrics.delay.percentile(99), float)
+    assert_type(metrics.iteration_duration, hotloop.metrics.Histogram)
+    loop.reset_metrics()
+
+
 async def everything() -> str:
     loop = asyncio.get_running_loop()
     assert isinstance(loop, hotloop.Loop)
@@ -275,6 +286,7 @@ async def everything() -> str:
         pipes_and_children,
         signals,
         threads_and_names,
+        observing,
     ):
         await part(loop)
     assert not problems, problems

@@ -86,6 +86,7 @@ impl Datagram {
     fn incoming(this: ThisDatagram<'_, '_>, batch: &Batch, index: usize) -> PyResult<Incoming> {
         let py = this.py();
         let (data, sender) = batch.get(index);
+        this.core.metrics.counts.bytes_read.add(data.len());
         let data = this.core.bytes_of(py, data)?;
         let sender = match sender {
             Some(sender) => this.addresses.for_python(py, sender)?,

@@ -16,7 +16,7 @@ use crate::transports::endpoint::{self, Phase};
 
 /// What became of an attempt to send.
 enum Sent {
-    Done,
+    Done(usize),
     /// The socket takes no more for now.
     Blocked,
     Failed(PyErr),
@@ -43,7 +43,10 @@ impl Datagram {
         }
         if !this.has_queued_datagrams() {
             match Datagram::transmit(this, data, address.as_ref())? {
-                Sent::Done => return Ok(()),
+                Sent::Done(sent) => {
+                    this.core.metrics.counts.bytes_written.add(sent);
+                    return Ok(());
+                }
                 Sent::Failed(error) => return Datagram::send_failed(this, error),
                 Sent::Blocked => {
                     this.blocked.set(true);
@@ -81,7 +84,7 @@ impl Datagram {
         let socket = this.file.python_socket(py)?;
         let sent = socket.bind(py).call_method1(intern!(py, "sendto"), (data.bind(py), address.bind(py)));
         Ok(match sent {
-            Ok(_) => Sent::Done,
+            Ok(sent) => Sent::Done(sent.extract().unwrap_or(0)),
             Err(error)
                 if error.is_instance_of::<PyBlockingIOError>(py)
                     || error.is_instance_of::<PyInterruptedError>(py) =>
@@ -113,7 +116,10 @@ impl Datagram {
                     this.queue.borrow_mut().push_front(Outgoing { data, address });
                     break;
                 }
-                Sent::Done => this.queued.set(this.queued.get().saturating_sub(size)),
+                Sent::Done(_) => {
+                    this.core.metrics.counts.bytes_written.add(data.as_slice().len());
+                    this.queued.set(this.queued.get().saturating_sub(size));
+                }
                 Sent::Failed(error) => {
                     this.queued.set(this.queued.get().saturating_sub(size));
                     if error.is_instance_of::<PyOSError>(py) {
@@ -136,7 +142,7 @@ impl Datagram {
 
 fn told(result: io::Result<usize>) -> Sent {
     match result {
-        Ok(_) => Sent::Done,
+        Ok(sent) => Sent::Done(sent),
         Err(error) if socket::is_not_ready(&error) => Sent::Blocked,
         Err(error) => Sent::Failed(os_error(error)),
     }

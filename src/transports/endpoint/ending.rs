@@ -93,7 +93,9 @@ pub fn call_connection_lost<T: Transport>(this: This<'_, '_, T>, exception: &Obj
 
 /// Has nothing to do with the descriptor any more.
 pub fn forget<T: Transport>(this: This<'_, '_, T>) {
-    this.phase.set(Phase::Closed);
+    if this.phase.replace(Phase::Closed) != Phase::Closed {
+        this.core.metrics.close_transport();
+    }
     this.wants_read.set(false);
     this.blocked.set(false);
     if let Some(slot) = this.slot.take() {

@@ -91,6 +91,7 @@ impl Endpoint {
             Some(context) => Ok(context.clone()),
             None => copy_context(py),
         };
+        parts.core.metrics.open_transport();
         Ok(Endpoint {
             made_context: ObjectCell::new(Some(fixed_or_copy()?)),
             read_context: ObjectCell::new(Some(fixed_or_copy()?)),

@@ -66,7 +66,10 @@ impl Transport for ReadPipe {
         let py = this.py();
         let data = this.core.with_buffer(|buffer| match pipe::read(this.fd, buffer) {
             Ok(0) => Ok(None),
-            Ok(count) => Ok(Some(new_bytes(py, &buffer[..count]))),
+            Ok(count) => {
+                this.core.metrics.counts.bytes_read.add(count);
+                Ok(Some(new_bytes(py, &buffer[..count])))
+            }
             Err(error) => Err(error),
         });
         let data = match data {

@@ -71,7 +71,12 @@ impl WritePipe {
     fn drain(this: ThisWritePipe<'_, '_>) -> PyResult<()> {
         let py = this.py();
         this.core.stir();
-        let progress = this.queue.borrow_mut().drain(|slices| pipe::write(this.fd, slices));
+        let written = &this.core.metrics.counts.bytes_written;
+        let progress = this.queue.borrow_mut().drain(|slices| {
+            let count = pipe::write(this.fd, slices)?;
+            written.add(count);
+            Ok(count)
+        });
         match progress {
             Ok(Progress::Drained) => {
                 if this.blocked.replace(false) {

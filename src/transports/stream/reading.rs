@@ -48,7 +48,10 @@ impl Stream {
         let received = this.core.receive(py, this.fd, RECEIVE_BUFFER, &this.usual_size);
         let data = match received.map_err(|error| (error, READ_FAILED))? {
             core::Received::Data(_, 0) => return Ok(Received::End),
-            core::Received::Data(data, _) => data,
+            core::Received::Data(data, count) => {
+                this.core.metrics.counts.bytes_read.add(count);
+                data
+            }
             core::Received::Nothing => return Ok(Received::Done),
         };
         match protocol.call_method1(py, intern!(py, "data_received"), &data) {
@@ -75,6 +78,7 @@ impl Stream {
         match received.map_err(|error| (error, READ_FAILED))?.ok_or_else(empty)? {
             Ok(0) => Ok(Received::End),
             Ok(count) => {
+                this.core.metrics.counts.bytes_read.add(count);
                 let updated = count.into_pyobject(py).map_err(PyErr::from).and_then(|count| {
                     protocol.call_method1(py, intern!(py, "buffer_updated"), &count.into())
                 });

@@ -89,7 +89,12 @@ impl Stream {
             return Ok(());
         }
         this.core.stir();
-        let progress = this.queue.borrow_mut().drain(|slices| socket::send(this.fd, slices));
+        let written = &this.core.metrics.counts.bytes_written;
+        let progress = this.queue.borrow_mut().drain(|slices| {
+            let count = socket::send(this.fd, slices)?;
+            written.add(count);
+            Ok(count)
+        });
         match progress {
             Ok(Progress::Drained) => {
                 if this.blocked.replace(false) {

@@ -1,0 +1,330 @@
+//! What an event loop counts of itself: for users, who ask what it does and whether anybody keeps it from doing it.
+//!
+//! Counting is on paths where every instruction shows. Each count is a plain cell, added to where the number is at hand.
+//! Time is counted in the clock's ticks, which the loop reads anyway before an iteration. Between callbacks of one it
+//! reads them for this, but with more than a few callbacks not between any two.
+//!
+//! How late a callback runs is counted from the last reading before it was queued. Those that were queued between two
+//! readings are a batch, and only batches are remembered, so that queuing costs nothing.
+//!
+//! GIL: others read the counts while the loop runs. It holds the GIL whenever it counts.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+
+use crate::reactor::clock::{self, Instant, Tick};
+use crate::reactor::histogram::Histogram;
+
+/// A number that only grows.
+#[derive(Default)]
+pub struct Count(Cell<u64>);
+
+impl Count {
+    #[inline(always)]
+    pub fn add(&self, number: usize) {
+        self.0.set(self.0.get().wrapping_add(number as u64));
+    }
+
+    pub fn get(&self) -> u64 {
+        self.0.get()
+    }
+}
+
+macro_rules! counts {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        #[derive(Default)]
+        pub struct Counts {
+            $($(#[$doc])* pub $name: Count,)*
+        }
+
+        impl Counts {
+            fn reset(&self) {
+                $(self.$name.0.set(0);)*
+            }
+
+            /// All of them, with their names.
+            pub fn all(&self) -> impl Iterator<Item = (&'static str, u64)> {
+                [$((stringify!($name), self.$name.get())),*].into_iter()
+            }
+        }
+    };
+}
+
+counts! {
+    io_events,
+    timers_fired,
+    tasks_created,
+    /// Waits that another thread ended.
+    wakeups,
+    accepted,
+    connected,
+    bytes_read,
+    bytes_written,
+}
+
+/// Up to so many callbacks an iteration, the clock is read between any two...
+const FEW: usize = 8;
+/// ...and above that once in so many, which is a power of two.
+const SOME: usize = 8;
+
+pub struct Metrics {
+    pub counts: Counts,
+    /// How long iterations take.
+    pub iterations: Histogram,
+    /// How late callbacks run.
+    pub delays: Histogram,
+    /// Open transports.
+    transports: Cell<usize>,
+    /// The longest that the ready queue was when an iteration began with it, if that had several callbacks.
+    ready_highest: Cell<usize>,
+    /// Seconds in which the loop ran, up to the end of the last run, and when the one under way began.
+    ran: Cell<f64>,
+    run_began: Cell<Option<f64>>,
+    /// Seconds spent in waiting, up to the end of the last wait.
+    idle: Cell<f64>,
+    /// When the iteration that is under way began, in ticks; 0 if there is none.
+    began: Cell<u64>,
+    /// The last reading of the clock, in ticks.
+    moment: Cell<u64>,
+    /// Callbacks in the order of the ready queue: since when they are ready, and how many. What is queued behind those is
+    /// ready since the last reading.
+    batches: RefCell<VecDeque<(u64, usize)>>,
+    /// How many callbacks that are.
+    in_batches: Cell<usize>,
+    /// When timers were last looked at, by the clock.
+    timers_looked_at: Cell<f64>,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Metrics {
+            counts: Counts::default(),
+            iterations: Histogram::default(),
+            delays: Histogram::default(),
+            transports: Cell::new(0),
+            ready_highest: Cell::new(0),
+            ran: Cell::new(0.0),
+            run_began: Cell::new(None),
+            idle: Cell::new(0.0),
+            began: Cell::new(0),
+            moment: Cell::new(0),
+            batches: RefCell::default(),
+            in_batches: Cell::new(0),
+            timers_looked_at: Cell::new(f64::NEG_INFINITY),
+        }
+    }
+}
+
+impl Metrics {
+    /// Somebody runs the loop from now on.
+    pub fn begin_run(&self, now: Instant) {
+        // What was queued while nobody ran the loop is not late.
+        self.forget_batches();
+        self.moment.set(now.ticks);
+        self.run_began.set(Some(now.seconds));
+    }
+
+    /// Nobody does any more.
+    pub fn end_run(&self, tick: &Tick) {
+        let now = Instant::now();
+        self.end_iteration(now.ticks, tick);
+        if let Some(began) = self.run_began.take() {
+            self.ran.set(self.ran.get() + now.seconds - began);
+        }
+    }
+
+    /// An iteration begins, which is the end of the one before, unless the loop has waited since, or has not run. So
+    /// many callbacks are about to be run. Returns the first of them before which [`Metrics::mark`] is to be called.
+    #[inline(always)]
+    pub fn begin_iteration(&self, now: u64, callbacks: usize, tick: &Tick) -> usize {
+        let began = self.began.replace(now);
+        if began != 0 {
+            self.iterations.record(now.wrapping_sub(began), tick);
+        }
+        if callbacks == 1 && self.in_batches.get() == 0 {
+            let since = self.moment.replace(now);
+            self.delays.record(now.wrapping_sub(since), tick);
+            return usize::MAX;
+        }
+        self.begin_long_iteration(now, callbacks)
+    }
+
+    #[inline(never)]
+    fn begin_long_iteration(&self, now: u64, callbacks: usize) -> usize {
+        self.ready_highest.set(self.ready_highest.get().max(callbacks));
+        self.set_moment(now, callbacks);
+        0
+    }
+
+    /// Counts how late the next callbacks are, of which `done` were run. Returns how many are to be done when this is to
+    /// be called again.
+    #[inline(never)]
+    pub fn mark(&self, done: usize, callbacks: usize, queued: usize, tick: &Tick) -> usize {
+        if done > 0 {
+            self.set_moment(clock::ticks(), queued);
+        }
+        let next = (callbacks - done).min(if callbacks <= FEW { 1 } else { SOME });
+        self.take_batches(next, tick);
+        done + next
+    }
+
+    /// Takes so many callbacks for run.
+    fn take_batches(&self, mut callbacks: usize, tick: &Tick) {
+        let mut batches = self.batches.borrow_mut();
+        while callbacks > 0 {
+            let Some((since, length)) = batches.front_mut() else { break };
+            let taken = callbacks.min(*length);
+            self.delays.record_several(self.moment.get().wrapping_sub(*since), taken as u64, tick);
+            self.in_batches.set(self.in_batches.get() - taken);
+            callbacks -= taken;
+            *length -= taken;
+            if *length == 0 {
+                batches.pop_front();
+            }
+        }
+    }
+
+    /// The clock was read. So many callbacks are queued: those that are in no batch yet were since the last reading.
+    #[inline]
+    pub fn set_moment(&self, ticks: u64, queued: usize) {
+        let since = self.moment.replace(ticks);
+        self.close_batch(since, queued);
+    }
+
+    /// The same when nothing was queued before.
+    #[inline(always)]
+    pub fn set_first_moment(&self, ticks: u64) {
+        self.moment.set(ticks);
+    }
+
+    fn close_batch(&self, since: u64, queued: usize) {
+        let length = queued.saturating_sub(self.in_batches.get());
+        if length > 0 {
+            self.batches.borrow_mut().push_back((since, length));
+            self.in_batches.set(queued);
+        }
+    }
+
+    /// Callbacks are about to be queued behind so many, that are ready since other moments: see [`Metrics::add_batch`].
+    pub fn begin_batches(&self, queued: usize) {
+        self.close_batch(self.moment.get(), queued);
+    }
+
+    /// So many callbacks were queued that are ready since then.
+    pub fn add_batch(&self, since: u64, callbacks: usize) {
+        self.batches.borrow_mut().push_back((since, callbacks));
+        self.in_batches.set(self.in_batches.get() + callbacks);
+    }
+
+    /// What is queued is ready from now on only.
+    pub fn forget_batches(&self) {
+        self.batches.borrow_mut().clear();
+        self.in_batches.set(0);
+    }
+
+    /// The loop is about to wait, or has stopped.
+    pub fn end_iteration(&self, ticks: u64, tick: &Tick) {
+        let began = self.began.replace(0);
+        if began != 0 {
+            self.iterations.record(ticks.wrapping_sub(began), tick);
+        }
+    }
+
+    /// A wait is over that took so many seconds. It may have been ended by another thread.
+    #[inline(always)]
+    pub fn count_wait(&self, seconds: f64, woken: bool) {
+        self.idle.set(self.idle.get() + seconds);
+        self.counts.wakeups.add(usize::from(woken));
+    }
+
+    /// Timers are looked at, at a time of the loop's clock. Those that were due before the last look were made late.
+    #[inline(always)]
+    pub fn look_at_timers(&self, now: f64) -> LateTimers {
+        LateTimers { now, last: self.timers_looked_at.replace(now), due: now, timers: 0 }
+    }
+
+    /// Such timers were queued.
+    pub fn add_timers(&self, late: LateTimers, tick: &Tick) {
+        if late.timers > 0 {
+            self.counts.timers_fired.add(late.timers);
+            let ticks = tick.ticks((late.now - late.due).max(0.0));
+            self.add_batch(self.moment.get().wrapping_sub(ticks), late.timers);
+        }
+    }
+
+    pub fn open_transport(&self) {
+        self.transports.set(self.transports.get() + 1);
+    }
+
+    pub fn close_transport(&self) {
+        self.transports.set(self.transports.get().saturating_sub(1));
+    }
+
+    pub fn transports(&self) -> usize {
+        self.transports.get()
+    }
+
+    pub fn ready_highest(&self) -> usize {
+        // Iterations with a single callback are left out of it.
+        self.ready_highest.get().max(usize::from(!self.delays.is_empty()))
+    }
+
+    /// Seconds spent in waiting, and seconds spent otherwise, in all runs. If the loop is waiting now, it has been since
+    /// `polled`, by the clock.
+    pub fn idle_and_busy(&self, polled: f64) -> (f64, f64) {
+        let now = clock::now();
+        let (mut idle, mut ran) = (self.idle.get(), self.ran.get());
+        if let Some(began) = self.run_began.get() {
+            ran += now - began;
+            if self.began.get() == 0 {
+                // After a reset, not all of it counts.
+                idle += (now - polled.max(began)).max(0.0);
+            }
+        }
+        (idle, (ran - idle).max(0.0))
+    }
+
+    /// Begins to count anew. What is open stays open.
+    pub fn reset(&self) {
+        self.counts.reset();
+        self.iterations.reset();
+        self.delays.reset();
+        self.ready_highest.set(0);
+        self.ran.set(0.0);
+        self.idle.set(0.0);
+        let now = Instant::now();
+        self.run_began.set(self.run_began.get().map(|_| now.seconds));
+        if self.began.get() != 0 {
+            self.began.set(now.ticks);
+        }
+    }
+}
+
+/// Timers that are as late as each other, nearly: this part of a delay makes no difference.
+const INSIGNIFICANT: f64 = 1.0 / 64.0;
+
+/// Some of the timers that are due, one after the other.
+pub struct LateTimers {
+    now: f64,
+    /// When timers were looked at before.
+    last: f64,
+    /// When the first of these became due, or was made.
+    due: f64,
+    timers: usize,
+}
+
+impl LateTimers {
+    /// Adds a timer that was due then. If it is not as late as the others, `full` is given those, without it.
+    #[inline(always)]
+    pub fn add(&mut self, when: f64, full: impl FnOnce(LateTimers)) {
+        let due = when.max(self.last);
+        if self.timers > 0 && due - self.due > (self.now - self.due) * INSIGNIFICANT {
+            full(LateTimers { ..*self });
+            self.timers = 0;
+        }
+        if self.timers == 0 {
+            self.due = due;
+        }
+        self.timers += 1;
+    }
+}
