@@ -1,7 +1,9 @@
 """What loop.metrics() tells, beside what happened."""
 
 import asyncio
+import contextlib
 import dataclasses
+import functools
 import math
 import random
 import socket
@@ -28,6 +30,20 @@ def spin(seconds):
     while (passed := time.perf_counter() - start) < seconds:
         pass
     return passed
+
+
+def whenever_quiet(test):
+    """Others may want the processor in the midst of what is compared with a stopwatch: try again then."""
+
+    @functools.wraps(test)
+    def repeated(*args, **kwargs):
+        for _ in range(9):
+            with contextlib.suppress(AssertionError):
+                return test(*args, **kwargs)
+            kwargs["loop"].reset_metrics()
+        return test(*args, **kwargs)
+
+    return repeated
 
 
 def run_once(loop):
@@ -95,6 +111,7 @@ def test_percentiles():
     assert histogram.percentile(99.5) == histogram.percentile(100) == 8.2
 
 
+@whenever_quiet
 def test_iterations_agree_with_a_stopwatch(loop):
     """Durations over four orders of magnitude."""
     durations = []
@@ -122,6 +139,7 @@ def test_iterations_agree_with_a_stopwatch(loop):
 # --- Time ---
 
 
+@whenever_quiet
 def test_a_busy_loop(loop):
     async def main():
         for _ in range(10):
@@ -134,6 +152,7 @@ def test_a_busy_loop(loop):
     assert 0.1 <= metrics.busy < 1.0
 
 
+@whenever_quiet
 def test_an_idle_loop(loop):
     loop.run_until_complete(asyncio.sleep(0.2))
     metrics = loop.metrics()
@@ -141,6 +160,7 @@ def test_an_idle_loop(loop):
     assert metrics.idle == pytest.approx(0.2, abs=0.05)
 
 
+@whenever_quiet
 def test_half_and_half(loop):
     async def main():
         for _ in range(10):
@@ -151,6 +171,7 @@ def test_half_and_half(loop):
     assert 0.35 < loop.metrics().utilization < 0.65
 
 
+@whenever_quiet
 def test_a_loop_that_is_not_running_is_neither(loop):
     run_once(loop)
     before = loop.metrics()
@@ -165,6 +186,7 @@ def test_a_loop_that_is_not_running_is_neither(loop):
     assert loop.metrics().busy < 0.02
 
 
+@whenever_quiet
 def test_the_wait_that_is_under_way(loop):
     """A loop that waits is asked by another thread, as scrapers do."""
     answers = []
@@ -199,6 +221,7 @@ def test_the_work_that_is_under_way(loop):
     assert answers[0].idle == 0.0
 
 
+@whenever_quiet
 def test_reset(loop):
     async def main():
         spin(0.05)
@@ -218,6 +241,7 @@ def test_reset(loop):
 # --- Delay ---
 
 
+@whenever_quiet
 def test_whoever_waits_behind_a_blocking_callback(loop):
     loop.call_soon(spin, 0.05)
     loop.call_soon(int)
@@ -229,6 +253,7 @@ def test_whoever_waits_behind_a_blocking_callback(loop):
     assert 0.05 <= delay.max < 0.07
 
 
+@whenever_quiet
 def test_whoever_is_scheduled_afterwards_does_not_wait(loop):
     def after():
         loop.call_soon(loop.stop)
@@ -242,6 +267,7 @@ def test_whoever_is_scheduled_afterwards_does_not_wait(loop):
     assert sum(count for low, _, count in delays if low > 0.04) == 1
 
 
+@whenever_quiet
 def test_timers_that_fire_late(loop):
     loop.call_later(0.02, loop.stop)
     loop.call_soon(spin, 0.05)
@@ -249,12 +275,14 @@ def test_timers_that_fire_late(loop):
     assert loop.metrics().delay.max == pytest.approx(0.03, abs=0.005)
 
 
+@whenever_quiet
 def test_timers_that_fire_in_time(loop):
     loop.run_until_complete(asyncio.sleep(0.05))
     assert loop.metrics().delay.max < 0.02
 
 
 @pytest.mark.parametrize("when", [0, -1e9, float("-inf")])
+@whenever_quiet
 def test_timers_of_the_past_are_due_when_they_are_made(loop, when):
     loop.call_soon(loop.call_at, when, loop.stop)
     loop.run_forever()
@@ -263,6 +291,7 @@ def test_timers_of_the_past_are_due_when_they_are_made(loop, when):
     assert metrics.delay.max < 0.02
 
 
+@whenever_quiet
 def test_what_was_scheduled_before_the_loop_ran_is_not_late(loop):
     loop.call_soon(loop.stop)
     loop.call_later(0.01, int)
@@ -271,6 +300,7 @@ def test_what_was_scheduled_before_the_loop_ran_is_not_late(loop):
     assert loop.metrics().delay.max < 0.02
 
 
+@whenever_quiet
 def test_messages_of_other_threads(loop):
     """They wait from the moment when they are sent."""
 
@@ -285,6 +315,7 @@ def test_messages_of_other_threads(loop):
     assert 0.05 <= loop.metrics().delay.max < 0.08
 
 
+@whenever_quiet
 def test_many_callbacks_an_iteration(loop):
     """The clock is not read between any two of them, but often enough."""
     for _ in range(1000):
