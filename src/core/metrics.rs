@@ -91,6 +91,11 @@ pub struct Metrics {
     batches: RefCell<VecDeque<(u64, usize)>>,
     /// How many callbacks that are.
     in_batches: Cell<usize>,
+    /// Since when all callbacks of the iteration under way are ready, if that is the same moment: they are in no batch
+    /// then. 0 if it isn't.
+    since: Cell<u64>,
+    /// How many of them are to be run yet.
+    left: Cell<usize>,
     /// When timers were last looked at, by the clock.
     timers_looked_at: Cell<f64>,
 }
@@ -110,6 +115,8 @@ impl Default for Metrics {
             moment: Cell::new(0),
             batches: RefCell::default(),
             in_batches: Cell::new(0),
+            since: Cell::new(0),
+            left: Cell::new(0),
             timers_looked_at: Cell::new(f64::NEG_INFINITY),
         }
     }
@@ -152,23 +159,45 @@ impl Metrics {
     #[inline(never)]
     fn begin_long_iteration(&self, now: u64, callbacks: usize) -> usize {
         self.ready_highest.set(self.ready_highest.get().max(callbacks));
-        self.set_moment(now, callbacks);
+        if self.in_batches.get() == 0 {
+            self.since.set(self.moment.replace(now));
+            self.left.set(callbacks);
+        } else {
+            self.since.set(0);
+            self.set_moment(now, callbacks);
+        }
         0
     }
 
-    /// Counts how late the next callbacks are, of which `done` were run. Returns how many are to be done when this is to
-    /// be called again.
-    #[inline(never)]
+    /// Counts how late the next callbacks are, of which `done` were run and `queued` are in the queue. Returns how many
+    /// are to be done when this is to be called again.
+    #[inline]
     pub fn mark(&self, done: usize, callbacks: usize, queued: usize, tick: &Tick) -> usize {
-        if done > 0 {
-            self.set_moment(clock::ticks(), queued);
+        let left = callbacks - done;
+        let next = left.min(if callbacks <= FEW { 1 } else { SOME });
+        let since = self.since.get();
+        if since == 0 {
+            if done > 0 {
+                self.set_moment(clock::ticks(), queued);
+            }
+            self.take_batches(next, tick);
+        } else {
+            if done > 0 {
+                self.set_moment(clock::ticks(), queued);
+            }
+            self.delays.record_several(self.moment.get().wrapping_sub(since), next as u64, tick);
         }
-        let next = (callbacks - done).min(if callbacks <= FEW { 1 } else { SOME });
-        self.take_batches(next, tick);
         done + next
     }
 
+    /// A callback is run, after which so many are left.
+    #[inline(always)]
+    pub fn set_left(&self, callbacks: usize) {
+        self.left.set(callbacks);
+    }
+
     /// Takes so many callbacks for run.
+    #[inline(never)]
     fn take_batches(&self, mut callbacks: usize, tick: &Tick) {
         let mut batches = self.batches.borrow_mut();
         while callbacks > 0 {
@@ -197,12 +226,17 @@ impl Metrics {
         self.moment.set(ticks);
     }
 
+    #[inline]
     fn close_batch(&self, since: u64, queued: usize) {
-        let length = queued.saturating_sub(self.in_batches.get());
-        if length > 0 {
-            self.batches.borrow_mut().push_back((since, length));
-            self.in_batches.set(queued);
+        let queued = if self.since.get() == 0 { queued } else { queued - self.left.get() };
+        if queued > self.in_batches.get() {
+            self.make_batch(since, queued);
         }
+    }
+
+    #[inline(never)]
+    fn make_batch(&self, since: u64, queued: usize) {
+        self.batches.borrow_mut().push_back((since, queued - self.in_batches.replace(queued)));
     }
 
     /// Callbacks are about to be queued behind so many, that are ready since other moments: see [`Metrics::add_batch`].
@@ -217,9 +251,10 @@ impl Metrics {
     }
 
     /// What is queued is ready from now on only.
-    pub fn forget_batches(&self) {
+    fn forget_batches(&self) {
         self.batches.borrow_mut().clear();
         self.in_batches.set(0);
+        self.left.set(0);
     }
 
     /// The loop is about to wait, or has stopped.

@@ -360,6 +360,7 @@ impl Core {
                 mark = self.metrics.mark(done - 1, count, self.ready_length(), &self.pace.tick);
             }
             let Some(entry) = self.ready.borrow_mut().pop_front() else { break };
+            self.metrics.set_left(count - done);
             if self.schedule.debug() {
                 entry.run_watched(py, event_loop)?;
             } else {
