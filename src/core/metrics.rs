@@ -272,10 +272,10 @@ impl Metrics {
         self.counts.wakeups.add(usize::from(woken));
     }
 
-    /// Timers are looked at, at a time of the loop's clock. Those that were due before the last look were made late.
+    /// Timers are looked at, at a time of the loop's clock and of ours. Those that were due before the last look were made late.
     #[inline(always)]
-    pub fn look_at_timers(&self, now: f64) -> LateTimers {
-        LateTimers { now, last: self.timers_looked_at.replace(now), due: now, timers: 0 }
+    pub fn look_at_timers(&self, now: f64, ticks: u64) -> LateTimers {
+        LateTimers { now, ticks, last: self.timers_looked_at.replace(now), due: now, timers: 0 }
     }
 
     /// Such timers were queued.
@@ -283,7 +283,7 @@ impl Metrics {
         if late.timers > 0 {
             self.counts.timers_fired.add(late.timers);
             let ticks = tick.ticks((late.now - late.due).max(0.0));
-            self.add_batch(self.moment.get().wrapping_sub(ticks), late.timers);
+            self.add_batch(late.ticks.wrapping_sub(ticks), late.timers);
         }
     }
 
@@ -341,6 +341,7 @@ const INSIGNIFICANT: f64 = 1.0 / 64.0;
 /// Some of the timers that are due, one after the other.
 pub struct LateTimers {
     now: f64,
+    ticks: u64,
     /// When timers were looked at before.
     last: f64,
     /// When the first of these became due, or was made.

@@ -187,7 +187,7 @@ impl Core {
         let now = Instant::now();
         self.metrics.begin_run(now);
         if !self.has_foreign_clock() {
-            self.metrics.look_at_timers(now.seconds);
+            self.metrics.look_at_timers(now.seconds, now.ticks);
         }
         let result = self.run_iterations(py, event_loop);
         self.metrics.end_run(&self.pace.tick);
@@ -241,17 +241,18 @@ impl Core {
             self.poll(py, now, timeout)?;
             now = self.pace.instant();
             self.metrics.set_first_moment(now.ticks);
-        } else {
-            self.metrics.set_moment(now.ticks, self.ready_length());
-            if self.pace.poll_is_due(now.seconds) {
-                self.poll(py, now, Some(Duration::ZERO))?;
+        } else if self.pace.poll_is_due(now.seconds) {
+            let queued = self.ready_length();
+            self.poll(py, now, Some(Duration::ZERO))?;
+            if self.ready_length() > queued {
+                self.metrics.set_moment(now.ticks, queued);
             }
         }
         if self.inbox.is_filled() {
             self.collect_inbox();
         }
         let due = if self.has_foreign_clock() { foreign_time(py, event_loop)? } else { now.seconds };
-        self.queue_due_timers(due);
+        self.queue_due_timers(due, now.ticks);
         Ok(now)
     }
 
@@ -334,8 +335,9 @@ impl Core {
         result
     }
 
-    fn queue_due_timers(&self, now: f64) {
-        let mut late = self.metrics.look_at_timers(now);
+    /// Queues the timers that are due, by the loop's own clock and by the ticks of ours.
+    fn queue_due_timers(&self, now: f64, ticks: u64) {
+        let mut late = self.metrics.look_at_timers(now, ticks);
         let mut timers = self.schedule.timers.borrow_mut();
         if timers.is_empty() {
             return;
