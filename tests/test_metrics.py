@@ -534,3 +534,25 @@ def test_asking_from_another_thread_all_the_time(loop):
     stop.set()
     thread.join()
     assert not problems
+
+
+def test_iterations_within_iterations(loop):
+    """Nobody should, but counting is not what goes wrong then."""
+    seen = []
+
+    def nested(number):
+        seen.append(number)
+        if number < 3:
+            loop.call_soon(seen.append, number)
+            loop._run_once()
+        loop.call_soon(seen.append, number)
+
+    for number in range(5):
+        loop.call_soon(nested, number)
+    for number in range(20):
+        loop.call_soon(seen.append, number)
+    loop.call_later(0.001, loop.stop)
+    loop.run_forever()
+    run_once(loop)
+    assert len(seen) == 33
+    assert loop.metrics().delay.max < 1

@@ -228,7 +228,7 @@ impl Metrics {
 
     #[inline]
     fn close_batch(&self, since: u64, queued: usize) {
-        let queued = if self.since.get() == 0 { queued } else { queued - self.left.get() };
+        let queued = if self.since.get() == 0 { queued } else { queued.saturating_sub(self.left.get()) };
         if queued > self.in_batches.get() {
             self.make_batch(since, queued);
         }
