@@ -1,0 +1,125 @@
+"""The metrics of event loops for Prometheus. Needs prometheus_client: pip install 'hotloop[prometheus]'.
+
+    Collector(loop)        # in the program, once
+    start_http_server(...) # or whatever serves prometheus_client's registry
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from typing import TYPE_CHECKING
+
+from prometheus_client import REGISTRY
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.registry import Collector as _Collector
+from prometheus_client.registry import CollectorRegistry
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from prometheus_client.metrics_core import Metric
+
+    from .loop import Loop
+    from .metrics import Histogram, Metrics
+
+__all__ = ["Collector"]
+
+_COUNTERS = {
+    "iterations": ("hotloop_iterations", "Turns of the event loop"),
+    "callbacks": ("hotloop_callbacks", "Callbacks run: handles, steps of tasks, events of transports"),
+    "io_events": ("hotloop_io_events", "Descriptors found ready"),
+    "timers_fired": ("hotloop_timers_fired", "Timers that came due"),
+    "timers_cancelled": ("hotloop_timers_cancelled", "Timers cancelled before they came due"),
+    "tasks_created": ("hotloop_tasks_created", "Calls of create_task()"),
+    "wakeups": ("hotloop_wakeups", "Waits ended by another thread"),
+    "busy": ("hotloop_busy_seconds", "Time spent running callbacks and looking for more"),
+    "idle": ("hotloop_idle_seconds", "Time spent waiting with nothing to do"),
+    "bytes_read": ("hotloop_read_bytes", "Bytes received by transports"),
+    "bytes_written": ("hotloop_written_bytes", "Bytes sent by transports"),
+    "accepted": ("hotloop_connections_accepted", "Connections that came in"),
+    "connected": ("hotloop_connections_made", "Connections made to others"),
+}
+_GAUGES = {
+    "ready": ("hotloop_ready_callbacks", "Callbacks ready to be run"),
+    "ready_highest": ("hotloop_ready_callbacks_highest", "The most callbacks ready at the beginning of a turn"),
+    "transports": ("hotloop_open_transports", "Open connections, datagram endpoints and pipes"),
+    "bytes_waiting": ("hotloop_waiting_bytes", "Bytes written to transports and not sent yet"),
+}
+_HISTOGRAMS = {
+    "iteration_duration": (
+        "hotloop_iteration_duration_seconds",
+        "How long turns of the event loop took, without the wait",
+    ),
+    "delay": ("hotloop_delay_seconds", "How late callbacks that were ready, and timers that were due, ran"),
+}
+
+# Powers of two, which are bounds of the loop's own buckets: a microsecond to a minute.
+_BOUNDS = [2.0**power for power in range(-20, 7)]
+
+
+class Collector(_Collector):
+    """Collects the metrics of event loops, each labelled `loop` with its name.
+
+    It does not keep a loop alive. A loop that is closed or gone is left out from then on.
+    """
+
+    def __init__(
+        self, loop: Loop | None = None, name: str = "main", *, registry: CollectorRegistry | None = REGISTRY
+    ) -> None:
+        self._loops: dict[str, weakref.ref[Loop]] = {}
+        self._lock = threading.Lock()
+        if loop is not None:
+            self.add(loop, name)
+        if registry is not None:
+            registry.register(self)
+
+    def add(self, loop: Loop, name: str) -> None:
+        """Collect another loop's metrics, too. Raise ValueError if there is an open loop of that name."""
+        with self._lock:
+            if name in self._open():
+                raise ValueError(f"there is an event loop named {name!r} already")
+            self._loops[name] = weakref.ref(loop)
+
+    def _open(self) -> dict[str, Loop]:
+        loops = {name: reference() for name, reference in self._loops.items()}
+        found = {name: loop for name, loop in loops.items() if loop is not None and not loop.is_closed()}
+        self._loops = {name: self._loops[name] for name in found}
+        return found
+
+    def describe(self) -> Iterator[Metric]:
+        """Name the metrics, so that registering does not collect them."""
+        return self._families({})
+
+    def collect(self) -> Iterator[Metric]:
+        """Ask all loops."""
+        with self._lock:
+            loops = self._open()
+        return self._families({name: loop.metrics() for name, loop in loops.items()})
+
+    def _families(self, all_metrics: dict[str, Metrics]) -> Iterator[Metric]:
+        for field, (name, text) in _COUNTERS.items():
+            counter = CounterMetricFamily(name, text, labels=["loop"])
+            for loop, metrics in all_metrics.items():
+                counter.add_metric([loop], getattr(metrics, field))
+            yield counter
+        for field, (name, text) in _GAUGES.items():
+            gauge = GaugeMetricFamily(name, text, labels=["loop"])
+            for loop, metrics in all_metrics.items():
+                gauge.add_metric([loop], getattr(metrics, field))
+            yield gauge
+        for field, (name, text) in _HISTOGRAMS.items():
+            histogram = HistogramMetricFamily(name, text, labels=["loop"])
+            for loop, metrics in all_metrics.items():
+                counted: Histogram = getattr(metrics, field)
+                histogram.add_metric([loop], _cumulated(counted), counted.sum)
+            yield histogram
+
+
+def _cumulated(histogram: Histogram) -> list[tuple[str, float]]:
+    """How many durations are up to each bound."""
+    cumulated = []
+    for bound in _BOUNDS:
+        cumulated.append((str(bound), float(sum(n for _, high, n in histogram.buckets if high <= bound))))
+    cumulated.append(("+Inf", float(histogram.count)))
+    return cumulated
