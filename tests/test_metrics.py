@@ -136,6 +136,29 @@ def test_iterations_agree_with_a_stopwatch(loop):
     assert histogram.max >= max(durations) * 0.999
 
 
+@whenever_quiet
+def test_since(loop):
+    loop.call_soon(spin, 0.05)
+    run_once(loop)
+    first = loop.metrics()
+    assert first.since(first).callbacks == 0
+    assert first.since(first).delay == Histogram((), 0.0)
+    for seconds in (0.01, 0.02):
+        loop.call_soon(spin, seconds)
+        run_once(loop)
+    later = loop.metrics().since(first)
+    assert later.callbacks == 4
+    assert later.iterations == 2
+    assert later.iteration_duration.max == pytest.approx(0.02, rel=0.1)
+    assert later.iteration_duration.sum == pytest.approx(0.03, rel=0.1)
+    assert later.busy == pytest.approx(0.03, rel=0.1)
+    loop.call_soon(spin, 0.1)
+    run_once(loop)
+    assert loop.metrics().since(first).iteration_duration.max == loop.metrics().iteration_duration.max > 0.1
+    everything = first.since(hotloop.new_event_loop().metrics())
+    assert everything == first
+
+
 # --- Time ---
 
 

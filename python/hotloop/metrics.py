@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +50,21 @@ class Histogram:
             if passed >= rank:
                 return self._middle(low, high)
         return self.max
+
+    def since(self, earlier: Histogram) -> Histogram:
+        """Return what was counted after an earlier snapshot of the same histogram.
+
+        Its max is that of all, or the end of the last bucket that has anything, if that is less.
+        """
+        counted = {low: count for low, _, count in earlier.buckets}
+        buckets = tuple(
+            (low, high, count - counted.get(low, 0))
+            for low, high, count in self.buckets
+            if count > counted.get(low, 0)
+        )
+        if self.max > earlier.max or not buckets or not buckets[-1][0]:
+            return Histogram(buckets, self.max if self.max > earlier.max else 0.0)
+        return Histogram(buckets, min(self.max, buckets[-1][1]))
 
     def _middle(self, low: float, high: float) -> float:
         """What the durations in a bucket are taken for."""
@@ -106,3 +121,22 @@ class Metrics:
         """The share of the time that the loop was busy, between 0.0 and 1.0."""
         total = self.busy + self.idle
         return self.busy / total if total else 0.0
+
+    def since(self, earlier: Metrics) -> Metrics:
+        """Return what the loop did after an earlier snapshot of it, with no reset_metrics() in between.
+
+        What is open, ready or waiting, and the most that was ready, stay as they are.
+        """
+        totals = {
+            name: getattr(self, name) - getattr(earlier, name)
+            for name in (
+                *("io_events", "timers_fired", "timers_cancelled", "tasks_created", "wakeups"),
+                *("idle", "busy", "bytes_read", "bytes_written", "accepted", "connected"),
+            )
+        }
+        return replace(
+            self,
+            **totals,
+            iteration_duration=self.iteration_duration.since(earlier.iteration_duration),
+            delay=self.delay.since(earlier.delay),
+        )

@@ -1,7 +1,7 @@
 """The metrics of event loops for Prometheus. Needs prometheus_client: pip install 'hotloop[prometheus]'.
 
-    Collector(loop)        # in the program, once
-    start_http_server(...) # or whatever serves prometheus_client's registry
+Collector(loop)        # in the program, once
+start_http_server(...) # or whatever serves prometheus_client's registry
 """
 
 from __future__ import annotations
@@ -42,7 +42,10 @@ _COUNTERS = {
 }
 _GAUGES = {
     "ready": ("hotloop_ready_callbacks", "Callbacks ready to be run"),
-    "ready_highest": ("hotloop_ready_callbacks_highest", "The most callbacks ready at the beginning of a turn"),
+    "ready_highest": (
+        "hotloop_ready_callbacks_highest",
+        "The most callbacks ready at the beginning of a turn",
+    ),
     "transports": ("hotloop_open_transports", "Open connections, datagram endpoints and pipes"),
     "bytes_waiting": ("hotloop_waiting_bytes", "Bytes written to transports and not sent yet"),
 }

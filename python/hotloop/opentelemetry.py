@@ -1,0 +1,143 @@
+"""The metrics of event loops for OpenTelemetry. Needs its API: pip install 'hotloop[opentelemetry]'.
+
+instrument(loop)    # in the program, once, when the meter provider is set up
+"""
+
+from __future__ import annotations
+
+import time
+import weakref
+from typing import TYPE_CHECKING
+
+from opentelemetry.metrics import Observation, get_meter_provider
+
+from . import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from opentelemetry.metrics import CallbackOptions, MeterProvider
+
+    from .loop import Loop
+    from .metrics import Histogram, Metrics
+
+    # What is observed of a snapshot, by the value of the instrument's attribute; one value without that.
+    Observe = Callable[[Metrics], Mapping[str, float] | float]
+
+__all__ = ["instrument"]
+
+# name: unit, description, attribute, what is observed.
+_COUNTERS: dict[str, tuple[str, str, str, Observe]] = {
+    "time": ("s", "Time in each state", "state", lambda m: {"active": m.busy, "idle": m.idle}),
+    "iterations": ("{iteration}", "Turns of the event loop", "", lambda m: m.iterations),
+    "callbacks": ("{callback}", "Callbacks run", "", lambda m: m.callbacks),
+    "io_events": ("{event}", "Descriptors found ready", "", lambda m: m.io_events),
+    "timers": (
+        "{timer}",
+        "Timers that came due, or were cancelled before",
+        "outcome",
+        lambda m: {"fired": m.timers_fired, "cancelled": m.timers_cancelled},
+    ),
+    "tasks": ("{task}", "Calls of create_task()", "", lambda m: m.tasks_created),
+    "wakeups": ("{wakeup}", "Waits ended by another thread", "", lambda m: m.wakeups),
+    "network.io": (
+        "By",
+        "Bytes received and sent by transports",
+        "direction",
+        lambda m: {"receive": m.bytes_read, "transmit": m.bytes_written},
+    ),
+    "network.connections": (
+        "{connection}",
+        "Connections that came in, and that were made",
+        "direction",
+        lambda m: {"inbound": m.accepted, "outbound": m.connected},
+    ),
+}
+_LEVELS: dict[str, tuple[str, str, str, Observe]] = {
+    "ready": ("{callback}", "Callbacks ready to be run", "", lambda m: m.ready),
+    "transports": ("{transport}", "Open transports", "", lambda m: m.transports),
+    "network.waiting": ("By", "Bytes written and not sent yet", "", lambda m: m.bytes_waiting),
+}
+# Of the time since the collection before.
+_GAUGES: dict[str, tuple[str, str, str, Observe]] = {
+    "utilization": ("1", "Share of the time that the event loop was busy", "", lambda m: m.utilization),
+    "delay": (
+        "s",
+        "How late callbacks that were ready, and timers that were due, ran",
+        "statistic",
+        lambda m: _statistics(m.delay),
+    ),
+    "iteration.duration": (
+        "s",
+        "How long turns took, without the wait",
+        "statistic",
+        lambda m: _statistics(m.iteration_duration),
+    ),
+}
+
+# Callbacks within so many seconds belong to one collection.
+_ONE_COLLECTION = 0.05
+
+
+def _statistics(histogram: Histogram) -> dict[str, float]:
+    percentiles = {f"p{p}": histogram.percentile(p) for p in (50, 90, 99)}
+    return {"mean": histogram.mean, **percentiles, "max": histogram.max}
+
+
+class _Source:
+    """The snapshots of one loop, which is not kept alive."""
+
+    def __init__(self, loop: Loop, name: str) -> None:
+        self.loop = weakref.ref(loop)
+        self.name = name
+        self.taken = float("-inf")
+        self.total = self.before = loop.metrics()
+
+    def refresh(self) -> bool:
+        """Take a snapshot if a collection begins. False if the loop is closed or gone."""
+        loop = self.loop()
+        if loop is None or loop.is_closed():
+            return False
+        now = time.monotonic()
+        if now - self.taken > _ONE_COLLECTION:
+            self.before, self.total = self.total, loop.metrics()
+            if self.total.callbacks < self.before.callbacks:
+                # It was reset.
+                self.before = self.total
+            self.taken = now
+        return True
+
+
+def instrument(loop: Loop, name: str = "main", *, meter_provider: MeterProvider | None = None) -> None:
+    """Have a loop's metrics collected, with its name as the attribute `hotloop.eventloop.name`.
+
+    Counters are of all the time; utilization, delay and duration are of the time since the collection before,
+    whoever read that. A loop that is closed or gone is left out from then on.
+    """
+    source = _Source(loop, name)
+    meter = (meter_provider or get_meter_provider()).get_meter("hotloop", __version__)
+    kinds: tuple[tuple[Callable[..., object], dict[str, tuple[str, str, str, Observe]], bool], ...] = (
+        (meter.create_observable_counter, _COUNTERS, False),
+        (meter.create_observable_up_down_counter, _LEVELS, False),
+        (meter.create_observable_gauge, _GAUGES, True),
+    )
+    for create, instruments, recent in kinds:
+        for metric, (unit, text, attribute, observe) in instruments.items():
+            callback = _callback(source, attribute, observe, recent)
+            create(f"hotloop.eventloop.{metric}", callbacks=[callback], unit=unit, description=text)
+
+
+def _callback(
+    source: _Source, attribute: str, observe: Observe, recent: bool
+) -> Callable[[CallbackOptions], Iterable[Observation]]:
+    def observations(_: CallbackOptions) -> Iterable[Observation]:
+        if not source.refresh():
+            return []
+        values = observe(source.total.since(source.before) if recent else source.total)
+        named = {"hotloop.eventloop.name": source.name}
+        if isinstance(values, (int, float)):
+            return [Observation(values, named)]
+        key = f"hotloop.eventloop.{attribute}"
+        return [Observation(value, {**named, key: which}) for which, value in values.items()]
+
+    return observations

@@ -1,0 +1,94 @@
+"""hotloop.opentelemetry, read by the SDK."""
+
+import asyncio
+import gc
+import time
+
+import hotloop
+import pytest
+
+pytest.importorskip("opentelemetry.sdk.metrics")
+from hotloop.opentelemetry import instrument
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+
+
+@pytest.fixture
+def reader():
+    return InMemoryMetricReader()
+
+
+@pytest.fixture
+def provider(reader):
+    provider = MeterProvider([reader], shutdown_on_exit=False)
+    yield provider
+    provider.shutdown()
+
+
+@pytest.fixture
+def loop():
+    loop = hotloop.new_event_loop()
+    yield loop
+    loop.close()
+
+
+def read(reader):
+    """All values, by the name of the metric and its attribute besides the loop's name."""
+    data = reader.get_metrics_data()
+    values = {}
+    for resource in data.resource_metrics if data else []:
+        for scope in resource.scope_metrics:
+            for metric in scope.metrics:
+                for point in metric.data.data_points:
+                    attributes = dict(point.attributes)
+                    name = attributes.pop("hotloop.eventloop.name")
+                    which = next(iter(attributes.values()), None)
+                    values[name, metric.name.removeprefix("hotloop.eventloop."), which] = point.value
+    return values
+
+
+def test_all_that_there_is(loop, reader, provider):
+    instrument(loop, "web", meter_provider=provider)
+
+    async def main():
+        loop.call_soon(time.sleep, 0.05)
+        loop.call_later(3600, int).cancel()
+        await asyncio.sleep(0.01)
+        return await asyncio.to_thread(read, reader)
+
+    values = loop.run_until_complete(main())
+    metrics = loop.metrics()
+    assert 0.05 <= values["web", "time", "active"] <= metrics.busy
+    assert values["web", "time", "idle"] <= metrics.idle
+    assert values["web", "timers", "fired"] == values["web", "timers", "cancelled"] == 1
+    assert values["web", "tasks", None] == metrics.tasks_created
+    assert 0 < values["web", "callbacks", None] <= metrics.callbacks
+    assert values["web", "transports", None] == 0
+    assert values["web", "network.io", "receive"] == values["web", "network.io", "transmit"] == 0
+    assert 0 < values["web", "utilization", None] <= 1
+    assert values["web", "delay", "max"] >= 0.03
+    assert values["web", "iteration.duration", "max"] == pytest.approx(0.05, rel=0.2)
+
+
+def test_gauges_are_of_the_time_since_the_last_collection(loop, reader, provider):
+    instrument(loop, meter_provider=provider)
+    loop.call_soon(time.sleep, 0.2)
+    loop.run_until_complete(asyncio.sleep(0))
+    assert read(reader)["main", "iteration.duration", "max"] >= 0.2
+    loop.run_until_complete(asyncio.sleep(0.1))
+    second = read(reader)
+    assert second["main", "iteration.duration", "max"] < 0.05
+    assert second["main", "utilization", None] < 0.3
+    assert second["main", "time", "active"] >= 0.2
+    time.sleep(0.1)
+    loop.reset_metrics()
+    assert read(reader)["main", "delay", "max"] == 0.0
+
+
+def test_a_loop_that_is_closed_or_gone(loop, reader, provider):
+    instrument(loop, "one", meter_provider=provider)
+    instrument(hotloop.new_event_loop(), "two", meter_provider=provider)
+    gc.collect()
+    assert {name for name, _, _ in read(reader)} == {"one"}
+    loop.close()
+    assert read(reader) == {}
