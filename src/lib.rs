@@ -23,6 +23,12 @@ mod transports;
 mod _core {
     use pyo3::prelude::*;
 
+    /// End the thread that watches loops: before the interpreter ends.
+    #[pyfunction]
+    fn _stop_watching(py: Python<'_>) {
+        crate::event_loop::stop_watching(py);
+    }
+
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
         module.add("__version__", env!("CARGO_PKG_VERSION"))?;

@@ -37,6 +37,9 @@ __all__ = [
 if sys.version_info >= (3, 14):
     __all__ += ["ThreadSafeHandle"]
 CONNECTING: tuple[str, ...]
+
+def _stop_watching() -> None: ...
+
 __version__: str
 
 @final
@@ -202,6 +205,7 @@ class Loop:
 
     # What it does
     def _metrics(self, /) -> dict[str, Any]: ...
+    def _watch(self, id: int, threshold: float | None) -> None: ...
     def reset_metrics(self, /) -> None: ...
 
     # Tasks

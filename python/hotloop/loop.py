@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from typing import Any, TypeVar
 
+    from ._blocking import Block, Watch
     from .metrics import Metrics
 
     _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -64,6 +65,9 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
     _asyncgen_firstiter_hook: Callable[[Any], None]
     _asyncgen_finalizer_hook: Callable[[Any], None]
     _ensure_resolved: Callable[..., Awaitable[Any]]
+
+    # How callbacks are watched, for blocking the loop.
+    _blocking: Watch | None = None
 
     # What asyncio's own loops wait with. Here the extension does.
     _selector = None
@@ -135,6 +139,20 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
         for name in ("iteration_duration", "delay"):
             counted[name] = Histogram(*counted[name])
         return Metrics(**counted)
+
+    def watch_blocking(
+        self, threshold: float | None = 0.1, handler: Callable[[Block], object] | None = None
+    ) -> None:
+        """Report callbacks that run for *threshold* seconds or longer; with None, no more.
+
+        Each is a warning of the logger `hotloop`. A *handler* is called instead, with an object that says the
+        same, on the loop, when the callback is over. Nobody is told more than once a second.
+
+        Raise ValueError for a threshold that is not positive.
+        """
+        from . import _blocking
+
+        _blocking.watch(self, threshold, handler)
 
     # --- Names ---
 

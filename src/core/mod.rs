@@ -7,6 +7,7 @@ mod future;
 mod metrics;
 mod ready;
 mod receiving;
+pub mod watchdog;
 mod watching;
 
 use std::cell::{Cell, RefCell};
@@ -30,6 +31,7 @@ use crate::reactor::doze::{Drowsiness, doze};
 use crate::reactor::pace::Pace;
 use crate::reactor::poller::{self, Poller};
 use crate::reactor::registry::Registry;
+use crate::reactor::turns::Turns;
 use crate::reactor::waker::Inbox;
 
 pub use future::resolve;
@@ -80,6 +82,8 @@ pub struct Core {
     pub pace: Pace,
     drowsiness: Drowsiness,
     pub metrics: Metrics,
+    /// What a watcher sees of the loop, if it is watched.
+    turns: RefCell<Option<Arc<Turns>>>,
 }
 
 /// The time as the event loop's own time() tells it.
@@ -107,6 +111,7 @@ impl Core {
             pace: Pace::default(),
             drowsiness: Drowsiness::default(),
             metrics: Metrics::default(),
+            turns: RefCell::default(),
         })
     }
 
@@ -186,6 +191,9 @@ impl Core {
         self.pace.stir();
         let now = Instant::now();
         self.metrics.begin_run(now);
+        if let Some(turns) = &*self.turns.borrow() {
+            turns.set_thread();
+        }
         if !self.has_foreign_clock() {
             self.metrics.look_at_timers(now.seconds, now.ticks);
         }
@@ -363,10 +371,10 @@ impl Core {
             }
             let Some(entry) = self.ready.borrow_mut().pop_front() else { break };
             self.metrics.set_left(count - done);
-            if self.schedule.debug() {
-                entry.run_watched(py, event_loop)?;
-            } else {
+            if self.schedule.is_plain() {
                 entry.run(py, event_loop)?;
+            } else {
+                self.run_observed(py, event_loop, &entry)?;
             }
             drop(entry);
             if done % FLUSH_CLOCK_CALLBACKS == 0 && !self.unsent.borrow().is_empty() {
@@ -378,6 +386,36 @@ impl Core {
             }
         }
         Ok(())
+    }
+
+    /// Runs a callback in debug mode, or while somebody watches.
+    #[inline(never)]
+    fn run_observed(&self, py: Python<'_>, event_loop: &Object, entry: &Ready) -> PyResult<()> {
+        let turns = self.turns.borrow().clone();
+        let Some(turns) = turns else { return entry.run_watched(py, event_loop) };
+        turns.begin(clock::ticks());
+        let result =
+            if self.schedule.debug() { entry.run_watched(py, event_loop) } else { entry.run(py, event_loop) };
+        let Some(turn) = turns.end() else { return result };
+        let seconds = self.pace.tick.seconds(clock::ticks().wrapping_sub(turn.began));
+        let what = entry.object().bind(py);
+        let told = py
+            .import("hotloop._blocking")
+            .and_then(|module| module.call_method1("end", (event_loop.bind(py), turn.number, what, seconds)));
+        result.and(told.map(drop))
+    }
+
+    /// Lets a watcher see what the loop does from now on; None for nobody.
+    pub fn set_turns(&self, turns: Option<Arc<Turns>>) {
+        self.schedule.set_watched(turns.is_some());
+        if let Some(turns) = &turns {
+            turns.set_thread();
+        }
+        self.turns.replace(turns);
+    }
+
+    pub fn turns(&self) -> Option<Arc<Turns>> {
+        self.turns.borrow().clone()
     }
 
     // --- Sending ---

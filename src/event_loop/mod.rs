@@ -176,6 +176,8 @@ unsafe extern "C" fn set_attribute(
     }
 }
 
+pub use observing::stop_watching;
+
 /// Makes the classes.
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     let mut methods = scheduling::methods();

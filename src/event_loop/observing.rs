@@ -4,12 +4,16 @@ use pyo3::ffi::PyMethodDef;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 
+use std::sync::Arc;
+
 use super::{Loop, ThisLoop};
+use crate::core::watchdog;
+use crate::cpython::args::{Args, all};
 use crate::cpython::object::Object;
-use crate::method0;
 use crate::reactor::clock::Tick;
 use crate::reactor::histogram::{Counted, Histogram};
 use crate::transports;
+use crate::{method, method0};
 
 /// The buckets and the maximum, as hotloop.metrics.Histogram takes them.
 fn counted<'py>(py: Python<'py>, histogram: &Histogram, tick: &Tick) -> PyResult<Bound<'py, PyTuple>> {
@@ -48,8 +52,39 @@ fn reset_metrics(this: ThisLoop<'_, '_>) -> PyResult<Object> {
     Ok(Object::none(this.py()))
 }
 
+/// Has the loop watched for callbacks that take `threshold` seconds, or longer; None for no more.
+fn watch<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
+    const METHOD: &str = "_watch";
+    const NAMES: [&str; 2] = ["id", "threshold"];
+    let py = this.py();
+    let [id, threshold] = all(METHOD, &NAMES, args.parse(METHOD, NAMES, 2, 2)?)?;
+    let id: usize = id.bind(py).extract()?;
+    let threshold: Option<f64> = threshold.bind(py).extract()?;
+    let Some(threshold) = threshold else {
+        watchdog::unwatch(id);
+        this.core.set_turns(None);
+        return Ok(Object::none(py));
+    };
+    let turns = this.core.turns().unwrap_or_default();
+    turns.set_threshold(threshold);
+    this.core.set_turns(Some(Arc::clone(&turns)));
+    watchdog::watch(&turns, id);
+    Ok(Object::none(py))
+}
+
+/// Ends the thread that watches.
+pub fn stop_watching(py: Python<'_>) {
+    watchdog::stop(py);
+}
+
 pub fn methods() -> Vec<PyMethodDef> {
     vec![
+        method!(
+            Loop,
+            "_watch",
+            watch,
+            "_watch($self, id, threshold)\n--\n\nHave hotloop._blocking told of callbacks that take so many seconds, or no more."
+        ),
         method0!(
             Loop,
             "_metrics",

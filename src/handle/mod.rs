@@ -33,6 +33,10 @@ const KEPT: usize = 1024;
 #[derive(Default)]
 pub struct Schedule {
     debug: Cell<bool>,
+    /// Whether callbacks are watched, for taking long.
+    watched: Cell<bool>,
+    /// Whether callbacks are run with something besides: neither of those is plain.
+    observed: Cell<bool>,
     /// Timers that were cancelled before they fired.
     pub timers_cancelled: Cell<u64>,
     pub timers: RefCell<Timers<Obj<TimerHandle>>>,
@@ -47,8 +51,20 @@ impl Schedule {
         self.debug.get()
     }
 
+    /// Whether callbacks are just run.
+    #[inline]
+    pub fn is_plain(&self) -> bool {
+        !self.observed.get()
+    }
+
+    pub fn set_watched(&self, watched: bool) {
+        self.watched.set(watched);
+        self.observed.set(watched || self.debug.get());
+    }
+
     pub fn set_debug(&self, debug: bool) {
         self.debug.set(debug);
+        self.observed.set(debug || self.watched.get());
         DEBUG_WAS_ON.fetch_or(debug, Relaxed);
     }
 

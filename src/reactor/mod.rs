@@ -7,6 +7,7 @@
 //! - [`histogram`]: how long things took.
 //! - [`pace`]: when the clock and the descriptors are looked at.
 //! - [`timers`]: what is due when.
+//! - [`turns`]: whether a callback runs for long.
 //! - [`waker`]: work handed over by other threads.
 //! - [`socket`], [`datagram`], [`pipe`]: the system calls that transports make.
 
@@ -20,4 +21,5 @@ pub mod poller;
 pub mod registry;
 pub mod socket;
 pub mod timers;
+pub mod turns;
 pub mod waker;

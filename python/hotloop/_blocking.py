@@ -1,0 +1,266 @@
+"""Callbacks that block an event loop: what loop.watch_blocking() tells of them.
+
+The extension's thread notices that a callback runs for long, and calls observe(), which looks at the stack of
+the loop's thread. When the callback is over, the loop's thread calls end(), which reports it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import gc
+import itertools
+import logging
+import os
+import sys
+import sysconfig
+import threading
+import time
+import traceback
+import weakref
+from collections import deque
+from dataclasses import dataclass
+from types import CodeType, FrameType
+from typing import TYPE_CHECKING, Any
+
+from . import _core
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .loop import Loop
+
+logger = logging.getLogger("hotloop")
+
+# Seconds in which a loop is reported on once: what comes in between is counted.
+REPORT_INTERVAL = 1.0
+# Garbage collections that take fewer seconds are not remembered.
+SHORTEST_COLLECTION = 0.001
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A callback that kept an event loop from everything else."""
+
+    what: str
+    """The callback, as asyncio writes handles and tasks."""
+    task: asyncio.Task[Any] | None
+    """The task of which it was a step."""
+    duration: float
+    """Seconds from its beginning to its end."""
+    processor: float | None
+    """Seconds of that in which its thread computed. None where the system does not tell."""
+    collecting: float
+    """Seconds of that in which it collected garbage."""
+    stack: traceback.StackSummary
+    """Where it was when it had run for as long as the threshold; empty if it is in no Python code."""
+    later_stack: traceback.StackSummary | None
+    """Where it was after ten times as long."""
+    created_at: traceback.StackSummary | None
+    """In debug mode, who scheduled the callback or made the task."""
+    unreported: int
+    """Other blocks since the last that was reported."""
+
+    @property
+    def line(self) -> traceback.FrameSummary | None:
+        """The innermost line outside the standard library and installed packages, or else the last."""
+        frames = self.later_stack or self.stack
+        own = [frame for frame in frames if not frame.filename.startswith(_LIBRARIES)]
+        return next(reversed(own or frames), None)
+
+    def __str__(self) -> str:
+        line = self.line
+        where = f"{line.filename}:{line.lineno} in {line.name}" if line else self.what
+        spent = [] if self.processor is None else [f"{self.processor:.3f} s computing"]
+        if self.collecting:
+            spent.append(f"{self.collecting:.3f} s collecting garbage")
+        return f"{where} blocked the event loop for {self.duration:.3f} s" + (
+            f" ({', '.join(spent)})" if spent else ""
+        )
+
+
+_LIBRARIES = tuple(
+    {os.path.join(sysconfig.get_path(name), "") for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+    | {"<frozen "}
+)
+
+
+@dataclass
+class _Observed:
+    """What was seen of a turn of the loop that is not over."""
+
+    number: int
+    # When it was first looked at, by time.perf_counter(), and the processor time that its thread had used.
+    looked_at: float
+    processor: float | None
+    task: asyncio.Task[Any] | None
+    stack: traceback.StackSummary
+    later_stack: traceback.StackSummary | None = None
+
+
+class Watch:
+    """What one loop is watched for."""
+
+    ids = itertools.count(1)
+
+    def __init__(self, loop: Loop) -> None:
+        self.loop = weakref.ref(loop)
+        self.id = next(self.ids)
+        self.threshold = 0.0
+        self.handler: Callable[[Block], object] | None = None
+        self.observed: _Observed | None = None
+        self.last_report = float("-inf")
+        self.unreported = 0
+        # Ends and lengths of the last garbage collections of the loop's thread.
+        self.collections: deque[tuple[float, float]] = deque(maxlen=64)
+
+
+_watches: weakref.WeakValueDictionary[int, Watch] = weakref.WeakValueDictionary()
+_collecting_since: dict[int, float] = {}
+
+
+def watch(loop: Loop, threshold: float | None, handler: Callable[[Block], object] | None) -> None:
+    """Do what loop.watch_blocking() says."""
+    if threshold is not None and not threshold > 0:
+        raise ValueError(f"the threshold must be a positive number of seconds, not {threshold!r}")
+    state = loop._blocking
+    if threshold is None:
+        if state is not None:
+            loop._watch(state.id, None)
+            loop._blocking = None
+        return
+    if state is None:
+        state = loop._blocking = Watch(loop)
+        _watches[state.id] = state
+    state.threshold = threshold
+    state.handler = handler
+    if _note_collection not in gc.callbacks:
+        gc.callbacks.append(_note_collection)
+    loop._watch(state.id, threshold)
+
+
+def _note_collection(phase: str, _: dict[str, int]) -> None:
+    now = time.perf_counter()
+    ident = threading.get_ident()
+    if phase == "start":
+        _collecting_since[ident] = now
+        return
+    took = now - _collecting_since.pop(ident, now)
+    if took >= SHORTEST_COLLECTION:
+        for state in list(_watches.values()):
+            loop = state.loop()
+            if loop is not None and loop._thread_id == ident:
+                state.collections.append((now, took))
+
+
+def observe(
+    watch_id: int, number: int, ran: float, observed: float, processor: float | None, again: bool
+) -> None:
+    """Look at a callback that has run for *ran* seconds: for the first time, or *again* after ten thresholds.
+
+    Called by the extension's thread, which saw it *observed* seconds ago. By then, the loop's thread had used
+    so many seconds of processor time.
+    """
+    state = _watches.get(watch_id)
+    loop = None if state is None else state.loop()
+    if state is None or loop is None or loop._thread_id is None:
+        return
+    stack = _stack(sys._current_frames().get(loop._thread_id))
+    if again and state.observed is not None and state.observed.number == number:
+        state.observed.later_stack = stack
+        logger.warning("%s, for %.3f s by now", _still(stack), ran)
+        return
+    state.observed = _Observed(
+        number, time.perf_counter() - observed, processor, asyncio.current_task(loop), stack
+    )
+
+
+def _still(stack: traceback.StackSummary) -> str:
+    line = stack[-1] if stack else None
+    where = f"{line.filename}:{line.lineno} in {line.name}" if line else "A callback without Python code"
+    return f"{where} is blocking the event loop"
+
+
+def _run_forever() -> CodeType:
+    from .loop import Loop
+
+    return Loop.run_forever.__code__
+
+
+def _stack(frame: FrameType | None) -> traceback.StackSummary:
+    """The frames of the callback: those inside of run_forever()."""
+    outermost = _run_forever()
+    frames: list[tuple[FrameType, int]] = []
+    while frame is not None and frame.f_code is not outermost:
+        # What was called while a collection was noted is not the program's.
+        if frame.f_code is not _note_collection.__code__:
+            frames.append((frame, frame.f_lineno))
+        frame = frame.f_back
+    if frame is None:
+        # The callback is over, and the loop with it.
+        return traceback.StackSummary()
+    return traceback.StackSummary.extract(reversed(frames), lookup_lines=False)
+
+
+def end(loop: Loop, number: int, what: Any, seconds: float) -> None:
+    """Report a callback that is over. Called by the loop's thread."""
+    state = loop._blocking
+    if state is None:
+        return
+    observed, state.observed = state.observed, None
+    if observed is None or observed.number != number:
+        # It was over before anybody could look.
+        observed = _Observed(number, time.perf_counter(), None, None, traceback.StackSummary())
+    now = time.perf_counter()
+    if now - state.last_report < REPORT_INTERVAL:
+        state.unreported += 1
+        return
+    task = observed.task
+    if task is None:
+        owner = getattr(getattr(what, "_callback", what), "__self__", None)
+        task = owner if isinstance(owner, asyncio.Task) else None
+    source = getattr(task, "_source_traceback", None) or getattr(what, "_source_traceback", None)
+    block = Block(
+        what=repr(task if task is not None else what),
+        task=task,
+        duration=seconds,
+        processor=_processor(observed, now, seconds),
+        collecting=sum(took for ended, took in state.collections if ended >= now - seconds),
+        stack=observed.stack,
+        later_stack=observed.later_stack,
+        created_at=source,
+        unreported=state.unreported,
+    )
+    state.last_report, state.unreported = now, 0
+    if state.handler is not None and not loop.is_closed():
+        loop.call_soon(state.handler, block)
+    else:
+        _log(block)
+
+
+def _processor(observed: _Observed, now: float, seconds: float) -> float | None:
+    """Seconds of computing: measured from the first look on, and taken to have been alike before."""
+    if observed.processor is None:
+        return None
+    watched = now - observed.looked_at
+    used = time.thread_time() - observed.processor
+    return min(used / watched, 1.0) * seconds if watched > 0 else None
+
+
+def _log(block: Block) -> None:
+    text = [str(block), f"  {block.what}"]
+    for title, stack in (
+        ("Stack at the threshold", block.stack),
+        ("Stack at ten times the threshold", block.later_stack),
+        ("Scheduled at", block.created_at),
+    ):
+        if stack:
+            text.append(f"{title} (most recent call last):")
+            text.append("".join(stack.format()).rstrip())
+    if block.unreported:
+        text.append(f"{block.unreported} more since the last report")
+    logger.warning("\n".join(text))
+
+
+# Before the interpreter ends: the thread may want the GIL until then.
+atexit.register(_core._stop_watching)

@@ -1,0 +1,185 @@
+//! The thread that watches all loops that are to be watched, for callbacks that run long.
+//!
+//! It sleeps for a part of the shortest threshold, and looks at each loop's [`Turns`] without the GIL. Only a callback that
+//! has run for too long makes it take the GIL, which it may have to wait for: a C function that holds the GIL gives it away
+//! when it returns, with the frame that called it still on the same line.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use pyo3::prelude::*;
+
+use crate::reactor::clock::{self, Tick};
+use crate::reactor::turns::{Turn, Turns};
+
+/// Looks within a threshold.
+const LOOKS: f64 = 4.0;
+/// Between two looks are at most so many seconds, however long the threshold.
+const LONGEST_PAUSE: f64 = 0.25;
+/// A look that comes so many seconds too late means that the process was stopped: nothing can be said of that time.
+const STOPPED: f64 = 0.5;
+/// After so many thresholds a callback that still runs is looked at again.
+const AGAIN: f64 = 10.0;
+
+/// A loop that is watched.
+struct Watched {
+    turns: Weak<Turns>,
+    /// Which one it is, for `hotloop._blocking`.
+    id: usize,
+    seen: Option<Seen>,
+}
+
+/// A callback that was running at the last look.
+#[derive(Clone, Copy)]
+struct Seen {
+    turn: Turn,
+    /// When it was first seen, in ticks, and the processor time of its thread by then.
+    at: u64,
+    processor: Option<f64>,
+    /// Since when it counts: not while the process was stopped.
+    since: u64,
+    /// How many times it was told of.
+    told: u32,
+}
+
+#[derive(Default)]
+struct Watchdog {
+    watched: Vec<Watched>,
+    thread: Option<JoinHandle<()>>,
+    stopping: bool,
+    /// The process that the thread is in: a forked child has none.
+    process: u32,
+}
+
+static WATCHDOG: Mutex<Option<Watchdog>> = Mutex::new(None);
+
+fn watchdog() -> MutexGuard<'static, Option<Watchdog>> {
+    WATCHDOG.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Watches a loop from now on.
+pub fn watch(turns: &Arc<Turns>, id: usize) {
+    let mut guard = watchdog();
+    let process = std::process::id();
+    let state = guard.get_or_insert_default();
+    if state.process != process {
+        // What the parent watched is not running here.
+        std::mem::forget(std::mem::take(state));
+        state.process = process;
+    }
+    state.watched.retain(|watched| watched.id != id && watched.turns.strong_count() > 0);
+    state.watched.push(Watched { turns: Arc::downgrade(turns), id, seen: None });
+    state.stopping = false;
+    match &state.thread {
+        Some(thread) => thread.thread().unpark(),
+        None => {
+            let spawned = std::thread::Builder::new().name("hotloop-watchdog".to_owned()).spawn(run);
+            // Without a thread nobody watches, which is no reason to stop the program.
+            state.thread = spawned.ok();
+        }
+    }
+}
+
+/// Watches a loop no more.
+pub fn unwatch(id: usize) {
+    if let Some(state) = &mut *watchdog() {
+        state.watched.retain(|watched| watched.id != id);
+    }
+}
+
+/// Ends the thread. The interpreter must not end before it.
+pub fn stop(py: Python<'_>) {
+    let thread = {
+        let mut guard = watchdog();
+        let Some(state) = &mut *guard else { return };
+        state.stopping = true;
+        if state.process != std::process::id() {
+            return;
+        }
+        state.thread.take()
+    };
+    if let Some(thread) = thread {
+        thread.thread().unpark();
+        // It may be waiting for the GIL.
+        py.detach(|| thread.join()).ok();
+    }
+}
+
+fn run() {
+    let tick = Tick::default();
+    loop {
+        let Some(pause) = pause() else { return };
+        let start = Instant::now();
+        std::thread::park_timeout(Duration::from_secs_f64(pause));
+        let was_stopped = start.elapsed().as_secs_f64() > pause + STOPPED;
+        tick.learn(clock::Instant::now());
+        for (turns, id, seen, again) in look(&tick, was_stopped) {
+            tell(&turns, id, seen, again, &tick);
+        }
+    }
+}
+
+/// How long to wait for the next look, in seconds; None if the thread is to end.
+fn pause() -> Option<f64> {
+    let mut guard = watchdog();
+    let state = guard.as_mut()?;
+    state.watched.retain(|watched| watched.turns.strong_count() > 0);
+    if state.stopping || state.watched.is_empty() {
+        // The next loop that is to be watched starts another.
+        state.thread = None;
+        return None;
+    }
+    let thresholds = state.watched.iter().filter_map(|watched| Some(watched.turns.upgrade()?.threshold()));
+    Some((thresholds.fold(f64::INFINITY, f64::min) / LOOKS).min(LONGEST_PAUSE))
+}
+
+/// Looks at all loops, and returns what is to be told: of which callbacks, and whether again.
+fn look(tick: &Tick, was_stopped: bool) -> Vec<(Arc<Turns>, usize, Seen, bool)> {
+    let mut found = Vec::new();
+    let mut guard = watchdog();
+    let Some(state) = guard.as_mut() else { return found };
+    let now = clock::ticks();
+    for watched in &mut state.watched {
+        let Some(turns) = watched.turns.upgrade() else { continue };
+        let Some(turn) = turns.under_way() else {
+            watched.seen = None;
+            continue;
+        };
+        let seen = match &mut watched.seen {
+            Some(seen) if seen.turn == turn && !was_stopped => seen,
+            place => {
+                let since = if was_stopped { now } else { turn.began };
+                *place = Some(Seen { turn, at: now, processor: turns.processor_time(), since, told: 0 });
+                continue;
+            }
+        };
+        let ran = tick.seconds(now.wrapping_sub(seen.since));
+        let due = turns.threshold() * if seen.told == 0 { 1.0 } else { AGAIN };
+        if ran >= due && seen.told < 2 {
+            seen.told += 1;
+            turns.notice(turn);
+            found.push((turns, watched.id, *seen, seen.told == 2));
+        }
+    }
+    found
+}
+
+/// Has Python look at what the callback is doing.
+fn tell(turns: &Turns, id: usize, seen: Seen, again: bool, tick: &Tick) {
+    Python::attach(|py| {
+        // Waiting for the GIL can have taken long enough for the callback to end.
+        if turns.under_way() != Some(seen.turn) {
+            return;
+        }
+        let now = clock::ticks();
+        let ran = tick.seconds(now.wrapping_sub(seen.turn.began));
+        let observed = tick.seconds(now.wrapping_sub(seen.at));
+        let arguments = (id, seen.turn.number, ran, observed, seen.processor, again);
+        let told =
+            py.import("hotloop._blocking").and_then(|module| module.call_method1("observe", arguments));
+        if let Err(error) = told {
+            error.write_unraisable(py, None);
+        }
+    });
+}

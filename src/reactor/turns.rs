@@ -1,0 +1,155 @@
+//! Whether a callback runs for long, as another thread sees it.
+//!
+//! The loop numbers what it does: the number is odd while a callback runs and even otherwise. A watcher that finds the same
+//! odd number again knows that the callback still runs, and leaves a note, which the loop finds when the callback is over.
+
+use std::sync::atomic::{AtomicU64, Ordering::Acquire, Ordering::Relaxed, Ordering::Release};
+
+/// One loop's turns.
+#[derive(Default)]
+pub struct Turns {
+    number: AtomicU64,
+    /// When the callback under way began, in ticks of the clock.
+    began: AtomicU64,
+    /// The turn that somebody has noticed, for taking long.
+    noticed: AtomicU64,
+    /// After how many seconds that is, as the bits of a float.
+    threshold: AtomicU64,
+    /// The system's number of the thread that runs the loop.
+    thread: AtomicU64,
+}
+
+/// A callback that runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Turn {
+    pub number: u64,
+    /// In ticks of the clock.
+    pub began: u64,
+}
+
+impl Turns {
+    pub fn set_threshold(&self, seconds: f64) {
+        self.threshold.store(seconds.to_bits(), Relaxed);
+    }
+
+    pub fn threshold(&self) -> f64 {
+        f64::from_bits(self.threshold.load(Relaxed))
+    }
+
+    /// The calling thread runs the loop.
+    pub fn set_thread(&self) {
+        self.thread.store(current_thread(), Relaxed);
+    }
+
+    /// A callback begins to run.
+    pub fn begin(&self, ticks: u64) {
+        self.began.store(ticks, Relaxed);
+        self.number.store(self.number.load(Relaxed) | 1, Release);
+    }
+
+    /// It is over. Returns what it was if somebody has noticed it.
+    pub fn end(&self) -> Option<Turn> {
+        let number = self.number.load(Relaxed);
+        self.number.store((number | 1) + 1, Release);
+        let noticed = self.noticed.load(Relaxed) == number;
+        noticed.then(|| Turn { number, began: self.began.load(Relaxed) })
+    }
+
+    /// The callback that runs now.
+    pub fn under_way(&self) -> Option<Turn> {
+        let number = self.number.load(Acquire);
+        let began = self.began.load(Relaxed);
+        // If another one has begun in between, there was no long one.
+        (number % 2 == 1 && self.number.load(Relaxed) == number).then_some(Turn { number, began })
+    }
+
+    /// A callback takes long.
+    pub fn notice(&self, turn: Turn) {
+        self.noticed.store(turn.number, Relaxed);
+    }
+
+    /// Seconds of processor time that the loop's thread has used, if the system tells.
+    pub fn processor_time(&self) -> Option<f64> {
+        processor_time(self.thread.load(Relaxed))
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn current_thread() -> u64 {
+    // SAFETY: the call has no arguments and cannot fail.
+    unsafe { libc::syscall(libc::SYS_gettid) as u64 }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn current_thread() -> u64 {
+    0
+}
+
+/// By the clock that Linux has for each thread, which anybody may read. A thread that has ended has none.
+#[cfg(target_os = "linux")]
+fn processor_time(thread: u64) -> Option<f64> {
+    // How the kernel numbers these clocks: CPUCLOCK_SCHED of a thread.
+    const SCHEDULED_OF_THREAD: libc::clockid_t = 0b110;
+    let clock = (!(thread as libc::clockid_t) << 3) | SCHEDULED_OF_THREAD;
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` outlives the call.
+    let read = unsafe { libc::clock_gettime(clock, &mut time) } == 0;
+    read.then_some(time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn processor_time(_thread: u64) -> Option<f64> {
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::{Duration, Instant};
+
+    #[test]
+    fn turns_are_seen_while_they_last() {
+        let turns = Turns::default();
+        assert_eq!(turns.under_way(), None);
+        turns.begin(7);
+        let turn = turns.under_way().unwrap();
+        assert_eq!(turn.began, 7);
+        assert_eq!(turns.under_way(), Some(turn));
+        assert_eq!(turns.end(), None, "nobody has noticed");
+        assert_eq!(turns.under_way(), None);
+        turns.begin(8);
+        let next = turns.under_way().unwrap();
+        assert_ne!(next.number, turn.number);
+        turns.notice(turn);
+        assert_eq!(turns.end(), None, "it was another that was noticed");
+        turns.begin(9);
+        let last = turns.under_way().unwrap();
+        turns.notice(last);
+        assert_eq!(turns.end(), Some(last));
+        turns.begin(10);
+        assert_eq!(turns.end(), None, "once is enough");
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn processor_time_is_that_of_the_thread() {
+        let turns = Turns::default();
+        turns.set_thread();
+        let before = turns.processor_time().unwrap();
+        std::thread::sleep(Duration::from_millis(50));
+        let slept = turns.processor_time().unwrap() - before;
+        assert!(slept < 0.03, "{slept} s while asleep");
+        let start = Instant::now();
+        while start.elapsed() < Duration::from_millis(50) {
+            std::hint::spin_loop();
+        }
+        let spun = turns.processor_time().unwrap() - before;
+        assert!(spun > 0.01, "{spun} s while awake");
+        let ended = Turns::default();
+        std::thread::scope(|scope| scope.spawn(|| ended.set_thread()).join().unwrap());
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while ended.processor_time().is_some() {
+            assert!(Instant::now() < deadline, "a thread that has ended has no clock");
+        }
+    }
+}
