@@ -26,17 +26,20 @@ if TYPE_CHECKING:
     from typing import Any
 
 USAGE = """\
-usage: {name} [--debug] FILE [ARGUMENT ...]
-       {name} [--debug] -m MODULE [ARGUMENT ...]
-       {name} [--debug] -c CODE [ARGUMENT ...]
+usage: {name} [OPTION ...] FILE [ARGUMENT ...]
+       {name} [OPTION ...] -m MODULE [ARGUMENT ...]
+       {name} [OPTION ...] -c CODE [ARGUMENT ...]
        {name} --version | --help
 
 Run a Python program on hotloop: asyncio.run(), asyncio.Runner, asyncio.new_event_loop() and what builds on
 them, anyio for one, make hotloop's event loop. FILE can be -, for standard input, or a directory or zip file
 with a __main__.py.
 
-  --debug    turn asyncio's debug mode on, as PYTHONASYNCIODEBUG=1 does
-  --version  print the versions of hotloop and of Python, and how the loop waits for events
+  --debug              turn asyncio's debug mode on, as PYTHONASYNCIODEBUG=1 does
+  --watch[=SECONDS]    report callbacks that block an event loop for so long, or 0.1 seconds, and where
+  --stats              print what each event loop did when it is closed
+  --stats-signal=NAME  print it, with the tasks, at this signal; with --watch and --stats it is SIGUSR2
+  --version            print the versions of hotloop and of Python, and how the loop waits for events
 """
 
 DEBUG = "PYTHONASYNCIODEBUG"
@@ -91,12 +94,61 @@ def chosen(arguments: list[str], name: str) -> Callable[[], None] | None:
             if not rest:
                 break
             return lambda: run_file(*rest)
+        if is_of_stats(argument, name):
+            continue
         if argument != "--debug":
             raise Refused(f"unknown option {argument} ({name} --help)")
         if sys.flags.ignore_environment:
             raise Refused(f"--debug sets {DEBUG}, which -E and -I have Python ignore")
         os.environ[DEBUG] = "1"
     raise Refused(f"there is no program to run ({name} --help)")
+
+
+observing: dict[str, float | int] = {}
+"""The options that have loops observed, with their values: seconds, or the number of a signal."""
+
+
+def is_of_stats(argument: str, name: str) -> bool:
+    """Whether an argument is such an option, which is noted then."""
+    option, given, value = argument.partition("=")
+    if option == "--watch":
+        try:
+            seconds = float(value) if given else 0.1
+        except ValueError:
+            seconds = 0.0
+        if not seconds > 0:
+            raise Refused(f"--watch takes a number of seconds, not {value!r} ({name} --help)")
+        observing["watch"] = seconds
+    elif option == "--stats-signal":
+        import signal
+
+        try:
+            observing["signal"] = signal.Signals[value]
+        except KeyError:
+            raise Refused(
+                f"--stats-signal takes the name of a signal, not {value!r} ({name} --help)"
+            ) from None
+    elif argument == "--stats":
+        observing["stats"] = 1
+    else:
+        return False
+    return True
+
+
+def observe(options: dict[str, float | int]) -> None:
+    """Do what those options say, in this process and those that multiprocessing starts."""
+    if not options:
+        return
+    import signal
+
+    from . import _stats
+
+    observing.update(options)
+    if "watch" in options:
+        _stats.watch_all(options["watch"])
+    if "stats" in options:
+        _stats.tell_at_the_end()
+    _stats.tell_on_signal(int(options.get("signal", signal.SIGUSR2)))
 
 
 def versions() -> str:
@@ -162,6 +214,7 @@ def prepare(directory: str, name: str, arguments: tuple[str, ...], *, is_searche
     former_main.append(sys.modules["__main__"])
     sys.modules["__main__"] = module
     install()
+    observe(observing)
     # It gives the module a second name when it is imported, which is now.
     follow_into_children()
 
@@ -253,14 +306,15 @@ def innermost_code(traceback: TracebackType | None) -> CodeType | None:
 
 
 class Installation:
-    """Installs hotloop where it is unpickled."""
+    """Installs hotloop where it is unpickled, with the same options."""
 
-    def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
-        return install_in_child, ()
+    def __reduce__(self) -> tuple[Callable[[dict[str, float | int]], None], tuple[dict[str, float | int]]]:
+        return install_in_child, (observing,)
 
 
-def install_in_child() -> None:
+def install_in_child(options: dict[str, float | int]) -> None:
     install()
+    observe(options)
     follow_into_children()
 
 

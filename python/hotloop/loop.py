@@ -66,6 +66,9 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
     _asyncgen_finalizer_hook: Callable[[Any], None]
     _ensure_resolved: Callable[..., Awaitable[Any]]
 
+    # Called with each loop that is made.
+    _when_made: Callable[[Loop], object] | None = None
+
     # How callbacks are watched, for blocking the loop.
     _blocking: Watch | None = None
 
@@ -81,6 +84,8 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
         SubprocessSupport.__init__(self)
         self._transports: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
         self._unix_server_sockets: dict[socket.socket, int] = {}
+        if Loop._when_made is not None:
+            Loop._when_made(self)
 
     # --- Running ---
 
