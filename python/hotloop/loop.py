@@ -45,6 +45,7 @@ _Unix: Any = asyncio.SelectorEventLoop
 
 def _with_signature_of(function: _Function) -> Callable[[Callable[..., Any]], _Function]:
     """functools.wraps() for a method that takes what another does, whatever that is in the running Python."""
+    # To type checkers wraps() returns what keeps the method's own signature: this says the other's.
     return functools.wraps(function)  # type: ignore[return-value]
 
 

@@ -64,7 +64,7 @@ counts! {
 
 /// Up to so many callbacks an iteration, the clock is read between any two...
 const FEW: usize = 8;
-/// ...and above that once in so many, which is a power of two.
+/// ...and above that once in so many.
 const SOME: usize = 8;
 
 pub struct Metrics {
@@ -153,11 +153,12 @@ impl Metrics {
             self.delays.record(now.wrapping_sub(since), tick);
             return usize::MAX;
         }
-        self.begin_long_iteration(now, callbacks)
+        self.begin_long_iteration(now, callbacks);
+        0
     }
 
     #[inline(never)]
-    fn begin_long_iteration(&self, now: u64, callbacks: usize) -> usize {
+    fn begin_long_iteration(&self, now: u64, callbacks: usize) {
         self.ready_highest.set(self.ready_highest.get().max(callbacks));
         if self.in_batches.get() == 0 {
             self.since.set(self.moment.replace(now));
@@ -166,25 +167,20 @@ impl Metrics {
             self.since.set(0);
             self.set_moment(now, callbacks);
         }
-        0
     }
 
     /// Counts how late the next callbacks are, of which `done` were run and `queued` are in the queue. Returns how many
     /// are to be done when this is to be called again.
     #[inline]
     pub fn mark(&self, done: usize, callbacks: usize, queued: usize, tick: &Tick) -> usize {
-        let left = callbacks - done;
-        let next = left.min(if callbacks <= FEW { 1 } else { SOME });
+        if done > 0 {
+            self.set_moment(clock::ticks(), queued);
+        }
+        let next = (callbacks - done).min(if callbacks <= FEW { 1 } else { SOME });
         let since = self.since.get();
         if since == 0 {
-            if done > 0 {
-                self.set_moment(clock::ticks(), queued);
-            }
             self.take_batches(next, tick);
         } else {
-            if done > 0 {
-                self.set_moment(clock::ticks(), queued);
-            }
             self.delays.record_several(self.moment.get().wrapping_sub(since), next as u64, tick);
         }
         done + next
@@ -272,7 +268,8 @@ impl Metrics {
         self.counts.wakeups.add(usize::from(woken));
     }
 
-    /// Timers are looked at, at a time of the loop's clock and of ours. Those that were due before the last look were made late.
+    /// Timers are looked at, at a time of the loop's clock and of ours. Those that were due before the last look were
+    /// made late.
     #[inline(always)]
     pub fn look_at_timers(&self, now: f64, ticks: u64) -> LateTimers {
         LateTimers { now, ticks, last: self.timers_looked_at.replace(now), due: now, timers: 0 }

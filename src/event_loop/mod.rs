@@ -1,7 +1,7 @@
 //! The class `hotloop._core.Loop`: what of an event loop runs for each callback, event or byte.
 //!
 //! `hotloop.Loop` derives from it and from asyncio.BaseEventLoop, which does the rest. One file a chapter of the
-//! documentation of asyncio's AbstractEventLoop.
+//! documentation of asyncio's AbstractEventLoop, and `observing`, which that does not have.
 
 mod connecting;
 mod making;

@@ -19,8 +19,7 @@ pub fn now() -> f64 {
 }
 
 /// What the processor counts, which takes half as long to read as the time and does not keep other instructions waiting:
-/// a hint of how much time has passed, with a unit that [`super::pace`] finds out. Nanoseconds where there is no such
-/// thing.
+/// a hint of how much time has passed, with a unit that [`Tick`] finds out. Nanoseconds where there is no such thing.
 #[inline(always)]
 pub fn ticks() -> u64 {
     #[cfg(target_arch = "x86_64")]

@@ -12,7 +12,7 @@ const FINE: u32 = 4;
 /// Where the exponent and those bits begin.
 const SHIFT: u32 = f64::MANTISSA_DIGITS - 1 - FINE;
 /// What is longer is not told apart: some 68 minutes.
-pub const LONGEST: f64 = 4096.0;
+const LONGEST: f64 = 4096.0;
 
 const FIRST: usize = (SHORTEST.to_bits() >> SHIFT) as usize;
 /// How many buckets there are between [`SHORTEST`] and [`LONGEST`].

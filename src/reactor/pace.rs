@@ -31,7 +31,7 @@ pub struct Pace {
     vain: Cell<u32>,
     polled: Cell<Instant>,
     calibrated: Cell<Instant>,
-    /// Ticks in [`POLL_INTERVAL`]; none as long as that is not known, or where nothing ticks.
+    /// Ticks in [`POLL_INTERVAL`]; none as long as that is not known.
     ticks: Cell<u64>,
     /// The same for longer times: more exact, and slower to notice a change.
     pub tick: Tick,
@@ -207,7 +207,7 @@ mod tests {
         let mut longest: f64 = 0.0;
         for _ in 0..1000 {
             let start = clock::now();
-            pace.start_poll(Instant { seconds: start, ticks: clock::ticks() });
+            pace.start_poll(at(start));
             while pace.fast(None).is_some() {
                 pace.skipped.set(0);
             }

@@ -83,14 +83,17 @@ impl<W> Registry<W> {
         self.entry(slot).map_or(Interest::NONE, |entry| entry.registered)
     }
 
+    fn entries(&self) -> impl Iterator<Item = &Entry<W>> {
+        self.places.iter().filter_map(|place| place.entry.as_ref())
+    }
+
     pub fn watches(&self) -> impl Iterator<Item = &W> {
-        self.places.iter().filter_map(|place| place.entry.as_ref()).map(|entry| &entry.watch)
+        self.entries().map(|entry| &entry.watch)
     }
 
     /// The descriptor of the first entry that `is_wanted`.
     pub fn find_by(&self, is_wanted: impl Fn(&W) -> bool) -> Option<RawFd> {
-        let mut entries = self.places.iter().filter_map(|place| place.entry.as_ref());
-        entries.find(|entry| is_wanted(&entry.watch)).map(|entry| entry.fd)
+        self.entries().find(|entry| is_wanted(&entry.watch)).map(|entry| entry.fd)
     }
 
     /// Adds an entry, of which the kernel hears with the first [`Registry::set_interest`]. An earlier entry for the

@@ -21,9 +21,12 @@ use stream::Stream;
 
 /// How many bytes an object has still to send, if it is a transport.
 pub fn queued_size(object: &Object) -> usize {
-    None.or_else(|| Obj::<Stream>::downcast(object).map(|stream| stream.queued_size()))
-        .or_else(|| Obj::<Datagram>::downcast(object).map(|datagram| datagram.queued_size()))
-        .or_else(|| Obj::<WritePipe>::downcast(object).map(|pipe| pipe.queued_size()))
+    fn size_of<T: Transport>(object: &Object) -> Option<usize> {
+        Obj::<T>::downcast(object).map(|transport| transport.queued_size())
+    }
+    size_of::<Stream>(object)
+        .or_else(|| size_of::<Datagram>(object))
+        .or_else(|| size_of::<WritePipe>(object))
         .unwrap_or(0)
 }
 

@@ -13,9 +13,9 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 
-import programs
 import pytest
 import trustme
+from helpers import unused_port
 
 
 @dataclass
@@ -115,7 +115,7 @@ def version(package: str) -> str:
 @pytest.fixture
 def port() -> int:
     """A port that nobody listens to."""
-    return programs.free_port()
+    return unused_port()
 
 
 @pytest.fixture(scope="session")

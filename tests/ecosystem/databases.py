@@ -1,4 +1,8 @@
-"""Database servers of the tests' own: on private ports, in folders that are deleted afterwards."""
+"""Database servers of the tests' own: on private ports, in folders that are deleted afterwards.
+
+Where a server is not installed, what needs it is skipped with a line that says how to get it: whoever runs
+these tests need not have all of them. `.ci/run` installs them first.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,7 @@ from pathlib import Path
 
 import programs
 import pytest
+from helpers import unused_port
 
 POSTGRES = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: float(path.parent.name))
 
@@ -49,7 +54,7 @@ def postgres(folder: Path, certificate: dict[str, str]) -> Iterator[Server]:
                 parent.chmod(parent.stat().st_mode | 0o011)
     data = folder / "data"
     run([binaries / "initdb", "--pgdata", data, "--auth=trust", "--username=tester", "--no-sync"], user)
-    port = programs.free_port()
+    port = unused_port()
     settings = {
         "port": port,
         "listen_addresses": "localhost",
@@ -73,7 +78,7 @@ def redis(folder: Path, certificate: dict[str, str]) -> Iterator[Server]:
     if shutil.which("redis-server") is None:
         pytest.skip("Redis is not installed: apt-get install redis-server")
     folder.mkdir()
-    port, tls_port = programs.free_port(), programs.free_port()
+    port, tls_port = unused_port(), unused_port()
     settings = {
         "port": port,
         "tls-port": tls_port,

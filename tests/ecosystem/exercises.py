@@ -8,11 +8,12 @@ import json
 import os
 import ssl
 import time
+from collections.abc import Coroutine
 from pathlib import Path
 
 import httpx
 import programs
-from websockets.sync.client import connect
+from websockets.asyncio.client import connect
 
 LOOP = "hotloop.loop"
 
@@ -69,32 +70,45 @@ def fastapi(base: str) -> None:
 
 
 def websocket(url: str, context: ssl.SSLContext | None = None) -> None:
-    """The websocket of applications/asgi.py, with small and large messages, several at a time."""
-    with connect(url, ssl=context, max_size=None) as socket:
-        socket.send("a message")
-        assert socket.recv() == "A MESSAGE"
-        data = os.urandom(2 << 20)
-        socket.send(data)
-        assert socket.recv() == data[::-1]
-        socket.ping().wait(programs.PATIENCE)
+    """The websocket of applications/asgi.py, with small and large messages, several at a time.
 
-    def talk(number: int) -> bool:
-        with connect(url, ssl=context) as socket:
+    The client is asyncio's, on asyncio's own loop: with threads, it loses connections over TLS now and then.
+    """
+
+    async def talk(number: int) -> None:
+        async with connect(url, ssl=context) as socket:
             for turn in range(50):
-                socket.send(f"{number} {turn} x")
-                assert socket.recv() == f"{number} {turn} X"
-        return True
+                await socket.send(f"{number} {turn} x")
+                assert await socket.recv() == f"{number} {turn} X"
 
-    with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        assert all(pool.map(talk, range(16)))
+    async def main() -> None:
+        async with connect(url, ssl=context, max_size=None) as socket:
+            await socket.send("a message")
+            assert await socket.recv() == "A MESSAGE"
+            data = os.urandom(2 << 20)
+            await socket.send(data)
+            assert await socket.recv() == data[::-1]
+            await (await socket.ping())
+        await asyncio.gather(*(talk(number) for number in range(16)))
+
+    run_on_asyncio(main())
+
+
+def run_on_asyncio(main: Coroutine[object, object, None]) -> None:
+    with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
+        runner.run(asyncio.wait_for(main, programs.PATIENCE))
 
 
 def json_websocket(url: str) -> None:
     """The websocket of applications/fast.py."""
-    with connect(url) as socket:
-        for number in range(10):
-            socket.send(json.dumps({"number": number}))
-            assert json.loads(socket.recv()) == {"got": {"number": number}}
+
+    async def main() -> None:
+        async with connect(url) as socket:
+            for number in range(10):
+                await socket.send(json.dumps({"number": number}))
+                assert json.loads(await socket.recv()) == {"got": {"number": number}}
+
+    run_on_asyncio(main())
 
 
 def facts(base: str) -> dict[str, object]:

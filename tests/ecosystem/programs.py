@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -31,12 +32,6 @@ TROUBLE = (
 )
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port: int = taken.getsockname()[1]
-        return port
-
-
 def wait_until(what: Callable[[], bool], reason: str, patience: float = PATIENCE) -> None:
     deadline = time.monotonic() + patience
     while not what():
@@ -53,7 +48,10 @@ def listens(port: int) -> bool:
 class Program:
     """A process, with all that it writes."""
 
-    def __init__(self, command: Sequence[str | Path], directory: Path, **environment: str) -> None:
+    def __init__(
+        self, command: Sequence[str | Path], directory: Path, known: str = "(?!)", **environment: str
+    ) -> None:
+        self.known = re.compile(known, re.DOTALL)
         # Not read through the descriptor that the program writes to, for they would share a position.
         # Open for as long as the program runs: kill() closes it.
         self.output = tempfile.NamedTemporaryFile("ab")  # noqa: SIM115
@@ -88,7 +86,7 @@ class Program:
             raise TimeoutError(f"{error}:\n{self.written()}") from None
 
     def stop(self) -> None:
-        """Ask it to end. It must end well, and what it wrote must show no trouble."""
+        """Ask it to end. It must end well, and what it wrote must show no trouble but the known."""
         if self.process.poll() is None:
             self.process.terminate()
         status = self.process.wait(PATIENCE)
@@ -96,7 +94,8 @@ class Program:
         # Some end by the signal, once they have done what is to be done.
         if status not in (0, -signal.SIGTERM):
             raise RuntimeError(f"ended with {status}:\n{written}")
-        trouble = [sign for sign in TROUBLE if sign in written]
+        unknown = self.known.sub("", written)
+        trouble = [sign for sign in TROUBLE if sign in unknown]
         if trouble:
             raise RuntimeError(f"{', '.join(trouble)} in what it wrote:\n{written}")
 
@@ -118,10 +117,14 @@ def running(
     *command: str | Path,
     port: int | None = None,
     directory: Path = APPLICATIONS,
+    known: str = "(?!)",
     **environment: str,
 ) -> Iterator[Program]:
-    """A Python program with `command` as arguments, ready when it listens at `port`, stopped at the end."""
-    program = Program([sys.executable, *command], directory, **environment)
+    """A Python program with `command` as arguments, ready when it listens at `port`, stopped at the end.
+
+    `known` is a regular expression for what it may write on any event loop though it looks like trouble.
+    """
+    program = Program([sys.executable, *command], directory, known, **environment)
     try:
         if port is not None:
             program.wait_until(lambda: listens(port), f"listening at port {port}")

@@ -14,8 +14,9 @@ import httpx
 import pytest
 import websockets.asyncio.client
 import websockets.asyncio.server
+from helpers import unused_port
 from helpers_tls import client_context, server_context
-from programs import free_port, running
+from programs import running
 from trustme import CA
 
 Certificate = dict[str, str]
@@ -23,7 +24,7 @@ Certificate = dict[str, str]
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    port = free_port()
+    port = unused_port()
     command = ["-m", "uvicorn", "asgi:app", "--port", str(port), "--loop", "hotloop:new_event_loop"]
     with running(*command, port=port):
         yield f"http://127.0.0.1:{port}"
@@ -31,7 +32,7 @@ def server() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def tls_server(certificate: Certificate) -> Iterator[str]:
-    port = free_port()
+    port = unused_port()
     command = ["-m", "uvicorn", "asgi:app", "--port", str(port), "--loop", "hotloop:new_event_loop"]
     files = ["--ssl-certfile", certificate["certificate"], "--ssl-keyfile", certificate["key"]]
     with running(*command, *files, port=port):
@@ -63,7 +64,7 @@ def test_httpx(server: str) -> None:
             assert (await client.get("/")).status_code == 200
         async with httpx.AsyncClient() as client:
             with pytest.raises(httpx.ConnectError):
-                await client.get(f"http://127.0.0.1:{free_port()}")
+                await client.get(f"http://127.0.0.1:{unused_port()}")
 
     hotloop.run(main(), debug=False)
 

@@ -11,12 +11,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--sdist", type=Path, metavar="FILE", help="test this source distribution")
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    for kind in ("wheel", "sdist"):
-        if config.getoption(f"--{kind}") is None:
-            for item in items:
-                if item.path.stem == f"test_{kind}":
-                    item.add_marker(pytest.mark.skip(f"no --{kind} given"))
+def tested(config: pytest.Config, option: str) -> Path:
+    path: Path | None = config.getoption(option)
+    if path is None:
+        raise pytest.UsageError(f"{option} says which file to test")
+    return path.resolve()
+
+
+@pytest.fixture(scope="session")
+def wheel(pytestconfig: pytest.Config) -> Path:
+    return tested(pytestconfig, "--wheel")
+
+
+@pytest.fixture(scope="session")
+def sdist(pytestconfig: pytest.Config) -> Path:
+    return tested(pytestconfig, "--sdist")
 
 
 @pytest.fixture(scope="module")

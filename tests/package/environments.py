@@ -12,6 +12,13 @@ PATIENCE = 600
 """Seconds that a command may take. The longest build hotloop from its sources."""
 
 
+def check(module: str, *arguments: str | Path, folder: Path = CHECKOUT) -> None:
+    """Run a checker of the environment that runs the tests. It must find nothing."""
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 class Environment:
     """A virtual environment of the Python that runs the tests, and an empty folder to work in."""
 

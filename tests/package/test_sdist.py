@@ -1,20 +1,12 @@
 """The source distribution: what is in it, and that hotloop can be built from it."""
 
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 
 import pytest
-from environments import PATIENCE, Environment
+from environments import PATIENCE, Environment, check
 
 pytestmark = pytest.mark.timeout(PATIENCE)
-
-
-@pytest.fixture(scope="module")
-def sdist(pytestconfig: pytest.Config) -> Path:
-    path: Path = pytestconfig.getoption("--sdist")
-    return path.resolve()
 
 
 def test_files(sdist: Path) -> None:
@@ -34,13 +26,7 @@ def test_files(sdist: Path) -> None:
 
 
 def test_twine_accepts_it(sdist: Path) -> None:
-    checked = subprocess.run(
-        [sys.executable, "-m", "twine", "check", "--strict", sdist],
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-    )
-    assert checked.returncode == 0, checked.stdout + checked.stderr
+    check("twine", "check", "--strict", sdist)
 
 
 def test_it_can_be_built_and_works(environment: Environment, sdist: Path) -> None:

@@ -4,7 +4,6 @@ import contextlib
 import email
 import email.message
 import shutil
-import socket
 import subprocess
 import sys
 import sysconfig
@@ -14,15 +13,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from environments import CHECKOUT, EVERYTHING, PATIENCE, Environment
+from environments import CHECKOUT, EVERYTHING, PATIENCE, Environment, check
+from helpers import unused_port
 
 pytestmark = pytest.mark.timeout(PATIENCE)
-
-
-@pytest.fixture(scope="module")
-def wheel(pytestconfig: pytest.Config) -> Path:
-    path: Path = pytestconfig.getoption("--wheel")
-    return path.resolve()
 
 
 @pytest.fixture(scope="module")
@@ -54,22 +48,14 @@ def test_command(installed: Environment) -> None:
 def test_types_are_found(installed: Environment) -> None:
     """By whoever checks a program against what is installed."""
     shutil.copy(EVERYTHING, installed.work)
-    checked = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "mypy",
-            "--strict",
-            "--python-executable",
-            installed.bin / "python",
-            EVERYTHING.name,
-        ],
-        cwd=installed.work,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
+    check(
+        "mypy",
+        "--strict",
+        "--python-executable",
+        installed.bin / "python",
+        EVERYTHING.name,
+        folder=installed.work,
     )
-    assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
 def test_files(wheel: Path) -> None:
@@ -107,13 +93,7 @@ def test_metadata(metadata: email.message.Message) -> None:
 
 
 def test_twine_accepts_it(wheel: Path) -> None:
-    checked = subprocess.run(
-        [sys.executable, "-m", "twine", "check", "--strict", wheel],
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-    )
-    assert checked.returncode == 0, checked.stdout + checked.stderr
+    check("twine", "check", "--strict", wheel)
 
 
 def test_a_server_that_others_wrote(installed: Environment) -> None:
@@ -126,8 +106,7 @@ def test_a_server_that_others_wrote(installed: Environment) -> None:
         "    body = type(asyncio.get_running_loop()).__module__.encode()\n"
         "    await send({'type': 'http.response.body', 'body': body})\n"
     )
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+    port = unused_port()
     options = ("--loop", "hotloop:new_event_loop", "--lifespan", "off", "--port", str(port))
     command, variables = installed.command("uvicorn", "web:application", *options)
     server = subprocess.Popen(

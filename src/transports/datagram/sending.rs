@@ -116,8 +116,8 @@ impl Datagram {
                     this.queue.borrow_mut().push_front(Outgoing { data, address });
                     break;
                 }
-                Sent::Done(_) => {
-                    this.core.metrics.counts.bytes_written.add(data.as_slice().len());
+                Sent::Done(sent) => {
+                    this.core.metrics.counts.bytes_written.add(sent);
                     this.queued.set(this.queued.get().saturating_sub(size));
                 }
                 Sent::Failed(error) => {
