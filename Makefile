@@ -16,7 +16,7 @@ export CARGO_TARGET_DIR
 # The reactor by itself: without the `python` feature there is no Python to build against.
 REACTOR := --no-default-features
 SOURCES := Cargo.toml Cargo.lock pyproject.toml README.md LICENSE-APACHE LICENSE-MIT $(shell find src python -name '*.rs' -o -name '*.py' -o -name '*.pyi')
-LINTERS := 'ruff>=0.17,<0.18' 'mypy>=2.4,<2.5' 'check-jsonschema>=0.33' prometheus-client opentelemetry-api
+LINTERS := 'ruff>=0.17,<0.18' 'mypy>=2.4,<2.5' 'check-jsonschema>=0.33' prometheus-client opentelemetry-api rich
 MATURIN := 'maturin>=1.9.4,<2'
 
 .PHONY: help run build wheel sdist test test-reactor test-python test-cpython test-wheel test-sdist test-ecosystem compatibility \

@@ -13,6 +13,8 @@ import textwrap
 import time
 import typing
 
+import pytest
+
 LOOP_NAMES = os.environ.get("HOTLOOP_TESTS_LOOPS", "asyncio,hotloop").split(",")
 FACTORIES: dict[str, typing.Callable[[], asyncio.AbstractEventLoop]] = {}
 if "asyncio" in LOOP_NAMES:
@@ -26,6 +28,9 @@ PYTHON = sys.version_info[:2]
 HAS_IPV6 = socket.has_ipv6 and os.path.exists("/proc/net/if_inet6")
 # More than any pair of loopback socket buffers holds.
 TOO_MUCH = b"x" * (24 << 20)
+
+# Others may want the processor in the midst of what is compared with a stopwatch: try again then.
+whenever_quiet = pytest.mark.flaky(reruns=9)
 
 
 class Leave(SystemExit):

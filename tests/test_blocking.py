@@ -88,6 +88,7 @@ async def reading():
         ours.recv(1)  # here
 
 
+@helpers.whenever_quiet
 @pytest.mark.parametrize("work", [sleeping, computing, matching, locked, reading, collecting])
 def test_the_line_and_the_times(loop, blocks, work):
     if work is collecting:
@@ -140,6 +141,7 @@ def test_who_scheduled_it_is_told_in_debug_mode(loop, blocks):
     assert block.created_at[-1].name == "test_who_scheduled_it_is_told_in_debug_mode"
 
 
+@helpers.whenever_quiet
 def test_ten_times_as_long(loop, blocks, caplog):
     def first():
         time.sleep(0.3)
@@ -194,6 +196,7 @@ def test_one_log_record(loop, caplog):
     )
 
 
+@helpers.whenever_quiet
 def test_one_report_a_second(loop, blocks):
     async def work():
         for _ in range(4):
@@ -268,9 +271,30 @@ def test_changing_and_ending(loop, blocks):
     assert len(blocks) == 1
 
 
+@pytest.mark.parametrize("kind", [ValueError, RecursionError])
+def test_a_task_that_cannot_be_shown(loop, blocks, kind):
+    class Odd(asyncio.Task):
+        def __repr__(self):
+            raise kind
+
+    loop.set_task_factory(lambda loop, coroutine, **options: Odd(coroutine, loop=loop, **options))
+    run(loop, sleeping)
+    assert [block.what for block in blocks] == [f"<Odd, whose repr() raised {kind.__name__}>"]
+    assert blocks[0].line.name == "sleeping"
+
+
+def test_what_cannot_be_told_does_not_stop_the_loop(loop, blocks, monkeypatch):
+    problems = []
+    monkeypatch.setattr("sys.unraisablehook", lambda problem: problems.append(problem.exc_type))
+    monkeypatch.setattr("hotloop._observing.watching.Block", None)
+    run(loop, sleeping)
+    assert problems == [TypeError]
+
+
 # --- Who is not to blame ---
 
 
+@helpers.whenever_quiet
 def test_waiting_is_not_blocking(loop, blocks):
     async def work():
         await asyncio.sleep(0.3)
@@ -292,6 +316,7 @@ def test_waiting_is_not_blocking(loop, blocks):
     assert not blocks
 
 
+@helpers.whenever_quiet
 def test_many_short_callbacks_are_not_a_long_one(loop, blocks):
     async def work():
         end = loop.time() + 0.5
@@ -333,6 +358,7 @@ def test_a_process_that_was_stopped(loop):
 # --- Loops, threads, the end ---
 
 
+@helpers.whenever_quiet
 def test_loops_in_threads(blocks, loop):
     found = {}
 

@@ -369,7 +369,7 @@ def test_help_and_versions(directory: Path) -> None:
 
     status, output, error = run([*HOTLOOP, "--help"], directory)
     assert (status, error) == (0, "")
-    assert output.startswith("usage: python -m hotloop [--debug] FILE")
+    assert output.startswith("usage: python -m hotloop [OPTION ...] FILE")
     status, output, error = run([*HOTLOOP, "--version"], directory)
     assert (status, error) == (0, "")
     poller = "portable" if os.environ.get("HOTLOOP_POLLER") == "portable" else "epoll"

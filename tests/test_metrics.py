@@ -1,15 +1,14 @@
 """What loop.metrics() tells, beside what happened."""
 
 import asyncio
-import contextlib
 import dataclasses
-import functools
 import math
 import random
 import socket
 import threading
 import time
 
+import helpers
 import hotloop
 import pytest
 from hotloop.metrics import Histogram, Metrics
@@ -30,20 +29,6 @@ def spin(seconds):
     while (passed := time.perf_counter() - start) < seconds:
         pass
     return passed
-
-
-def whenever_quiet(test):
-    """Others may want the processor in the midst of what is compared with a stopwatch: try again then."""
-
-    @functools.wraps(test)
-    def repeated(*args, **kwargs):
-        for _ in range(9):
-            with contextlib.suppress(AssertionError):
-                return test(*args, **kwargs)
-            kwargs["loop"].reset_metrics()
-        return test(*args, **kwargs)
-
-    return repeated
 
 
 def run_once(loop):
@@ -111,7 +96,7 @@ def test_percentiles():
     assert histogram.percentile(99.5) == histogram.percentile(100) == 8.2
 
 
-@whenever_quiet
+@helpers.whenever_quiet
 def test_iterations_agree_with_a_stopwatch(loop):
     """Durations over four orders of magnitude."""
     durations = []
@@ -136,7 +121,7 @@ def test_iterations_agree_with_a_stopwatch(loop):
     assert histogram.max >= max(durations) * 0.999
 
 
-@whenever_quiet
+@helpers.whenever_quiet
 def test_since(loop):
     loop.call_soon(spin, 0.05)
     run_once(loop)
@@ -162,7 +147,7 @@ def test_since(loop):
 # --- Time ---
 
 
-@whenever_quiet
+@helpers.whenever_quiet
 def test_a_busy_loop(loop):
     async def main():
         for _ in range(10):
@@ -175,7 +160,7 @@ def test_a_busy_loop(loop):
     assert 0.1 <= metrics.busy < 1.0
 
 
-@whenever_quiet
+@helpers.whenever_quiet
 def test_an_idle_loop(loop):
     loop.run_until_complete(asyncio.sleep(0.2))
     metrics = loop.metrics()
@@ -183,7 +168,7 @@ def test_an_idle_loop(loop):
     assert metrics.idle == pytest.approx(0.2, abs=0.05)
 
 
-@whenever_quiet
+@helpers.whenever_quiet
 def test_half_and_half(loop):
     async def main():
         for _ in range(10):
@@ -194,7 +179,7 @@ def test_half_and_half(loop):
     assert 0.35 < loop.metrics().utilization < 0.65
 
 
-@whenever_quiet
+@helpers.whenever_quiet
 def test_a_loop_that_is_not_running_is_neither(loop):
     run_once(loop)
     before = loop.metrics()
@@ -209,7 +194,7 @@ def test_a_loop_that_is_not_running_is_neither(loop):
     assert loop.metrics().busy < 0.02
 
 
-@whenever_quiet
+@helpers.whenever_quiet
 def test_the_wait_that_is_under_way(loop):
     """A loop that waits is asked by another thread, as scrapers do."""
     answers = []
@@ -244,7 +229,7 @@ def test_the_work_that_is_under_way(loop):
     assert answers[0].idle == 0.0
 
 
-@whenever_quiet
+@helpers.whenever_quiet
 def test_reset(loop):
     async def main():
         spin(0.05)
@@ -264,7 +249,7 @@ def test_reset(loop):
 # --- Delay ---
 
 
-@whenever_quiet
+@helpers.whenever_quiet
 def test_whoever_waits_behind_a_blocking_callback(loop):
     loop.call_soon(spin, 0.05)
     loop.call_soon(int)
@@ -276,7 +261,7 @@ def test_whoever_waits_behind_a_blocking_callback(loop):
     assert 0.05 <= delay.max < 0.07
 
 
-@whenever_quiet
+@helpers.whenever_quiet
 def test_whoever_is_scheduled_afterwards_does_not_wait(loop):
     def after():
         loop.call_soon(loop.stop)
@@ -290,7 +275,7 @@ def test_whoever_is_scheduled_afterwards_does_not_wait(loop):
     assert sum(count for low, _, count in delays if low > 0.04) == 1
 
 
-@whenever_quiet
+@helpers.whenever_quiet
 def test_timers_that_fire_late(loop):
     loop.call_later(0.02, loop.stop)
     loop.call_soon(spin, 0.05)
@@ -298,14 +283,14 @@ def test_timers_that_fire_late(loop):
     assert loop.metrics().delay.max == pytest.approx(0.03, abs=0.005)
 
 
-@whenever_quiet
+@helpers.whenever_quiet
 def test_timers_that_fire_in_time(loop):
     loop.run_until_complete(asyncio.sleep(0.05))
     assert loop.metrics().delay.max < 0.02
 
 
 @pytest.mark.parametrize("when", [0, -1e9, float("-inf")])
-@whenever_quiet
+@helpers.whenever_quiet
 def test_timers_of_the_past_are_due_when_they_are_made(loop, when):
     loop.call_soon(loop.call_at, when, loop.stop)
     loop.run_forever()
@@ -314,7 +299,7 @@ def test_timers_of_the_past_are_due_when_they_are_made(loop, when):
     assert metrics.delay.max < 0.02
 
 
-@whenever_quiet
+@helpers.whenever_quiet
 def test_what_was_scheduled_before_the_loop_ran_is_not_late(loop):
     loop.call_soon(loop.stop)
     loop.call_later(0.01, int)
@@ -323,7 +308,7 @@ def test_what_was_scheduled_before_the_loop_ran_is_not_late(loop):
     assert loop.metrics().delay.max < 0.02
 
 
-@whenever_quiet
+@helpers.whenever_quiet
 def test_messages_of_other_threads(loop):
     """They wait from the moment when they are sent."""
 
@@ -338,7 +323,7 @@ def test_messages_of_other_threads(loop):
     assert 0.05 <= loop.metrics().delay.max < 0.08
 
 
-@whenever_quiet
+@helpers.whenever_quiet
 def test_many_callbacks_an_iteration(loop):
     """The clock is not read between any two of them, but often enough."""
     for _ in range(1000):

@@ -29,6 +29,7 @@ USAGE = """\
 usage: {name} [OPTION ...] FILE [ARGUMENT ...]
        {name} [OPTION ...] -m MODULE [ARGUMENT ...]
        {name} [OPTION ...] -c CODE [ARGUMENT ...]
+       {name} top [--interval=SECONDS] [--once] [--picture=FILE] [PID | SOCKET]
        {name} --version | --help
 
 Run a Python program on hotloop: asyncio.run(), asyncio.Runner, asyncio.new_event_loop() and what builds on
@@ -40,6 +41,13 @@ with a __main__.py.
   --stats              print what each event loop did when it is closed
   --stats-signal=NAME  print it, with the tasks, at this signal; with --watch and --stats it is SIGUSR2
   --version            print the versions of hotloop and of Python, and how the loop waits for events
+
+top shows what a process does that was started with --watch: the one with that number, or at that socket, or
+the only one. It needs the package rich: pip install 'hotloop[top]'. A program of that name is ./top.
+
+  --interval=SECONDS   how often it looks: every second
+  --once               look once, and print what there is to see
+  --picture=FILE       the same, and save it as an SVG image
 """
 
 DEBUG = "PYTHONASYNCIODEBUG"
@@ -73,6 +81,8 @@ def main() -> None:
 
 def chosen(arguments: list[str], name: str) -> Callable[[], None] | None:
     """What runs the program that the arguments name; None if they ask for something else, which is done."""
+    if arguments[:1] == ["top"]:
+        return lambda: top(arguments[1:], name)
     for position, argument in enumerate(arguments):
         rest = arguments[position + 1 :]
         if argument in ("-h", "--help"):
@@ -112,13 +122,7 @@ def is_of_stats(argument: str, name: str) -> bool:
     """Whether an argument is such an option, which is noted then."""
     option, given, value = argument.partition("=")
     if option == "--watch":
-        try:
-            seconds = float(value) if given else 0.1
-        except ValueError:
-            seconds = 0.0
-        if not seconds > 0:
-            raise Refused(f"--watch takes a number of seconds, not {value!r} ({name} --help)")
-        observing["watch"] = seconds
+        observing["watch"] = seconds(option, value, name) if given else 0.1
     elif option == "--stats-signal":
         import signal
 
@@ -141,14 +145,60 @@ def observe(options: dict[str, float | int]) -> None:
         return
     import signal
 
-    from . import _stats
+    from ._observing import serving, summaries
+    from ._observing.loops import whenever_made
 
     observing.update(options)
     if "watch" in options:
-        _stats.watch_all(options["watch"])
+        whenever_made(lambda loop: loop.watch_blocking(options["watch"]))
+        serving.serve_when_there_is_a_loop()
     if "stats" in options:
-        _stats.tell_at_the_end()
-    _stats.tell_on_signal(int(options.get("signal", signal.SIGUSR2)))
+        summaries.tell_at_the_end()
+    summaries.tell_on_signal(int(options.get("signal", signal.SIGUSR2)))
+
+
+def top(arguments: list[str], name: str) -> None:
+    """Show a process that is observed."""
+    interval, once, picture, targets = 1.0, False, None, []
+    for argument in arguments:
+        option, _, value = argument.partition("=")
+        if option == "--interval":
+            interval = seconds(option, value, name)
+        elif argument == "--once":
+            once = True
+        elif option == "--picture" and value:
+            picture = value
+        elif argument.startswith("-"):
+            raise Refused(f"unknown option {argument} of top ({name} --help)")
+        else:
+            targets.append(argument)
+    if len(targets) > 1:
+        raise Refused(f"top shows one process, not {len(targets)} ({name} --help)")
+    try:
+        from ._observing.asking import Unavailable
+        from ._observing.top import watch
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "rich":
+            raise
+        raise Refused("top needs the package rich: pip install 'hotloop[top]'") from None
+    try:
+        watch(targets[0] if targets else None, interval, once=once, picture=picture)
+    except Unavailable as error:
+        raise Refused(str(error)) from None
+    except KeyboardInterrupt:
+        # Python would end with this, too, after a traceback that tells nobody anything.
+        raise SystemExit(130) from None
+
+
+def seconds(option: str, value: str, name: str) -> float:
+    """The number of seconds that an option was given."""
+    try:
+        number = float(value)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise Refused(f"{option} takes a number of seconds, not {value!r} ({name} --help)")
+    return number
 
 
 def versions() -> str:

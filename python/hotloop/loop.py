@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from typing import Any, TypeVar
 
-    from ._blocking import Block, Watch
+    from ._observing.watching import Watch
+    from .blocking import Block
     from .metrics import Metrics
 
     _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -156,9 +157,9 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
 
         Raise ValueError for a threshold that is not positive.
         """
-        from . import _blocking
+        from ._observing import watching
 
-        _blocking.watch(self, threshold, handler)
+        watching.watch(self, threshold, handler)
 
     # --- Names ---
 

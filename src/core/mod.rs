@@ -17,6 +17,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use pyo3::exceptions::PyException;
 use pyo3::intern;
 use pyo3::prelude::*;
 
@@ -400,9 +401,17 @@ impl Core {
         let seconds = self.pace.tick.seconds(clock::ticks().wrapping_sub(turn.began));
         let what = entry.object().bind(py);
         let told = py
-            .import("hotloop._blocking")
+            .import("hotloop._observing.watching")
             .and_then(|module| module.call_method1("end", (event_loop.bind(py), turn.number, what, seconds)));
-        result.and(told.map(drop))
+        let told = told.map(drop).or_else(|error| {
+            // What fails to be told is no failure of the program; Ctrl-C, which any Python code can meet, is for it.
+            if error.is_instance_of::<PyException>(py) {
+                error.write_unraisable(py, None);
+                return Ok(());
+            }
+            Err(error)
+        });
+        result.and(told)
     }
 
     /// Lets a watcher see what the loop does from now on; None for nobody.

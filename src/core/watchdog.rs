@@ -25,7 +25,7 @@ const AGAIN: f64 = 10.0;
 /// A loop that is watched.
 struct Watched {
     turns: Weak<Turns>,
-    /// Which one it is, for `hotloop._blocking`.
+    /// Which one it is, for `hotloop._observing.watching`.
     id: usize,
     seen: Option<Seen>,
 }
@@ -176,8 +176,9 @@ fn tell(turns: &Turns, id: usize, seen: Seen, again: bool, tick: &Tick) {
         let ran = tick.seconds(now.wrapping_sub(seen.turn.began));
         let observed = tick.seconds(now.wrapping_sub(seen.at));
         let arguments = (id, seen.turn.number, ran, observed, seen.processor, again);
-        let told =
-            py.import("hotloop._blocking").and_then(|module| module.call_method1("observe", arguments));
+        let told = py
+            .import("hotloop._observing.watching")
+            .and_then(|module| module.call_method1("observe", arguments));
         if let Err(error) = told {
             error.write_unraisable(py, None);
         }

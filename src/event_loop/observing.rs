@@ -83,7 +83,7 @@ pub fn methods() -> Vec<PyMethodDef> {
             Loop,
             "_watch",
             watch,
-            "_watch($self, id, threshold)\n--\n\nHave hotloop._blocking told of callbacks that take so many seconds, or no more."
+            "_watch($self, id, threshold)\n--\n\nHave hotloop._observing told of callbacks that take so many seconds, or no more."
         ),
         method0!(
             Loop,

@@ -148,10 +148,13 @@ def graceful_end(program: programs.Program, base: str, requests: int = 32, clien
         httpx.Client(base_url=base, timeout=programs.PATIENCE) as client,
         concurrent.futures.ThreadPoolExecutor(requests + clients) as pool,
     ):
-        answers = [pool.submit(httpx.get, f"{base}/slow?seconds=1.5", timeout=30) for _ in range(requests)]
+        answers = [pool.submit(httpx.get, f"{base}/slow?seconds=3", timeout=30) for _ in range(requests)]
+        program.wait_until(
+            lambda: client.get("/").json()["in_flight"] == requests, f"{requests} requests in flight"
+        )
         loads = [pool.submit(load) for _ in range(clients)]
         program.wait_until(
-            lambda: client.get("/").json()["in_flight"] >= requests, f"{requests} requests in flight"
+            lambda: client.get("/").json()["begun"] >= requests + clients, f"requests of {clients} clients"
         )
         program.process.terminate()
         for answer in answers:

@@ -1,67 +1,54 @@
-"""What `python -m hotloop --watch` and `--stats` do to all loops that the program makes."""
+"""What `python -m hotloop --stats` prints of all loops that the program makes."""
 
 from __future__ import annotations
 
 import asyncio
+import atexit
 import os
 import signal
 import sys
-import threading
 import time
-import weakref
 from typing import TYPE_CHECKING, Any
 
-from .loop import Loop
+from ..loop import Loop
+from .loops import give_name, open_loops, whenever_made
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
     from types import FrameType
 
-    from .metrics import Histogram, Metrics
+    from ..metrics import Histogram, Metrics
 
 # Tasks that a listing has.
 MOST_TASKS = 50
 
-_names: weakref.WeakKeyDictionary[Loop, str] = weakref.WeakKeyDictionary()
-_counter = 0
-
-
-def watch_all(threshold: float) -> None:
-    """Watch every loop that is made from now on."""
-    _whenever_made(lambda loop: loop.watch_blocking(threshold))
-
 
 def tell_at_the_end() -> None:
     """Print what each loop did: when it is closed, or when the program ends."""
-    import atexit
-
     original = Loop.close
+    is_over = False
 
     def close(self: Loop) -> None:
-        if self in _names and not self.is_closed() and not self.is_running():
-            _tell(self)
+        if not is_over and not self.is_running():
+            for name, loop in open_loops():
+                if loop is self:
+                    _tell(name, loop)
         original(self)
 
+    def at_exit() -> None:
+        nonlocal is_over
+        _tell_all()
+        # What is closed from now on was told of.
+        is_over = True
+
     Loop.close = close  # type: ignore[method-assign]
-    _whenever_made(_name)
-    atexit.register(_tell_at_exit)
-
-
-def _tell_all(*, tasks: bool = False) -> None:
-    for loop in list(_names):
-        if not loop.is_closed():
-            _tell(loop, tasks=tasks)
-
-
-def _tell_at_exit() -> None:
-    _tell_all()
-    # What is closed from now on was told of.
-    _names.clear()
+    whenever_made(give_name)
+    atexit.register(at_exit)
 
 
 def tell_on_signal(number: int) -> None:
     """Print what each loop did, and what its tasks wait for, when the process receives a signal."""
-    _whenever_made(_name)
+    whenever_made(give_name)
 
     def handle(_: int, __: FrameType | None) -> None:
         _tell_all(tasks=True)
@@ -70,26 +57,13 @@ def tell_on_signal(number: int) -> None:
     signal.siginterrupt(number, False)
 
 
-def _whenever_made(act: Any) -> None:
-    former = Loop._when_made
-
-    def both(loop: Loop) -> None:
-        if former is not None:
-            former(loop)
-        act(loop)
-
-    Loop._when_made = staticmethod(both)
+def _tell_all(*, tasks: bool = False) -> None:
+    for name, loop in open_loops():
+        _tell(name, loop, tasks=tasks)
 
 
-def _name(loop: Loop) -> None:
-    global _counter
-    if loop not in _names:
-        _counter += 1
-        _names[loop] = f"{threading.current_thread().name}-{_counter}"
-
-
-def _tell(loop: Loop, *, tasks: bool = False) -> None:
-    text = summary(_names.get(loop, "loop"), loop.metrics())
+def _tell(name: str, loop: Loop, *, tasks: bool = False) -> None:
+    text = summary(name, loop.metrics())
     if tasks:
         text += "\n" + "\n".join(waiting(loop))
     print(text, file=sys.stderr, flush=True)
@@ -100,7 +74,7 @@ def summary(name: str, metrics: Metrics) -> str:
     io = f"{metrics.bytes_read:,} bytes read, {metrics.bytes_written:,} written"
     lines = [
         f"hotloop: loop {name}, process {os.getpid()}, {time.strftime('%Y-%m-%d %H:%M:%S')}",
-        f"  busy {_seconds(metrics.busy)}, idle {_seconds(metrics.idle)}: {metrics.utilization:.1%} utilized",
+        f"  busy {duration(metrics.busy)}, idle {duration(metrics.idle)}: {metrics.utilization:.1%} utilized",
         f"  {metrics.iterations:,} iterations, {metrics.callbacks:,} callbacks, "
         f"{metrics.io_events:,} I/O events, {metrics.tasks_created:,} tasks, "
         f"{metrics.wakeups:,} wake-ups by threads",
@@ -116,11 +90,12 @@ def summary(name: str, metrics: Metrics) -> str:
 
 
 def _distribution(histogram: Histogram) -> str:
-    percentiles = "  ".join(f"p{p} {_seconds(histogram.percentile(p))}" for p in (50, 90, 99))
-    return f"{percentiles}  max {_seconds(histogram.max)}"
+    percentiles = "  ".join(f"p{p} {duration(histogram.percentile(p))}" for p in (50, 90, 99))
+    return f"{percentiles}  max {duration(histogram.max)}"
 
 
-def _seconds(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """A time as people read it."""
     if seconds >= 1:
         return f"{seconds:.2f} s"
     if seconds >= 1e-3:

@@ -1,4 +1,4 @@
-"""Callbacks that block an event loop: what loop.watch_blocking() tells of them.
+"""Callbacks that block an event loop: how they are looked at, and what is told of them.
 
 The extension's thread notices that a callback runs for long, and calls observe(), which looks at the stack of
 the loop's thread. When the callback is over, the loop's thread calls end(), which reports it.
@@ -11,9 +11,7 @@ import atexit
 import gc
 import itertools
 import logging
-import os
 import sys
-import sysconfig
 import threading
 import time
 import traceback
@@ -23,12 +21,13 @@ from dataclasses import dataclass
 from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any
 
-from . import _core
+from .. import _core
+from ..blocking import Block, where_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .loop import Loop
+    from ..loop import Loop
 
 logger = logging.getLogger("hotloop")
 
@@ -36,53 +35,8 @@ logger = logging.getLogger("hotloop")
 REPORT_INTERVAL = 1.0
 # Garbage collections that take fewer seconds are not remembered.
 SHORTEST_COLLECTION = 0.001
-
-
-@dataclass(frozen=True, slots=True)
-class Block:
-    """A callback that kept an event loop from everything else."""
-
-    what: str
-    """The callback, as asyncio writes handles and tasks."""
-    task: asyncio.Task[Any] | None
-    """The task of which it was a step."""
-    duration: float
-    """Seconds from its beginning to its end."""
-    processor: float | None
-    """Seconds of that in which its thread computed. None where the system does not tell."""
-    collecting: float
-    """Seconds of that in which it collected garbage."""
-    stack: traceback.StackSummary
-    """Where it was when it had run for as long as the threshold; empty if it is in no Python code."""
-    later_stack: traceback.StackSummary | None
-    """Where it was after ten times as long."""
-    created_at: traceback.StackSummary | None
-    """In debug mode, who scheduled the callback or made the task."""
-    unreported: int
-    """Other blocks since the last that was reported."""
-
-    @property
-    def line(self) -> traceback.FrameSummary | None:
-        """The innermost line outside the standard library and installed packages, or else the last."""
-        frames = self.later_stack or self.stack
-        own = [frame for frame in frames if not frame.filename.startswith(_LIBRARIES)]
-        return next(reversed(own or frames), None)
-
-    def __str__(self) -> str:
-        line = self.line
-        where = f"{line.filename}:{line.lineno} in {line.name}" if line else self.what
-        spent = [] if self.processor is None else [f"{self.processor:.3f} s computing"]
-        if self.collecting:
-            spent.append(f"{self.collecting:.3f} s collecting garbage")
-        return f"{where} blocked the event loop for {self.duration:.3f} s" + (
-            f" ({', '.join(spent)})" if spent else ""
-        )
-
-
-_LIBRARIES = tuple(
-    {os.path.join(sysconfig.get_path(name), "") for name in ("stdlib", "platstdlib", "purelib", "platlib")}
-    | {"<frozen "}
-)
+# How many blocks of a loop are remembered for those who ask later.
+REMEMBERED = 20
 
 
 @dataclass
@@ -90,12 +44,27 @@ class _Observed:
     """What was seen of a turn of the loop that is not over."""
 
     number: int
-    # When it was first looked at, by time.perf_counter(), and the processor time that its thread had used.
+    # When it began and when it was first looked at, by time.perf_counter(), and the processor time that its
+    # thread had used by then.
+    began: float
     looked_at: float
     processor: float | None
     task: asyncio.Task[Any] | None
     stack: traceback.StackSummary
     later_stack: traceback.StackSummary | None = None
+
+
+@dataclass(frozen=True)
+class Remembered:
+    """What is kept of a block."""
+
+    # By time.time(): when it ended.
+    at: float
+    where: str
+    what: str
+    duration: float
+    processor: float | None
+    collecting: float
 
 
 class Watch:
@@ -111,6 +80,9 @@ class Watch:
         self.observed: _Observed | None = None
         self.last_report = float("-inf")
         self.unreported = 0
+        # All blocks, and the last of them: without tasks and stacks, which they would keep.
+        self.count = 0
+        self.remembered: deque[Remembered] = deque(maxlen=REMEMBERED)
         # Ends and lengths of the last garbage collections of the loop's thread.
         self.collections: deque[tuple[float, float]] = deque(maxlen=64)
 
@@ -170,19 +142,18 @@ def observe(
         state.observed.later_stack = stack
         logger.warning("%s, for %.3f s by now", _still(stack), ran)
         return
+    now = time.perf_counter()
     state.observed = _Observed(
-        number, time.perf_counter() - observed, processor, asyncio.current_task(loop), stack
+        number, now - ran, now - observed, processor, asyncio.current_task(loop), stack
     )
 
 
 def _still(stack: traceback.StackSummary) -> str:
-    line = stack[-1] if stack else None
-    where = f"{line.filename}:{line.lineno} in {line.name}" if line else "A callback without Python code"
-    return f"{where} is blocking the event loop"
+    return f"{where_in(stack) or 'A callback without Python code'} is blocking the event loop"
 
 
 def _run_forever() -> CodeType:
-    from .loop import Loop
+    from ..loop import Loop
 
     return Loop.run_forever.__code__
 
@@ -210,18 +181,16 @@ def end(loop: Loop, number: int, what: Any, seconds: float) -> None:
     observed, state.observed = state.observed, None
     if observed is None or observed.number != number:
         # It was over before anybody could look.
-        observed = _Observed(number, time.perf_counter(), None, None, traceback.StackSummary())
+        now = time.perf_counter()
+        observed = _Observed(number, now - seconds, now, None, None, traceback.StackSummary())
     now = time.perf_counter()
-    if now - state.last_report < REPORT_INTERVAL:
-        state.unreported += 1
-        return
     task = observed.task
     if task is None:
         owner = getattr(getattr(what, "_callback", what), "__self__", None)
         task = owner if isinstance(owner, asyncio.Task) else None
     source = getattr(task, "_source_traceback", None) or getattr(what, "_source_traceback", None)
     block = Block(
-        what=repr(task if task is not None else what),
+        what=_repr(task if task is not None else what),
         task=task,
         duration=seconds,
         processor=_processor(observed, now, seconds),
@@ -231,11 +200,29 @@ def end(loop: Loop, number: int, what: Any, seconds: float) -> None:
         created_at=source,
         unreported=state.unreported,
     )
+    state.count += 1
+    state.remembered.append(_remembered(block))
+    if now - state.last_report < REPORT_INTERVAL:
+        state.unreported += 1
+        return
     state.last_report, state.unreported = now, 0
     if state.handler is not None and not loop.is_closed():
         loop.call_soon(state.handler, block)
     else:
         _log(block)
+
+
+def _repr(what: object) -> str:
+    try:
+        return repr(what)
+    except Exception as error:
+        # It is the program's own, and must not keep anybody from being told.
+        return f"<{type(what).__name__}, whose repr() raised {type(error).__name__}>"
+
+
+def _remembered(block: Block) -> Remembered:
+    where = where_in(block.later_stack or block.stack) or block.what
+    return Remembered(time.time(), where, block.what, block.duration, block.processor, block.collecting)
 
 
 def _processor(observed: _Observed, now: float, seconds: float) -> float | None:

@@ -1,0 +1,299 @@
+"""`python -m hotloop top`: a live view of a process that was started with --watch."""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+import time
+from collections import deque
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.console import Console, Group
+from rich.live import Live
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from .asking import PATIENCE, Process, State, Unavailable, find, find_all
+from .summaries import duration
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from rich.console import RenderableType
+
+    from ..metrics import Histogram, Metrics
+
+# Seconds of the past that the curves show.
+HISTORY = 60
+LEVELS = "▁▂▃▄▅▆▇█"
+# Above these a figure is not healthy, as docs/observability.md has it, and ten times as late is worse.
+BUSY = 0.7
+LATE = 0.01
+
+
+def watch(target: str | None, interval: float, *, once: bool, picture: str | None) -> None:
+    """Show a process, by its number or the path of its socket, until it ends or the user does not want more.
+
+    Without a target, the only process that there is. Raise Unavailable if there is no such process.
+    """
+    process = Process(find(target) if target else _only())
+    console = Console(record=picture is not None, width=100 if picture else None)
+    try:
+        view = View(process, interval)
+        if once or picture or not console.is_terminal:
+            time.sleep(interval)
+            view.look()
+            console.print(view.render())
+            if picture:
+                console.save_svg(picture, title="hotloop top")
+            return
+        with _keys() as pressed, Live(console=console, screen=True, auto_refresh=False) as live:
+            ended = None
+            while ended is None and not pressed(interval):
+                try:
+                    view.look()
+                except Unavailable as error:
+                    ended = error
+                else:
+                    live.update(view.render(), refresh=True)
+        # What was last seen stays on the terminal.
+        console.print(view.render())
+        if ended is not None:
+            console.print(f"hotloop: {ended}")
+    finally:
+        process.close()
+
+
+def _only() -> str:
+    found = find_all()
+    if len(found) == 1:
+        return found[0][0]
+    if not found:
+        raise Unavailable("no process of this user was started with `hotloop --watch`")
+    lines = [f"  {state.told['process']:>8}  {state.told['command']}" for _, state in found]
+    raise Unavailable("\n".join(["which process?", *lines]))
+
+
+@contextmanager
+def _keys() -> Iterator[Callable[[float], bool]]:
+    """Tell whether the user asks for the end within some seconds."""
+    import termios
+    import tty
+
+    if not sys.stdin.isatty():
+
+        def never(seconds: float) -> bool:
+            time.sleep(seconds)
+            return False
+
+        yield never
+        return
+    terminal = sys.stdin.fileno()
+    former = termios.tcgetattr(terminal)
+
+    def pressed(seconds: float) -> bool:
+        deadline = time.monotonic() + seconds
+        while (left := deadline - time.monotonic()) > 0:
+            if select.select([terminal], [], [], left)[0]:
+                keys = os.read(terminal, 64)
+                # Nothing is the end of the terminal; the others are Ctrl-C, Ctrl-D and Escape.
+                if keys in (b"", b"q", b"Q", b"\x03", b"\x04", b"\x1b"):
+                    return True
+        return False
+
+    try:
+        tty.setcbreak(terminal)
+        yield pressed
+    finally:
+        termios.tcsetattr(terminal, termios.TCSADRAIN, former)
+
+
+class View:
+    """What is shown of a process: its state, what changed since the last look, and the last minute."""
+
+    def __init__(self, process: Process, interval: float) -> None:
+        self.process = process
+        first = process.ask()
+        if first is None:
+            raise Unavailable(f"the process did not answer within {PATIENCE:g} s")
+        self.state: State = first
+        self.changes = first.since(first)
+        self.interval = interval
+        self.asked = time.monotonic()
+        self.silent_since: float | None = None
+        self.history: dict[str, deque[tuple[float, float]]] = {}
+
+    def look(self) -> None:
+        """Ask again."""
+        asked = time.monotonic()
+        state = self.process.ask(self.interval)
+        if state is None:
+            if self.silent_since is None:
+                self.silent_since = asked
+            return
+        self.silent_since = None
+        self.changes = state.since(self.state)
+        self.state = state
+        for name, (metrics, _) in self.changes.items():
+            past = self.history.setdefault(name, deque(maxlen=max(1, round(HISTORY / self.interval))))
+            past.append((metrics.utilization, metrics.delay.percentile(99)))
+
+    def render(self) -> RenderableType:
+        told = self.state.told
+        title = Text.assemble(
+            ("hotloop top", "bold"),
+            f"  process {told['process']}, Python {told['python']}, ",
+            time.strftime("%H:%M:%S", time.localtime(told["time"])),
+            ("  q: quit", "dim"),
+        )
+        parts: list[RenderableType] = [title, Text(told["command"], style="dim", overflow="ellipsis")]
+        if self.silent_since is not None:
+            silent = time.monotonic() - self.silent_since
+            parts.append(
+                Text(
+                    f"no answer for {duration(silent)}: stopped, or something holds the GIL", style="bold red"
+                )
+            )
+        if not told["loops"]:
+            parts.append(Text("no event loop is open", style="yellow"))
+        for name, loop in told["loops"].items():
+            parts.append(self._loop(name, loop))
+        parts.append(_blocks(told["loops"]))
+        return Group(*parts)
+
+    def _loop(self, name: str, loop: dict[str, Any]) -> RenderableType:
+        total = self.state.metrics[name]
+        metrics, seconds = self.changes.get(name, (total, 0.0))
+        past = self.history.get(name, deque())
+        top = Table.grid(padding=(0, 2))
+        top.add_row(
+            "utilization",
+            _bar(metrics.utilization),
+            Text(f"{metrics.utilization:6.1%}", style=_style(metrics.utilization, BUSY, 0.95)),
+            _curve([utilization for utilization, _ in past], 1.0),
+        )
+        worst = max([late for _, late in past] + [LATE])
+        top.add_row(
+            "delay",
+            _percentiles(metrics.delay),
+            Text("p99", style="dim"),
+            _curve([late for _, late in past], worst),
+        )
+        top.add_row("iterations", _percentiles(metrics.iteration_duration))
+        return Panel(
+            Group(top, Text(), _rates(metrics, total, seconds)),
+            title=f"loop {name}" + ("" if loop["running"] else ", not running"),
+            title_align="left",
+            box=box.ROUNDED,
+        )
+
+
+def _style(value: float, unhealthy: float, bad: float) -> str:
+    return "red" if value >= bad else "yellow" if value >= unhealthy else "green"
+
+
+def _bar(share: float, width: int = 44) -> Text:
+    full = round(share * width)
+    return Text.assemble(("█" * full, _style(share, BUSY, 0.95)), ("░" * (width - full), "dim"))
+
+
+def _curve(values: list[float], highest: float, width: int = 24) -> Text:
+    """One character for each of the last values, or for the highest of several."""
+    each = -(-len(values) // width) or 1
+    several = [max(values[start : start + each]) for start in range(0, len(values), each)]
+    scale = (len(LEVELS) - 1) / highest
+    return Text(
+        "".join(LEVELS[min(round(value * scale), len(LEVELS) - 1)] for value in several), style="cyan"
+    )
+
+
+def _percentiles(histogram: Histogram) -> Text:
+    parts: list[str | tuple[str, str]] = []
+    for p in (50, 90, 99, 100):
+        value = histogram.percentile(p)
+        label = f"p{p} " if p < 100 else "max "
+        parts += [(label, "dim"), (f"{duration(value):<9}", _style(value, LATE, 10 * LATE))]
+    return Text.assemble(*parts)
+
+
+def _rates(metrics: Metrics, total: Metrics, seconds: float) -> Table:
+    def rate(value: int) -> str:
+        return f"{_short(value / seconds)}/s" if seconds else "-"
+
+    def volume(value: int) -> str:
+        return f"{_bytes(value / seconds)}/s" if seconds else "-"
+
+    table = Table.grid(padding=(0, 2), expand=True)
+    for _ in range(4):
+        table.add_column(style="dim")
+        table.add_column(justify="right")
+    rows = [
+        ("callbacks", rate(metrics.callbacks)),
+        ("iterations", rate(metrics.iterations)),
+        ("I/O events", rate(metrics.io_events)),
+        ("ready", f"{total.ready:,}"),
+        ("tasks", rate(metrics.tasks_created)),
+        ("timers fired", rate(metrics.timers_fired)),
+        ("cancelled", rate(metrics.timers_cancelled)),
+        ("wake-ups", rate(metrics.wakeups)),
+        ("read", volume(metrics.bytes_read)),
+        ("written", volume(metrics.bytes_written)),
+        ("waiting", _bytes(total.bytes_waiting)),
+        ("transports", f"{total.transports:,}"),
+        ("accepted", rate(metrics.accepted)),
+        ("connected", rate(metrics.connected)),
+        ("most ready", f"{total.ready_highest:,}"),
+    ]
+    rows += [("", "")] * (-len(rows) % 4)
+    for start in range(0, len(rows), 4):
+        table.add_row(*(cell for row in rows[start : start + 4] for cell in row))
+    return table
+
+
+def _bytes(value: float) -> str:
+    number = _short(value)
+    return f"{number[:-1]} {number[-1]}B" if number[-1].isalpha() else f"{number} B"
+
+
+def _short(value: float) -> str:
+    for factor, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= factor:
+            return f"{value / factor:.1f}{unit}"
+    return f"{value:.0f}"
+
+
+def _blocks(loops: dict[str, Any]) -> RenderableType:
+    watched = [loop for loop in loops.values() if "threshold" in loop]
+    count = sum(loop["blocked"] for loop in watched)
+    thresholds = sorted({loop["threshold"] for loop in watched})
+    longer = ", ".join(duration(threshold) for threshold in thresholds)
+    table = Table(
+        title=f"{count:,} callback{'s' * (count != 1)} blocked a loop for {longer} or longer",
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        expand=True,
+        pad_edge=False,
+    )
+    for title in ("ended", "took", "computing", "collecting"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("where", ratio=1, overflow="fold")
+    for loop in watched:
+        if "blocking" in loop:
+            now = loop["blocking"]
+            table.add_row("now", duration(now["duration"]), "", "", now["where"], style="bold red")
+    blocks = sorted((block for loop in watched for block in loop["blocks"]), key=lambda block: -block["at"])
+    for block in blocks[:10]:
+        processor, collecting = block["processor"], block["collecting"]
+        table.add_row(
+            time.strftime("%H:%M:%S", time.localtime(block["at"])),
+            Text(duration(block["duration"]), style="yellow"),
+            "" if processor is None else duration(processor),
+            duration(collecting) if collecting else "",
+            block["where"],
+        )
+    return table

@@ -1,0 +1,414 @@
+"""`python -m hotloop top`: a live view of a process that was started with --watch."""
+
+import fcntl
+import json
+import os
+import pty
+import re
+import select
+import signal
+import socket
+import stat
+import struct
+import subprocess
+import sys
+import termios
+import textwrap
+import time
+
+import hotloop
+import pytest
+from hotloop._observing import asking
+
+pytestmark = pytest.mark.timeout(120)
+
+SERVING = """
+    import asyncio, sys, time
+
+    def block():
+        time.sleep(0.2)
+
+    async def echo(reader, writer):
+        while data := await reader.read(1000):
+            writer.write(data)
+
+    async def main():
+        server = await asyncio.start_server(echo, "127.0.0.1", 0)
+        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        await asyncio.sleep(0.01)
+        block()
+        await asyncio.sleep(0.01)
+        print("ready", flush=True)
+        # Until it is told to end.
+        reading = asyncio.get_running_loop().run_in_executor(None, sys.stdin.readline)
+        while not reading.done():
+            writer.write(b"x" * 100)
+            await reader.readexactly(100)
+            await asyncio.sleep(0.001)
+        if await reading == "block\\n":
+            print("blocking", flush=True)
+            time.sleep(3)
+
+    asyncio.run(main())
+"""
+
+
+@pytest.fixture
+def environment(tmp_path):
+    """An environment in which no other process can be found."""
+    runtime = tmp_path / "run"
+    runtime.mkdir(mode=0o700)
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        "XDG_RUNTIME_DIR": str(runtime),
+        "TMPDIR": str(tmp_path),
+        "COLUMNS": "100",
+    }
+
+
+@pytest.fixture
+def start(tmp_path, environment):
+    """Start a program with --watch, and wait until it says "ready"."""
+    processes = []
+
+    def start(program, **changes):
+        file = tmp_path / "program.py"
+        file.write_text(textwrap.dedent(program))
+        process = subprocess.Popen(
+            [sys.executable, "-m", "hotloop", "--watch", file],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment | changes,
+            cwd=tmp_path,
+        )
+        processes.append(process)
+        assert process.stdout.readline() == "ready\n", process.communicate(timeout=30)
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate(timeout=30)
+
+
+@pytest.fixture
+def top(environment):
+    def top(*arguments, **changes):
+        return subprocess.run(
+            [sys.executable, "-m", "hotloop", "top", *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            env=environment | changes,
+        )
+
+    return top
+
+
+def socket_of(environment, process):
+    return os.path.join(environment["XDG_RUNTIME_DIR"], "hotloop", f"{process.pid}.sock")
+
+
+def test_what_is_shown(start, top):
+    process = start(SERVING)
+    shown = top("--once", process.pid)
+    assert (shown.returncode, shown.stderr) == (0, "")
+    text = shown.stdout
+    assert f"process {process.pid}, Python {sys.version.split()[0]}" in text
+    assert "--watch" in text
+    assert "loop MainThread-1" in text
+    assert re.search(r"utilization .*\d\.\d%", text)
+    assert re.search(r"delay +p50 \d+ µs +p90 .* p99 .* max", text)
+    assert re.search(r"iterations +[\d.]+k?/s", text)
+    assert re.search(r"read +[\d.]+ kB/s +written +[\d.]+ kB/s", text)
+    # Both ends of the connection.
+    assert re.search(r"transports +2 ", text)
+    assert "1 callback blocked a loop for 100.0 ms or longer" in text
+    assert re.search(r"\d\d:\d\d:\d\d +2\d\d\.\d ms +\S+ .s +program\.py:5 in block +\n", text)
+    process.communicate("\n", timeout=30)
+    assert process.returncode == 0
+
+
+def test_a_socket_and_the_only_process(start, top, environment):
+    process = start(SERVING)
+    for target in [(), (socket_of(environment, process),)]:
+        shown = top("--interval=0.1", *target)
+        # Not a terminal, so it is shown once.
+        assert (shown.returncode, shown.stderr) == (0, "")
+        assert shown.stdout.count(f"process {process.pid},") == 1
+
+
+def test_several_processes(start, top):
+    processes = [start(SERVING), start(SERVING)]
+    refused = top()
+    assert refused.returncode == 2
+    assert "which process?" in refused.stderr
+    for process in processes:
+        assert re.search(
+            rf"^ +{process.pid}  -m hotloop --watch \S*program\.py$", refused.stderr, re.MULTILINE
+        )
+
+
+def test_a_picture(start, top, tmp_path):
+    process = start(SERVING)
+    shown = top("--interval=0.1", f"--picture={tmp_path / 'top.svg'}", process.pid)
+    assert shown.returncode == 0, shown.stderr
+    picture = (tmp_path / "top.svg").read_text()
+    assert picture.startswith("<svg")
+    assert "utilization" in picture
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["1"], "no process 1 of this user was started with `hotloop --watch`"),
+        ([], "no process of this user was started with"),
+        (["nowhere.sock"], "nowhere.sock: No such file or directory"),
+        (["1", "2"], "top shows one process, not 2"),
+        (["--often"], "unknown option --often of top"),
+        (["--interval=0"], "--interval takes a number of seconds, not '0'"),
+        (["--interval"], "--interval takes a number of seconds, not ''"),
+    ],
+)
+def test_what_cannot_be_shown(top, arguments, reason):
+    refused = top(*arguments)
+    assert refused.returncode == 2
+    assert refused.stdout == ""
+    assert refused.stderr.startswith(f"hotloop: {reason}")
+    assert refused.stderr.count("\n") == 1
+
+
+def test_without_rich(top, tmp_path, environment):
+    (tmp_path / "rich.py").write_text("raise ModuleNotFoundError('No module named rich', name='rich')")
+    refused = top(PYTHONPATH=os.pathsep.join([str(tmp_path), environment["PYTHONPATH"]]))
+    assert refused.returncode == 2
+    assert refused.stderr == "hotloop: top needs the package rich: pip install 'hotloop[top]'\n"
+
+
+# --- In a terminal ---
+
+
+ESCAPE = re.compile(r"\x1b\[[?0-9;]*[a-zA-Z]")
+
+
+class Terminal:
+    """`top` in a pseudo-terminal."""
+
+    def __init__(self, environment, *arguments):
+        self.ours, theirs = pty.openpty()
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
+        self.former = termios.tcgetattr(theirs)
+        self.theirs = theirs
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "hotloop", "top", "--interval=0.1", *map(str, arguments)],
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            env=environment | {"TERM": "xterm-256color"},
+            start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        )
+        self.text = ""
+
+    def read_until(self, pattern):
+        deadline = time.monotonic() + 30
+        while not re.search(pattern, self.text):
+            assert time.monotonic() < deadline, self.text
+            if select.select([self.ours], [], [], 0.1)[0]:
+                self.read()
+
+    def read(self):
+        self.text += ESCAPE.sub("", os.read(self.ours, 1 << 16).decode(errors="replace"))
+
+    def press(self, key):
+        self.text = ""
+        os.write(self.ours, key)
+
+    def end(self):
+        """Its status, when it has left the terminal as it was."""
+        deadline = time.monotonic() + 30
+        while self.process.poll() is None:
+            assert time.monotonic() < deadline, self.text
+            if select.select([self.ours], [], [], 0.02)[0]:
+                self.read()
+        assert termios.tcgetattr(self.theirs) == self.former
+        return self.process.returncode
+
+
+@pytest.fixture
+def terminal(environment):
+    terminals = []
+
+    def open_terminal(*arguments):
+        terminals.append(Terminal(environment, *arguments))
+        return terminals[-1]
+
+    yield open_terminal
+    for terminal in terminals:
+        terminal.process.kill()
+        terminal.process.wait(30)
+        os.close(terminal.ours)
+        os.close(terminal.theirs)
+
+
+@pytest.mark.parametrize(("key", "status"), [(b"q", 0), (b"\x1b", 0), (b"\x04", 0), (b"\x03", 130)])
+def test_until_a_key_is_pressed(start, terminal, key, status):
+    shown = terminal(start(SERVING).pid)
+    shown.read_until("utilization(.|\n)*utilization")
+    shown.press(b"x")
+    shown.read_until("utilization")
+    shown.press(key)
+    assert shown.end() == status
+    assert "Traceback" not in shown.text
+
+
+def test_until_the_process_ends(start, terminal):
+    process = start(SERVING)
+    shown = terminal(process.pid)
+    shown.read_until("utilization")
+    process.communicate("\n", timeout=30)
+    shown.read_until("hotloop: the process has ended")
+    assert shown.end() == 0
+
+
+def test_a_process_that_is_stopped(start, terminal):
+    process = start(SERVING)
+    shown = terminal(process.pid)
+    shown.read_until("utilization")
+    process.send_signal(signal.SIGSTOP)
+    shown.read_until("no answer for .*: stopped, or something holds the GIL")
+    process.send_signal(signal.SIGCONT)
+    answered = r"(?s)hotloop top(?:(?!no answer).)*utilization"
+    shown.text = ""
+    shown.read_until(answered)
+    shown.press(b"q")
+    assert shown.end() == 0
+
+
+def test_a_callback_that_is_blocking_now(start, terminal):
+    process = start(SERVING)
+    shown = terminal(process.pid)
+    shown.read_until("utilization")
+    process.stdin.write("block\n")
+    process.stdin.flush()
+    assert process.stdout.readline() == "blocking\n"
+    shown.read_until(r"now\W.*program\.py:\d+ in main")
+    shown.press(b"q")
+    assert shown.end() == 0
+
+
+# --- The socket ---
+
+
+def test_only_the_same_user_may_open_it(start, environment):
+    process = start(SERVING)
+    path = socket_of(environment, process)
+    folder = os.stat(os.path.dirname(path))
+    assert stat.S_IMODE(folder.st_mode) == 0o700
+    assert folder.st_uid == os.geteuid()
+    process.communicate("\n", timeout=30)
+    assert not os.path.exists(path)
+
+
+def test_a_folder_that_others_may_enter_is_not_used(start, environment):
+    unsafe = os.path.join(environment["XDG_RUNTIME_DIR"], "hotloop")
+    os.mkdir(unsafe)
+    os.chmod(unsafe, 0o755)
+    process = start(SERVING)
+    assert not os.listdir(unsafe)
+    assert os.listdir(os.path.join(environment["TMPDIR"], f"hotloop-{os.geteuid()}")) == [
+        f"{process.pid}.sock"
+    ]
+
+
+def test_without_a_folder_the_program_runs(start):
+    program = """
+    import hotloop._observing.serving as serving
+    serving.folders = lambda: ["/proc/nowhere/hotloop"]
+    """
+    process = start(program + SERVING)
+    _, errors = process.communicate("\n", timeout=30)
+    assert process.returncode == 0
+    assert "hotloop: no socket for `hotloop top`: [Errno 2] No such file or directory" in errors
+
+
+def test_what_others_left_behind_is_removed(start, top, environment):
+    process = start(SERVING)
+    left = os.path.join(environment["XDG_RUNTIME_DIR"], "hotloop", "1.sock")
+    with socket.socket(socket.AF_UNIX) as behind:
+        behind.bind(left)
+    assert top("--interval=0.1").returncode == 0
+    assert not os.path.exists(left)
+    assert os.path.exists(socket_of(environment, process))
+
+
+def test_what_is_answered(start, environment):
+    process = start(SERVING)
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(socket_of(environment, process))
+        client.sendall(b"whatever\n")
+        with client.makefile() as answers:
+            told = json.loads(answers.readline())
+        assert told["process"] == process.pid
+        assert told["version"] == hotloop.__version__
+        assert list(told["loops"]) == ["MainThread-1"]
+        # Half a question, and gone.
+        client.sendall(b"x" * 5000)
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(socket_of(environment, process))
+    _, errors = process.communicate("\n", timeout=30)
+    assert "Traceback" not in errors
+
+
+def test_metrics_arrive_as_they_are(start, environment):
+    """What is told is what loop.metrics() returns, and rates are of the time in between."""
+    process = asking.Process(socket_of(environment, start(SERVING)))
+    first = process.ask()
+    time.sleep(0.3)
+    second = process.ask()
+    process.close()
+    change, seconds = second.since(first)["MainThread-1"]
+    assert seconds == pytest.approx(0.3, abs=0.2)
+    assert change.busy + change.idle == pytest.approx(seconds, abs=0.05)
+    assert (
+        0
+        < change.callbacks
+        == second.metrics["MainThread-1"].callbacks - first.metrics["MainThread-1"].callbacks
+    )
+    assert second.metrics["MainThread-1"].delay.count == second.metrics["MainThread-1"].callbacks
+    assert change.accepted == 0
+    assert second.metrics["MainThread-1"].accepted == 1
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_children_have_sockets_of_their_own(start, environment, method):
+    folder = os.path.join(environment["XDG_RUNTIME_DIR"], "hotloop")
+    program = f"""
+        import asyncio, multiprocessing, os, sys
+
+        async def wait():
+            print(os.getpid(), *os.listdir({folder!r}), flush=True)
+            await asyncio.sleep(0.1)
+
+        def child():
+            asyncio.run(wait())
+
+        if __name__ == "__main__":
+            asyncio.run(asyncio.sleep(0))
+            print("ready", flush=True)
+            process = multiprocessing.get_context({method!r}).Process(target=child)
+            process.start()
+            process.join()
+            asyncio.run(wait())
+    """
+    process = start(program, PYTHONWARNINGS="ignore")
+    out, errors = process.communicate(timeout=60)
+    assert errors == ""
+    first, second = [line.split() for line in out.splitlines()]
+    child, *sockets = first
+    assert sorted(sockets) == sorted([f"{child}.sock", f"{process.pid}.sock"])
+    # The child's is gone, the parent's is not.
+    assert second == [str(process.pid), f"{process.pid}.sock"]
