@@ -33,6 +33,7 @@ __all__ = [
     "TimerHandle",
     "WritePipeTransport",
     "__version__",
+    "_stop_watching",
 ]
 if sys.version_info >= (3, 14):
     __all__ += ["ThreadSafeHandle"]
