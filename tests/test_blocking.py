@@ -1,6 +1,7 @@
 """loop.watch_blocking(): who blocks the loop is told, and nobody else is blamed."""
 
 import asyncio
+import contextlib
 import gc
 import logging
 import os
@@ -432,25 +433,34 @@ def test_fork():
     assert result.stderr == ""
 
 
-def test_the_thread_ends_with_the_last_loop():
+@pytest.mark.parametrize("how", ["closed", "unwatched"])
+def test_the_thread_ends_with_the_last_loop(how):
     def threads():
-        return [
-            name
-            for task in os.listdir("/proc/self/task")
-            for name in [open(f"/proc/self/task/{task}/comm").read()]
-            if name.startswith("hotloop-watch")
-        ]
+        found = []
+        for task in os.listdir("/proc/self/task"):
+            # It may have ended since.
+            with contextlib.suppress(FileNotFoundError), open(f"/proc/self/task/{task}/comm") as name:
+                found.append(name.read())
+        return sum(name.startswith("hotloop-watch") for name in found)
+
+    def wait_for(count):
+        # A new thread has its name a little later.
+        deadline = time.monotonic() + 5
+        while threads() != count:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
 
     loop = hotloop.new_event_loop()
     loop.watch_blocking(0.05)
-    assert len(threads()) == 1
+    wait_for(1)
     other = hotloop.new_event_loop()
     other.watch_blocking(0.05)
+    if how == "closed":
+        loop.close()
+        other.close()
+    else:
+        loop.watch_blocking(None)
+        other.watch_blocking(None)
+    wait_for(0)
     loop.close()
     other.close()
-    del loop, other
-    gc.collect()
-    deadline = time.monotonic() + 5
-    while threads():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)

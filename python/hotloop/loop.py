@@ -123,6 +123,8 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
             raise RuntimeError("Cannot close a running event loop")
         if self.is_closed():
             return
+        if self._blocking is not None:
+            self._blocking.end(self)
         self._end_signal_handling()
         self._forget_children()
         # Not by its name: at the end of the interpreter this module may have none any more.
@@ -153,7 +155,8 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
         """Report callbacks that run for *threshold* seconds or longer; with None, no more.
 
         Each is a warning of the logger `hotloop`. A *handler* is called instead, with an object that says the
-        same, on the loop, when the callback is over. Nobody is told more than once a second.
+        same, on the loop, when the callback is over. Nobody is told more than once a second. A closed loop is not
+        watched.
 
         Raise ValueError for a threshold that is not positive.
         """

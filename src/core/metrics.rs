@@ -265,7 +265,9 @@ impl Metrics {
     #[inline(always)]
     pub fn count_wait(&self, seconds: f64, woken: bool) {
         self.idle.set(self.idle.get() + seconds);
-        self.counts.wakeups.add(usize::from(woken));
+        if woken {
+            self.counts.wakeups.add(1);
+        }
     }
 
     /// Timers are looked at, at a time of the loop's clock and of ours. Those that were due before the last look were
@@ -279,8 +281,19 @@ impl Metrics {
     pub fn add_timers(&self, late: LateTimers, tick: &Tick) {
         if late.timers > 0 {
             self.counts.timers_fired.add(late.timers);
-            let ticks = tick.ticks((late.now - late.due).max(0.0));
-            self.add_batch(late.ticks.wrapping_sub(ticks), late.timers);
+            self.add_batch(late.due_in_ticks(tick), late.timers);
+        }
+    }
+
+    /// The last such timers were queued, behind so many others, and the iteration begins. If they are all that is
+    /// queued, they need no batch: they are as good as queued when they were due.
+    #[inline(always)]
+    pub fn add_last_timers(&self, late: LateTimers, others: usize, tick: &Tick) {
+        if others > 0 || self.in_batches.get() > 0 || late.timers == 0 {
+            self.add_timers(late, tick);
+        } else {
+            self.counts.timers_fired.add(late.timers);
+            self.moment.set(late.due_in_ticks(tick));
         }
     }
 
@@ -347,6 +360,11 @@ pub struct LateTimers {
 }
 
 impl LateTimers {
+    #[inline(always)]
+    fn due_in_ticks(&self, tick: &Tick) -> u64 {
+        self.ticks.wrapping_sub(tick.ticks((self.now - self.due).max(0.0)))
+    }
+
     /// Adds a timer that was due then. If it is not as late as the others, `full` is given those, without it.
     #[inline(always)]
     pub fn add(&mut self, when: f64, full: impl FnOnce(LateTimers)) {

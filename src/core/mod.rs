@@ -36,7 +36,7 @@ use crate::reactor::turns::Turns;
 use crate::reactor::waker::Inbox;
 
 pub use future::resolve;
-pub use metrics::Metrics;
+pub use metrics::{Count, Metrics};
 pub use ready::{OnReady, Readiness, Ready, Step};
 pub use receiving::Received;
 pub use watching::{Direction, Waiter, Watch};
@@ -172,7 +172,8 @@ impl Core {
     fn collect_inbox(&self) {
         let entries = self.inbox.collect();
         let mut ready = self.ready.borrow_mut();
-        self.metrics.begin_batches(ready.len());
+        let others = ready.len();
+        self.metrics.begin_batches(others);
         for (entry, since) in entries {
             ready.push_back(entry);
             self.metrics.add_batch(since, 1);
@@ -352,13 +353,14 @@ impl Core {
             return;
         }
         let mut ready = self.ready.borrow_mut();
-        self.metrics.begin_batches(ready.len());
+        let others = ready.len();
+        self.metrics.begin_batches(others);
         while let Some(timer) = timers.pop_due(now + CLOCK_RESOLUTION) {
             timer.set_fired();
             late.add(timer.when(), |batch| self.metrics.add_timers(batch, &self.pace.tick));
             ready.push_back(Ready::Timer(timer));
         }
-        self.metrics.add_timers(late, &self.pace.tick);
+        self.metrics.add_last_timers(late, others, &self.pace.tick);
     }
 
     /// Runs the callbacks that are in the queue now, not those that they add.

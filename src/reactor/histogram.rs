@@ -22,7 +22,7 @@ pub struct Histogram {
     /// Those that take less than [`SHORTEST`].
     short: Cell<u64>,
     /// The last is for those that take [`LONGEST`] or longer.
-    counts: Box<[Cell<u64>]>,
+    counts: Box<[Cell<u64>; BUCKETS + 1]>,
     /// The longest, in ticks.
     longest: Cell<u64>,
 }
@@ -42,7 +42,7 @@ impl Default for Histogram {
     fn default() -> Self {
         Histogram {
             short: Cell::new(0),
-            counts: vec![Cell::new(0); BUCKETS + 1].into_boxed_slice(),
+            counts: Box::new([const { Cell::new(0) }; BUCKETS + 1]),
             longest: Cell::new(0),
         }
     }

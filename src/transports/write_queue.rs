@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 
+use crate::core::Count;
 use crate::cpython::buffer::Bytes;
 use crate::reactor::socket::MAX_SLICES;
 
@@ -51,9 +52,14 @@ impl WriteQueue {
         }
     }
 
-    /// Hands chunks to `write`, which tells how many bytes it took, until nothing is left or it takes no more.
+    /// Hands chunks to `write`, which tells how many bytes it took, until nothing is left or it takes no more. What it
+    /// took is counted as `written`.
     #[inline]
-    pub fn drain(&mut self, write: impl Fn(&[IoSlice<'_>]) -> io::Result<usize>) -> io::Result<Progress> {
+    pub fn drain(
+        &mut self,
+        written: &Count,
+        write: impl Fn(&[IoSlice<'_>]) -> io::Result<usize>,
+    ) -> io::Result<Progress> {
         while let Some(first) = &self.first {
             let first = &first.as_slice()[self.sent..];
             let result = if self.others.is_empty() {
@@ -62,11 +68,14 @@ impl WriteQueue {
                 self.write_several(first, &write)
             };
             match result {
-                Ok(count) if count == self.size => {
-                    self.clear();
-                    return Ok(Progress::Drained);
+                Ok(count) => {
+                    written.add(count);
+                    if count == self.size {
+                        self.clear();
+                        return Ok(Progress::Drained);
+                    }
+                    self.advance(count);
                 }
-                Ok(count) => self.advance(count),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Progress::Blocked),
                 Err(error) => return Err(error),

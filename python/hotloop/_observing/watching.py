@@ -86,6 +86,10 @@ class Watch:
         # Ends and lengths of the last garbage collections of the loop's thread.
         self.collections: deque[tuple[float, float]] = deque(maxlen=64)
 
+    def end(self, loop: Loop) -> None:
+        loop._watch(self.id, None)
+        loop._blocking = None
+
 
 _watches: weakref.WeakValueDictionary[int, Watch] = weakref.WeakValueDictionary()
 _collecting_since: dict[int, float] = {}
@@ -98,8 +102,7 @@ def watch(loop: Loop, threshold: float | None, handler: Callable[[Block], object
     state = loop._blocking
     if threshold is None:
         if state is not None:
-            loop._watch(state.id, None)
-            loop._blocking = None
+            state.end(loop)
         return
     if state is None:
         state = loop._blocking = Watch(loop)

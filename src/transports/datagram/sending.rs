@@ -7,6 +7,7 @@ use pyo3::intern;
 use pyo3::prelude::*;
 
 use super::{Datagram, Outgoing, ThisDatagram};
+use crate::core::Count;
 use crate::cpython::buffer::{Bytes, with_buffer};
 use crate::cpython::object::Object;
 use crate::cpython::os_error::os_error;
@@ -16,7 +17,7 @@ use crate::transports::endpoint::{self, Phase};
 
 /// What became of an attempt to send.
 enum Sent {
-    Done(usize),
+    Done,
     /// The socket takes no more for now.
     Blocked,
     Failed(PyErr),
@@ -43,10 +44,7 @@ impl Datagram {
         }
         if !this.has_queued_datagrams() {
             match Datagram::transmit(this, data, address.as_ref())? {
-                Sent::Done(sent) => {
-                    this.core.metrics.counts.bytes_written.add(sent);
-                    return Ok(());
-                }
+                Sent::Done => return Ok(()),
                 Sent::Failed(error) => return Datagram::send_failed(this, error),
                 Sent::Blocked => {
                     this.blocked.set(true);
@@ -72,19 +70,23 @@ impl Datagram {
     fn transmit(this: ThisDatagram<'_, '_>, data: &Object, address: Option<&Object>) -> PyResult<Sent> {
         let py = this.py();
         this.core.stir();
+        let written = &this.core.metrics.counts.bytes_written;
         if this.file.has_peer() {
-            let sent = with_buffer(py, data, |data| told(send_to(this.fd, data, None)));
+            let sent = with_buffer(py, data, |data| told(send_to(this.fd, data, None), written));
             return Ok(sent.unwrap_or_else(Sent::Failed));
         }
         if let Some(address) = address.and_then(|address| this.addresses.for_kernel(py, address)) {
-            let sent = with_buffer(py, data, |data| told(send_to(this.fd, data, Some(&address))));
+            let sent = with_buffer(py, data, |data| told(send_to(this.fd, data, Some(&address)), written));
             return Ok(sent.unwrap_or_else(Sent::Failed));
         }
         let address = address.cloned().unwrap_or_else(|| Object::none(py));
         let socket = this.file.python_socket(py)?;
         let sent = socket.bind(py).call_method1(intern!(py, "sendto"), (data.bind(py), address.bind(py)));
         Ok(match sent {
-            Ok(sent) => Sent::Done(sent.extract().unwrap_or(0)),
+            Ok(sent) => {
+                written.add(sent.extract().unwrap_or(0));
+                Sent::Done
+            }
             Err(error)
                 if error.is_instance_of::<PyBlockingIOError>(py)
                     || error.is_instance_of::<PyInterruptedError>(py) =>
@@ -116,10 +118,7 @@ impl Datagram {
                     this.queue.borrow_mut().push_front(Outgoing { data, address });
                     break;
                 }
-                Sent::Done(sent) => {
-                    this.core.metrics.counts.bytes_written.add(sent);
-                    this.queued.set(this.queued.get().saturating_sub(size));
-                }
+                Sent::Done => this.queued.set(this.queued.get().saturating_sub(size)),
                 Sent::Failed(error) => {
                     this.queued.set(this.queued.get().saturating_sub(size));
                     if error.is_instance_of::<PyOSError>(py) {
@@ -140,9 +139,12 @@ impl Datagram {
     }
 }
 
-fn told(result: io::Result<usize>) -> Sent {
+fn told(result: io::Result<usize>, written: &Count) -> Sent {
     match result {
-        Ok(sent) => Sent::Done(sent),
+        Ok(sent) => {
+            written.add(sent);
+            Sent::Done
+        }
         Err(error) if socket::is_not_ready(&error) => Sent::Blocked,
         Err(error) => Sent::Failed(os_error(error)),
     }

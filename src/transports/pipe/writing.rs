@@ -72,11 +72,7 @@ impl WritePipe {
         let py = this.py();
         this.core.stir();
         let written = &this.core.metrics.counts.bytes_written;
-        let progress = this.queue.borrow_mut().drain(|slices| {
-            let count = pipe::write(this.fd, slices)?;
-            written.add(count);
-            Ok(count)
-        });
+        let progress = this.queue.borrow_mut().drain(written, |slices| pipe::write(this.fd, slices));
         match progress {
             Ok(Progress::Drained) => {
                 if this.blocked.replace(false) {

@@ -90,11 +90,7 @@ impl Stream {
         }
         this.core.stir();
         let written = &this.core.metrics.counts.bytes_written;
-        let progress = this.queue.borrow_mut().drain(|slices| {
-            let count = socket::send(this.fd, slices)?;
-            written.add(count);
-            Ok(count)
-        });
+        let progress = this.queue.borrow_mut().drain(written, |slices| socket::send(this.fd, slices));
         match progress {
             Ok(Progress::Drained) => {
                 if this.blocked.replace(false) {

@@ -1,0 +1,9 @@
+"""hotloop with its watchdog on, to be compared with itself: --loops hotloop,benchmarks.watched:new_event_loop."""
+
+import hotloop
+
+
+def new_event_loop() -> hotloop.Loop:
+    loop = hotloop.new_event_loop()
+    loop.watch_blocking()
+    return loop
