@@ -1,4 +1,4 @@
-"""hotloop with its watchdog on, to be compared with itself: --loops hotloop,benchmarks.watched:new_event_loop."""
+"""hotloop while it is watched, to be compared: --loops hotloop,benchmarks.watched:new_event_loop."""
 
 import hotloop
 

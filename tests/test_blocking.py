@@ -15,7 +15,10 @@ import helpers
 import hotloop
 import pytest
 
-pytestmark = [pytest.mark.timeout(60), pytest.mark.hotloop_only]
+# For how long nothing may be reported under load.
+LOAD_SECONDS = float(os.environ.get("HOTLOOP_LOAD_SECONDS", "3"))
+
+pytestmark = [pytest.mark.timeout(60 + LOAD_SECONDS), pytest.mark.hotloop_only]
 
 THRESHOLD = 0.05
 
@@ -315,6 +318,43 @@ def test_waiting_is_not_blocking(loop, blocks):
     run(loop, work)
     server.close()
     assert not blocks
+
+
+@helpers.whenever_quiet
+def test_load_is_not_blocking(loop, caplog):
+    """As much as the loop can do, of all kinds, with the threshold that users get."""
+
+    async def echo(reader, writer):
+        while data := await reader.read(65536):
+            writer.write(data)
+            await writer.drain()
+        writer.close()
+
+    async def talk(address):
+        reader, writer = await asyncio.open_connection(*address)
+        while loop.time() < end:
+            writer.write(b"x" * 10_000)
+            await reader.readexactly(10_000)
+        writer.close()
+        await writer.wait_closed()
+
+    async def work():
+        while loop.time() < end:
+            await asyncio.gather(*(asyncio.sleep(number % 7 / 1000) for number in range(200)))
+            await loop.run_in_executor(None, sum, range(1000))
+
+    async def main():
+        server = await asyncio.start_server(echo, "127.0.0.1", 0)
+        address = server.sockets[0].getsockname()
+        await asyncio.gather(work(), *(talk(address) for _ in range(32)))
+        server.close()
+
+    loop.watch_blocking()
+    end = loop.time() + LOAD_SECONDS
+    with caplog.at_level(logging.WARNING, "hotloop"):
+        loop.run_until_complete(main())
+    assert not caplog.records
+    assert loop.metrics().utilization > 0.5
 
 
 @helpers.whenever_quiet

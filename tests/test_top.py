@@ -94,11 +94,23 @@ def start(tmp_path, environment):
         process.communicate(timeout=30)
 
 
+# Processes of this user that are no part of the test are not looked for.
+ALONE = """
+import sys
+from hotloop import _command
+from hotloop._observing import asking, serving
+
+asking.folders = lambda: serving.folders()[:2]
+sys.argv[0] = "__main__.py"
+_command.main()
+"""
+
+
 @pytest.fixture
 def top(environment):
     def top(*arguments, **changes):
         return subprocess.run(
-            [sys.executable, "-m", "hotloop", "top", *map(str, arguments)],
+            [sys.executable, "-c", ALONE, "top", *map(str, arguments)],
             capture_output=True,
             text=True,
             timeout=60,
@@ -159,6 +171,8 @@ def test_a_picture(start, top, tmp_path):
     picture = (tmp_path / "top.svg").read_text()
     assert picture.startswith("<svg")
     assert "utilization" in picture
+    # It can be shown where nothing may be fetched.
+    assert "url(http" not in picture
 
 
 @pytest.mark.parametrize(

@@ -155,8 +155,8 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
         """Report callbacks that run for *threshold* seconds or longer; with None, no more.
 
         Each is a warning of the logger `hotloop`. A *handler* is called instead, with an object that says the
-        same, on the loop, when the callback is over. Nobody is told more than once a second. A closed loop is not
-        watched.
+        same, on the loop, when the callback is over. Nobody is told more than once a second. Closing the loop
+        ends it.
 
         Raise ValueError for a threshold that is not positive.
         """

@@ -377,7 +377,8 @@ impl Core {
             if self.schedule.is_plain() {
                 entry.run(py, event_loop)?;
             } else {
-                self.run_observed(py, event_loop, &entry)?;
+                let began = if done == 1 { started.ticks } else { clock::ticks() };
+                self.run_observed(py, event_loop, &entry, began)?;
             }
             drop(entry);
             if done % FLUSH_CLOCK_CALLBACKS == 0 && !self.unsent.borrow().is_empty() {
@@ -391,12 +392,12 @@ impl Core {
         Ok(())
     }
 
-    /// Runs a callback in debug mode, or while somebody watches.
+    /// Runs a callback in debug mode, or while somebody watches, that `began` now, in ticks.
     #[inline(never)]
-    fn run_observed(&self, py: Python<'_>, event_loop: &Object, entry: &Ready) -> PyResult<()> {
+    fn run_observed(&self, py: Python<'_>, event_loop: &Object, entry: &Ready, began: u64) -> PyResult<()> {
         let turns = self.turns.borrow().clone();
         let Some(turns) = turns else { return entry.run_watched(py, event_loop) };
-        turns.begin(clock::ticks());
+        turns.begin(began);
         let result =
             if self.schedule.debug() { entry.run_watched(py, event_loop) } else { entry.run(py, event_loop) };
         let Some(turn) = turns.end() else { return result };

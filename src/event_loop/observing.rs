@@ -10,14 +10,13 @@ use super::{Loop, ThisLoop};
 use crate::core::watchdog;
 use crate::cpython::args::{Args, all};
 use crate::cpython::object::Object;
-use crate::reactor::clock::Tick;
 use crate::reactor::histogram::{Counted, Histogram};
 use crate::transports;
 use crate::{method, method0};
 
 /// The buckets and the maximum, as hotloop.metrics.Histogram takes them.
-fn counted<'py>(py: Python<'py>, histogram: &Histogram, tick: &Tick) -> PyResult<Bound<'py, PyTuple>> {
-    let Counted { buckets, longest } = histogram.counted(tick);
+fn counted<'py>(py: Python<'py>, histogram: &Histogram) -> PyResult<Bound<'py, PyTuple>> {
+    let Counted { buckets, longest } = histogram.counted();
     (PyTuple::new(py, buckets)?, longest).into_pyobject(py)
 }
 
@@ -34,8 +33,8 @@ fn metrics(this: ThisLoop<'_, '_>) -> PyResult<Object> {
     all.set_item("timers_cancelled", core.schedule.timers_cancelled.get())?;
     all.set_item("idle", idle)?;
     all.set_item("busy", busy)?;
-    all.set_item("iteration_duration", counted(py, &metrics.iterations, &core.pace.tick)?)?;
-    all.set_item("delay", counted(py, &metrics.delays, &core.pace.tick)?)?;
+    all.set_item("iteration_duration", counted(py, &metrics.iterations)?)?;
+    all.set_item("delay", counted(py, &metrics.delays)?)?;
     all.set_item("ready", core.ready_length())?;
     all.set_item("ready_highest", metrics.ready_highest())?;
     all.set_item("transports", metrics.transports())?;

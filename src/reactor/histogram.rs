@@ -23,8 +23,8 @@ pub struct Histogram {
     short: Cell<u64>,
     /// The last is for those that take [`LONGEST`] or longer.
     counts: Box<[Cell<u64>; BUCKETS + 1]>,
-    /// The longest, in ticks.
-    longest: Cell<u64>,
+    /// The longest, in seconds: ticks are measured again and again, and would make it seem to change.
+    longest: Cell<f64>,
 }
 
 /// What a histogram has counted.
@@ -43,7 +43,7 @@ impl Default for Histogram {
         Histogram {
             short: Cell::new(0),
             counts: Box::new([const { Cell::new(0) }; BUCKETS + 1]),
-            longest: Cell::new(0),
+            longest: Cell::new(0.0),
         }
     }
 }
@@ -68,16 +68,16 @@ impl Histogram {
     #[inline(never)]
     fn record_long(&self, ticks: u64, several: u64, tick: &Tick) {
         // What is a little shorter by the last bits of a float is in the first bucket, too.
-        let bits = tick.seconds(ticks).max(SHORTEST).to_bits();
-        let bucket = ((bits >> SHIFT) as usize - FIRST).min(BUCKETS);
+        let seconds = tick.seconds(ticks).max(SHORTEST);
+        let bucket = ((seconds.to_bits() >> SHIFT) as usize - FIRST).min(BUCKETS);
         let count = &self.counts[bucket];
         count.set(count.get().wrapping_add(several));
-        if ticks > self.longest.get() {
-            self.longest.set(ticks);
+        if seconds > self.longest.get() {
+            self.longest.set(seconds);
         }
     }
 
-    pub fn counted(&self, tick: &Tick) -> Counted {
+    pub fn counted(&self) -> Counted {
         let short = (0.0, SHORTEST, self.short.get());
         let others = self.counts.iter().enumerate().map(|(bucket, count)| {
             let end = if bucket == BUCKETS { f64::INFINITY } else { bound(bucket + 1) };
@@ -85,19 +85,19 @@ impl Histogram {
         });
         Counted {
             buckets: std::iter::once(short).chain(others).filter(|(_, _, count)| *count > 0).collect(),
-            longest: tick.seconds(self.longest.get()),
+            longest: self.longest.get(),
         }
     }
 
     pub fn is_empty(&self) -> bool {
-        self.short.get() == 0 && self.longest.get() == 0
+        self.short.get() == 0 && self.longest.get() == 0.0
     }
 
     /// Forgets all.
     pub fn reset(&self) {
         self.short.set(0);
         self.counts.iter().for_each(|count| count.set(0));
-        self.longest.set(0);
+        self.longest.set(0.0);
     }
 }
 
@@ -126,7 +126,7 @@ mod tests {
         let histogram = Histogram::default();
         let tick = nanosecond();
         histogram.record((seconds * 1e9) as i64 as u64, &tick);
-        let counted = histogram.counted(&tick);
+        let counted = histogram.counted();
         let [(start, end, 1)] = counted.buckets[..] else { panic!("{counted:?}") };
         (start, end)
     }
@@ -164,12 +164,16 @@ mod tests {
             histogram.record(milliseconds * 1_000_000, &tick);
             histogram.record(100, &tick);
         }
-        let counted = histogram.counted(&tick);
+        let counted = histogram.counted();
         assert_eq!(counted.buckets.iter().map(|(.., count)| count).sum::<u64>(), 200);
         assert_eq!(counted.buckets[0], (0.0, SHORTEST, 100));
         assert!(counted.buckets.is_sorted_by(|one, next| one.1 <= next.0));
         assert!((counted.longest - 0.1).abs() < 1e-6);
+        let start = Instant::now();
+        tick.learn(Instant { seconds: start.seconds + 1e6, ticks: start.ticks + (1 << 50) });
+        assert_ne!(tick.seconds(100_000_000), counted.longest);
+        assert_eq!(histogram.counted(), counted, "whatever a tick is now");
         histogram.reset();
-        assert_eq!(histogram.counted(&tick), Counted::default());
+        assert_eq!(histogram.counted(), Counted::default());
     }
 }

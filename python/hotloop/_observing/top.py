@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import select
 import sys
 import time
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 # Seconds of the past that the curves show.
 HISTORY = 60
 LEVELS = "▁▂▃▄▅▆▇█"
+# Columns of a terminal that has place for all.
+WIDE = 98
 # Above these a figure is not healthy, as docs/observability.md has it, and ten times as late is worse.
 BUSY = 0.7
 LATE = 0.01
@@ -47,9 +50,15 @@ def watch(target: str | None, interval: float, *, once: bool, picture: str | Non
         if once or picture or not console.is_terminal:
             time.sleep(interval)
             view.look()
-            console.print(view.render())
+            console.print(view.render(console.width))
             if picture:
-                console.save_svg(picture, title="hotloop top")
+                with open(picture, "w", encoding="utf-8") as file:
+                    # Without the fonts that it would have browsers fetch from elsewhere.
+                    file.write(
+                        re.sub(
+                            r"@font-face\s*{.*?}\s*", "", console.export_svg(title="hotloop top"), flags=re.S
+                        )
+                    )
             return
         with _keys() as pressed, Live(console=console, screen=True, auto_refresh=False) as live:
             ended = None
@@ -59,9 +68,9 @@ def watch(target: str | None, interval: float, *, once: bool, picture: str | Non
                 except Unavailable as error:
                     ended = error
                 else:
-                    live.update(view.render(), refresh=True)
+                    live.update(view.render(console.width), refresh=True)
         # What was last seen stays on the terminal.
-        console.print(view.render())
+        console.print(view.render(console.width))
         if ended is not None:
             console.print(f"hotloop: {ended}")
     finally:
@@ -142,7 +151,8 @@ class View:
             past = self.history.setdefault(name, deque(maxlen=max(1, round(HISTORY / self.interval))))
             past.append((metrics.utilization, metrics.delay.percentile(99)))
 
-    def render(self) -> RenderableType:
+    def render(self, width: int) -> RenderableType:
+        """What there is to see, for a terminal of so many columns."""
         told = self.state.told
         title = Text.assemble(
             ("hotloop top", "bold"),
@@ -161,31 +171,29 @@ class View:
         if not told["loops"]:
             parts.append(Text("no event loop is open", style="yellow"))
         for name, loop in told["loops"].items():
-            parts.append(self._loop(name, loop))
+            parts.append(self._loop(name, loop, is_wide=width >= WIDE))
         parts.append(_blocks(told["loops"]))
         return Group(*parts)
 
-    def _loop(self, name: str, loop: dict[str, Any]) -> RenderableType:
+    def _loop(self, name: str, loop: dict[str, Any], *, is_wide: bool) -> RenderableType:
         total = self.state.metrics[name]
         metrics, seconds = self.changes.get(name, (total, 0.0))
         past = self.history.get(name, deque())
+        share = Text(f"{metrics.utilization:6.1%}", style=_style(metrics.utilization, BUSY, 0.95))
+        rows: list[list[RenderableType]] = [
+            ["utilization", _bar(metrics.utilization), share],
+            ["delay", _percentiles(metrics.delay)],
+            ["iterations", _percentiles(metrics.iteration_duration)],
+        ]
+        if is_wide:
+            worst = max([late for _, late in past] + [LATE])
+            rows[0].append(_curve([utilization for utilization, _ in past], 1.0))
+            rows[1] += [Text("p99", style="dim"), _curve([late for _, late in past], worst)]
         top = Table.grid(padding=(0, 2))
-        top.add_row(
-            "utilization",
-            _bar(metrics.utilization),
-            Text(f"{metrics.utilization:6.1%}", style=_style(metrics.utilization, BUSY, 0.95)),
-            _curve([utilization for utilization, _ in past], 1.0),
-        )
-        worst = max([late for _, late in past] + [LATE])
-        top.add_row(
-            "delay",
-            _percentiles(metrics.delay),
-            Text("p99", style="dim"),
-            _curve([late for _, late in past], worst),
-        )
-        top.add_row("iterations", _percentiles(metrics.iteration_duration))
+        for row in rows:
+            top.add_row(*row)
         return Panel(
-            Group(top, Text(), _rates(metrics, total, seconds)),
+            Group(top, Text(), _rates(metrics, total, seconds, columns=4 if is_wide else 3)),
             title=f"loop {name}" + ("" if loop["running"] else ", not running"),
             title_align="left",
             box=box.ROUNDED,
@@ -212,15 +220,17 @@ def _curve(values: list[float], highest: float, width: int = 24) -> Text:
 
 
 def _percentiles(histogram: Histogram) -> Text:
-    parts: list[str | tuple[str, str]] = []
+    parts: list[tuple[str, str]] = []
     for p in (50, 90, 99, 100):
         value = histogram.percentile(p)
         label = f"p{p} " if p < 100 else "max "
-        parts += [(label, "dim"), (f"{duration(value):<9}", _style(value, LATE, 10 * LATE))]
-    return Text.assemble(*parts)
+        parts += [(label, "dim"), (f"{duration(value):<10}", _style(value, LATE, 10 * LATE))]
+    text = Text.assemble(*parts)
+    text.rstrip()
+    return text
 
 
-def _rates(metrics: Metrics, total: Metrics, seconds: float) -> Table:
+def _rates(metrics: Metrics, total: Metrics, seconds: float, *, columns: int) -> Table:
     def rate(value: int) -> str:
         return f"{_short(value / seconds)}/s" if seconds else "-"
 
@@ -228,7 +238,7 @@ def _rates(metrics: Metrics, total: Metrics, seconds: float) -> Table:
         return f"{_bytes(value / seconds)}/s" if seconds else "-"
 
     table = Table.grid(padding=(0, 2), expand=True)
-    for _ in range(4):
+    for _ in range(columns):
         table.add_column(style="dim")
         table.add_column(justify="right")
     rows = [
@@ -248,9 +258,9 @@ def _rates(metrics: Metrics, total: Metrics, seconds: float) -> Table:
         ("connected", rate(metrics.connected)),
         ("most ready", f"{total.ready_highest:,}"),
     ]
-    rows += [("", "")] * (-len(rows) % 4)
-    for start in range(0, len(rows), 4):
-        table.add_row(*(cell for row in rows[start : start + 4] for cell in row))
+    rows += [("", "")] * (-len(rows) % columns)
+    for start in range(0, len(rows), columns):
+        table.add_row(*(cell for row in rows[start : start + columns] for cell in row))
     return table
 
 
