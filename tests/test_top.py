@@ -14,6 +14,7 @@ import subprocess
 import sys
 import termios
 import textwrap
+import threading
 import time
 
 import hotloop
@@ -193,6 +194,34 @@ def test_what_cannot_be_shown(top, arguments, reason):
     assert refused.stdout == ""
     assert refused.stderr.startswith(f"hotloop: {reason}")
     assert refused.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (b"HTTP/1.1 400 Bad Request\r\n", "what answers is not hotloop"),
+        (b"[]\n", "what answers is not hotloop"),
+        (b'{"version": "0.0.1"}\n', f"the process runs hotloop 0.0.1, and this is {hotloop.__version__}"),
+        (b"", "the process has ended"),
+    ],
+)
+def test_what_is_not_understood(top, tmp_path, answer, reason):
+    path = tmp_path / "other.sock"
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+        server.listen()
+
+        def serve():
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(100)
+                connection.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        refused = top(path)
+        thread.join()
+    assert (refused.returncode, refused.stderr) == (2, f"hotloop: {reason}\n")
 
 
 def test_without_rich(top, tmp_path, environment):
@@ -375,6 +404,38 @@ def test_what_is_answered(start, environment):
         client.connect(socket_of(environment, process))
     _, errors = process.communicate("\n", timeout=30)
     assert "serving.py" not in errors
+
+
+def test_without_descriptors_and_without_a_folder(start, top):
+    """Whoever asks waits until there is a descriptor, and nobody spins meanwhile."""
+    process = start("""
+        import asyncio, os, resource, sys, time
+
+        async def main():
+            os.mkdir("gone")
+            os.chdir("gone")
+            os.rmdir("../gone")
+            before = resource.getrlimit(resource.RLIMIT_NOFILE)
+            free = os.dup(0)
+            os.close(free)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (free, before[1]))
+            time.sleep(0.2)
+            await asyncio.sleep(0)
+            print("ready", flush=True)
+            used = time.process_time()
+            await asyncio.sleep(3)
+            print(time.process_time() - used, flush=True)
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
+            await asyncio.get_running_loop().run_in_executor(None, sys.stdin.readline)
+
+        asyncio.run(main())
+    """)
+    shown = top("--once", process.pid)
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert "program.py:12inmain" in "".join(shown.stdout.split())
+    assert float(process.stdout.readline()) < 1
+    _, errors = process.communicate("\n", timeout=30)
+    assert "Traceback" not in errors
 
 
 def test_metrics_arrive_as_they_are(start, environment):

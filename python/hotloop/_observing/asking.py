@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from .. import __version__
 from ..metrics import Histogram, Metrics
 from .serving import folders, is_ours_alone
 
@@ -54,6 +55,17 @@ def _metrics(told: dict[str, Any]) -> Metrics:
     return Metrics(**{**told, **histograms})
 
 
+def _understood(line: bytes) -> State:
+    try:
+        told = json.loads(line)
+        version = told["version"]
+    except (ValueError, TypeError, KeyError):
+        raise Unavailable("what answers is not hotloop") from None
+    if version != __version__:
+        raise Unavailable(f"the process runs hotloop {version}, and this is {__version__}")
+    return State(told, {name: _metrics(loop["metrics"]) for name, loop in told["loops"].items()})
+
+
 class Process:
     """A connection to a process."""
 
@@ -89,8 +101,7 @@ class Process:
             raise Unavailable("the process has ended") from None
         line, _, self.received = self.received.partition(b"\n")
         self.is_asked = False
-        told = json.loads(line)
-        return State(told, {name: _metrics(loop["metrics"]) for name, loop in told["loops"].items()})
+        return _understood(line)
 
     def close(self) -> None:
         self.socket.close()

@@ -73,6 +73,14 @@ class _Server(socketserver.ThreadingUnixStreamServer):
         self.path = path
         self.process = os.getpid()
 
+    def get_request(self) -> tuple[Any, Any]:
+        try:
+            return super().get_request()
+        except OSError:
+            # Without a descriptor for it, whoever wants to ask goes on waiting, and nobody is to spin.
+            time.sleep(1)
+            raise
+
     def close_for_good(self) -> None:
         """Close it, and remove the file unless a process that this one was forked from uses it."""
         self.socket.close()
@@ -164,4 +172,9 @@ def _state_of(loop: Loop) -> dict[str, Any]:
 
 
 def _shortened(where: str) -> str:
-    return where.removeprefix(os.path.join(os.getcwd(), ""))
+    try:
+        folder = os.getcwd()
+    except OSError:
+        # It was removed.
+        return where
+    return where.removeprefix(os.path.join(folder, ""))
