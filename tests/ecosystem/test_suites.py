@@ -52,18 +52,25 @@ def outcomes(folder: Path, *options: str) -> dict[str, str]:
     return found
 
 
-def check(found: dict[str, str], theirs: str, ours: str, least: int) -> None:
-    """What passes under the one name passes under the other."""
-    ran = [name for name in found if re.search(rf"\b{re.escape(ours)}\b", name) and found[name] == "passed"]
+def compare(folder: Path, options: list[str], theirs: str, ours: str, least: int) -> None:
+    """What passes under the one name passes under the other.
+
+    Some of the tests look at the time, and fail now and then on any loop: a difference is one that is there
+    three times.
+    """
+    found = outcomes(folder, *options)
+    mine = re.compile(rf"\b{re.escape(ours)}\b")
+    ran = [name for name in found if mine.search(name) and found[name] == "passed"]
     assert len(ran) >= least, f"only {len(ran)} tests ran on hotloop"
-    worse = [
-        name
-        for name, outcome in found.items()
-        if outcome in ("failure", "error")
-        and re.search(rf"\b{re.escape(ours)}\b", name)
-        and found.get(name.replace(ours, theirs)) == "passed"
-    ]
-    assert not worse, "\n".join(worse)
+
+    def worse() -> list[str]:
+        failed = [name for name in found if mine.search(name) and found[name] in ("failure", "error")]
+        return [name for name in failed if found.get(name.replace(ours, theirs)) == "passed"]
+
+    for _ in range(2):
+        if worse():
+            found |= outcomes(folder, *options, "--last-failed")
+    assert not worse(), "\n".join(worse())
 
 
 @pytest.mark.timeout(2 * PATIENCE)
@@ -71,8 +78,7 @@ def check(found: dict[str, str], theirs: str, ours: str, least: int) -> None:
 def test_anyio(tmp_path: Path) -> None:
     """Its own test suite."""
     folder = sources("anyio", tmp_path)
-    found = outcomes(folder, "-m", "not network", "-k", "asyncio")
-    check(found, "asyncio", "asyncio+uvloop", 700)
+    compare(folder, ["-m", "not network", "-k", "asyncio"], "asyncio", "asyncio+uvloop", 700)
 
 
 @pytest.mark.timeout(2 * PATIENCE)
@@ -83,5 +89,4 @@ def test_aiohttp(tmp_path: Path) -> None:
     # The sources would hide the package that is installed.
     (folder / "aiohttp").rename(folder / "aiohttp-sources")
     files = sorted(str(path.relative_to(folder)) for path in (folder / "tests").glob("test_*functional.py"))
-    found = outcomes(folder, "--aiohttp-loop=pyloop,uvloop", "-o", "addopts=", *files)
-    check(found, "pyloop", "uvloop", 700)
+    compare(folder, ["--aiohttp-loop=pyloop,uvloop", "-o", "addopts=", *files], "pyloop", "uvloop", 700)
