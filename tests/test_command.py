@@ -399,7 +399,7 @@ def test_the_console_script_does_the_same(directory: Path) -> None:
     assert script("program.py") == run(["program.py"], directory)
     assert script("-m", "program") == run(["-m", "program"], directory)
     assert script("missing.py")[0] == 2
-    assert script("--help")[1].startswith("usage: hotloop [--debug] FILE")
+    assert script("--help")[1].startswith("usage: hotloop [OPTION ...] FILE")
 
 
 def test_it_is_there_without_its_parts(directory: Path) -> None:
