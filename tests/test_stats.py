@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 
+import helpers
 import pytest
 
 pytestmark = pytest.mark.timeout(60)
@@ -81,6 +82,7 @@ def test_nobody_is_reported_below_the_threshold(tmp_path):
     assert run(tmp_path, BLOCKING, "--watch=0.5").stderr == ""
 
 
+@helpers.whenever_quiet
 def test_a_summary_when_the_loop_is_closed(tmp_path):
     result = run(tmp_path, BLOCKING, "--stats")
     assert result.returncode == 0
@@ -123,6 +125,24 @@ def test_a_signal(tmp_path, options, number):
     assert told[0].startswith("hotloop: loop MainThread-1")
     assert "  2 tasks\n" in told
     assert re.search(r"waits: sleep tasks\.py:\d+ < inner program\.py:5 < outer program\.py:8\n", told[-1])
+
+
+def test_a_signal_imports_nothing(tmp_path):
+    """It may come in the midst of an import, which some versions of Python do not survive."""
+    program = """
+        import asyncio, os, signal, sys
+
+        async def main():
+            before = set(sys.modules)
+            os.kill(os.getpid(), signal.SIGUSR2)
+            await asyncio.sleep(0.01)
+            print(sorted(set(sys.modules) - before))
+
+        asyncio.run(main())
+    """
+    result = run(tmp_path, program, "--watch")
+    assert "  1 task\n" in result.stderr
+    assert result.stdout == "[]\n"
 
 
 @pytest.mark.parametrize("method", ["spawn", "fork"])

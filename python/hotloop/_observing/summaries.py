@@ -11,13 +11,14 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from ..loop import Loop
+
+# Now, for a signal handler that imports may do so in the midst of another import.
+from ..metrics import Histogram, Metrics
 from .loops import give_name, open_loops, whenever_made
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
     from types import FrameType
-
-    from ..metrics import Histogram, Metrics
 
 # Tasks that a listing has.
 MOST_TASKS = 50
@@ -106,7 +107,7 @@ def duration(seconds: float) -> str:
 def waiting(loop: Loop) -> list[str]:
     """The tasks of a loop, and where each of them waits."""
     tasks = sorted(asyncio.all_tasks(loop), key=lambda task: task.get_name())
-    lines = [f"  {len(tasks)} tasks"]
+    lines = [f"  {len(tasks)} task{'s' * (len(tasks) != 1)}"]
     for task in tasks[:MOST_TASKS]:
         frames = _frames(task.get_coro())
         where = " < ".join(
