@@ -45,6 +45,13 @@ def test_command(installed: Environment) -> None:
     assert "hotloop " in installed.run("hotloop", "--version")
 
 
+def test_extras(installed: Environment, wheel: Path) -> None:
+    """Each brings what its module needs."""
+    installed.install(f"{wheel}[top,prometheus,opentelemetry]")
+    for module in ("_observing.top", "prometheus", "opentelemetry"):
+        installed.run("python", "-W", "error", "-c", f"import hotloop.{module}")
+
+
 def test_types_are_found(installed: Environment) -> None:
     """By whoever checks a program against what is installed."""
     shutil.copy(EVERYTHING, installed.work)
@@ -64,7 +71,10 @@ def test_files(wheel: Path) -> None:
         names = archive.namelist()
     extension = f"hotloop/_core{sysconfig.get_config_var('EXT_SUFFIX')}"
     assert [name for name in names if name.endswith((".so", ".pyd", ".dylib"))] == [extension]
-    modules = sorted(path.name for path in (CHECKOUT / "python/hotloop").glob("*.py*"))
+    sources = CHECKOUT / "python/hotloop"
+    modules = [
+        path.relative_to(sources).as_posix() for path in sources.rglob("*") if path.suffix in (".py", ".pyi")
+    ]
     package = [name.removeprefix("hotloop/") for name in names if name.startswith("hotloop/")]
     assert sorted([*modules, "py.typed"]) == sorted(name for name in package if not name.endswith(".so"))
     others = {name.partition("/")[0] for name in names} - {"hotloop"}
@@ -80,7 +90,13 @@ def test_files(wheel: Path) -> None:
 def test_metadata(metadata: email.message.Message) -> None:
     assert metadata["Name"] == "hotloop"
     assert metadata["Requires-Python"] == ">=3.11"
-    assert metadata.get_all("Requires-Dist") is None
+    # It depends on nothing unless that is asked for.
+    requirements = metadata.get_all("Requires-Dist", [])
+    assert {requirement.partition(" ; ")[2] for requirement in requirements} == {
+        "extra == 'prometheus'",
+        "extra == 'opentelemetry'",
+        "extra == 'top'",
+    }
     assert metadata["License-Expression"] == "MIT OR Apache-2.0"
     assert set(metadata.get_all("License-File", [])) == {"LICENSE-APACHE", "LICENSE-MIT"}
     links = dict(entry.split(", ") for entry in metadata.get_all("Project-URL", []))

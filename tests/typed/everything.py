@@ -11,6 +11,7 @@ import ssl
 import sys
 import tempfile
 import threading
+import time
 from asyncio import Future, Handle, Server, Task, TimerHandle
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import Context, copy_context
@@ -19,6 +20,7 @@ from typing import Any, assert_type
 
 import hotloop
 import hotloop.metrics
+from hotloop.blocking import Block
 
 
 class Echo(asyncio.Protocol):
@@ -268,7 +270,22 @@ async def observing(loop: hotloop.Loop) -> None:
     assert_type(metrics.callbacks, int)
     assert_type(metrics.delay.percentile(99), float)
     assert_type(metrics.iteration_duration, hotloop.metrics.Histogram)
+    assert_type(loop.metrics().since(metrics), hotloop.metrics.Metrics)
     loop.reset_metrics()
+    blocked: Future[Block] = loop.create_future()
+    loop.watch_blocking(0.2, blocked.set_result)
+    await asyncio.sleep(0)
+    # With Python code in it, so that somebody can look at it whatever the machine does meanwhile.
+    until = time.monotonic() + 1
+    while time.monotonic() < until:
+        pass
+    block = await blocked
+    assert_type(block.duration, float)
+    assert_type(block.processor, float | None)
+    assert_type(block.task, asyncio.Task[Any] | None)
+    assert block.line is not None
+    assert block.line.name == "observing"
+    loop.watch_blocking(None)
 
 
 async def everything() -> str:
