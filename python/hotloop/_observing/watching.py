@@ -10,6 +10,7 @@ import asyncio
 import atexit
 import gc
 import itertools
+import linecache
 import logging
 import sys
 import threading
@@ -162,18 +163,25 @@ def _run_forever() -> CodeType:
 
 
 def _stack(frame: FrameType | None) -> traceback.StackSummary:
-    """The frames of the callback: those inside of run_forever()."""
+    """The frames of the callback: those inside of run_forever().
+
+    Nothing here releases the GIL, as a look at the files would: the callback would go on, and might be over.
+    """
     outermost = _run_forever()
-    frames: list[tuple[FrameType, int]] = []
+    frames: list[traceback.FrameSummary] = []
     while frame is not None and frame.f_code is not outermost:
+        code = frame.f_code
         # What was called while a collection was noted is not the program's.
-        if frame.f_code is not _note_collection.__code__:
-            frames.append((frame, frame.f_lineno))
+        if code is not _note_collection.__code__:
+            linecache.lazycache(code.co_filename, frame.f_globals)
+            frames.append(
+                traceback.FrameSummary(code.co_filename, frame.f_lineno, code.co_name, lookup_line=False)
+            )
         frame = frame.f_back
     if frame is None:
         # The callback is over, and the loop with it.
         return traceback.StackSummary()
-    return traceback.StackSummary.extract(reversed(frames), lookup_lines=False)
+    return traceback.StackSummary.from_list(reversed(frames))
 
 
 def end(loop: Loop, number: int, what: Any, seconds: float) -> None:
@@ -238,6 +246,8 @@ def _processor(observed: _Observed, now: float, seconds: float) -> float | None:
 
 
 def _log(block: Block) -> None:
+    for filename in {frame.filename for frame in (*block.stack, *(block.later_stack or ()))}:
+        linecache.checkcache(filename)
     text = [str(block), f"  {block.what}"]
     for title, stack in (
         ("Stack at the threshold", block.stack),
@@ -251,6 +261,10 @@ def _log(block: Block) -> None:
         text.append(f"{block.unreported} more since the last report")
     logger.warning("\n".join(text))
 
+
+# Some versions of the module import what they need when they first format, which a program can't that has no
+# descriptors left.
+traceback.StackSummary.from_list([(__file__, 1, __name__, "")]).format()
 
 # Before the interpreter ends: the thread may want the GIL until then.
 atexit.register(_core._stop_watching)
