@@ -174,6 +174,8 @@ def test_a_picture(start, top, tmp_path):
     assert "utilization" in picture
     # It can be shown where nothing may be fetched.
     assert "url(http" not in picture
+    refused = top("--interval=0.1", f"--picture={tmp_path}", process.pid)
+    assert (refused.returncode, refused.stderr) == (2, f"hotloop: {tmp_path}: Is a directory\n")
 
 
 @pytest.mark.parametrize(

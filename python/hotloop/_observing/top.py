@@ -41,7 +41,8 @@ LATE = 0.01
 def watch(target: str | None, interval: float, *, once: bool, picture: str | None) -> None:
     """Show a process, by its number or the path of its socket, until it ends or the user does not want more.
 
-    Without a target, the only process that there is. Raise Unavailable if there is no such process.
+    Without a target, the only process that there is. Raise Unavailable if there is no such process, or the
+    picture can't be written.
     """
     process = Process(find(target) if target else _only())
     console = Console(record=picture is not None, width=100 if picture else None)
@@ -52,13 +53,7 @@ def watch(target: str | None, interval: float, *, once: bool, picture: str | Non
             view.look()
             console.print(view.render(console.width))
             if picture:
-                with open(picture, "w", encoding="utf-8") as file:
-                    # Without the fonts that it would have browsers fetch from elsewhere.
-                    file.write(
-                        re.sub(
-                            r"@font-face\s*{.*?}\s*", "", console.export_svg(title="hotloop top"), flags=re.S
-                        )
-                    )
+                _save(console, picture)
             return
         with _keys() as pressed, Live(console=console, screen=True, auto_refresh=False) as live:
             ended = None
@@ -75,6 +70,16 @@ def watch(target: str | None, interval: float, *, once: bool, picture: str | Non
             console.print(f"hotloop: {ended}")
     finally:
         process.close()
+
+
+def _save(console: Console, picture: str) -> None:
+    """Write what was printed into a file, without the fonts that it would have others fetch from elsewhere."""
+    image = re.sub(r"@font-face\s*{.*?}\s*", "", console.export_svg(title="hotloop top"), flags=re.DOTALL)
+    try:
+        with open(picture, "w", encoding="utf-8") as file:
+            file.write(image)
+    except OSError as error:
+        raise Unavailable(f"{picture}: {error.strerror}") from None
 
 
 def _only() -> str:
@@ -132,7 +137,6 @@ class View:
         self.state: State = first
         self.changes = first.since(first)
         self.interval = interval
-        self.asked = time.monotonic()
         self.silent_since: float | None = None
         self.history: dict[str, deque[tuple[float, float]]] = {}
 
