@@ -29,6 +29,18 @@ mod _core {
         crate::event_loop::stop_watching(py);
     }
 
+    /// See to it that the thread that watches loops holds no lock while this one forks.
+    #[pyfunction]
+    fn _begin_fork() {
+        crate::event_loop::begin_fork();
+    }
+
+    /// The same is over, in the parent and in the child.
+    #[pyfunction]
+    fn _end_fork() {
+        crate::event_loop::end_fork();
+    }
+
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
         module.add("__version__", env!("CARGO_PKG_VERSION"))?;

@@ -473,6 +473,25 @@ def test_fork():
     assert result.stderr == ""
 
 
+def test_forks_while_the_thread_looks():
+    source = """
+        loop = new_event_loop()
+        # A look every few microseconds.
+        loop.watch_blocking(1e-5)
+        for _ in range(300):
+            pid = os.fork()
+            if not pid:
+                signal.alarm(10)
+                mine = new_event_loop()
+                mine.watch_blocking(0.05)
+                mine.close()
+                os._exit(0)
+            assert os.waitpid(pid, 0)[1] == 0
+    """
+    result = helpers.run_script("hotloop", source, "-W", "ignore")
+    assert result.stderr == ""
+
+
 @pytest.mark.parametrize("how", ["closed", "unwatched"])
 def test_the_thread_ends_with_the_last_loop(how):
     def threads():

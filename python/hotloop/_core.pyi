@@ -33,6 +33,8 @@ __all__ = [
     "TimerHandle",
     "WritePipeTransport",
     "__version__",
+    "_begin_fork",
+    "_end_fork",
     "_stop_watching",
 ]
 if sys.version_info >= (3, 14):
@@ -40,6 +42,8 @@ if sys.version_info >= (3, 14):
 CONNECTING: tuple[str, ...]
 
 def _stop_watching() -> None: ...
+def _begin_fork() -> None: ...
+def _end_fork() -> None: ...
 
 __version__: str
 

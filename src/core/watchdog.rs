@@ -4,6 +4,7 @@
 //! has run for too long makes it take the GIL, which it may have to wait for: a C function that holds the GIL gives it away
 //! when it returns, with the frame that called it still on the same line.
 
+use std::cell::RefCell;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -56,6 +57,21 @@ static WATCHDOG: Mutex<Option<Watchdog>> = Mutex::new(None);
 
 fn watchdog() -> MutexGuard<'static, Option<Watchdog>> {
     WATCHDOG.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+thread_local! {
+    /// Held while this thread forks: a child whose parent's watchdog was in it would find it locked for ever.
+    static FORKING: RefCell<Option<MutexGuard<'static, Option<Watchdog>>>> = const { RefCell::new(None) };
+}
+
+/// The calling thread is about to fork.
+pub fn begin_fork() {
+    FORKING.set(Some(watchdog()));
+}
+
+/// It has, and this is the parent or the child.
+pub fn end_fork() {
+    FORKING.set(None);
 }
 
 /// Watches a loop from now on.

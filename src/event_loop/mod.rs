@@ -176,7 +176,7 @@ unsafe extern "C" fn set_attribute(
     }
 }
 
-pub use observing::stop_watching;
+pub use observing::{begin_fork, end_fork, stop_watching};
 
 /// Makes the classes.
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {

@@ -76,6 +76,9 @@ pub fn stop_watching(py: Python<'_>) {
     watchdog::stop(py);
 }
 
+/// Called before and after forks.
+pub use watchdog::{begin_fork, end_fork};
+
 pub fn methods() -> Vec<PyMethodDef> {
     vec![
         method!(

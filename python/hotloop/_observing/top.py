@@ -73,7 +73,7 @@ def watch(target: str | None, interval: float, *, once: bool, picture: str | Non
 
 
 def _save(console: Console, picture: str) -> None:
-    """Write what was printed into a file, without the fonts that it would have others fetch from elsewhere."""
+    """Write what was printed into a file, without the fonts that it would fetch from elsewhere."""
     image = re.sub(r"@font-face\s*{.*?}\s*", "", console.export_svg(title="hotloop top"), flags=re.DOTALL)
     try:
         with open(picture, "w", encoding="utf-8") as file:

@@ -12,6 +12,7 @@ import gc
 import itertools
 import linecache
 import logging
+import os
 import sys
 import threading
 import time
@@ -265,6 +266,10 @@ def _log(block: Block) -> None:
 # Some versions of the module import what they need when they first format, which a program can't that has no
 # descriptors left.
 traceback.StackSummary.from_list([(__file__, 1, __name__, "")]).format()
+
+os.register_at_fork(
+    before=_core._begin_fork, after_in_parent=_core._end_fork, after_in_child=_core._end_fork
+)
 
 # Before the interpreter ends: the thread may want the GIL until then.
 atexit.register(_core._stop_watching)
