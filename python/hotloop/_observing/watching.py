@@ -267,9 +267,7 @@ def _log(block: Block) -> None:
 # descriptors left.
 traceback.StackSummary.from_list([(__file__, 1, __name__, "")]).format()
 
-os.register_at_fork(
-    before=_core._begin_fork, after_in_parent=_core._end_fork, after_in_child=_core._end_fork
-)
+os.register_at_fork(before=_core._begin_fork, after_in_parent=_core._end_fork, after_in_child=_core._end_fork)
 
 # Before the interpreter ends: the thread may want the GIL until then.
 atexit.register(_core._stop_watching)
