@@ -1,0 +1,1 @@
+"""What is hostile, exhausted, interrupted or unusual. `make test` runs a part of it, `make torture` all."""
