@@ -1,13 +1,12 @@
 //! Handles that other threads may cancel.
 
-use std::sync::{Condvar, Mutex, MutexGuard};
-
 use pyo3::prelude::*;
 
 use super::Handle;
 use super::class::AsHandle;
 use crate::cpython::class::{Class, Native, This, Visitor};
 use crate::cpython::object::{Object, thread_ident};
+use crate::reactor::run_lock::RunLock;
 
 /// A callback that other threads may cancel, as asyncio has them from 3.14 on: while it runs, its state cannot be
 /// asked or changed from another thread, which waits until it is done.
@@ -16,38 +15,12 @@ pub struct ThreadSafeHandle {
     running: RunLock,
 }
 
-#[derive(Default)]
-struct RunLock {
-    state: Mutex<RunState>,
-    done: Condvar,
-}
-
-#[derive(Default)]
-struct RunState {
-    /// The thread in which the callback runs.
-    thread: Option<u64>,
-    waiters: u32,
-}
-
-impl RunLock {
-    fn state(&self) -> MutexGuard<'_, RunState> {
-        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
-    }
-
-    /// Waits until the callback does not run in another thread.
-    fn wait(&self, py: Python<'_>) {
-        let is_elsewhere = |state: &RunState| state.thread.is_some_and(|thread| thread != thread_ident());
-        if !is_elsewhere(&self.state()) {
-            return;
-        }
-        py.detach(|| {
-            let mut state = self.state();
-            state.waiters += 1;
-            while is_elsewhere(&state) {
-                state = self.done.wait(state).unwrap_or_else(|poisoned| poisoned.into_inner());
-            }
-            state.waiters -= 1;
-        });
+/// Waits until the callback does not run in another thread. Nobody can begin to run it then before the caller releases
+/// the GIL.
+fn wait(running: &RunLock, py: Python<'_>) {
+    let thread = thread_ident();
+    while running.is_elsewhere(thread) {
+        py.detach(|| running.wait(thread));
     }
 }
 
@@ -57,15 +30,14 @@ impl ThreadSafeHandle {
     }
 
     pub fn run(&self, py: Python<'_>, this: &Object) -> PyResult<()> {
-        self.running.wait(py);
-        self.running.state().thread = Some(thread_ident());
-        let result = self.handle.run(py, this);
-        let mut state = self.running.state();
-        state.thread = None;
-        if state.waiters > 0 {
-            self.running.done.notify_all();
-        }
-        result
+        let thread = thread_ident();
+        let _run = loop {
+            match self.running.try_begin(thread) {
+                Some(run) => break run,
+                None => py.detach(|| self.running.wait(thread)),
+            }
+        };
+        self.handle.run(py, this)
     }
 }
 
@@ -94,12 +66,12 @@ impl AsHandle for ThreadSafeHandle {
     }
 
     fn cancel(this: This<'_, '_, Self>) -> PyResult<()> {
-        this.running.wait(this.py());
+        wait(&this.running, this.py());
         this.get().handle.cancel_as(this.py(), &this.object())
     }
 
     fn is_cancelled(this: This<'_, '_, Self>) -> bool {
-        this.running.wait(this.py());
+        wait(&this.running, this.py());
         this.handle.is_cancelled()
     }
 

@@ -11,7 +11,8 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use super::clock;
-use super::poller::{Poller, Ready};
+use super::kernel::Kernel;
+use super::poller::Ready;
 use super::waker::Sleep;
 
 /// The longest doze, in seconds...
@@ -83,7 +84,7 @@ pub struct Doze {
 }
 
 /// Waits for a short time.
-pub fn doze(sleep: &Sleep, poller: &Poller, ready: &mut Ready) -> io::Result<Doze> {
+pub fn doze<K: Kernel>(sleep: &Sleep, kernel: &K, ready: &mut Ready) -> io::Result<Doze> {
     let start = clock::now();
     let mut now = start;
     let mut next_poll = start + POLL_INTERVAL;
@@ -94,10 +95,10 @@ pub fn doze(sleep: &Sleep, poller: &Poller, ready: &mut Ready) -> io::Result<Doz
             }
             std::hint::spin_loop();
         }
-        std::thread::yield_now();
+        kernel.yield_now();
         now = clock::now();
         if now >= next_poll {
-            poller.wait(ready, Some(Duration::ZERO))?;
+            kernel.wait(ready, Some(Duration::ZERO))?;
             if !ready.is_empty() || ready.interrupted {
                 break true;
             }
@@ -110,9 +111,10 @@ pub fn doze(sleep: &Sleep, poller: &Poller, ready: &mut Ready) -> io::Result<Doz
     Ok(Doze { is_over, seconds: now - start })
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
+    use crate::reactor::poller::Poller;
     use crate::reactor::waker::Inbox;
     use std::sync::Arc;
 

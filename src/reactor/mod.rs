@@ -3,9 +3,13 @@
 //! - [`clock`]: the time.
 //! - [`poller`]: waits for descriptors, and for a wake-up from another thread.
 //! - [`registry`]: which descriptor is watched, for what, on whose behalf.
+//! - [`descriptor_map`]: what belongs to the number of a descriptor.
+//! - [`kernel`]: what those ask of the kernel; tests have a simulated one.
 //! - [`doze`]: waiting without sleeping.
 //! - [`histogram`]: how long things took.
 //! - [`pace`]: when the clock and the descriptors are looked at.
+//! - [`run_lock`]: keeps other threads from a handle while its callback runs.
+//! - [`sync`]: what threads share state by.
 //! - [`timers`]: what is due when.
 //! - [`turns`]: whether a callback runs for long.
 //! - [`waker`]: work handed over by other threads.
@@ -13,13 +17,20 @@
 
 pub mod clock;
 pub mod datagram;
+mod descriptor_map;
 pub mod doze;
 pub mod histogram;
+pub mod kernel;
 pub mod pace;
 pub mod pipe;
 pub mod poller;
 pub mod registry;
+pub mod run_lock;
 pub mod socket;
+mod sync;
 pub mod timers;
 pub mod turns;
 pub mod waker;
+
+//mod interleavings;
+//mod simulator;

@@ -1,11 +1,11 @@
 //! Work handed over by other threads, and the wake-up that makes the loop see it.
 //!
 //! A wake-up costs a system call only while the loop is asleep. The loop says so before it waits, and looks at the
-//! inbox once more after it said so; a sender delivers first and looks at the state then. Whichever comes second sees
-//! the other, so no delivery is slept through.
+//! inbox once more after it said so; a sender delivers first and looks at the state then. Both replace the state in one
+//! step, so that one of them comes second and has acquired what the first released: no delivery is slept through.
 
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use super::sync::Mutex;
+use super::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 /// Messages from other threads.
 pub struct Inbox<T> {
@@ -27,7 +27,7 @@ impl<T> Inbox<T> {
     pub fn deliver(&self, message: T) -> bool {
         let mut messages = self.messages.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         messages.push(message);
-        self.filled.store(true, Ordering::SeqCst);
+        self.filled.store(true, Ordering::Relaxed);
         drop(messages);
         self.sleep.end()
     }
@@ -39,7 +39,7 @@ impl<T> Inbox<T> {
     /// Takes all messages, oldest first.
     pub fn collect(&self) -> Vec<T> {
         let mut messages = self.messages.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        self.filled.store(false, Ordering::SeqCst);
+        self.filled.store(false, Ordering::Relaxed);
         std::mem::take(&mut messages)
     }
 
@@ -48,7 +48,7 @@ impl<T> Inbox<T> {
     #[must_use]
     pub fn fall_asleep(&self, dozing: bool) -> bool {
         self.sleep.begin(dozing);
-        if self.filled.load(Ordering::SeqCst) {
+        if self.filled.load(Ordering::Relaxed) {
             self.sleep.end();
             return false;
         }
@@ -67,26 +67,27 @@ const ASLEEP: u8 = 2;
 
 impl Sleep {
     fn begin(&self, dozing: bool) {
-        self.0.store(if dozing { DOZING } else { ASLEEP }, Ordering::SeqCst);
+        // Not a mere store: that would not see what the sender released that has ended the sleep before this one.
+        self.0.swap(if dozing { DOZING } else { ASLEEP }, Ordering::AcqRel);
     }
 
     /// Ends the loop's sleep. True if it is asleep and the caller must wake it.
     pub fn end(&self) -> bool {
-        self.0.swap(AWAKE, Ordering::SeqCst) == ASLEEP
+        self.0.swap(AWAKE, Ordering::AcqRel) == ASLEEP
     }
 
     pub fn is_awake(&self) -> bool {
-        self.0.load(Ordering::SeqCst) == AWAKE
+        self.0.load(Ordering::Acquire) == AWAKE
     }
 
     /// From now on, the loop has to be woken. False if somebody has ended the doze.
     #[must_use]
     pub fn deepen(&self) -> bool {
-        self.0.compare_exchange(DOZING, ASLEEP, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+        self.0.compare_exchange(DOZING, ASLEEP, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
     use crate::reactor::poller::{Poller, Ready};

@@ -17,15 +17,19 @@
 //!   with MSG_OOB, which no stream reader does, so a peer could make the loop spin with one byte. An event that is
 //!   nothing but EPOLLPRI narrows the registration to what asyncio asks for.
 
+#[cfg(target_os = "linux")]
+mod alarm;
+
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
-#[cfg(target_os = "linux")]
-use std::os::fd::{FromRawFd, OwnedFd};
 use std::sync::Once;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use polling::PollMode;
+
+#[cfg(target_os = "linux")]
+use alarm::{ALARM_KEY, Alarm};
 
 /// What a descriptor is watched for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -119,6 +123,8 @@ pub struct Poller {
     #[cfg(target_os = "linux")]
     alarm: Option<Alarm>,
     forks: u32,
+    /// See [`Poller::abandon`].
+    abandoned: AtomicBool,
 }
 
 impl Poller {
@@ -134,6 +140,7 @@ impl Poller {
             #[cfg(target_os = "linux")]
             alarm,
             forks,
+            abandoned: AtomicBool::new(false),
         })
     }
 
@@ -144,6 +151,24 @@ impl Poller {
     /// Whether this process inherited the poller in a fork; it is then of no use here.
     pub fn is_inherited(&self) -> bool {
         self.forks != FORKS.load(Ordering::Relaxed)
+    }
+
+    /// Declares that the poller's descriptors were closed behind its back. Their numbers may be somebody else's by now, so
+    /// that they are not closed when it is dropped.
+    pub fn abandon(&self) {
+        self.abandoned.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the poller's numbers still stand for what it opened, as far as can be told.
+    pub fn is_intact(&self) -> bool {
+        if self.abandoned.load(Ordering::Relaxed) {
+            return false;
+        }
+        #[cfg(target_os = "linux")]
+        if let Some(alarm) = &self.alarm {
+            return alarm.is_in(self.inner().as_raw_fd());
+        }
+        true
     }
 
     fn inner(&self) -> &polling::Poller {
@@ -286,7 +311,6 @@ fn wait_for_milliseconds(
 #[cfg(target_os = "linux")]
 #[inline(never)]
 fn wait_precisely(epoll: RawFd, events: &mut Vec<libc::epoll_event>, timeout: Duration) -> libc::c_int {
-    use std::sync::atomic::AtomicBool;
     /// Linux before 5.11, and seccomp profiles of its time, refuse epoll_pwait2.
     static HAS_PWAIT2: AtomicBool = AtomicBool::new(true);
 
@@ -318,44 +342,6 @@ fn wait_precisely(epoll: RawFd, events: &mut Vec<libc::epoll_event>, timeout: Du
     wait_for_milliseconds(epoll, events, to_milliseconds(timeout))
 }
 
-/// What wakes a poller: an eventfd in its set. It is edge-triggered, so that each ring is one event and nobody has to
-/// take the ring away.
-#[cfg(target_os = "linux")]
-struct Alarm(OwnedFd);
-
-/// A key that nobody else uses: `polling` keeps the one of all ones, and [`super::registry`] never sets the top bit.
-#[cfg(target_os = "linux")]
-const ALARM_KEY: usize = usize::MAX - 1;
-
-#[cfg(target_os = "linux")]
-impl Alarm {
-    fn new(poller: &polling::Poller) -> io::Result<Alarm> {
-        // SAFETY: the call takes no pointers.
-        let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: the descriptor was just made, and is nobody else's.
-        let alarm = Alarm(unsafe { OwnedFd::from_raw_fd(fd) });
-        let mut event =
-            libc::epoll_event { events: (libc::EPOLLIN | libc::EPOLLET) as u32, u64: ALARM_KEY as u64 };
-        // SAFETY: `event` is a valid epoll_event for the duration of the call.
-        match unsafe { libc::epoll_ctl(poller.as_raw_fd(), libc::EPOLL_CTL_ADD, fd, &mut event) } {
-            0 => Ok(alarm),
-            _ => Err(io::Error::last_os_error()),
-        }
-    }
-
-    fn ring(&self) -> io::Result<()> {
-        let one = 1u64.to_ne_bytes();
-        // SAFETY: `one` is eight readable bytes. The count that they are added to can't overflow in a lifetime.
-        match unsafe { libc::write(self.0.as_raw_fd(), one.as_ptr().cast(), one.len()) } {
-            0.. => Ok(()),
-            _ => Err(io::Error::last_os_error()),
-        }
-    }
-}
-
 /// Whole milliseconds, rounded up so that a timer is never found early, for kernels without epoll_pwait2.
 #[cfg(target_os = "linux")]
 fn to_milliseconds(timeout: Duration) -> libc::c_int {
@@ -365,16 +351,24 @@ fn to_milliseconds(timeout: Duration) -> libc::c_int {
 
 impl Drop for Poller {
     fn drop(&mut self) {
-        if !self.is_inherited() {
+        let is_intact = self.is_intact();
+        if is_intact && !self.is_inherited() {
             return;
         }
         // `polling` would take its notifier out of the set that is shared with the parent, which could then never be
-        // woken again. Closing the child's descriptor of the set is all that may be done here.
+        // woken again. Closing the child's descriptor of the set is all that may be done here, and not even that if
+        // somebody has closed it.
         if let Some(poller) = self.poller.take() {
             let set = poller.as_fd().as_raw_fd();
             std::mem::forget(poller);
-            // SAFETY: `poller` was the owner of the descriptor, and is forgotten.
-            unsafe { libc::close(set) };
+            if is_intact {
+                // SAFETY: `poller` was the owner of the descriptor, and is forgotten.
+                unsafe { libc::close(set) };
+            }
+        }
+        #[cfg(target_os = "linux")]
+        if !is_intact {
+            std::mem::forget(self.alarm.take());
         }
     }
 }

@@ -1,0 +1,108 @@
+//! Keeps other threads from a handle while its callback runs.
+
+use super::sync::{Condvar, Mutex, MutexGuard};
+
+/// The thread that runs a callback has it, any number of times over; other threads wait until that has ended.
+/// Threads are named by numbers of the caller's.
+#[derive(Default)]
+pub struct RunLock {
+    state: Mutex<State>,
+    done: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    /// The thread in which the callback runs.
+    thread: Option<u64>,
+    waiters: u32,
+}
+
+impl State {
+    fn is_elsewhere(&self, thread: u64) -> bool {
+        self.thread.is_some_and(|running| running != thread)
+    }
+}
+
+impl RunLock {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Whether the callback runs in a thread other than this one.
+    pub fn is_elsewhere(&self, thread: u64) -> bool {
+        self.state().is_elsewhere(thread)
+    }
+
+    /// Waits until the callback does not run in a thread other than this one. By the time that the caller looks, it may run
+    /// again.
+    pub fn wait(&self, thread: u64) {
+        let mut state = self.state();
+        state.waiters += 1;
+        while state.is_elsewhere(thread) {
+            state = self.done.wait(state).unwrap_or_else(|poisoned| poisoned.into_inner());
+        }
+        state.waiters -= 1;
+    }
+
+    /// The callback runs in this thread until what is returned is dropped; None if it runs in another one.
+    #[must_use]
+    pub fn try_begin(&self, thread: u64) -> Option<Run<'_>> {
+        let mut state = self.state();
+        if state.is_elsewhere(thread) {
+            return None;
+        }
+        let former = state.thread.replace(thread);
+        Some(Run { lock: self, former })
+    }
+}
+
+/// A callback that runs.
+pub struct Run<'lock> {
+    lock: &'lock RunLock,
+    /// The same thread, if the callback runs itself.
+    former: Option<u64>,
+}
+
+impl Drop for Run<'_> {
+    fn drop(&mut self) {
+        let mut state = self.lock.state();
+        state.thread = self.former;
+        if state.waiters > 0 && self.former.is_none() {
+            self.lock.done.notify_all();
+        }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_waits_for_another_only() {
+        let lock = RunLock::default();
+        let outer = lock.try_begin(1).unwrap();
+        assert!(lock.is_elsewhere(2) && !lock.is_elsewhere(1));
+        assert!(lock.try_begin(2).is_none());
+        let inner = lock.try_begin(1).unwrap();
+        lock.wait(1);
+        drop(inner);
+        assert!(lock.is_elsewhere(2), "the outer run goes on");
+        std::thread::scope(|scope| {
+            let waiter = scope.spawn(|| lock.wait(2));
+            drop(outer);
+            waiter.join().unwrap();
+        });
+        assert!(lock.try_begin(2).is_some());
+    }
+
+    #[test]
+    fn a_panic_ends_the_run() {
+        let lock = RunLock::default();
+        let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            let _run = lock.try_begin(1);
+            std::panic::resume_unwind(Box::new(()));
+        }));
+        assert!(panicked.is_err());
+        lock.wait(2);
+    }
+}
