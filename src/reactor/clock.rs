@@ -5,6 +5,10 @@ use std::sync::OnceLock;
 
 /// Seconds since an unspecified moment.
 pub fn now() -> f64 {
+    #[cfg(test)]
+    if let Some(time) = simulated::read() {
+        return time as f64 / 1e9;
+    }
     #[cfg(target_vendor = "apple")]
     const CLOCK: libc::clockid_t = libc::CLOCK_UPTIME_RAW;
     #[cfg(not(target_vendor = "apple"))]
@@ -22,6 +26,10 @@ pub fn now() -> f64 {
 /// a hint of how much time has passed, with a unit that [`Tick`] finds out. Nanoseconds where there is no such thing.
 #[inline(always)]
 pub fn ticks() -> u64 {
+    #[cfg(test)]
+    if let Some(time) = simulated::read() {
+        return time;
+    }
     #[cfg(target_arch = "x86_64")]
     // SAFETY: every processor of this architecture has the instruction.
     unsafe {
@@ -127,7 +135,45 @@ impl Tick {
     }
 }
 
+/// A clock of a test's own, for the thread that starts it. A tick is a nanosecond.
 #[cfg(test)]
+pub mod simulated {
+    use std::cell::Cell;
+
+    #[derive(Clone, Copy)]
+    struct Clock {
+        nanoseconds: u64,
+        step: u64,
+    }
+
+    thread_local! {
+        static CLOCK: Cell<Option<Clock>> = const { Cell::new(None) };
+    }
+
+    /// From now on, the clock stands still except that each reading moves it by `step` nanoseconds.
+    pub fn start(step: u64) {
+        CLOCK.set(Some(Clock { nanoseconds: 1_000_000_000, step }));
+    }
+
+    pub fn stop() {
+        CLOCK.set(None);
+    }
+
+    /// Lets time pass.
+    pub fn advance(nanoseconds: u64) {
+        if let Some(clock) = CLOCK.get() {
+            CLOCK.set(Some(Clock { nanoseconds: clock.nanoseconds + nanoseconds, ..clock }));
+        }
+    }
+
+    pub(super) fn read() -> Option<u64> {
+        let clock = CLOCK.get()?;
+        advance(clock.step);
+        Some(clock.nanoseconds)
+    }
+}
+
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
 

@@ -32,5 +32,6 @@ pub mod timers;
 pub mod turns;
 pub mod waker;
 
-//mod interleavings;
+#[cfg(all(loom, test))]
+mod interleavings;
 //mod simulator;
