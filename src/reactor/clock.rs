@@ -166,6 +166,11 @@ pub mod simulated {
         }
     }
 
+    /// The time, without a reading.
+    pub fn nanoseconds() -> u64 {
+        CLOCK.get().map_or(0, |clock| clock.nanoseconds)
+    }
+
     pub(super) fn read() -> Option<u64> {
         let clock = CLOCK.get()?;
         advance(clock.step);

@@ -19,6 +19,8 @@ use super::waker::Sleep;
 const LONGEST: f64 = 50e-6;
 /// ...in which descriptors are looked at so often.
 const POLL_INTERVAL: f64 = 10e-6;
+/// A thread that always answers sooner must not keep the loop from the descriptors: every so many dozes end with a look.
+const MOST_BLIND: u8 = 8;
 /// Looks at the state between two at the clock.
 const LOOKS: u32 = 16;
 /// A doze that took so many seconds was not ours to end: others had the processor.
@@ -85,9 +87,12 @@ pub struct Doze {
 
 /// Waits for a short time.
 pub fn doze<K: Kernel>(sleep: &Sleep, kernel: &K, ready: &mut Ready) -> io::Result<Doze> {
+    // A delivery can end the doze before there is a look at the descriptors.
+    ready.clear();
     let start = clock::now();
     let mut now = start;
     let mut next_poll = start + POLL_INTERVAL;
+    let mut looked = false;
     let is_over = 'doze: loop {
         for _ in 0..LOOKS {
             if sleep.is_awake() {
@@ -99,6 +104,7 @@ pub fn doze<K: Kernel>(sleep: &Sleep, kernel: &K, ready: &mut Ready) -> io::Resu
         now = clock::now();
         if now >= next_poll {
             kernel.wait(ready, Some(Duration::ZERO))?;
+            looked = true;
             if !ready.is_empty() || ready.interrupted {
                 break true;
             }
@@ -108,6 +114,11 @@ pub fn doze<K: Kernel>(sleep: &Sleep, kernel: &K, ready: &mut Ready) -> io::Resu
             break !sleep.deepen();
         }
     };
+    // If the doze is not over, a wait follows.
+    if sleep.count_blind(looked || !is_over) >= MOST_BLIND {
+        kernel.wait(ready, Some(Duration::ZERO))?;
+        sleep.count_blind(true);
+    }
     Ok(Doze { is_over, seconds: now - start })
 }
 
@@ -173,6 +184,36 @@ mod tests {
         assert!(inbox.fall_asleep(true));
         assert!(doze(&inbox.sleep, &poller, &mut ready).unwrap().is_over);
         assert_eq!(ready.events().map(|event| event.key).collect::<Vec<_>>(), [7]);
+    }
+
+    #[test]
+    fn a_doze_that_a_delivery_ends_tells_nothing_of_an_earlier_wait() {
+        let (inbox, poller, mut ready) = (Inbox::default(), Poller::new(false).unwrap(), Ready::default());
+        let (stream, _peer) = std::os::unix::net::UnixStream::pair().unwrap();
+        use std::os::fd::AsRawFd;
+        poller.add(stream.as_raw_fd(), 7, crate::reactor::poller::Interest::WRITABLE).unwrap();
+        poller.wait(&mut ready, None).unwrap();
+        assert!(!ready.is_empty());
+        assert!(inbox.fall_asleep(true));
+        assert!(!inbox.deliver(1));
+        assert!(doze(&inbox.sleep, &poller, &mut ready).unwrap().is_over);
+        assert!(ready.is_empty());
+    }
+
+    #[test]
+    fn a_thread_that_answers_soon_does_not_keep_the_loop_from_descriptors() {
+        let (inbox, poller, mut ready) = (Inbox::default(), Poller::new(false).unwrap(), Ready::default());
+        let (stream, _peer) = std::os::unix::net::UnixStream::pair().unwrap();
+        use std::os::fd::AsRawFd;
+        poller.add(stream.as_raw_fd(), 7, crate::reactor::poller::Interest::WRITABLE).unwrap();
+        let found = (0..MOST_BLIND).filter(|_| {
+            assert!(inbox.fall_asleep(true));
+            assert!(!inbox.deliver(1));
+            doze(&inbox.sleep, &poller, &mut ready).unwrap();
+            inbox.collect();
+            !ready.is_empty()
+        });
+        assert!(found.count() > 0);
     }
 
     #[test]

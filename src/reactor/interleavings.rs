@@ -55,6 +55,10 @@ impl Kernel for Bell {
         true
     }
 
+    fn is_own(&self, _: RawFd) -> bool {
+        false
+    }
+
     fn abandon(&self) {}
 
     fn add(&self, _: RawFd, _: usize, _: Interest) -> io::Result<()> {

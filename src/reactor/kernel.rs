@@ -15,6 +15,8 @@ pub trait Kernel: Sized {
 
     fn is_intact(&self) -> bool;
 
+    fn is_own(&self, fd: RawFd) -> bool;
+
     fn abandon(&self);
 
     fn add(&self, fd: RawFd, key: usize, interest: Interest) -> io::Result<()>;
@@ -43,6 +45,10 @@ impl Kernel for Poller {
 
     fn is_intact(&self) -> bool {
         Poller::is_intact(self)
+    }
+
+    fn is_own(&self, fd: RawFd) -> bool {
+        Poller::is_own(self, fd)
     }
 
     fn abandon(&self) {

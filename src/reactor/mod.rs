@@ -34,4 +34,5 @@ pub mod waker;
 
 #[cfg(all(loom, test))]
 mod interleavings;
-//mod simulator;
+#[cfg(all(test, not(loom), target_os = "linux"))]
+mod simulator;

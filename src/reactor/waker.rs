@@ -58,7 +58,11 @@ impl<T> Inbox<T> {
 
 /// Whether the loop sleeps, for those who want it awake.
 #[derive(Default)]
-pub struct Sleep(AtomicU8);
+pub struct Sleep {
+    state: AtomicU8,
+    /// Dozes in a row that ended without a look at the descriptors. It is the loop's own; atomic, because it stands here.
+    blind: AtomicU8,
+}
 
 const AWAKE: u8 = 0;
 /// Waiting, but looking at the state all the time: nobody need wake it.
@@ -68,22 +72,29 @@ const ASLEEP: u8 = 2;
 impl Sleep {
     fn begin(&self, dozing: bool) {
         // Not a mere store: that would not see what the sender released that has ended the sleep before this one.
-        self.0.swap(if dozing { DOZING } else { ASLEEP }, Ordering::AcqRel);
+        self.state.swap(if dozing { DOZING } else { ASLEEP }, Ordering::AcqRel);
     }
 
     /// Ends the loop's sleep. True if it is asleep and the caller must wake it.
     pub fn end(&self) -> bool {
-        self.0.swap(AWAKE, Ordering::AcqRel) == ASLEEP
+        self.state.swap(AWAKE, Ordering::AcqRel) == ASLEEP
+    }
+
+    /// Notes whether there was a look at the descriptors, and returns how many dozes in a row ended without one.
+    pub fn count_blind(&self, looked: bool) -> u8 {
+        let blind = if looked { 0 } else { self.blind.load(Ordering::Relaxed).saturating_add(1) };
+        self.blind.store(blind, Ordering::Relaxed);
+        blind
     }
 
     pub fn is_awake(&self) -> bool {
-        self.0.load(Ordering::Acquire) == AWAKE
+        self.state.load(Ordering::Acquire) == AWAKE
     }
 
     /// From now on, the loop has to be woken. False if somebody has ended the doze.
     #[must_use]
     pub fn deepen(&self) -> bool {
-        self.0.compare_exchange(DOZING, ASLEEP, Ordering::AcqRel, Ordering::Acquire).is_ok()
+        self.state.compare_exchange(DOZING, ASLEEP, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 }
 

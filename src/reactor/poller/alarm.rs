@@ -2,10 +2,21 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// An eventfd in the poller's set. It is edge-triggered, so that each ring is one event and nobody has to take the ring
-/// away.
-pub struct Alarm(OwnedFd);
+/// away. Its count is the mark of this alarm, in the upper bits, and how many times it rang.
+pub struct Alarm {
+    fd: OwnedFd,
+    mark: u64,
+}
+
+/// The next alarm's mark: another one for each alarm of this process and of those that it was forked from.
+static NEXT_MARK: AtomicU64 = AtomicU64::new(1);
+
+/// Rings below the mark: more than there are in a lifetime.
+const RING_BITS: u32 = 40;
+const MARK_MASK: u64 = (1 << 23) - 1;
 
 /// A key that nobody else uses: `polling` keeps the one of all ones, and [`super::super::registry`] never sets the top bit.
 pub const ALARM_KEY: usize = usize::MAX - 1;
@@ -18,7 +29,9 @@ impl Alarm {
             return Err(io::Error::last_os_error());
         }
         // SAFETY: the descriptor was just made, and is nobody else's.
-        let alarm = Alarm(unsafe { OwnedFd::from_raw_fd(fd) });
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        let alarm = Alarm { fd, mark: NEXT_MARK.fetch_add(1, Ordering::Relaxed) & MARK_MASK };
+        alarm.add(alarm.mark << RING_BITS)?;
         alarm.control(poller.as_raw_fd(), libc::EPOLL_CTL_ADD)?;
         Ok(alarm)
     }
@@ -27,7 +40,7 @@ impl Alarm {
     pub fn is_in(&self, epoll: RawFd) -> bool {
         // To add what is in a set changes nothing.
         match self.control(epoll, libc::EPOLL_CTL_ADD) {
-            Err(error) => error.raw_os_error() == Some(libc::EEXIST),
+            Err(error) => error.raw_os_error() == Some(libc::EEXIST) && self.has_mark(),
             Ok(()) => {
                 // It is the set of somebody else, who is to find nothing in it.
                 let _ = self.control(epoll, libc::EPOLL_CTL_DEL);
@@ -36,22 +49,42 @@ impl Alarm {
         }
     }
 
+    /// Whether the number stands for this alarm and not for a later one, which may have got the same numbers.
+    fn has_mark(&self) -> bool {
+        let mut count = [0; 8];
+        // SAFETY: `count` is eight writable bytes.
+        let read = unsafe { libc::read(self.fd.as_raw_fd(), count.as_mut_ptr().cast(), count.len()) };
+        let count = u64::from_ne_bytes(count);
+        // Whoever has the alarm, too, needs the mark, and is at the most woken for nothing.
+        read == 8 && self.add(count).is_ok() && count >> RING_BITS == self.mark
+    }
+
     fn control(&self, epoll: RawFd, operation: libc::c_int) -> io::Result<()> {
         let mut event =
             libc::epoll_event { events: (libc::EPOLLIN | libc::EPOLLET) as u32, u64: ALARM_KEY as u64 };
         // SAFETY: `event` is a valid epoll_event for the duration of the call.
-        match unsafe { libc::epoll_ctl(epoll, operation, self.0.as_raw_fd(), &mut event) } {
+        match unsafe { libc::epoll_ctl(epoll, operation, self.fd.as_raw_fd(), &mut event) } {
             0 => Ok(()),
             _ => Err(io::Error::last_os_error()),
         }
     }
 
     pub fn ring(&self) -> io::Result<()> {
-        let one = 1u64.to_ne_bytes();
-        // SAFETY: `one` is eight readable bytes. The count that they are added to can't overflow in a lifetime.
-        match unsafe { libc::write(self.0.as_raw_fd(), one.as_ptr().cast(), one.len()) } {
+        self.add(1)
+    }
+
+    fn add(&self, count: u64) -> io::Result<()> {
+        let count = count.to_ne_bytes();
+        // SAFETY: `count` is eight readable bytes.
+        match unsafe { libc::write(self.fd.as_raw_fd(), count.as_ptr().cast(), count.len()) } {
             0.. => Ok(()),
             _ => Err(io::Error::last_os_error()),
         }
+    }
+}
+
+impl AsRawFd for Alarm {
+    fn as_raw_fd(&self) -> RawFd {
+        self.fd.as_raw_fd()
     }
 }

@@ -95,6 +95,23 @@ impl Ready {
     pub fn is_empty(&self) -> bool {
         self.events().next().is_none()
     }
+
+    /// Forgets what an earlier wait found.
+    pub fn clear(&mut self) {
+        self.interrupted = false;
+        self.portable.clear();
+        self.events.clear();
+        #[cfg(target_os = "linux")]
+        self.native.clear();
+    }
+
+    /// Leaves in here what a simulated kernel reports.
+    #[cfg(all(test, target_os = "linux"))]
+    pub fn fill(&mut self, interrupted: bool, events: &[libc::epoll_event]) {
+        self.clear();
+        self.interrupted = interrupted;
+        self.native.extend_from_slice(events);
+    }
 }
 
 /// Descriptors reported by one wait at the most; the others are reported by the next.
@@ -169,6 +186,15 @@ impl Poller {
             return alarm.is_in(self.inner().as_raw_fd());
         }
         true
+    }
+
+    /// Whether a number is one that the poller waits by: nobody else can have it watched.
+    pub fn is_own(&self, fd: RawFd) -> bool {
+        #[cfg(target_os = "linux")]
+        if self.alarm.as_ref().is_some_and(|alarm| alarm.as_raw_fd() == fd) {
+            return true;
+        }
+        self.inner().as_raw_fd() == fd
     }
 
     fn inner(&self) -> &polling::Poller {

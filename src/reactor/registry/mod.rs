@@ -182,9 +182,13 @@ impl<W, K: Kernel> Registry<W, K> {
                 return Ok(());
             }
             match poller.add(fd, key, interest) {
-                // The same file was in the set under this number, and was closed and duplicated behind our back.
+                // The same file was in the set under this number, and was closed and duplicated behind our back. Or the
+                // number was closed, and it is the poller itself that has got it.
                 Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {
-                    poller.modify(fd, key, interest)?
+                    if poller.is_own(fd) {
+                        return Err(io::Error::from_raw_os_error(libc::EBADF));
+                    }
+                    poller.modify(fd, key, interest)?;
                 }
                 result => result?,
             }
@@ -356,6 +360,12 @@ impl<W, K: Kernel> Registry<W, K> {
 
     fn entry_mut(&mut self, slot: Slot) -> Option<&mut Entry<W>> {
         entry_of(&mut self.places, slot)
+    }
+
+    /// Whether there may be strays: after [`Registry::own_poller`], that is so if they could not be driven out.
+    #[cfg(test)]
+    pub fn suspects_strays(&self) -> bool {
+        self.strays.suspected
     }
 
     /// Lets all free places be of the last generation but `left`: as after billions of entries.

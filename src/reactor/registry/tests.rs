@@ -173,3 +173,110 @@ fn a_forked_child_leaves_the_parents_set_alone() {
     registry.poller().wait(&mut ready, Some(Duration::from_secs(20))).unwrap();
     assert!(start.elapsed() < Duration::from_secs(10), "the parent can still be woken");
 }
+
+#[test]
+fn numbers_beyond_all_reason_are_refused_and_cost_nothing() {
+    let mut registry = registry();
+    for fd in [50_000_000, RawFd::MAX, -1] {
+        let slot = registry.insert(fd, "watch");
+        assert_eq!(registry.find(fd), Some(slot));
+        let error = registry.set_interest(slot, Interest::READABLE).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EBADF));
+        assert_eq!(registry.remove(slot), Some("watch"));
+        assert_eq!(registry.find(fd), None);
+    }
+}
+
+/// Runs a part of a test in a child, where it may close what it likes. Returns the child's status.
+fn in_child(run: impl FnOnce() -> bool) -> i32 {
+    // SAFETY: the child calls nothing but this module and _exit.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        let passed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).unwrap_or(false);
+        // SAFETY: _exit does not return.
+        unsafe { libc::_exit(if passed { 0 } else { 1 }) };
+    }
+    let mut status = 0;
+    // SAFETY: `status` outlives the call.
+    assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
+    status
+}
+
+fn close_all() {
+    for fd in 3..1024 {
+        // SAFETY: the child has no use for any of them, and nothing that it drops closes them once more.
+        unsafe { libc::close(fd) };
+    }
+}
+
+/// In a child, since other tests run in this process: closes all descriptors before it runs what is given.
+fn after_closing_all(portable: bool, run: impl FnOnce(&mut Registry<&'static str>, Slot) -> bool) {
+    let status = in_child(|| {
+        let mut registry = Registry::new(Poller::new(portable).unwrap());
+        let (here, there) = readable_pair();
+        let slot = registry.insert(here.as_raw_fd(), "closed");
+        registry.set_interest(slot, Interest::READABLE).unwrap();
+        close_all();
+        std::mem::forget((here, there));
+        run(&mut registry, slot)
+    });
+    assert_eq!(status, 0);
+}
+
+#[test]
+fn a_set_that_was_closed_is_made_anew_by_the_wait() {
+    for portable in [false, true] {
+        after_closing_all(portable, |registry, slot| {
+            let mut ready = Ready::default();
+            let error = registry.poller().wait(&mut ready, Some(Duration::ZERO)).unwrap_err();
+            registry.recover(error).unwrap();
+            let gone = registry.registered(slot).is_none() && poll(registry).is_empty();
+            let (here, _there) = readable_pair();
+            let slot = match registry.find(here.as_raw_fd()) {
+                Some(slot) => registry.renew_or_move(slot, Interest::READABLE).unwrap(),
+                None => registry.insert(here.as_raw_fd(), "new"),
+            };
+            registry.set_interest(slot, Interest::READABLE).unwrap();
+            gone && poll(registry).len() == 1
+        });
+    }
+}
+
+#[test]
+fn a_set_that_was_closed_is_made_anew_by_a_request() {
+    after_closing_all(false, |registry, slot| {
+        let (here, _there) = readable_pair();
+        let new = registry.insert(here.as_raw_fd() + 100, "new");
+        // SAFETY: the child has that number for nothing else.
+        unsafe { libc::dup2(here.as_raw_fd(), here.as_raw_fd() + 100) };
+        registry.set_interest(new, Interest::READABLE).unwrap();
+        registry.set_interest(slot, Interest::NONE).unwrap();
+        poll(registry) == [Some("new")]
+    });
+}
+
+#[test]
+fn a_poller_that_lost_its_numbers_closes_nobody_elses() {
+    let status = in_child(|| {
+        let former = Poller::new(false).unwrap();
+        close_all();
+        // It has the same numbers.
+        let (poller, mut ready) = (Poller::new(false).unwrap(), Ready::default());
+        assert!(poller.is_intact() && !former.is_intact());
+        drop(former);
+        poller.wake().unwrap();
+        let start = std::time::Instant::now();
+        poller.wait(&mut ready, Some(Duration::from_secs(20))).unwrap();
+        start.elapsed() < Duration::from_secs(10)
+    });
+    assert_eq!(status, 0);
+}
+
+#[test]
+fn the_pollers_own_number_is_nobody_elses() {
+    let mut registry = registry();
+    let fd = (3..1024).find(|fd| registry.poller().is_own(*fd)).unwrap();
+    let slot = registry.insert(fd, "watch");
+    assert!(registry.set_interest(slot, Interest::READABLE).is_err());
+    assert!(registry.poller().is_intact());
+}

@@ -1,0 +1,349 @@
+//! An event loop in miniature: what `src/core` does with the reactor, without Python.
+
+use std::io;
+use std::os::fd::RawFd;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::super::clock::Instant;
+use super::super::doze::{Drowsiness, doze};
+use super::super::kernel::Kernel;
+use super::super::pace::Pace;
+use super::super::poller::{Interest, Ready};
+use super::super::registry::{Registry, Slot};
+use super::super::timers::Timers;
+use super::machine::Machine;
+use super::program::Direction;
+use super::set::Set;
+
+const CLOCK_RESOLUTION: f64 = 1e-9;
+const IDLE_EVENTS: u8 = 2;
+
+pub struct Watch {
+    pub fd: RawFd,
+    pub by: By,
+}
+
+pub enum By {
+    Waiters { reader: bool, writer: bool, idle: u8 },
+    Transport,
+}
+
+impl Watch {
+    fn waiter(&mut self, direction: Direction) -> Option<&mut bool> {
+        match (&mut self.by, direction) {
+            (By::Waiters { reader, .. }, Direction::Read) => Some(reader),
+            (By::Waiters { writer, .. }, Direction::Write) => Some(writer),
+            (By::Transport, _) => None,
+        }
+    }
+
+    fn wanted(&self) -> Interest {
+        match self.by {
+            By::Waiters { reader, writer, .. } => Interest { readable: reader, writable: writer },
+            By::Transport => Interest::NONE,
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        matches!(self.by, By::Waiters { reader: false, writer: false, .. })
+    }
+}
+
+/// Somebody who is told that a descriptor is ready: with the place among the events of the look.
+#[derive(Clone, Copy, Debug)]
+pub struct Told {
+    pub fd: RawFd,
+    pub event: usize,
+    pub readable: bool,
+    pub writable: bool,
+}
+
+/// What a look at the descriptors found.
+#[derive(Default)]
+pub struct Look {
+    pub events: usize,
+    pub told: Vec<Told>,
+    /// Whether a wait ended by its time alone.
+    pub timed_out: bool,
+}
+
+pub struct EventLoop {
+    pub machine: Rc<Machine>,
+    pub registry: Registry<Watch, Set>,
+    pub timers: Timers<u32>,
+    pub pace: Pace,
+    pub callbacks: u32,
+    drowsiness: Drowsiness,
+    ready: Ready,
+    received: Vec<u32>,
+    /// Messages that were received and taken out of the ready queue.
+    pub run: Vec<u32>,
+    pub fired: Vec<u32>,
+    /// Iterations since the last poll.
+    pub skipped: u32,
+    /// Whether there were strays even after the poller was to be of use.
+    pub strays_stay: bool,
+}
+
+impl EventLoop {
+    pub fn new(machine: &Rc<Machine>) -> EventLoop {
+        EventLoop {
+            machine: Rc::clone(machine),
+            registry: Registry::new(Set::new(machine).expect("nothing is refused yet")),
+            timers: Timers::default(),
+            pace: Pace::default(),
+            callbacks: 0,
+            drowsiness: Drowsiness::default(),
+            ready: Ready::default(),
+            received: Vec::new(),
+            run: Vec::new(),
+            fired: Vec::new(),
+            skipped: 0,
+            strays_stay: false,
+        }
+    }
+
+    /// One iteration. Returns what the look at the descriptors found, if there was one.
+    pub fn iterate(&mut self, dozes: bool) -> io::Result<Option<Look>> {
+        self.collect();
+        let callbacks_wait = self.callbacks > 0 || !self.received.is_empty();
+        self.callbacks = self.callbacks.saturating_sub(1);
+        self.run.append(&mut self.received);
+        self.skipped += 1;
+        if callbacks_wait && self.pace.fast(self.timers.next_deadline()).is_some() {
+            return Ok(None);
+        }
+        let mut now = Instant::now();
+        let mut look = None;
+        if !callbacks_wait {
+            let timeout = self
+                .timers
+                .next_deadline()
+                .map(|deadline| Duration::from_secs_f64((deadline - now.seconds).clamp(0.0, 24.0 * 3600.0)));
+            look = Some(self.poll(now, timeout, dozes)?);
+            now = self.pace.instant();
+        } else if self.pace.poll_is_due(now.seconds) {
+            look = Some(self.poll(now, Some(Duration::ZERO), false)?);
+        }
+        self.collect();
+        if let Some(look) = &mut look {
+            look.timed_out &= self.received.is_empty();
+        }
+        while let Some(timer) = self.timers.pop_due(now.seconds + CLOCK_RESOLUTION) {
+            self.fired.push(timer);
+        }
+        Ok(look)
+    }
+
+    fn collect(&mut self) {
+        if self.machine.inbox.is_filled() {
+            self.received.extend(self.machine.inbox.collect());
+        }
+    }
+
+    fn poll(&mut self, now: Instant, timeout: Option<Duration>, dozes: bool) -> io::Result<Look> {
+        self.pace.start_poll(now);
+        self.skipped = 0;
+        let mut ready = std::mem::take(&mut self.ready);
+        let mut result = self.wait(now.seconds, &mut ready, timeout, dozes);
+        if let Err(error) = result {
+            result = self.registry.recover(error).and_then(|()| self.peek(&mut ready));
+        }
+        let look = result.map(|()| {
+            let timed_out = ready.is_empty()
+                && !ready.interrupted
+                && timeout.is_some_and(|timeout| timeout > Duration::ZERO);
+            Look { timed_out, ..self.take_in(&ready) }
+        });
+        self.ready = ready;
+        look
+    }
+
+    fn peek(&mut self, ready: &mut Ready) -> io::Result<()> {
+        self.registry.own_poller()?;
+        self.strays_stay = self.registry.suspects_strays();
+        self.registry.poller().wait(ready, Some(Duration::ZERO))?;
+        self.pace.end_peek(ready.is_empty());
+        Ok(())
+    }
+
+    fn wait(
+        &mut self,
+        now: f64,
+        ready: &mut Ready,
+        timeout: Option<Duration>,
+        dozes: bool,
+    ) -> io::Result<()> {
+        if timeout == Some(Duration::ZERO) {
+            return self.peek(ready);
+        }
+        self.registry.own_poller()?;
+        self.strays_stay = self.registry.suspects_strays();
+        let poller = Arc::clone(self.registry.poller());
+        let sleep = &self.machine.inbox.sleep;
+        let dozes = dozes || self.drowsiness.wants_doze(timeout);
+        if !self.machine.inbox.fall_asleep(dozes) {
+            return self.peek(ready);
+        }
+        let mut dozed = None;
+        let result = (|| {
+            let mut timeout = timeout;
+            if dozes {
+                let doze = doze(sleep, &*poller, ready)?;
+                dozed = Some(doze.seconds);
+                if doze.is_over {
+                    return Ok(());
+                }
+                let passed = Duration::from_secs_f64(doze.seconds);
+                timeout = timeout.map(|timeout| timeout.saturating_sub(passed));
+            }
+            poller.wait(ready, timeout)
+        })();
+        let woken = sleep.is_awake();
+        sleep.end();
+        self.pace.end_wait();
+        self.drowsiness.learn(self.pace.polled() - now, woken);
+        if let Some(seconds) = dozed {
+            self.drowsiness.learn_from_doze(seconds);
+        }
+        result
+    }
+
+    fn take_in(&mut self, ready: &Ready) -> Look {
+        let mut look = Look::default();
+        let mut unwaited = Vec::new();
+        let registry = &mut self.registry;
+        for event in ready.events() {
+            look.events += 1;
+            let place = look.events - 1;
+            let Some((slot, watch)) = registry.resolve(event.key) else {
+                registry.suspect_strays();
+                continue;
+            };
+            if event.only_priority {
+                registry.narrow(slot);
+                continue;
+            }
+            let asked = registry.registered(slot);
+            let readable = event.readable && asked.readable;
+            let writable = event.writable && asked.writable;
+            let (readable, writable) = match watch.by {
+                By::Transport => (readable, writable),
+                By::Waiters { reader, writer, .. } => (readable && reader, writable && writer),
+            };
+            if readable || writable {
+                look.told.push(Told { fd: watch.fd, event: place, readable, writable });
+            } else if matches!(watch.by, By::Waiters { .. }) {
+                unwaited.push(slot);
+            }
+        }
+        unwaited.into_iter().for_each(|slot| self.calm(slot));
+        look
+    }
+
+    fn calm(&mut self, slot: Slot) {
+        let registry = &mut self.registry;
+        let Some(watch) = registry.get_mut(slot) else { return };
+        let wanted = watch.wanted();
+        let By::Waiters { idle, .. } = &mut watch.by else { return };
+        *idle += 1;
+        if *idle <= IDLE_EVENTS {
+            return;
+        }
+        *idle = 0;
+        if wanted.is_none() {
+            registry.remove(slot);
+        } else {
+            let _ = registry.set_interest(slot, wanted);
+        }
+    }
+
+    // --- What the program asks for, as in `src/core/watching.rs` ---
+
+    pub fn add_waiter(&mut self, fd: RawFd, direction: Direction) -> io::Result<()> {
+        self.pace.stir();
+        let registry = &mut self.registry;
+        let slot = registry.find(fd).unwrap_or_else(|| {
+            registry.insert(fd, Watch { fd, by: By::Waiters { reader: false, writer: false, idle: 0 } })
+        });
+        let mut interest = registry.registered(slot);
+        // Who waits already may have been lost from the set by an error.
+        let wanted = registry.get(slot).map_or(Interest::NONE, Watch::wanted);
+        interest.readable |= wanted.readable || direction == Direction::Read;
+        interest.writable |= wanted.writable || direction == Direction::Write;
+        let taken = || io::Error::other("the descriptor belongs to a transport");
+        registry.get_mut(slot).and_then(|watch| watch.waiter(direction)).ok_or_else(taken)?;
+        let slot = match registry.renew_or_move(slot, interest) {
+            Ok(slot) => slot,
+            Err(error) => {
+                let slot = registry.find(fd).unwrap_or(slot);
+                if registry.get(slot).is_some_and(Watch::is_idle) {
+                    registry.remove(slot);
+                }
+                return Err(error);
+            }
+        };
+        let watch = registry.get_mut(slot).expect("it was just renewed");
+        if let By::Waiters { idle, .. } = &mut watch.by {
+            *idle = 0;
+        }
+        *watch.waiter(direction).expect("it is not a transport's") = true;
+        Ok(())
+    }
+
+    pub fn take_waiter(&mut self, fd: RawFd, direction: Direction) {
+        if let Some(slot) = self.registry.find(fd)
+            && let Some(waiter) = self.registry.get_mut(slot).and_then(|watch| watch.waiter(direction))
+        {
+            *waiter = false;
+        }
+    }
+
+    /// Returns whether the kernel was asked, and what it said.
+    pub fn remove_waiter(&mut self, fd: RawFd, direction: Direction) -> Option<io::Result<()>> {
+        let registry = &mut self.registry;
+        let slot = registry.find(fd)?;
+        let watch = registry.get_mut(slot)?;
+        *watch.waiter(direction)? = false;
+        let wanted = watch.wanted();
+        if wanted.is_none() {
+            registry.remove(slot);
+            return None;
+        }
+        (registry.registered(slot) != wanted).then(|| registry.set_interest(slot, wanted))
+    }
+
+    /// Returns what the transport hears of at first.
+    pub fn attach(&mut self, fd: RawFd) -> Interest {
+        let watch = Watch { fd, by: By::Transport };
+        let registry = &mut self.registry;
+        if let Some(slot) = registry.find(fd)
+            && registry.get(slot).is_some_and(Watch::is_idle)
+            && let Ok(slot) = registry.renew_or_move(slot, Interest::READABLE)
+            && let Some(place) = registry.get_mut(slot)
+        {
+            *place = watch;
+            return Interest::READABLE;
+        }
+        if let Some(slot) = registry.find(fd) {
+            registry.remove(slot);
+        }
+        registry.insert(fd, watch);
+        Interest::NONE
+    }
+
+    pub fn detach(&mut self, fd: RawFd) {
+        if let Some(slot) = self.registry.find(fd) {
+            self.registry.remove(slot);
+        }
+    }
+
+    /// Returns whether the kernel was asked, and what it said.
+    pub fn set_interest(&mut self, fd: RawFd, interest: Interest) -> Option<io::Result<()>> {
+        self.pace.stir();
+        let slot = self.registry.find(fd)?;
+        (self.registry.registered(slot) != interest).then(|| self.registry.set_interest(slot, interest))
+    }
+}

@@ -1,0 +1,179 @@
+//! [`Poller`](crate::reactor::poller::Poller), on the simulated kernel.
+
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::RawFd;
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::super::clock::simulated;
+use super::super::kernel::Kernel;
+use super::super::poller::{Interest, Ready};
+use super::machine::{ET, FileId, IN, Kind, Machine, OUT, Operation, PRI};
+
+/// The keys of the alarm, and of the notifier and the timer of `polling`.
+const ALARM_KEY: u64 = u64::MAX - 1;
+const NOTIFIER_KEY: u64 = u64::MAX;
+
+/// How long another thread keeps the processor that was offered to it, in nanoseconds.
+const YIELD: u64 = 3_000;
+
+/// A set, with its notifier, its timer and its alarm.
+pub struct Set {
+    machine: Rc<Machine>,
+    numbers: [RawFd; 4],
+    files: [FileId; 4],
+    forks: usize,
+    abandoned: Cell<bool>,
+}
+
+impl Set {
+    pub fn new(machine: &Rc<Machine>) -> io::Result<Set> {
+        let mut state = machine.state.borrow_mut();
+        if state.refuse_new.0 > 0 {
+            state.refuse_new.0 -= 1;
+            state.refusals += 1;
+            return Err(io::Error::from_raw_os_error(state.refuse_new.1));
+        }
+        let mut numbers = Vec::new();
+        for kind in [Kind::Set(BTreeMap::new()), Kind::Eventfd, Kind::Eventfd, Kind::Eventfd] {
+            match state.open(kind) {
+                Ok(fd) => numbers.push(fd),
+                Err(error) => {
+                    state.refusals += 1;
+                    numbers.into_iter().for_each(|fd| state.close(fd).expect("just opened"));
+                    return Err(error);
+                }
+            }
+        }
+        let numbers: [RawFd; 4] = numbers.try_into().expect("one for each");
+        let files = numbers.map(|fd| state.file(fd).expect("just opened"));
+        let [set, notifier, timer, alarm] = numbers;
+        let refusals = std::mem::take(&mut state.refuse_add);
+        state.control(set, Operation::Add, notifier, NOTIFIER_KEY, 0)?;
+        state.control(set, Operation::Add, timer, NOTIFIER_KEY, 0)?;
+        state.control(set, Operation::Add, alarm, ALARM_KEY, IN | ET)?;
+        state.refuse_add = refusals;
+        let forks = state.forks();
+        Ok(Set { machine: Rc::clone(machine), numbers, files, forks, abandoned: Cell::new(false) })
+    }
+
+    pub fn number(&self) -> RawFd {
+        self.numbers[0]
+    }
+
+    pub fn files(&self) -> [FileId; 4] {
+        self.files
+    }
+
+    pub fn alarm(&self) -> RawFd {
+        self.numbers[3]
+    }
+
+    /// Whether the numbers stand for what this process made.
+    pub fn is_usable(&self) -> bool {
+        let state = self.machine.state.borrow();
+        let is_own = self.forks == state.forks();
+        is_own && self.numbers.iter().zip(self.files).all(|(fd, file)| state.file(*fd) == Some(file))
+    }
+
+    fn control(&self, operation: Operation, fd: RawFd, key: u64, events: u32) -> io::Result<()> {
+        self.machine.state.borrow_mut().control(self.number(), operation, fd, key, events)
+    }
+
+    fn close(&self, count: usize) {
+        let [set, notifier, timer, alarm] =
+            [0, 1, 2, 3].map(|index| (self.numbers[index], self.files[index]));
+        for (fd, file) in [set, alarm, notifier, timer].into_iter().take(count) {
+            let mut state = self.machine.state.borrow_mut();
+            if state.file(fd) == Some(file) {
+                state.close(fd).expect("it is open");
+            } else {
+                drop(state);
+                self.machine.fail("a descriptor of somebody else's is closed");
+            }
+        }
+    }
+}
+
+/// What `polling` asks for.
+fn flags(interest: Interest, priority: u32) -> u32 {
+    let readable = if interest.readable { IN | priority } else { 0 };
+    readable | if interest.writable { OUT } else { 0 }
+}
+
+impl Kernel for Set {
+    fn renew(&self) -> io::Result<Set> {
+        Set::new(&self.machine)
+    }
+
+    fn is_inherited(&self) -> bool {
+        self.machine.state.borrow().forks() != self.forks
+    }
+
+    fn is_intact(&self) -> bool {
+        if self.abandoned.get() {
+            return false;
+        }
+        match self.control(Operation::Add, self.alarm(), ALARM_KEY, IN | ET) {
+            Err(error) => {
+                let alarm = self.machine.state.borrow().file(self.alarm());
+                error.raw_os_error() == Some(libc::EEXIST) && alarm == Some(self.files[3])
+            }
+            Ok(()) => {
+                self.control(Operation::Delete, self.alarm(), 0, 0).expect("it is in");
+                false
+            }
+        }
+    }
+
+    fn is_own(&self, fd: RawFd) -> bool {
+        self.numbers.contains(&fd)
+    }
+
+    fn abandon(&self) {
+        self.abandoned.set(true);
+    }
+
+    fn add(&self, fd: RawFd, key: usize, interest: Interest) -> io::Result<()> {
+        self.control(Operation::Add, fd, key as u64, flags(interest, PRI))
+    }
+
+    fn modify(&self, fd: RawFd, key: usize, interest: Interest) -> io::Result<()> {
+        self.control(Operation::Modify, fd, key as u64, flags(interest, PRI))
+    }
+
+    fn delete(&self, fd: RawFd) -> io::Result<()> {
+        self.control(Operation::Delete, fd, 0, 0)
+    }
+
+    fn narrow(&self, fd: RawFd, key: usize, interest: Interest) -> io::Result<()> {
+        self.control(Operation::Modify, fd, key as u64, flags(interest, 0))
+    }
+
+    fn wait(&self, ready: &mut Ready, timeout: Option<Duration>) -> io::Result<()> {
+        self.machine.set_alarm(self.alarm());
+        ready.fill(false, &[]);
+        let limit = timeout.map(|timeout| timeout.as_nanos() as u64);
+        let (events, interrupted) = self.machine.wait(self.number(), limit)?;
+        ready.fill(interrupted, &events);
+        Ok(())
+    }
+
+    fn yield_now(&self) {
+        simulated::advance(YIELD);
+        self.machine.set_alarm(self.alarm());
+        self.machine.catch_up();
+    }
+}
+
+impl Drop for Set {
+    fn drop(&mut self) {
+        match (self.is_intact(), self.is_inherited()) {
+            (true, false) => self.close(4),
+            (true, true) => self.close(2),
+            (false, _) => {}
+        }
+    }
+}
