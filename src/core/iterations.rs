@@ -151,7 +151,6 @@ impl Core {
         }
         result
     }
-
 }
 
 /// Hands an error that a callback of the event loop's own raised to the exception handler, with what the callback was for.
@@ -159,7 +158,8 @@ impl Core {
 #[cold]
 pub fn report_error(py: Python<'_>, event_loop: &Object, subject: &Object, error: PyErr) -> PyResult<()> {
     let exception = reraise_fatal(py, error)?;
-    let reported = imports(py).and_then(|imports| imports.report_entry.call(py, &[event_loop, subject, &exception]));
+    let reported =
+        imports(py).and_then(|imports| imports.report_entry.call(py, &[event_loop, subject, &exception]));
     let Err(error) = reported else { return Ok(()) };
     // The report itself can fail, out of memory for one.
     let exception = reraise_fatal(py, error)?;

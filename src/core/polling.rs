@@ -49,7 +49,12 @@ impl Core {
 
     /// Takes in what is ready, and what is due. Returns the time.
     #[inline(never)]
-    pub(super) fn look(&self, py: Python<'_>, event_loop: &Object, callbacks_wait: bool) -> PyResult<Instant> {
+    pub(super) fn look(
+        &self,
+        py: Python<'_>,
+        event_loop: &Object,
+        callbacks_wait: bool,
+    ) -> PyResult<Instant> {
         let mut now = Instant::now();
         if !callbacks_wait {
             self.metrics.end_iteration(now.ticks, &self.pace.tick);
@@ -233,5 +238,4 @@ impl Core {
         }
         self.metrics.add_last_timers(late, others, &self.pace.tick);
     }
-
 }

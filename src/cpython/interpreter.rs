@@ -31,15 +31,17 @@ pub fn claim(py: Python<'_>) -> PyResult<()> {
     let (dict, is_ours) = unsafe {
         let dict = PyInterpreterState_GetDict(ffi::PyInterpreterState_Get());
         if dict.is_null() {
-            return Err(PyErr::take(py).unwrap_or_else(|| PyImportError::new_err("the interpreter has no dict")));
+            return Err(
+                PyErr::take(py).unwrap_or_else(|| PyImportError::new_err("the interpreter has no dict"))
+            );
         }
         (dict, ffi::PyDict_Contains(dict, mark.as_ptr()))
     };
     match (is_ours, CLAIMED.load(Relaxed)) {
         (1, _) => Ok(()),
-        (0, true) => {
-            Err(PyImportError::new_err("hotloop can be used in one interpreter of a process, and another has it"))
-        }
+        (0, true) => Err(PyImportError::new_err(
+            "hotloop can be used in one interpreter of a process, and another has it",
+        )),
         (0, false) => {
             // SAFETY: the dict and the string live.
             if unsafe { ffi::PyDict_SetItem(dict, mark.as_ptr(), mark.as_ptr()) } < 0 {

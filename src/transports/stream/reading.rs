@@ -49,13 +49,8 @@ impl Stream {
 
     fn receive(this: ThisStream<'_, '_>, protocol: &Object) -> Result<Received, Failure> {
         let py = this.py();
-        let received = this.core.receive(
-            py,
-            this.fd,
-            RECEIVE_BUFFER,
-            &this.usual_size,
-            Later::Kept(&this.read_error),
-        );
+        let received =
+            this.core.receive(py, this.fd, RECEIVE_BUFFER, &this.usual_size, Later::Kept(&this.read_error));
         let data = match received.map_err(|error| (error, READ_FAILED))? {
             core::Received::Data(_, 0) => return Ok(Received::End),
             core::Received::Data(data, count) => {
