@@ -7,6 +7,7 @@ import gc
 import itertools
 import os
 import pathlib
+import resource
 import socket
 import time
 import weakref
@@ -22,6 +23,13 @@ def ends():
     yield with_peer
     for sock in with_peer:
         sock.close()
+
+
+def resident_size():
+    """Bytes of memory that this process has, where the system tells."""
+    if not pathlib.Path("/proc/self/statm").exists():
+        return 0
+    return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 async def test_a_reader_is_called_for_as_long_as_there_is_something_to_read(loop, ends):
@@ -203,6 +211,34 @@ async def test_a_descriptor_that_is_not_open_or_cannot_be_watched(loop, tmp_path
                 with pytest.raises(PermissionError):
                     call(file, print)
             assert remove(file) is False
+
+
+async def test_memory_does_not_follow_the_number_of_a_descriptor(loop):
+    gc.collect()
+    before = resident_size()
+    for number in (50_000_000, 2**31 - 1):
+        for call, remove in ((loop.add_reader, loop.remove_reader), (loop.add_writer, loop.remove_writer)):
+            with pytest.raises(OSError, match="Bad file descriptor"):
+                call(number, print)
+            assert remove(number) is False
+    assert resident_size() - before < 16 * 2**20
+
+
+async def test_a_descriptor_with_a_large_number(loop, ends):
+    ours, peer = ends
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # From 65,536 on, if that many may be open.
+    number = min(limit, 2**17) - 1
+    os.dup2(ours.fileno(), number)
+    calls = []
+    try:
+        loop.add_reader(number, calls.append, "read")
+        peer.send(b"x")
+        await helpers.until(lambda: calls)
+        assert loop.remove_reader(number) is True
+        assert loop.remove_reader(number) is False
+    finally:
+        os.close(number)
 
 
 async def test_wrong_arguments_are_refused(loop, ends):

@@ -30,11 +30,11 @@ impl ThreadSafeHandle {
     }
 
     pub fn run(&self, py: Python<'_>, this: &Object) -> PyResult<()> {
-        let thread = thread_ident();
+        let (running, thread) = (&self.running, thread_ident());
         let _run = loop {
-            match self.running.try_begin(thread) {
+            match running.try_begin(thread) {
                 Some(run) => break run,
-                None => py.detach(|| self.running.wait(thread)),
+                None => py.detach(|| running.wait(thread)),
             }
         };
         self.handle.run(py, this)

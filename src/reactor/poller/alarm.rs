@@ -33,7 +33,13 @@ impl Alarm {
         let alarm = Alarm { fd, mark: NEXT_MARK.fetch_add(1, Ordering::Relaxed) & MARK_MASK };
         alarm.add(alarm.mark << RING_BITS)?;
         alarm.control(poller.as_raw_fd(), libc::EPOLL_CTL_ADD)?;
-        Ok(alarm)
+        // The mark is not a ring: its event is taken away.
+        let mut event = libc::epoll_event { events: 0, u64: 0 };
+        // SAFETY: there is room for one event.
+        match unsafe { libc::epoll_wait(poller.as_raw_fd(), &mut event, 1, 0) } {
+            0.. => Ok(alarm),
+            _ => Err(io::Error::last_os_error()),
+        }
     }
 
     /// Whether the number `epoll` still stands for the set that the alarm is in, and the alarm's own number for the alarm.

@@ -36,6 +36,11 @@ fn next_generation(generation: u32) -> u32 {
     (generation + 1) & GENERATION_MASK
 }
 
+/// Whether the kernel says what it says of a set that is closed, or whose number stands for another file.
+fn is_closed(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EBADF | libc::EINVAL))
+}
+
 /// Whether the kernel says that a number does not stand for the file that is in the set: it is closed (EBADF), another
 /// file (ENOENT), one that can't be watched (EPERM) or the set itself (EINVAL). The number of the set can be wrong, too.
 fn is_gone(error: &io::Error) -> bool {
@@ -165,7 +170,7 @@ impl<W, K: Kernel> Registry<W, K> {
     pub fn renew_interest(&mut self, slot: Slot, interest: Interest) -> io::Result<()> {
         self.own_poller()?;
         match self.request(slot, interest) {
-            Err(error) if is_gone(&error) && !self.poller.is_intact() => {
+            Err(error) if is_closed(&error) && !self.poller.is_intact() => {
                 // It was the set that is gone.
                 self.rebuild()?;
                 self.request(slot, interest)

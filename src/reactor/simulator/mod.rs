@@ -23,7 +23,7 @@ use random::Random;
 
 /// Programs, and steps of each.
 const PROGRAMS: (u64, usize) = (600, 250);
-const PROGRAMS_IN_FULL: (u64, usize) = (12_000, 250);
+const PROGRAMS_IN_FULL: (u64, usize) = (60_000, 250);
 
 fn is_full() -> bool {
     std::env::var_os("HOTLOOP_TORTURE").is_some_and(|effort| effort == "full")

@@ -255,6 +255,8 @@ impl Model {
     // --- What the program asks for ---
 
     fn watch(&mut self, fd: RawFd, direction: Direction) -> Checked {
+        // After an error the registry may ring the alarm to see whether it is there.
+        self.early = 0;
         let refusals = self.machine.state.borrow().refusals;
         let result = self.event_loop.add_waiter(fd, direction);
         let file = self.file(fd);
@@ -285,6 +287,7 @@ impl Model {
     fn unwatch(&mut self, fd: RawFd, direction: Direction) {
         let Some(entry) = self.entries.get_mut(&fd).filter(|entry| !entry.is_transport) else { return };
         *toward(&mut entry.wanted, direction) = false;
+        self.early = 0;
         let asked = self.event_loop.remove_waiter(fd, direction);
         self.note(fd, asked);
         if self.event_loop.registry.find(fd).is_none() {
@@ -296,6 +299,7 @@ impl Model {
         if !self.entries.get(&fd).is_some_and(|entry| entry.is_transport) {
             return;
         }
+        self.early = 0;
         let asked = self.event_loop.set_interest(fd, interest);
         if let Some(entry) = self.entries.get_mut(&fd)
             && asked.as_ref().is_none_or(|result| result.is_ok())

@@ -79,6 +79,9 @@ impl Set {
     }
 
     fn control(&self, operation: Operation, fd: RawFd, key: u64, events: u32) -> io::Result<()> {
+        if key >> 63 != 0 && fd != self.alarm() {
+            self.machine.fail("a key that the poller keeps for itself");
+        }
         self.machine.state.borrow_mut().control(self.number(), operation, fd, key, events)
     }
 
@@ -118,8 +121,10 @@ impl Kernel for Set {
         }
         match self.control(Operation::Add, self.alarm(), ALARM_KEY, IN | ET) {
             Err(error) => {
-                let alarm = self.machine.state.borrow().file(self.alarm());
-                error.raw_os_error() == Some(libc::EEXIST) && alarm == Some(self.files[3])
+                let mut state = self.machine.state.borrow_mut();
+                // The mark is read and written back.
+                let is_read = error.raw_os_error() == Some(libc::EEXIST) && state.write(self.alarm()).is_ok();
+                is_read && state.file(self.alarm()) == Some(self.files[3])
             }
             Ok(()) => {
                 self.control(Operation::Delete, self.alarm(), 0, 0).expect("it is in");
