@@ -280,11 +280,11 @@ impl<W, K: Kernel> Registry<W, K> {
 
     /// Answers an event that was nothing but out-of-band data.
     pub fn narrow(&mut self, slot: Slot) {
-        if let Some(entry) = self.entry(slot) {
-            if self.poller.narrow(entry.fd, slot.key(), entry.registered).is_err() {
-                // The descriptor is gone, and the event is not: the file has another descriptor.
-                self.strays.suspected = true;
-            }
+        if let Some(entry) = self.entry(slot)
+            && self.poller.narrow(entry.fd, slot.key(), entry.registered).is_err()
+        {
+            // The descriptor is gone, and the event is not: the file has another descriptor.
+            self.strays.suspected = true;
         }
     }
 

@@ -74,7 +74,7 @@ pub struct State {
     numbers: BTreeMap<RawFd, FileId>,
     /// The numbers of the processes that this one was forked from, and what their sets had.
     parents: Vec<BTreeMap<RawFd, FileId>>,
-    inherited: Vec<(FileId, Vec<((RawFd, FileId), u64, u32)>)>,
+    inherited: Vec<(FileId, Content)>,
     happenings: BTreeMap<(u64, u64), Happening>,
     sequence: u64,
     interrupted: bool,
@@ -87,13 +87,20 @@ pub struct State {
     pub width: usize,
     /// How many requests to come are refused, and with which error: to add to a set, and to make one.
     pub refuse_add: (u32, i32),
+    /// How many are accepted before.
+    pub accept_add: u32,
     pub refuse_new: (u32, i32),
     /// How many were.
     pub refusals: u32,
     /// Files of the events that were reported last.
     pub reported: Vec<FileId>,
+    /// How many times it was asked for events.
+    pub reports: u64,
     pub failure: Option<String>,
 }
+
+/// What a set has: the key and the events for each number and file.
+type Content = Vec<((RawFd, FileId), u64, u32)>;
 
 pub struct Machine {
     pub state: RefCell<State>,
@@ -252,7 +259,7 @@ impl State {
         self.parents.len()
     }
 
-    fn content(&self, set: FileId) -> Vec<((RawFd, FileId), u64, u32)> {
+    fn content(&self, set: FileId) -> Content {
         let Kind::Set(registrations) = &self.files[set].kind else { return Vec::new() };
         registrations.iter().map(|(place, watched)| (*place, watched.key, watched.events)).collect()
     }
@@ -331,7 +338,9 @@ impl State {
             (Operation::Delete, true) => _ = registrations.remove(&place),
             (Operation::Modify, true) => _ = registrations.insert(place, registration),
             (Operation::Add, false) => {
-                if self.refuse_add.0 > 0 {
+                if self.accept_add > 0 {
+                    self.accept_add -= 1;
+                } else if self.refuse_add.0 > 0 {
                     self.refuse_add.0 -= 1;
                     self.refusals += 1;
                     return Err(error(self.refuse_add.1));
@@ -351,6 +360,7 @@ impl State {
         let mut registrations = std::mem::take(registrations);
         let mut events = Vec::new();
         self.reported.clear();
+        self.reports += 1;
         let (after, width) = (self.last, self.width);
         let turned = |place: &(RawFd, FileId)| (*place <= after, *place);
         let mut places: Vec<_> = registrations.keys().copied().collect();

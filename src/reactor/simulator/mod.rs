@@ -8,8 +8,12 @@
 //! - [`event_loop`]: what `src/core` does with the reactor.
 //! - [`program`]: what a program can do; the shortest that fails.
 //! - [`model`]: what must hold.
+//! - [`likeness`]: the simulated kernel does what the real one does.
+//! - [`cases`]: single cases.
 
+mod cases;
 mod event_loop;
+mod likeness;
 mod machine;
 mod model;
 mod program;

@@ -13,7 +13,7 @@ use super::machine::{ERR, FileId, HUP, Happening, IN, Kind, Machine, OUT};
 use super::program::{Direction, Step};
 
 /// The clock moves by this many nanoseconds with each reading.
-const CLOCK_STEP: u64 = 25;
+const CLOCK_STEP: u64 = 200;
 /// The most iterations between two looks at the descriptors.
 const MOST_SKIPPED: u32 = 128;
 /// The most dozes in a row that end without a look at the descriptors.
@@ -47,6 +47,9 @@ pub struct Model {
     /// Waits in a row that were over before any timer was due.
     early: u32,
     is_aged: bool,
+    /// How many times the kernel had reported by the last look, and looks in a row since that it was not asked.
+    reports: u64,
+    blind: u32,
     /// The files of the set.
     set: [FileId; 4],
 }
@@ -75,6 +78,8 @@ pub fn run(program: &[Step]) -> Checked {
         vain: 0,
         early: 0,
         is_aged: false,
+        reports: 0,
+        blind: 0,
         set: [0; 4],
     };
     let result = program.iter().try_for_each(|step| model.step(*step)).and_then(|()| model.end());
@@ -114,7 +119,7 @@ impl Model {
         let state = self.machine.state.borrow();
         let is_loops = |fd: &RawFd| state.file(*fd).is_some_and(|file| state.is_loops(file));
         let watched: Vec<_> = self.entries.keys().copied().filter(|fd| !is_loops(fd)).collect();
-        if which % 2 == 0 || watched.is_empty() {
+        if which.is_multiple_of(2) || watched.is_empty() {
             self.own(which / 2)
         } else {
             Some(watched[which / 2 % watched.len()])
@@ -224,6 +229,12 @@ impl Model {
             Step::Callbacks(count) => self.event_loop.callbacks += count,
             Step::Stir => self.event_loop.pace.stir(),
             Step::Iterate(dozes) => return self.iterate(dozes),
+            Step::Chatter(count) => {
+                for _ in 0..count {
+                    machine.schedule(2_000, Happening::Deliver(0));
+                    self.iterate(true)?;
+                }
+            }
             Step::RefuseAdd(count, error) => state().refuse_add = (count, error),
             Step::RefuseNew(count, error) => state().refuse_new = (count, error),
             Step::Width(width) => state().width = width,
@@ -382,7 +393,13 @@ impl Model {
         self.vain = if look.events == 0 || !look.told.is_empty() || excused { 0 } else { self.vain + 1 };
         let most = 3 * self.entries.len() as u32 + 8;
         check(self.vain <= most, || format!("{} looks in vain", self.vain))?;
-        let patience = state.registrations() / state.width as u32 + 4 + MOST_BLIND;
+        let is_blind = std::mem::replace(&mut self.reports, state.reports) == state.reports;
+        self.blind = if is_blind { self.blind + 1 } else { 0 };
+        check(self.blind < MOST_BLIND, || format!("{} dozes without a look at the descriptors", self.blind))?;
+        if is_blind {
+            return Ok(());
+        }
+        let patience = state.registrations() / state.width as u32 + 4;
         for (fd, entry) in &mut self.entries {
             let Some(file) = state.file(*fd).filter(|file| entry.taken && entry.file == Some(*file)) else {
                 entry.owed = 0;

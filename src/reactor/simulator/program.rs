@@ -36,6 +36,8 @@ pub enum Step {
     Stir,
     /// One iteration, with a doze or without.
     Iterate(bool),
+    /// So many, in each of which another thread answers before there is a look at the descriptors.
+    Chatter(u32),
     /// The next requests are refused: to add to a set, or to make a set.
     RefuseAdd(u32, i32),
     RefuseNew(u32, i32),
@@ -77,7 +79,7 @@ fn step(random: &mut Random, hostile: bool) -> Step {
         14 => Step::DuplicateToNumber(which, random.choose(&HIGH)),
         15..=20 => Step::Close(which),
         21..=30 => {
-            let flags = [0, 0, IN, IN, OUT, IN | OUT, PRI, PRI | IN, HUP, IN | OUT | HUP | ERR];
+            let flags = [0, 0, IN, IN, OUT, IN | OUT, PRI, PRI, PRI | IN, HUP, IN | OUT | HUP | ERR];
             Step::Change(which, random.choose(&flags), if random.flip() { 0 } else { delay })
         }
         31..=41 => Step::Watch(which, direction),
@@ -92,7 +94,8 @@ fn step(random: &mut Random, hostile: bool) -> Step {
         72 => Step::Signal(delay),
         73..=74 => Step::Callbacks(random.choose(&[1, 5, 150])),
         75 => Step::Stir,
-        76..=95 => Step::Iterate(random.flip()),
+        76 => Step::Chatter(random.below(40) as u32),
+        77..=95 => Step::Iterate(random.flip()),
         96..=97 => Step::Width(random.choose(&[1, 2, 64])),
         98..=99 => Step::Age(random.below(3) as u32),
         100..=101 => {

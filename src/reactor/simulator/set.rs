@@ -50,11 +50,11 @@ impl Set {
         let numbers: [RawFd; 4] = numbers.try_into().expect("one for each");
         let files = numbers.map(|fd| state.file(fd).expect("just opened"));
         let [set, notifier, timer, alarm] = numbers;
-        let refusals = std::mem::take(&mut state.refuse_add);
+        let refusals = (std::mem::take(&mut state.accept_add), std::mem::take(&mut state.refuse_add));
         state.control(set, Operation::Add, notifier, NOTIFIER_KEY, 0)?;
         state.control(set, Operation::Add, timer, NOTIFIER_KEY, 0)?;
         state.control(set, Operation::Add, alarm, ALARM_KEY, IN | ET)?;
-        state.refuse_add = refusals;
+        (state.accept_add, state.refuse_add) = refusals;
         let forks = state.forks();
         Ok(Set { machine: Rc::clone(machine), numbers, files, forks, abandoned: Cell::new(false) })
     }
@@ -112,6 +112,8 @@ impl Kernel for Set {
     }
 
     fn is_inherited(&self) -> bool {
+        // Other threads run at any time: this is asked right before the loop says that it sleeps.
+        self.machine.catch_up();
         self.machine.state.borrow().forks() != self.forks
     }
 

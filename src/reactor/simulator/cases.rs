@@ -1,0 +1,114 @@
+//! Single cases on the simulated kernel, which random programs meet too rarely or judge too mildly.
+
+use std::os::fd::RawFd;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::super::kernel::Kernel;
+use super::super::poller::{Interest, Ready};
+use super::super::registry::{Registry, Slot};
+use super::machine::{IN, Kind, Machine};
+use super::set::Set;
+
+struct Case {
+    machine: Rc<Machine>,
+    registry: Registry<RawFd, Set>,
+}
+
+impl Case {
+    fn new() -> Case {
+        let machine = Machine::new();
+        let registry = Registry::new(Set::new(&machine).unwrap());
+        Case { machine, registry }
+    }
+
+    /// A file that is readable and watched.
+    fn watched(&mut self) -> (RawFd, Slot) {
+        let mut state = self.machine.state.borrow_mut();
+        let fd = state.open(Kind::Socket).unwrap();
+        let file = state.file(fd).unwrap();
+        state.change(file, IN);
+        drop(state);
+        let slot = self.registry.insert(fd, fd);
+        self.registry.set_interest(slot, Interest::READABLE).unwrap();
+        (fd, slot)
+    }
+
+    /// Leaves a registration of a file that lives on under another number.
+    fn make_stray(&mut self) {
+        let (fd, slot) = self.watched();
+        let mut state = self.machine.state.borrow_mut();
+        state.duplicate(fd, None).unwrap();
+        state.close(fd).unwrap();
+        drop(state);
+        self.registry.remove(slot);
+        self.registry.suspect_strays();
+    }
+
+    fn look(&self) -> Vec<Option<RawFd>> {
+        let mut ready = Ready::default();
+        self.registry.poller().wait(&mut ready, Some(Duration::ZERO)).unwrap();
+        let mut found: Vec<_> =
+            ready.events().map(|event| self.registry.resolve(event.key).map(|(_, fd)| *fd)).collect();
+        found.sort();
+        found
+    }
+}
+
+#[test]
+fn a_rebuilding_that_fails_half_way_loses_nothing() {
+    for error in [libc::ENOSPC, libc::ENOMEM] {
+        let mut case = Case::new();
+        let entries: Vec<_> = (0..4).map(|_| case.watched()).collect();
+        let everything: Vec<_> = entries.iter().map(|(fd, _)| Some(*fd)).collect();
+        let set = Arc::clone(case.registry.poller());
+        let numbers = case.machine.state.borrow().numbers().count();
+        {
+            let mut state = case.machine.state.borrow_mut();
+            state.accept_add = 2;
+            state.refuse_add = (1, error);
+        }
+        assert_eq!(case.registry.rebuild().unwrap_err().raw_os_error(), Some(error));
+        assert!(Arc::ptr_eq(&set, case.registry.poller()));
+        assert_eq!(case.look(), everything);
+        assert_eq!(case.machine.state.borrow().numbers().count(), numbers, "no descriptor is left open");
+        assert!(entries.iter().all(|(_, slot)| case.registry.registered(*slot) == Interest::READABLE));
+        drop(set);
+        case.registry.rebuild().unwrap();
+        assert_eq!(case.look(), everything);
+    }
+}
+
+#[test]
+fn strays_are_driven_out_when_that_is_possible_again_and_not_tried_at_each_look() {
+    let mut case = Case::new();
+    let (living, _) = case.watched();
+    case.make_stray();
+    case.machine.state.borrow_mut().refuse_new = (u32::MAX, libc::EMFILE);
+    for _ in 0..10_000 {
+        case.registry.own_poller().unwrap();
+    }
+    let attempts = case.machine.state.borrow().refusals;
+    assert!((5..30).contains(&attempts), "{attempts} attempts");
+    assert_eq!(case.look(), [None, Some(living)]);
+    case.machine.state.borrow_mut().refuse_new = (0, 0);
+    for _ in 0..2000 {
+        case.registry.own_poller().unwrap();
+    }
+    assert_eq!(case.look(), [Some(living)]);
+}
+
+#[test]
+fn a_child_without_a_descriptor_to_spare_is_told_and_tries_again() {
+    let mut case = Case::new();
+    let (fd, slot) = case.watched();
+    case.machine.state.borrow_mut().fork();
+    case.machine.state.borrow_mut().refuse_new = (2, libc::EMFILE);
+    assert_eq!(case.registry.own_poller().unwrap_err().raw_os_error(), Some(libc::EMFILE));
+    assert!(case.registry.set_interest(slot, Interest::WRITABLE).is_err());
+    assert_eq!(case.registry.registered(slot), Interest::READABLE);
+    case.registry.own_poller().unwrap();
+    assert_eq!(case.look(), [Some(fd)]);
+    assert!(case.machine.state.borrow().parents_are_unharmed());
+}
