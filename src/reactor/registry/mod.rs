@@ -6,7 +6,10 @@
 //!   that fails changes neither, unless the kernel says that the number no longer stands for the file in the set: the
 //!   entry then has nothing in it.
 //! - What the set may have beyond that is stray: a file that was closed behind our back and lives on under another
-//!   number. The next [`Registry::own_poller`] drives it out.
+//!   number. The next [`Registry::own_poller`] after it shows drives it out.
+//!
+//! One case can't be told, as in any loop on epoll: a file whose number went to another file, both with an entry's key, comes
+//! back to that number while the other lives on under a third.
 
 #[cfg(all(test, not(loom)))]
 mod tests;

@@ -148,12 +148,14 @@ impl EventLoop {
         self.skipped = 0;
         let mut ready = std::mem::take(&mut self.ready);
         let mut result = self.wait(now.seconds, &mut ready, timeout, dozes);
+        let is_recovered = result.is_err();
         if let Err(error) = result {
             result = self.registry.recover(error).and_then(|()| self.peek(&mut ready));
         }
         let look = result.map(|()| {
             let timed_out = ready.is_empty()
                 && !ready.interrupted
+                && !is_recovered
                 && timeout.is_some_and(|timeout| timeout > Duration::ZERO);
             Look { timed_out, ..self.take_in(&ready) }
         });

@@ -30,6 +30,9 @@ struct Entry {
     is_transport: bool,
     /// Looks at the descriptors in a row that did not tell of what is ready.
     owed: u32,
+    /// Whether another file went to the number and the former one came back while the kernel still had it: both then have
+    /// the entry's key, which no answer of the kernel tells.
+    has_come_back: bool,
     /// The file that the number stood for when the set was made anew last.
     renewed: Option<FileId>,
 }
@@ -184,14 +187,16 @@ impl Model {
             }
             Step::Attach(which) => {
                 if let Some(fd) = self.own(which) {
+                    self.note_return(fd);
+                    let has_come_back = self.entries.get(&fd).is_some_and(|entry| entry.has_come_back);
                     let wanted = self.event_loop.attach(fd);
                     let entry = Entry {
                         file: self.file(fd),
                         taken: true,
                         wanted,
                         is_transport: true,
-                        owed: 0,
-                        renewed: None,
+                        has_come_back,
+                        ..Entry::default()
                     };
                     self.entries.insert(fd, entry);
                 }
@@ -256,6 +261,18 @@ impl Model {
         Ok(())
     }
 
+    /// The kernel is about to be asked for a number.
+    fn note_return(&mut self, fd: RawFd) {
+        let state = self.machine.state.borrow();
+        let set = self.event_loop.registry.poller().number();
+        if let Some(entry) = self.entries.get_mut(&fd)
+            && state.registration(set, fd).is_some()
+            && entry.file != state.file(fd)
+        {
+            entry.has_come_back = true;
+        }
+    }
+
     /// A number was closed behind the loop's back: nobody can rely on being told.
     fn distrust(&mut self, fd: RawFd) {
         if let Some(entry) = self.entries.get_mut(&fd) {
@@ -269,6 +286,7 @@ impl Model {
         // After an error the registry may ring the alarm to see whether it is there.
         self.early = 0;
         let refusals = self.machine.state.borrow().refusals;
+        self.note_return(fd);
         let result = self.event_loop.add_waiter(fd, direction);
         let file = self.file(fd);
         let state = self.machine.state.borrow();
@@ -311,6 +329,7 @@ impl Model {
             return;
         }
         self.early = 0;
+        self.note_return(fd);
         let asked = self.event_loop.set_interest(fd, interest);
         if let Some(entry) = self.entries.get_mut(&fd)
             && asked.as_ref().is_none_or(|result| result.is_ok())
@@ -381,7 +400,10 @@ impl Model {
             let entry = self.entries.get(&told.fd).ok_or_else(|| format!("{} is not watched", told.fd))?;
             let of = state.reported[told.event];
             check(
-                excused || [entry.file, entry.renewed].contains(&Some(of)) || state.file(told.fd) == Some(of),
+                excused
+                    || entry.has_come_back
+                    || [entry.file, entry.renewed].contains(&Some(of))
+                    || state.file(told.fd) == Some(of),
                 || format!("{} is told of a former file: {told:?} {entry:?}", told.fd),
             )?;
             let flags = state.ready(of);
