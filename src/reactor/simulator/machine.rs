@@ -92,8 +92,8 @@ pub struct State {
     pub refuse_new: (u32, i32),
     /// How many were.
     pub refusals: u32,
-    /// Files of the events that were reported last.
-    pub reported: Vec<FileId>,
+    /// Files and flags of the events that were reported last.
+    pub reported: Vec<(FileId, u32)>,
     /// How many times it was asked for events.
     pub reports: u64,
     pub failure: Option<String>,
@@ -375,7 +375,7 @@ impl State {
             events.push(libc::epoll_event { events: flags, u64: registration.key });
             self.last = place;
             if registration.events & ET == 0 {
-                self.reported.push(place.1);
+                self.reported.push((place.1, flags));
             }
         }
         self.files[set_file].kind = Kind::Set(registrations);

@@ -49,7 +49,6 @@ pub struct Model {
     vain: u32,
     /// Waits in a row that were over before any timer was due.
     early: u32,
-    is_aged: bool,
     /// How many times the kernel had reported by the last look, and looks in a row since that it was not asked.
     reports: u64,
     blind: u32,
@@ -80,7 +79,6 @@ pub fn run(program: &[Step]) -> Checked {
         collected: 0,
         vain: 0,
         early: 0,
-        is_aged: false,
         reports: 0,
         blind: 0,
         set: [0; 4],
@@ -252,8 +250,9 @@ impl Model {
                 }
             }
             Step::Age(left) => {
-                // A second time, generations would come again too soon.
-                if !std::mem::replace(&mut self.is_aged, true) {
+                // Else generations would come again while the kernel has a key of them: the alarm, the notifier and the
+                // timer are all that is in the set.
+                if self.machine.state.borrow().registrations() == 3 {
                     self.event_loop.registry.age(left);
                 }
             }
@@ -314,6 +313,7 @@ impl Model {
     }
 
     fn unwatch(&mut self, fd: RawFd, direction: Direction) {
+        self.note_return(fd);
         let Some(entry) = self.entries.get_mut(&fd).filter(|entry| !entry.is_transport) else { return };
         *toward(&mut entry.wanted, direction) = false;
         self.early = 0;
@@ -350,6 +350,9 @@ impl Model {
     // --- Iterations ---
 
     fn iterate(&mut self, dozes: bool) -> Checked {
+        // Events that nobody waits for make the registry ask, too.
+        let numbers: Vec<_> = self.entries.keys().copied().collect();
+        numbers.into_iter().for_each(|fd| self.note_return(fd));
         let refusals = self.machine.state.borrow().refusals;
         let look = match self.event_loop.iterate(dozes) {
             Ok(look) => look,
@@ -398,7 +401,7 @@ impl Model {
         let excused = self.event_loop.strays_stay;
         for told in &look.told {
             let entry = self.entries.get(&told.fd).ok_or_else(|| format!("{} is not watched", told.fd))?;
-            let of = state.reported[told.event];
+            let (of, flags) = state.reported[told.event];
             check(
                 excused
                     || entry.has_come_back
@@ -406,7 +409,6 @@ impl Model {
                     || state.file(told.fd) == Some(of),
                 || format!("{} is told of a former file: {told:?} {entry:?}", told.fd),
             )?;
-            let flags = state.ready(of);
             let truly = |flag: u32| flags & (flag | HUP | ERR) != 0;
             check((!told.readable || truly(IN)) && (!told.writable || truly(OUT)), || {
                 format!("{told:?} is not so")
