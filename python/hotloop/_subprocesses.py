@@ -8,6 +8,7 @@ chosen, on Pythons whose asyncio has them, is used instead.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import os
 import sys
@@ -23,6 +24,23 @@ if TYPE_CHECKING:
 
 _Unix: Any = asyncio.SelectorEventLoop
 _unix: Any = unix_events
+
+
+class _SubprocessTransport(_unix._UnixSubprocessTransport):  # type: ignore[misc]
+    """asyncio's transport, which until 3.13 cannot be closed after its loop."""
+
+    def close(self) -> None:
+        if not self._closed and self._loop.is_closed():
+            for protocol in self._pipes.values():
+                if protocol is not None:
+                    # The descriptor is closed; that nobody is told is known.
+                    with contextlib.suppress(RuntimeError):
+                        protocol.pipe.close()
+            self._pipes = dict.fromkeys(self._pipes)
+        super().close()
+
+
+_SubprocessTransport.__name__ = _SubprocessTransport.__qualname__ = "_UnixSubprocessTransport"
 
 
 class SubprocessSupport(_core.Loop):
@@ -55,7 +73,7 @@ class SubprocessSupport(_core.Loop):
                 self, protocol, args, shell, stdin, stdout, stderr, bufsize, extra, **kwargs
             )
         waiter = self.create_future()
-        transport = _unix._UnixSubprocessTransport(
+        transport = _SubprocessTransport(
             self, protocol, args, shell, stdin, stdout, stderr, bufsize, waiter=waiter, extra=extra, **kwargs
         )
         self._watch_child(transport.get_pid(), transport)

@@ -22,8 +22,8 @@ use pyo3::prelude::*;
 
 use crate::cpython::borrowing::StateCell;
 use crate::cpython::class::Visitor;
+use crate::cpython::errors::OrOsError;
 use crate::cpython::object::Object;
-use crate::cpython::os_error::OrOsError;
 use crate::cpython::received::{self, Blank};
 use crate::handle::Schedule;
 use crate::reactor::clock;
@@ -140,18 +140,18 @@ impl Core {
     }
 
     /// Queues from another thread, and wakes the event loop if it is asleep.
-    pub fn send(&self, entry: Ready) -> PyResult<()> {
-        if self.inbox.deliver((entry, clock::ticks())) { self.wake() } else { Ok(()) }
+    pub fn send(&self, py: Python<'_>, entry: Ready) -> PyResult<()> {
+        if self.inbox.deliver((entry, clock::ticks())) { self.wake(py) } else { Ok(()) }
     }
 
     /// Ends a wait that is under way in another thread.
-    pub fn rouse(&self) -> PyResult<()> {
-        if self.inbox.sleep.end() { self.wake() } else { Ok(()) }
+    pub fn rouse(&self, py: Python<'_>) -> PyResult<()> {
+        if self.inbox.sleep.end() { self.wake(py) } else { Ok(()) }
     }
 
-    fn wake(&self) -> PyResult<()> {
+    fn wake(&self, py: Python<'_>) -> PyResult<()> {
         let result = self.registry.borrow().as_ref().map(|registry| registry.poller().wake());
-        result.unwrap_or(Ok(())).or_os_error()
+        result.unwrap_or(Ok(())).or_os_error(py)
     }
 
     #[cold]

@@ -11,7 +11,6 @@ use std::ops::Deref;
 use std::os::fd::RawFd;
 use std::rc::Rc;
 
-use pyo3::intern;
 use pyo3::prelude::*;
 
 use super::flow::FlowControl;
@@ -20,6 +19,7 @@ use crate::cpython::class::{self, Native, Obj, This, Visitor};
 use crate::cpython::object::{Object, ObjectCell, copy_context, run_in_context};
 use crate::handle::reraise_fatal;
 use crate::imports::imports;
+use crate::intern;
 use crate::reactor::poller::Interest;
 use crate::reactor::registry::Slot;
 
@@ -292,12 +292,12 @@ pub trait Transport: Native + Deref<Target = Endpoint> {
 }
 
 /// Has the event loop watch a new transport.
-pub fn attach<T: Transport>(transport: &Obj<T>) -> PyResult<()> {
+pub fn attach<T: Transport>(py: Python<'_>, transport: &Obj<T>) -> PyResult<()> {
     if T::SHARES {
         return Ok(());
     }
     let object = transport.as_object();
-    transport.slot.set(Some(transport.core.attach(transport.fd, object, on_ready::<T>)?));
+    transport.slot.set(Some(transport.core.attach(py, transport.fd, object, on_ready::<T>)?));
     Ok(())
 }
 
@@ -323,7 +323,7 @@ pub fn sync_interest<T: Transport>(this: This<'_, '_, T>) -> PyResult<()> {
         return watch_shared(this, Direction::Write, interest.writable, &this.watches_write);
     }
     let Some(slot) = this.slot.get() else { return Ok(()) };
-    this.core.set_interest(slot, interest)?;
+    this.core.set_interest(this.py(), slot, interest)?;
     sync_hold(this)
 }
 
@@ -354,7 +354,7 @@ fn watch_shared<T: Transport>(
         Direction::Read => on_readable::<T>,
         Direction::Write => on_writable::<T>,
     };
-    match this.core.add_waiter(this.fd, direction, Waiter::Operation(object, step)) {
+    match this.core.add_waiter(this.py(), this.fd, direction, Waiter::Operation(object, step)) {
         Ok(previous) => Waiter::dismiss(this.py(), previous).map(drop),
         Err(error) => {
             watched.set(false);

@@ -79,7 +79,7 @@ impl Stream {
             empty_waiter: ObjectCell::default(),
         };
         let stream = Obj::new(py, stream)?;
-        endpoint::attach(&stream)?;
+        endpoint::attach(py, &stream)?;
         if let Some(server) = server {
             call_server(py, &server, "_attach", stream.as_object())?;
             stream.server.set(Some(server));
