@@ -41,6 +41,32 @@ mod _core {
         crate::event_loop::end_fork();
     }
 
+    /// Make the system call of that name fail with an error, or transfer one byte at the most if `errno` is 0: after the
+    /// next `after` calls, `times` times.
+    #[cfg(feature = "faults")]
+    #[pyfunction]
+    fn _inject(call: &str, errno: i32, after: u64, times: u64) -> PyResult<()> {
+        if crate::reactor::faults::inject(call, errno, after, times) {
+            Ok(())
+        } else {
+            Err(pyo3::exceptions::PyValueError::new_err(format!("no system call of the event loop: {call}")))
+        }
+    }
+
+    /// How often each system call was made.
+    #[cfg(feature = "faults")]
+    #[pyfunction]
+    fn _calls() -> std::collections::HashMap<&'static str, u64> {
+        crate::reactor::faults::counts().collect()
+    }
+
+    /// Have all system calls succeed again, and count them from the beginning.
+    #[cfg(feature = "faults")]
+    #[pyfunction]
+    fn _reset_faults() {
+        crate::reactor::faults::reset();
+    }
+
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
         module.add("__version__", env!("CARGO_PKG_VERSION"))?;

@@ -9,6 +9,8 @@ use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 
 use socket2::{Domain, SockAddr, Socket, Type};
 
+use super::faults::{self, Call};
+
 /// Buffers handed to one sendmsg at the most. Linux takes up to 1,024; fewer keep the array on the stack.
 pub const MAX_SLICES: usize = 64;
 
@@ -63,8 +65,9 @@ pub fn is_not_ready(error: &io::Error) -> bool {
 
 /// Receives into `buffer` and returns the number of bytes; never waits.
 pub fn recv(fd: RawFd, buffer: &mut [u8]) -> io::Result<usize> {
-    // SAFETY: `buffer` is valid for writes of its length.
-    check(unsafe { transfer::recv(fd, buffer.as_mut_ptr(), buffer.len(), libc::MSG_DONTWAIT) })
+    let length = faults::length(Call::Recv, buffer.len())?;
+    // SAFETY: `buffer` is valid for writes of its length, which `length` is not above.
+    check(unsafe { transfer::recv(fd, buffer.as_mut_ptr(), length, libc::MSG_DONTWAIT) })
 }
 
 #[cfg(any(target_os = "linux", target_os = "android", target_os = "freebsd"))]
@@ -76,10 +79,11 @@ pub(super) const SEND_FLAGS: libc::c_int = libc::MSG_DONTWAIT;
 /// number of bytes; never waits, and raises no SIGPIPE.
 pub fn send(fd: RawFd, slices: &[IoSlice<'_>]) -> io::Result<usize> {
     if let [data] = slices {
-        // SAFETY: `data` is valid for reads of its length.
-        return check(unsafe { transfer::send(fd, data.as_ptr(), data.len(), SEND_FLAGS) });
+        let length = faults::length(Call::Send, data.len())?;
+        // SAFETY: `data` is valid for reads of its length, which `length` is not above.
+        return check(unsafe { transfer::send(fd, data.as_ptr(), length, SEND_FLAGS) });
     }
-    let slices = &slices[..slices.len().min(MAX_SLICES)];
+    let slices = faults::slices(Call::SendMessage, &slices[..slices.len().min(MAX_SLICES)])?;
     // SAFETY: all zeroes is a valid msghdr: no address, no control data.
     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
     message.msg_iov = slices.as_ptr().cast_mut().cast();
@@ -94,6 +98,7 @@ pub fn accept(listener: RawFd) -> io::Result<(OwnedFd, SockAddr)> {
     let flags = Some(libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC);
     #[cfg(not(any(target_os = "linux", target_os = "android", target_os = "freebsd")))]
     let flags: Option<libc::c_int> = None;
+    faults::attempt(Call::Accept)?;
     // SAFETY: try_init passes storage of the length that it says; the calls fill it in.
     let (fd, address) = unsafe {
         SockAddr::try_init(|storage, length| {
@@ -117,6 +122,7 @@ pub fn accept(listener: RawFd) -> io::Result<(OwnedFd, SockAddr)> {
 
 /// A TCP socket for an address; it does not block and is not inherited.
 pub fn stream(address: &SocketAddr) -> io::Result<OwnedFd> {
+    faults::attempt(Call::Socket)?;
     let kind = Type::STREAM;
     #[cfg(any(target_os = "linux", target_os = "android", target_os = "freebsd"))]
     let kind = kind.nonblocking();
@@ -129,6 +135,7 @@ pub fn stream(address: &SocketAddr) -> io::Result<OwnedFd> {
 /// Begins to connect.
 pub fn connect(fd: RawFd, address: &SocketAddr) -> io::Result<()> {
     let address = SockAddr::from(*address);
+    faults::attempt(Call::Connect)?;
     // SAFETY: the address lives through the call, and is of the length that it says.
     check(unsafe { libc::connect(fd, address.as_ptr().cast(), address.len()) } as isize).map(drop)
 }
@@ -137,6 +144,7 @@ pub fn connect(fd: RawFd, address: &SocketAddr) -> io::Result<()> {
 pub fn take_error(fd: RawFd) -> io::Result<Option<io::Error>> {
     let mut number: libc::c_int = 0;
     let mut length = size_of_val(&number) as libc::socklen_t;
+    faults::attempt(Call::GetSockOpt)?;
     // SAFETY: the option's value is an int that lives through the call.
     check(unsafe {
         libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_ERROR, (&raw mut number).cast(), &mut length)
@@ -146,12 +154,16 @@ pub fn take_error(fd: RawFd) -> io::Result<Option<io::Error>> {
 
 /// Ends the sending direction.
 pub fn shutdown_write(fd: RawFd) -> io::Result<()> {
+    faults::attempt(Call::Shutdown)?;
     // SAFETY: a call without pointers.
     check(unsafe { libc::shutdown(fd, libc::SHUT_WR) } as isize).map(drop)
 }
 
 /// Disables Nagle's algorithm. Other sockets than TCP's refuse; they have no such algorithm.
 pub fn set_nodelay(fd: RawFd) {
+    if faults::attempt(Call::SetSockOpt).is_err() {
+        return;
+    }
     let on: libc::c_int = 1;
     let length = size_of_val(&on) as libc::socklen_t;
     // SAFETY: the option's value is an int that lives through the call.
@@ -160,6 +172,7 @@ pub fn set_nodelay(fd: RawFd) {
 
 /// The address that the socket is bound to.
 pub fn local_address(fd: RawFd) -> io::Result<SockAddr> {
+    faults::attempt(Call::GetSockName)?;
     // SAFETY: getsockname fills in storage of the length that it is told.
     unsafe {
         SockAddr::try_init(|storage, length| {
@@ -171,6 +184,7 @@ pub fn local_address(fd: RawFd) -> io::Result<SockAddr> {
 
 /// The address that the socket is connected to.
 pub fn peer_address(fd: RawFd) -> io::Result<SockAddr> {
+    faults::attempt(Call::GetPeerName)?;
     // SAFETY: getpeername fills in storage of the length that it is told.
     unsafe {
         SockAddr::try_init(|storage, length| {
