@@ -1,0 +1,596 @@
+"""What an event loop does, one operation a function, each with all that it needs, on a loop that may fail in between.
+
+An operation ends in one of two ways: everything happened as it should, or it raised an OSError (`Lost` is one). It waits for
+nothing that cannot be told of: a datagram that is lost is sent again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import tempfile
+import threading
+
+import helpers
+
+from .bench import Bench, Lost, until
+
+OPERATIONS = {}
+MESSAGE = b"0123456789abcdef" * 4
+# Some times what a socket with small buffers takes.
+LONG = bytes(range(256)) * 192
+
+
+def operation(function):
+    OPERATIONS[function.__name__] = function
+    return function
+
+
+def small_pair(kind="tcp"):
+    """Two connected sockets that take little at a time."""
+    both = helpers.PAIRS[kind]()
+    for sock in both:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    return both
+
+
+async def attach(bench: Bench, sock, protocol=None):
+    protocol = protocol or bench.watch(helpers.Recorder())
+    bench.keep(sock)
+    transport, _ = await bench.loop.create_connection(lambda: protocol, sock=sock)
+    bench.keep(transport)
+    return protocol
+
+
+async def connected(bench: Bench, first=None, second=None, pair=helpers.tcp_pair):
+    """Two protocols at the two ends of a connection."""
+    ours, peer = pair()
+    bench.keep(peer)
+    return await attach(bench, ours, first), await attach(bench, peer, second)
+
+
+async def received(bench: Bench, protocol, expected):
+    """Wait for data, which in any case must be the beginning of what is expected."""
+    try:
+        await until(protocol, lambda protocol: len(protocol.data) >= len(expected))
+    finally:
+        assert expected.startswith(protocol.data), f"other data: {bytes(protocol.data[:80])}"
+
+
+async def from_raw(sock, count):
+    """Receive from a socket that the loop does not know."""
+    data = b""
+    while len(data) < count:
+        with contextlib.suppress(BlockingIOError):
+            chunk = sock.recv(count - len(data))
+            if not chunk:
+                raise Lost(f"{len(data)} bytes, then the end")
+            data += chunk
+        await asyncio.sleep(0.0005)
+    return data
+
+
+def echoing(protocol, data):
+    protocol.transport.write(data)
+
+
+async def serve(bench: Bench, unix=False, **options):
+    """A server that echoes, and its address."""
+
+    def factory():
+        return bench.watch(helpers.Recorder(data_received=echoing))
+
+    if unix:
+        address = os.path.join(bench.directory, "socket")
+        server = await bench.loop.create_unix_server(factory, address, **options)
+    else:
+        server = await bench.loop.create_server(factory, "127.0.0.1", 0, **options)
+        address = server.sockets[0].getsockname()
+    bench.keep(server)
+    return server, address
+
+
+@operation
+async def sleep(bench: Bench):
+    for delay in (0.0003, 0.002, 0, 0.0011):
+        await asyncio.sleep(delay)
+
+
+@operation
+async def connect(bench: Bench):
+    with helpers.listener() as server:
+        protocol = bench.watch(helpers.Recorder())
+        transport, _ = await bench.loop.create_connection(lambda: protocol, *server.getsockname())
+        bench.keep(transport)
+        peer, _ = server.accept()
+        bench.keep(peer)
+        peer.setblocking(False)
+        transport.write(MESSAGE)
+        assert await from_raw(peer, len(MESSAGE)) == MESSAGE
+        peer.send(MESSAGE)
+        await received(bench, protocol, MESSAGE)
+
+
+@operation
+async def connect_to_nobody(bench: Bench):
+    try:
+        transport, _ = await bench.loop.create_connection(asyncio.Protocol, "127.0.0.1", bench.unused_port)
+    except OSError:
+        return
+    bench.keep(transport)  # a fault hid the refusal
+
+
+@operation
+async def connect_by_name(bench: Bench):
+    with helpers.listener() as server:
+        protocol = bench.watch(helpers.Recorder())
+        sock = bench.keep(socket.socket())
+        sock.setblocking(False)
+        await bench.loop.sock_connect(sock, server.getsockname())
+        transport, _ = await bench.loop.create_connection(lambda: protocol, sock=sock)
+        bench.keep(transport)
+        transport.get_extra_info("socket")
+        transport.get_extra_info("sockname")
+        transport.get_extra_info("peername")
+
+
+@operation
+async def accept(bench: Bench):
+    _, address = await serve(bench)
+    clients = [bench.keep(socket.socket()) for _ in range(3)]
+    for client in clients:
+        client.setblocking(False)
+        client.connect_ex(address)
+    await asyncio.sleep(0)
+    for client in clients:
+        with contextlib.suppress(BlockingIOError):
+            client.send(MESSAGE)
+        assert await from_raw(client, len(MESSAGE)) == MESSAGE
+
+
+@operation
+async def echo(bench: Bench):
+    _, address = await serve(bench)
+    protocol = bench.watch(helpers.Recorder())
+    transport, _ = await bench.loop.create_connection(lambda: protocol, *address)
+    bench.keep(transport)
+    for turn in range(1, 4):
+        transport.write(MESSAGE)
+        await received(bench, protocol, MESSAGE * turn)
+
+
+@operation
+async def echo_unix(bench: Bench):
+    _, path = await serve(bench, unix=True)
+    protocol = bench.watch(helpers.Recorder())
+    transport, _ = await bench.loop.create_unix_connection(lambda: protocol, path)
+    bench.keep(transport)
+    transport.writelines([MESSAGE, MESSAGE])
+    await received(bench, protocol, MESSAGE * 2)
+
+
+@operation
+async def echo_streams(bench: Bench):
+    async def handle(reader, writer):
+        bench.keep(writer.transport)
+        try:
+            with contextlib.suppress(OSError, EOFError):
+                writer.write(await reader.readexactly(len(LONG)))
+                await writer.drain()
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(handle, "127.0.0.1", 0)
+    bench.keep(server)
+    reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+    bench.keep(writer.transport)
+    try:
+        writer.write(LONG)
+        await writer.drain()
+        assert await reader.readexactly(len(LONG)) == LONG
+    except EOFError as error:
+        raise Lost(str(error)) from error
+    finally:
+        writer.close()
+
+
+@operation
+async def echo_tls(bench: Bench):
+    server_context, client_context = bench.tls
+    _, address = await serve(bench, ssl=server_context, ssl_handshake_timeout=2)
+    protocol = bench.watch(helpers.Recorder())
+    transport, _ = await bench.loop.create_connection(
+        lambda: protocol, *address, ssl=client_context, server_hostname="localhost", ssl_handshake_timeout=2
+    )
+    bench.keep(transport)
+    transport.write(MESSAGE)
+    await received(bench, protocol, MESSAGE)
+    transport.close()
+    await protocol.lost()
+
+
+@operation
+async def upgrade_to_tls(bench: Bench):
+    server_context, client_context = bench.tls
+    upgraded = []
+
+    async def upgrade(plain, protocol):
+        with contextlib.suppress(OSError):
+            transport = await bench.loop.start_tls(
+                plain, protocol, server_context, server_side=True, ssl_handshake_timeout=2
+            )
+            if transport is not None:
+                protocol.transport = bench.keep(transport)
+
+    def on_data(protocol, data):
+        if not upgraded:
+            protocol.transport.write(b"!")
+            upgraded.append(bench.loop.create_task(upgrade(protocol.transport, protocol)))
+        else:
+            protocol.transport.write(data)
+
+    ours, peer = helpers.tcp_pair()
+    await attach(bench, peer, bench.watch(helpers.Recorder(data_received=on_data)))
+    protocol = await attach(bench, ours)
+    protocol.transport.write(b"?")
+    await received(bench, protocol, b"!")
+    transport = await bench.loop.start_tls(
+        protocol.transport, protocol, client_context, server_hostname="localhost", ssl_handshake_timeout=2
+    )
+    if transport is None:
+        raise Lost("the connection was lost during the upgrade")
+    bench.keep(transport)
+    transport.write(MESSAGE)
+    await received(bench, protocol, b"!" + MESSAGE)
+
+
+@operation
+async def several_buffers(bench: Bench):
+    first, second = await connected(bench)
+    first.transport.writelines([MESSAGE] * 5)
+    second.transport.write(MESSAGE)
+    second.transport.write(MESSAGE)
+    await received(bench, second, MESSAGE * 5)
+    await received(bench, first, MESSAGE * 2)
+
+
+@operation
+async def buffered_protocol(bench: Bench):
+    first, second = await connected(bench, first=bench.watch(helpers.BufferedRecorder(100)))
+    second.transport.write(MESSAGE * 5)
+    await received(bench, first, MESSAGE * 5)
+
+
+@operation
+async def growing_messages(bench: Bench):
+    """Each way of receiving in turn: into the loop's buffer, into bytes of some size, and what is more than expected."""
+    first, second = await connected(bench)
+    sent = b""
+    for size in (100, 700, 5000, 20000, 40000, 10):
+        data = LONG[:size]
+        sent += data
+        first.transport.write(data)
+        await received(bench, second, sent)
+
+
+@operation
+async def blocked_writes(bench: Bench):
+    first, second = await connected(bench, pair=small_pair)
+    first.transport.set_write_buffer_limits(8192)
+    second.transport.pause_reading()
+    first.transport.write(LONG)
+    first.transport.write(LONG)
+    await helpers.iterations(3)
+    second.transport.resume_reading()
+    await received(bench, second, LONG * 2)
+    await until(first, lambda first: first.calls.count("pause_writing") == first.calls.count("resume_writing"))
+
+
+@operation
+async def write_and_eof(bench: Bench):
+    def answer(protocol):
+        protocol.transport.write(MESSAGE)
+        protocol.transport.write_eof()
+        return True
+
+    first, second = await connected(
+        bench, second=bench.watch(helpers.Recorder(eof_received=answer)), pair=small_pair
+    )
+    first.hooks["eof_received"] = lambda protocol: True
+    first.transport.write(LONG)
+    first.transport.write_eof()
+    await received(bench, second, LONG)
+    await received(bench, first, MESSAGE)
+    await until(first, lambda first: "eof_received" in first.calls)
+
+
+@operation
+async def pausing(bench: Bench):
+    first, second = await connected(bench)
+    for turn in range(1, 4):
+        first.transport.pause_reading()
+        second.transport.write(MESSAGE)
+        await asyncio.sleep(0.001)
+        await helpers.iterations(10)
+        first.transport.resume_reading()
+        await received(bench, first, MESSAGE * turn)
+
+
+@operation
+async def close(bench: Bench):
+    first, second = await connected(bench, pair=small_pair)
+    first.transport.write(LONG)
+    first.transport.close()
+    await first.lost()
+    await until(second, "connection_lost")
+    if second.exception is None and first.exception is None:
+        assert second.data == LONG
+
+
+@operation
+async def abort(bench: Bench):
+    first, second = await connected(bench, pair=small_pair)
+    first.transport.write(LONG)
+    await helpers.iterations(2)
+    first.transport.abort()
+    await first.lost()
+    second.transport.close()
+    await second.lost()
+
+
+@operation
+async def reset_by_peer(bench: Bench):
+    ours, peer = helpers.tcp_pair()
+    protocol = await attach(bench, ours)
+    protocol.transport.write(MESSAGE)
+    helpers.reset(peer)
+    await protocol.lost()
+
+
+@operation
+async def close_server(bench: Bench):
+    server, address = await serve(bench)
+    protocol = bench.watch(helpers.Recorder())
+    transport, _ = await bench.loop.create_connection(lambda: protocol, *address)
+    bench.keep(transport)
+    transport.write(MESSAGE)
+    await received(bench, protocol, MESSAGE)
+    server.close()
+    transport.close()
+    await protocol.lost()
+    await server.wait_closed()
+
+
+@operation
+async def send_file(bench: Bench):
+    first, second = await connected(bench, pair=small_pair)
+    with tempfile.TemporaryFile() as file:
+        file.write(LONG)
+        file.flush()
+        first.transport.write(MESSAGE)
+        await bench.loop.sendfile(first.transport, file)
+        first.transport.write(MESSAGE)
+    await received(bench, second, MESSAGE + LONG + MESSAGE)
+
+
+# --- Datagrams ---
+
+
+async def datagrams_until_answered(bench, client, send, answered):
+    for _ in range(50):
+        if client.transport.is_closing():
+            raise Lost("the endpoint was closed")
+        send()
+        for _ in range(20):
+            await asyncio.sleep(0.0005)
+            if answered():
+                return
+    raise Lost("no answer")
+
+
+@operation
+async def datagrams(bench: Bench):
+    def answer(protocol, data, addr):
+        protocol.transport.sendto(data, addr)
+
+    server = bench.watch(helpers.DatagramRecorder(datagram_received=answer))
+    transport, _ = await bench.loop.create_datagram_endpoint(lambda: server, local_addr=("127.0.0.1", 0))
+    bench.keep(transport)
+    client = bench.watch(helpers.DatagramRecorder())
+    transport, _ = await bench.loop.create_datagram_endpoint(lambda: client, remote_addr=server.address)
+    bench.keep(transport)
+
+    def send():
+        for number in range(3):
+            transport.sendto(b"%d" % number)
+
+    await datagrams_until_answered(bench, client, send, lambda: len(set(client.contents)) == 3)
+    assert set(client.contents) == {b"0", b"1", b"2"}
+
+
+@operation
+async def blocked_datagrams(bench: Bench):
+    protocols = []
+    for sock in helpers.datagram_pair():
+        protocol = bench.watch(helpers.DatagramRecorder())
+        bench.keep(sock)
+        transport, _ = await bench.loop.create_datagram_endpoint(lambda protocol=protocol: protocol, sock=sock)
+        bench.keep(transport)
+        protocols.append(protocol)
+    first, second = protocols
+    transport = first.transport
+    transport.set_write_buffer_limits(200)
+    numbers = iter(range(10_000))
+
+    def send():
+        for _ in range(30):
+            transport.sendto(b"%05d" % next(numbers))
+
+    await datagrams_until_answered(bench, first, send, lambda: len(second.datagrams) >= 30)
+    assert second.contents == sorted(set(second.contents)), "out of order, or twice"
+
+
+# --- Pipes and processes ---
+
+
+@operation
+async def read_pipe(bench: Bench):
+    reader, writer = map(bench.keep, helpers.os_pipe())
+    protocol = bench.watch(helpers.Recorder())
+    transport, _ = await bench.loop.connect_read_pipe(lambda: protocol, reader)
+    bench.keep(transport)
+    writer.write(MESSAGE)
+    await received(bench, protocol, MESSAGE)
+    transport.pause_reading()
+    writer.write(MESSAGE)
+    await helpers.iterations(3)
+    transport.resume_reading()
+    await received(bench, protocol, MESSAGE * 2)
+    writer.close()
+    await protocol.lost()
+
+
+@operation
+async def write_pipe(bench: Bench):
+    reader, writer = map(bench.keep, helpers.os_pipe())
+    os.set_blocking(reader.fileno(), False)
+    protocol = bench.watch(helpers.Recorder())
+    transport, _ = await bench.loop.connect_write_pipe(lambda: protocol, writer)
+    bench.keep(transport)
+    expected = LONG * 3  # more than a pipe holds
+    transport.write(LONG)
+    transport.writelines([LONG, LONG])
+    transport.close()
+    data = b""
+    while "connection_lost" not in protocol.calls:
+        data += reader.read(1 << 20) or b""
+        await asyncio.sleep(0.0005)
+    data += reader.read(1 << 20) or b""
+    assert expected.startswith(data), "other data"
+    if protocol.exception is None and data != expected:
+        raise Lost("not all was written")
+
+
+@operation
+async def subprocess(bench: Bench):
+    process = await asyncio.create_subprocess_exec(
+        "cat", stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    bench.keep(process._transport)
+    output, errors = await process.communicate(MESSAGE)
+    assert MESSAGE.startswith(output)
+    assert errors == b""
+    assert await process.wait() == 0
+    if output != MESSAGE:
+        raise Lost("not all came back")
+
+
+# --- Sockets and descriptors without a transport ---
+
+
+@operation
+async def sock_recv_and_sendall(bench: Bench):
+    first, second = map(bench.keep, small_pair("unix"))
+    writing = bench.loop.create_task(bench.loop.sock_sendall(first, LONG))
+    try:
+        data = bytearray()
+        while len(data) < len(LONG) // 2:
+            data += await bench.loop.sock_recv(second, 5000)
+        buffer = bytearray(1000)
+        while len(data) < len(LONG):
+            count = await bench.loop.sock_recv_into(second, buffer)
+            data += buffer[:count]
+        assert data == LONG
+        await writing
+    finally:
+        writing.cancel()
+        await asyncio.wait([writing])
+        _ = writing.cancelled() or writing.exception()
+
+
+@operation
+async def sock_connect_and_accept(bench: Bench):
+    server, client = bench.keep(helpers.listener()), bench.keep(socket.socket())
+    client.setblocking(False)
+    accepting = bench.loop.create_task(bench.loop.sock_accept(server))
+    try:
+        await bench.loop.sock_connect(client, server.getsockname())
+        accepted, _ = await accepting
+        bench.keep(accepted)
+        await bench.loop.sock_sendall(client, MESSAGE)
+        assert await bench.loop.sock_recv(accepted, 1000)
+    finally:
+        accepting.cancel()
+        await asyncio.wait([accepting])
+        if not accepting.cancelled() and accepting.exception() is None:
+            accepting.result()[0].close()
+
+
+@operation
+async def sock_datagrams(bench: Bench):
+    first, second = map(bench.keep, (helpers.datagram_socket(), helpers.datagram_socket()))
+    await bench.loop.sock_sendto(first, MESSAGE, second.getsockname())
+    data, _ = await bench.loop.sock_recvfrom(second, 1000)
+    assert data == MESSAGE
+
+
+@operation
+async def readers_and_writers(bench: Bench):
+    first, second = map(bench.keep, helpers.unix_pair())
+    called = []
+    try:
+        bench.loop.add_reader(first, called.append, "read")
+        bench.loop.add_writer(first, called.append, "write")
+        await helpers.until(lambda: "write" in called, timeout=30)
+        bench.loop.remove_writer(first)
+        second.send(b"x")
+        await helpers.until(lambda: "read" in called, timeout=30)
+    finally:
+        bench.loop.remove_reader(first)
+        bench.loop.remove_writer(first)
+
+
+@operation
+async def descriptor_closed_behind_the_loops_back(bench: Bench):
+    first, second = map(bench.keep, helpers.unix_pair())
+    bench.keep(first.dup())  # has the registration outlive the descriptor
+    bench.loop.add_reader(first.fileno(), lambda: None)
+    fd = first.fileno()
+    first.close()
+    bench.loop.remove_reader(fd)
+    second.send(b"x")
+    await asyncio.sleep(0.003)
+
+
+# --- Other threads ---
+
+
+@operation
+async def call_from_thread(bench: Bench):
+    arrived = asyncio.Event()
+    over = threading.Event()
+
+    def work():
+        # Once is enough, unless a system call fails.
+        while not over.wait(0.002):
+            with contextlib.suppress(OSError):
+                bench.loop.call_soon_threadsafe(arrived.set)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        for _ in range(3):
+            arrived.clear()
+            await arrived.wait()
+    finally:
+        over.set()
+        thread.join()
+
+
+@operation
+async def executor(bench: Bench):
+    for number in range(3):
+        assert await bench.loop.run_in_executor(None, abs, -number) == number

@@ -1,0 +1,147 @@
+"""Each system call that the event loop makes fails in turn, with each error that its manual page names.
+
+It takes an extension that was built with the cargo feature `faults`. A failure names the fault; with it in HOTLOOP_FAULT
+the test runs that one alone:
+
+    HOTLOOP_FAULT=epoll_add/ENOMEM/1/ever python -m pytest tests/torture/test_system_calls.py -k 'fails[connect]'
+"""
+
+import asyncio
+import errno
+import os
+import sys
+
+import helpers
+import pytest
+
+from .bench import EVER, Case, Fault
+from .effort import effort
+from .operations import OPERATIONS
+
+hotloop = pytest.importorskip("hotloop")
+core = hotloop._core
+pytestmark = [
+    pytest.mark.skipif(not hasattr(core, "_inject"), reason="built without the cargo feature `faults`"),
+    pytest.mark.timeout(900),
+]
+
+# The errors of the manual pages. 0 is a transfer of one byte. EINPROGRESS and the like only fit where nothing was done.
+_EXHAUSTED = (errno.ENOMEM, errno.EMFILE, errno.ENFILE)
+_NETWORK = (errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ETIMEDOUT)
+_READS = (0, errno.EAGAIN, errno.EINTR, errno.EBADF, errno.ENOMEM)
+_SENDS = (errno.EAGAIN, errno.EINTR, errno.EBADF, errno.ENOMEM, errno.ENOBUFS, errno.EPERM)
+ERRORS = {
+    "accept4": (
+        *(errno.EAGAIN, errno.EINTR, errno.ECONNABORTED, errno.EPERM, errno.EPROTO, errno.EINVAL, errno.EBADF),
+        *(*_EXHAUSTED, errno.ENOBUFS, *_NETWORK),
+    ),
+    "connect": (
+        *(errno.EAGAIN, errno.EINTR, errno.EINPROGRESS, errno.ECONNREFUSED, errno.EADDRNOTAVAIL, errno.EACCES),
+        *(errno.EPERM, errno.EBADF, *_NETWORK),
+    ),
+    "epoll_add": (errno.ENOMEM, errno.ENOSPC, errno.EPERM, errno.EBADF, errno.EEXIST),
+    "epoll_create": _EXHAUSTED,
+    "epoll_del": (errno.ENOENT, errno.EBADF, errno.ENOMEM),
+    "epoll_mod": (errno.ENOMEM, errno.ENOENT, errno.EBADF),
+    "epoll_pwait2": (errno.EINTR, errno.EBADF),
+    "epoll_wait": (errno.EINTR, errno.EBADF),
+    "eventfd": _EXHAUSTED,
+    "fcntl": (errno.EBADF, errno.EPERM),
+    "fstat": (errno.EBADF, errno.ENOMEM),
+    "getpeername": (errno.ENOTCONN, errno.ENOBUFS, errno.EBADF),
+    "getsockname": (errno.ENOBUFS, errno.EBADF),
+    "getsockopt": (errno.ENOBUFS, errno.EBADF),
+    "read": (*_READS, errno.EIO),
+    "recv": (*_READS, errno.ECONNRESET, errno.ECONNREFUSED, errno.ENOTCONN, *_NETWORK),
+    "recvmmsg": (*_READS, errno.ECONNREFUSED, *_NETWORK),
+    "send": (0, *_SENDS, errno.EPIPE, errno.ECONNRESET, *_NETWORK),
+    "sendmsg": (0, *_SENDS, errno.EPIPE, errno.ECONNRESET, *_NETWORK),
+    "sendto": (*_SENDS, errno.EMSGSIZE, errno.ECONNREFUSED, *_NETWORK),
+    "setsockopt": (errno.ENOPROTOOPT, errno.ENOMEM),
+    "shutdown": (errno.ENOTCONN, errno.ENOBUFS, errno.EBADF),
+    "socket": (*_EXHAUSTED, errno.ENOBUFS, errno.EACCES, errno.EAFNOSUPPORT),
+    "wake": (errno.EAGAIN, errno.EINTR, errno.EBADF),
+    "writev": (0, errno.EAGAIN, errno.EINTR, errno.EPIPE, errno.EIO, errno.ENOSPC, errno.EBADF),
+}
+
+
+@pytest.fixture
+def unused_port():
+    return helpers.unused_port()
+
+
+@pytest.fixture(autouse=True)
+def short_rest(monkeypatch):
+    """How long a server rests that has no descriptors left."""
+    monkeypatch.setattr(asyncio.constants, "ACCEPT_RETRY_DELAY", 0.02)
+
+
+def faults(counts):
+    """The faults for an operation that makes so many calls."""
+    for call, made in sorted(counts.items()):
+        occurrences = range(min(made, int(effort(2, 5))))
+        for number in ERRORS[call] if made else ():
+            yield Fault(call, number, 0, EVER)
+            for after in occurrences:
+                yield Fault(call, number, after, 1)
+            if made > 1:
+                yield Fault(call, number, 1, EVER)
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_operation_while_a_system_call_fails(name, tls, unused_port):
+    def run(fault):
+        print(fault, file=sys.stderr, flush=True) if os.environ.get("HOTLOOP_SHOW") else None
+        case = Case(core, hotloop.new_event_loop, OPERATIONS[name], fault, tls, unused_port)
+        case.run()
+        return case
+
+    sound = run(None)
+    assert not sound.problems, sound.problems
+    only = os.environ.get("HOTLOOP_FAULT")
+    wanted = [Fault.parse(only)] if only else list(faults(sound.counts))
+    found = []
+    for fault in wanted:
+        found += [f"{fault}: {problem}" for problem in run(fault).problems]
+    print(f"{len(wanted)} faults")
+    assert not found, f"{len(found)} problems\n" + "\n".join(found)
+
+
+@pytest.mark.parametrize("call", ["epoll_create", "eventfd", "epoll_add"])
+def test_loop_that_cannot_be_made(call):
+    before = helpers.open_descriptors()
+    for number in ERRORS[call]:
+        core._reset_faults()
+        core._inject(call, number, 0, EVER)
+        try:
+            with pytest.raises(OSError) as raised:
+                hotloop.new_event_loop()
+        finally:
+            core._reset_faults()
+        assert raised.value.errno == number
+        del raised
+        loop = hotloop.new_event_loop()
+        loop.run_until_complete(asyncio.sleep(0.001))
+        loop.close()
+    assert not helpers.opened_since(before)
+
+
+@pytest.mark.parametrize("name", ["ENOSYS", "EPERM"])
+def test_kernel_without_epoll_pwait2(name):
+    """In a process of its own: what the kernel lacks is remembered."""
+    helpers.run_script(
+        "hotloop",
+        f"""
+        import errno
+        from hotloop import _core
+        loop = new_event_loop()
+        _core._inject("epoll_pwait2", errno.{name}, 0, 1)
+        start = time.monotonic()
+        loop.run_until_complete(asyncio.sleep(0.0105))
+        loop.run_until_complete(asyncio.sleep(0.0105))
+        assert time.monotonic() - start >= 0.021
+        calls = _core._calls()
+        assert calls["epoll_pwait2"] == 1, calls
+        assert calls["epoll_wait"] < 30, calls
+        """,
+    )
