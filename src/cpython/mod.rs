@@ -5,10 +5,12 @@
 //! cost. The hot classes of the event loop are therefore made here from the C API's own parts:
 //!
 //! - [`object`]: references, and calls.
+//! - [`interpreter`]: which interpreter all this is of.
 //! - [`class`]: classes whose instances hold a Rust value behind the layout of a Python base.
 //! - [`methods`]: their methods and attributes.
 //! - [`args`]: what a method was called with.
 //! - [`received`]: bytes objects to receive into.
+//! - [`trashcan`]: how long chains of objects are destroyed.
 //! - [`os_error`]: errors of the operating system.
 //!
 //! All of it leans on the GIL: an [`object::Object`] is used and dropped only by a thread that holds it. It is
@@ -19,7 +21,9 @@ pub mod args;
 pub mod audit;
 pub mod buffer;
 pub mod class;
+pub mod interpreter;
 pub mod methods;
 pub mod object;
 pub mod os_error;
 pub mod received;
+mod trashcan;

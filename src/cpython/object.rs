@@ -46,6 +46,33 @@ impl Object {
         py.None().into_bound(py).into()
     }
 
+    /// An int.
+    pub fn from_int(py: Python<'_>, number: impl Into<i64>) -> PyResult<Object> {
+        // SAFETY: returns a new reference or null with an exception.
+        unsafe { Object::from_owned(py, ffi::PyLong_FromLongLong(number.into())) }
+    }
+
+    /// An int.
+    pub fn from_size(py: Python<'_>, size: usize) -> PyResult<Object> {
+        // SAFETY: as above.
+        unsafe { Object::from_owned(py, ffi::PyLong_FromSize_t(size)) }
+    }
+
+    /// A float.
+    pub fn from_float(py: Python<'_>, number: f64) -> PyResult<Object> {
+        // SAFETY: as above.
+        unsafe { Object::from_owned(py, ffi::PyFloat_FromDouble(number)) }
+    }
+
+    /// A str.
+    pub fn from_str(py: Python<'_>, text: &str) -> PyResult<Object> {
+        // SAFETY: as above; the text is valid for its length.
+        unsafe {
+            let length = text.len() as ffi::Py_ssize_t;
+            Object::from_owned(py, ffi::PyUnicode_FromStringAndSize(text.as_ptr().cast(), length))
+        }
+    }
+
     pub fn as_ptr(&self) -> *mut ffi::PyObject {
         self.pointer.as_ptr()
     }
@@ -397,6 +424,21 @@ pub fn dict_item(py: Python<'_>, dict: &Object, key: &Bound<'_, PyString>) -> Py
 pub fn thread_ident() -> u64 {
     // SAFETY: a call without arguments that needs no GIL.
     unsafe { ffi::PyThread_get_thread_ident() as u64 }
+}
+
+/// Whether the interpreter knows of another thread than the calling one.
+pub fn has_other_threads(_py: Python<'_>) -> bool {
+    // GIL: threads leave the interpreter's list only while they hold it.
+    // SAFETY: the head of the list of a living interpreter's threads, of which the calling one is a member.
+    unsafe {
+        let head = PyInterpreterState_ThreadHead(ffi::PyInterpreterState_Get());
+        !PyThreadState_Next(head).is_null()
+    }
+}
+
+unsafe extern "C" {
+    fn PyInterpreterState_ThreadHead(interpreter: *mut ffi::PyInterpreterState) -> *mut ffi::PyThreadState;
+    fn PyThreadState_Next(thread: *mut ffi::PyThreadState) -> *mut ffi::PyThreadState;
 }
 
 /// Runs Python's signal handlers, if signals have arrived and this is the main thread.

@@ -263,12 +263,12 @@ impl Handle {
 
 #[cold]
 fn report(py: Python<'_>, handle: &Object, error: PyErr) -> PyResult<()> {
-    let exception = survivable(py, error)?;
+    let exception = reraise_fatal(py, error)?;
     imports(py)?.report_handle.call(py, &[handle, &exception]).map(drop)
 }
 
 /// The exception, unless it is one that must leave run_forever: that is the error.
-pub fn survivable(py: Python<'_>, error: PyErr) -> PyResult<Object> {
+pub fn reraise_fatal(py: Python<'_>, error: PyErr) -> PyResult<Object> {
     if error.is_instance_of::<PySystemExit>(py) || error.is_instance_of::<PyKeyboardInterrupt>(py) {
         return Err(error);
     }

@@ -26,6 +26,7 @@ pub enum Call {
     Read,
     Recv,
     RecvMany,
+    RecvMessage,
     Send,
     SendMessage,
     SendTo,
@@ -37,9 +38,9 @@ pub enum Call {
 }
 
 #[cfg(feature = "faults")]
-pub use injected::{NAMES, attempt, counts, inject, length, reset, slices};
+pub use injected::{NAMES, attempt, counts, inject, length, lengths, reset, slices};
 #[cfg(not(feature = "faults"))]
-pub use none::{attempt, length, slices};
+pub use none::{attempt, length, lengths, slices};
 
 #[cfg(not(feature = "faults"))]
 mod none {
@@ -59,6 +60,12 @@ mod none {
         Ok(length)
     }
 
+    /// The same of two buffers.
+    #[inline(always)]
+    pub fn lengths(_call: Call, lengths: [usize; 2]) -> io::Result<[usize; 2]> {
+        Ok(lengths)
+    }
+
     /// The part of the buffers that the call may transfer.
     #[inline(always)]
     pub fn slices<'a>(_call: Call, slices: &'a [IoSlice<'a>]) -> io::Result<&'a [IoSlice<'a>]> {
@@ -74,7 +81,7 @@ mod injected {
     use super::Call;
 
     /// The names of the calls, in the order of [`Call`].
-    pub const NAMES: [&str; 25] = [
+    pub const NAMES: [&str; 26] = [
         "accept4",
         "connect",
         "epoll_add",
@@ -92,6 +99,7 @@ mod injected {
         "read",
         "recv",
         "recvmmsg",
+        "recvmsg",
         "send",
         "sendmsg",
         "sendto",
@@ -180,6 +188,12 @@ mod injected {
             Some(0) => Ok(length.min(1)),
             Some(errno) => Err(failed(errno)),
         }
+    }
+
+    /// The same of two buffers.
+    pub fn lengths(call: Call, [first, second]: [usize; 2]) -> io::Result<[usize; 2]> {
+        let both = length(call, first + second)?;
+        Ok([first.min(both), second.min(both - first.min(both))])
     }
 
     /// The part of the buffers that the call may transfer.

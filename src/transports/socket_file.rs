@@ -1,7 +1,7 @@
 //! The socket of a transport: who owns the descriptor, and what Python sees of it.
 
 use std::cell::{Cell, RefCell};
-use std::os::fd::{IntoRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd, RawFd};
 
 use pyo3::intern;
 use pyo3::prelude::*;
@@ -10,7 +10,7 @@ use super::address::Address;
 use crate::cpython::class::Visitor;
 use crate::cpython::object::Object;
 use crate::imports::imports;
-use crate::reactor::socket;
+use crate::reactor::socket::{self, identity};
 
 /// Who owns the descriptor.
 pub enum Socket {
@@ -19,6 +19,33 @@ pub enum Socket {
     /// A socket.socket.
     Python(Object),
     Closed,
+}
+
+/// A socket.socket that owns a descriptor. If there can be none, the descriptor is returned, unless it was closed by what
+/// did not become a socket.
+pub fn socket_of(py: Python<'_>, fd: OwnedFd) -> Result<Object, (PyErr, Option<OwnedFd>)> {
+    let file = identity(fd.as_raw_fd());
+    let result = imports(py).and_then(|imports| {
+        let number = Object::from_int(py, fd.as_raw_fd())?;
+        imports.make_socket.call(py, &[&number])
+    });
+    match result {
+        Ok(socket) => {
+            // It is the socket's now.
+            let _ = fd.into_raw_fd();
+            Ok(socket)
+        }
+        Err(error) => {
+            // A socket object that was made, and then failed, lives no longer than the frames that the traceback keeps.
+            error.set_traceback(py, None);
+            if identity(fd.as_raw_fd()) == file {
+                return Err((error, Some(fd)));
+            }
+            // The number may be somebody else's by now.
+            let _ = fd.into_raw_fd();
+            Err((error, None))
+        }
+    }
 }
 
 pub struct SocketFile {
@@ -54,7 +81,7 @@ impl SocketFile {
         let descriptor = {
             let mut socket = self.socket.borrow_mut();
             match std::mem::replace(&mut *socket, Socket::Closed) {
-                Socket::Native(fd) => Some(fd.into_raw_fd()),
+                Socket::Native(fd) => Some(fd),
                 Socket::Python(object) => {
                     *socket = Socket::Python(object.clone());
                     return Ok(object);
@@ -62,8 +89,15 @@ impl SocketFile {
                 Socket::Closed => None,
             }
         };
-        let descriptor = descriptor.unwrap_or(-1).into_pyobject(py)?.into();
-        let made = imports(py)?.make_socket.call(py, &[&descriptor])?;
+        let made = match descriptor {
+            Some(fd) => socket_of(py, fd).map_err(|(error, fd)| {
+                if let Some(fd) = fd {
+                    self.socket.replace(Socket::Native(fd));
+                }
+                error
+            })?,
+            None => imports(py)?.closed_socket.call(py, &[])?,
+        };
         if !self.closed.get() {
             self.socket.replace(Socket::Python(made.clone()));
         }
@@ -84,7 +118,8 @@ impl SocketFile {
     }
 
     fn local_address(&self, py: Python<'_>) -> PyResult<Object> {
-        let asked = match &*self.local.borrow() {
+        let noted = self.local.borrow().clone();
+        let asked = match noted {
             Some(address) => address.to_python(py)?,
             None => match socket::local_address(self.fd) {
                 Ok(address) => Address::from(address).to_python(py)?,

@@ -19,6 +19,7 @@ use super::socket_file::SocketFile;
 use crate::cpython::buffer::Bytes;
 use crate::cpython::class::{Class, Native, Obj, This, Visitor};
 use crate::cpython::object::Object;
+use crate::reactor::poller::fork_count;
 use addresses::{Addresses, Family};
 
 /// A datagram to be sent, and where to, unless the socket is connected.
@@ -40,6 +41,8 @@ pub struct Datagram {
     address: Option<Object>,
     addresses: Addresses,
     queue: RefCell<VecDeque<Outgoing>>,
+    /// In which process it was filled, by the number of its forks: a forked child leaves it to its parent.
+    forks: Cell<u32>,
     /// Bytes in the queue, each datagram counted with its header.
     queued: Cell<usize>,
     /// What asyncio adds for each datagram.
@@ -73,6 +76,7 @@ impl Datagram {
             address,
             addresses: Addresses::new(family),
             queue: RefCell::default(),
+            forks: Cell::new(fork_count()),
             queued: Cell::new(0),
             header,
             undelivered: RefCell::default(),
@@ -81,6 +85,17 @@ impl Datagram {
         endpoint::attach(&datagram)?;
         endpoint::schedule_made(py, &datagram)?;
         Ok(datagram)
+    }
+}
+
+impl Datagram {
+    /// Drops what was queued before this process was forked.
+    fn leave_to_parent(&self) {
+        let forks = fork_count();
+        if self.forks.replace(forks) != forks {
+            self.queued.set(0);
+            drop(self.queue.take());
+        }
     }
 }
 

@@ -76,7 +76,7 @@ impl WritePipe {
         match progress {
             Ok(Progress::Drained) => {
                 if this.blocked.replace(false) {
-                    endpoint::sync_interest(this)
+                    endpoint::watch(this)
                 } else {
                     Ok(())
                 }
@@ -86,7 +86,7 @@ impl WritePipe {
                     return Ok(());
                 }
                 this.note_writer(py)?;
-                endpoint::sync_interest(this)
+                endpoint::watch(this)
             }
             Err(error) => {
                 this.queue.borrow_mut().clear();

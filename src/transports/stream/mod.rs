@@ -33,6 +33,8 @@ pub struct Stream {
     server: ObjectCell,
     /// How many bytes arrive at a time, roughly.
     usual_size: Cell<usize>,
+    /// The number of an error that came behind the data that were received last; 0 for none.
+    read_error: Cell<i32>,
     /// Whether write_eof() was called.
     eof_written: Cell<bool>,
     /// Whether either forbids to write: write_eof(), or a sendfile that is under way.
@@ -68,6 +70,7 @@ impl Stream {
             file,
             server: ObjectCell::default(),
             usual_size: Cell::new(0),
+            read_error: Cell::new(0),
             eof_written: Cell::new(false),
             refuses_writes: Cell::new(false),
             queue: RefCell::default(),
