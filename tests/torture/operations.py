@@ -215,26 +215,31 @@ async def echo_tls(bench: Bench):
 @operation
 async def upgrade_to_tls(bench: Bench):
     server_context, client_context = bench.tls
-    upgraded = []
+    upgrading = []
 
-    async def upgrade(plain, protocol):
+    async def upgrade(protocol):
+        transport = await bench.loop.start_tls(
+            protocol.transport, protocol, server_context, server_side=True, ssl_handshake_timeout=2
+        )
+        return transport and bench.keep(transport)
+
+    async def answer(data):
         with contextlib.suppress(OSError):
-            transport = await bench.loop.start_tls(
-                plain, protocol, server_context, server_side=True, ssl_handshake_timeout=2
-            )
-            if transport is not None:
-                protocol.transport = bench.keep(transport)
+            if transport := await upgrading[0]:
+                transport.write(data)
 
     def on_data(protocol, data):
-        if not upgraded:
-            protocol.transport.write(b"!")
-            upgraded.append(bench.loop.create_task(upgrade(protocol.transport, protocol)))
+        if upgrading:
+            bench.loop.create_task(answer(data))
         else:
-            protocol.transport.write(data)
+            protocol.transport.write(b"!")
+            upgrading.append(bench.loop.create_task(upgrade(protocol)))
+            bench.loop.create_task(answer(b""))
 
+    # As in asyncio, nobody tells a protocol of the end when it comes during the upgrade: they are not watched.
     ours, peer = helpers.tcp_pair()
-    await attach(bench, peer, bench.watch(helpers.Recorder(data_received=on_data)))
-    protocol = await attach(bench, ours)
+    await attach(bench, peer, helpers.Recorder(data_received=on_data))
+    protocol = await attach(bench, ours, helpers.Recorder())
     protocol.transport.write(b"?")
     await received(bench, protocol, b"!")
     transport = await bench.loop.start_tls(
@@ -399,6 +404,8 @@ async def datagrams(bench: Bench):
     server = bench.watch(helpers.DatagramRecorder(datagram_received=answer))
     transport, _ = await bench.loop.create_datagram_endpoint(lambda: server, local_addr=("127.0.0.1", 0))
     bench.keep(transport)
+    if server.address is None:
+        raise Lost("the address cannot be had")
     client = bench.watch(helpers.DatagramRecorder())
     transport, _ = await bench.loop.create_datagram_endpoint(lambda: client, remote_addr=server.address)
     bench.keep(transport)
