@@ -219,7 +219,7 @@ class Case:
         if task.done() and for_good and self.fault.errno not in TRANSPARENT:
             await self._check_idle("while the fault is there")
         self.core._reset_faults()
-        if not task.done():
+        if not task.done() and for_good:
             await asyncio.wait([task], timeout=MENDED)
         await self._look_at_outcome(task)
         bench.end_everything()

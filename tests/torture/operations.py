@@ -501,17 +501,23 @@ async def subprocess(bench: Bench):
 @operation
 async def sock_recv_and_sendall(bench: Bench):
     first, second = map(bench.keep, small_pair("unix"))
-    writing = bench.loop.create_task(bench.loop.sock_sendall(first, LONG))
+
+    async def send():
+        try:
+            await bench.loop.sock_sendall(first, LONG)
+        finally:
+            first.close()
+
+    writing = bench.loop.create_task(send())
     try:
         data = bytearray()
-        while len(data) < len(LONG) // 2:
-            data += await bench.loop.sock_recv(second, 5000)
         buffer = bytearray(1000)
-        while len(data) < len(LONG):
-            count = await bench.loop.sock_recv_into(second, buffer)
+        while len(data) < len(LONG) // 2 and (chunk := await bench.loop.sock_recv(second, 5000)):
+            data += chunk
+        while count := await bench.loop.sock_recv_into(second, buffer):
             data += buffer[:count]
-        assert data == LONG
         await writing
+        assert data == LONG
     finally:
         writing.cancel()
         await asyncio.wait([writing])

@@ -31,7 +31,7 @@ USUAL = [
     ("datagrams", "sendto", "ENOBUFS", "1+2"),
 ]
 _EXHAUSTED = ("ENOMEM", "EMFILE", "ENFILE")
-_WHENS = ("1", "2", "3", "5", "2+", "1+2")
+_WHENS = ("1", "2", "4", "2+")
 _FULL = {
     "echo": {
         "accept4": (*_EXHAUSTED, "ENOBUFS", "ECONNABORTED", "EPERM", "EINTR"),
