@@ -12,7 +12,7 @@ mod receiving;
 pub mod watchdog;
 mod watching;
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::io;
 use std::rc::Rc;
@@ -20,6 +20,7 @@ use std::sync::Arc;
 
 use pyo3::prelude::*;
 
+use crate::cpython::borrowing::StateCell;
 use crate::cpython::class::Visitor;
 use crate::cpython::object::Object;
 use crate::cpython::os_error::OrOsError;
@@ -46,13 +47,13 @@ pub const RECEIVE_BUFFER: usize = 256 * 1024;
 
 pub struct Core {
     pub schedule: Rc<Schedule>,
-    ready: RefCell<VecDeque<Ready>>,
+    ready: StateCell<VecDeque<Ready>>,
     /// Handles from other threads, and when they were sent, in ticks of the clock.
     inbox: Inbox<(Ready, u64)>,
     /// None once the event loop is closed.
-    registry: RefCell<Option<Registry<Watch>>>,
+    registry: StateCell<Option<Registry<Watch>>>,
     /// Transports with something to send at the end of the iteration.
-    unsent: RefCell<Vec<(Object, Step)>>,
+    unsent: StateCell<Vec<(Object, Step)>>,
     /// Whether callbacks of an iteration are being run, so that there will be an end of the iteration.
     iterating: Cell<bool>,
     stopping: Cell<bool>,
@@ -61,7 +62,7 @@ pub struct Core {
     /// Lent to one receive at a time.
     buffer: Cell<Option<Box<[u8]>>>,
     /// Bytes objects that streams receive into.
-    received: RefCell<received::Received>,
+    received: StateCell<received::Received>,
     /// How much comes at a time to sockets that are read from without a transport, roughly.
     pub usual_size: Cell<usize>,
     /// The same for datagrams.
@@ -75,22 +76,22 @@ pub struct Core {
     drowsiness: Drowsiness,
     pub metrics: Metrics,
     /// What a watcher sees of the loop, if it is watched.
-    turns: RefCell<Option<Arc<Turns>>>,
+    turns: StateCell<Option<Arc<Turns>>>,
 }
 
 impl Core {
     pub fn new(portable: bool) -> io::Result<Core> {
         Ok(Core {
             schedule: Rc::default(),
-            ready: RefCell::default(),
+            ready: StateCell::default(),
             inbox: Inbox::default(),
-            registry: RefCell::new(Some(Registry::new(Poller::new(portable)?))),
-            unsent: RefCell::default(),
+            registry: StateCell::new(Some(Registry::new(Poller::new(portable)?))),
+            unsent: StateCell::default(),
             iterating: Cell::new(false),
             stopping: Cell::new(false),
             foreign_clock: Cell::new(false),
             buffer: Cell::new(None),
-            received: RefCell::default(),
+            received: StateCell::default(),
             usual_size: Cell::new(0),
             batch: Cell::new(None),
             events: Cell::new(None),
@@ -99,7 +100,7 @@ impl Core {
             renew_at: Cell::new(f64::NEG_INFINITY),
             drowsiness: Drowsiness::default(),
             metrics: Metrics::default(),
-            turns: RefCell::default(),
+            turns: StateCell::default(),
         })
     }
 

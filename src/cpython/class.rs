@@ -19,6 +19,7 @@ use pyo3::{Borrowed, ffi};
 use super::methods::guard;
 use super::object::{Object, ObjectCell};
 use super::trashcan;
+use super::ways_in::enter;
 
 /// A Rust type whose values live in instances of a Python class.
 pub trait Native: Sized + 'static {
@@ -122,10 +123,7 @@ impl<T: Native> Obj<T> {
             let kept = (*class.free.get()).pop();
             let instance = match kept {
                 Some(instance) => ffi::PyObject_Init(instance, pointer),
-                None => {
-                    let allocate = (*pointer).tp_alloc.unwrap_unchecked();
-                    allocate(pointer, 0)
-                }
+                None => allocate(pointer),
             };
             if instance.is_null() {
                 return Err(PyErr::fetch(py));
@@ -380,15 +378,28 @@ pub unsafe fn new_instance<T: Native>(
     unsafe {
         guard(std::ptr::null_mut(), |py| {
             let value = make(py)?;
-            let allocate =
-                (*class).tp_alloc.ok_or_else(|| PyTypeError::new_err("the class has no allocator"))?;
-            let instance = allocate(class, 0);
+            let instance = allocate(class);
             if instance.is_null() {
                 return Err(PyErr::fetch(py));
             }
             std::ptr::write(instance.byte_add(T::class().offset.load(Relaxed)).cast::<T>(), value);
             Ok(instance)
         })
+    }
+}
+
+/// Allocates an instance, which may run the garbage collector. Null if there is no memory.
+///
+/// # Safety
+/// The class is ready, as classes are that were made or that instances are asked of.
+unsafe fn allocate(class: *mut ffi::PyTypeObject) -> *mut ffi::PyObject {
+    type Allocate =
+        unsafe extern "C-unwind" fn(*mut ffi::PyTypeObject, ffi::Py_ssize_t) -> *mut ffi::PyObject;
+
+    // SAFETY: a class that is ready has an allocator; the two types differ in what the compiler makes of unwinding.
+    unsafe {
+        let allocate: Allocate = std::mem::transmute((*class).tp_alloc.unwrap_unchecked());
+        enter(|| allocate(class, 0))
     }
 }
 

@@ -11,6 +11,7 @@
 //! - [`args`]: what a method was called with.
 //! - [`received`]: bytes objects to receive into.
 //! - [`trashcan`]: how long chains of objects are destroyed.
+//! - [`ways_in`]: what happens around each call that can run Python code; [`borrowing`] is a check made there.
 //! - [`os_error`]: errors of the operating system.
 //!
 //! All of it leans on the GIL: an [`object::Object`] is used and dropped only by a thread that holds it. It is
@@ -19,6 +20,7 @@
 
 pub mod args;
 pub mod audit;
+pub mod borrowing;
 pub mod buffer;
 pub mod class;
 pub mod interpreter;
@@ -27,3 +29,4 @@ pub mod object;
 pub mod os_error;
 pub mod received;
 mod trashcan;
+mod ways_in;

@@ -9,6 +9,8 @@ use pyo3::prelude::*;
 use pyo3::types::PyString;
 use pyo3::{Borrowed, ffi};
 
+use super::ways_in::enter;
+
 /// A strong reference.
 ///
 /// Like `Py<PyAny>`, without its check at each drop whether the thread is attached to the interpreter: it is bound to
@@ -295,6 +297,14 @@ impl<'a> Stack<'a> {
     }
 }
 
+/// The function of a callable: an ffi::vectorcallfunc of which the compiler knows that a stack is unwound through it.
+type Vectorcall = unsafe extern "C-unwind" fn(
+    *mut ffi::PyObject,
+    *const *mut ffi::PyObject,
+    usize,
+    *mut ffi::PyObject,
+) -> *mut ffi::PyObject;
+
 /// What PyObject_Vectorcall does, without its function calls and its check that the callee has kept to the protocol.
 ///
 /// # Safety
@@ -308,8 +318,8 @@ unsafe fn vectorcall(callable: &Object, args: *const *mut ffi::PyObject, count: 
         let kind = ffi::Py_TYPE(callable);
         if (*kind).tp_flags & ffi::Py_TPFLAGS_HAVE_VECTORCALL != 0 {
             let place = callable.byte_offset((*kind).tp_vectorcall_offset);
-            if let Some(function) = *place.cast::<Option<ffi::vectorcallfunc>>() {
-                return function(callable, args, count, std::ptr::null_mut());
+            if let Some(function) = *place.cast::<Option<Vectorcall>>() {
+                return enter(|| function(callable, args, count, std::ptr::null_mut()));
             }
         }
         ffi::PyObject_Vectorcall(callable, args, count, std::ptr::null_mut())

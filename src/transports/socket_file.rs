@@ -1,12 +1,13 @@
 //! The socket of a transport: who owns the descriptor, and what Python sees of it.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd, RawFd};
 
 use pyo3::intern;
 use pyo3::prelude::*;
 
 use super::address::Address;
+use crate::cpython::borrowing::StateCell;
 use crate::cpython::class::Visitor;
 use crate::cpython::object::Object;
 use crate::imports::imports;
@@ -49,12 +50,12 @@ pub fn socket_of(py: Python<'_>, fd: OwnedFd) -> Result<Object, (PyErr, Option<O
 }
 
 pub struct SocketFile {
-    socket: RefCell<Socket>,
+    socket: StateCell<Socket>,
     fd: RawFd,
     closed: Cell<bool>,
     peer: Option<Address>,
     /// The local address, noted when the socket is closed.
-    local: RefCell<Option<Address>>,
+    local: StateCell<Option<Address>>,
 }
 
 impl SocketFile {
@@ -63,11 +64,11 @@ impl SocketFile {
 
     pub fn new(socket: Socket, fd: RawFd, peer: Option<Address>) -> SocketFile {
         SocketFile {
-            socket: RefCell::new(socket),
+            socket: StateCell::new(socket),
             fd,
             closed: Cell::new(false),
             peer,
-            local: RefCell::default(),
+            local: StateCell::default(),
         }
     }
 

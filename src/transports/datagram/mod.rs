@@ -8,7 +8,7 @@ pub mod class;
 mod receiving;
 mod sending;
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::ops::Deref;
 
@@ -16,6 +16,7 @@ use pyo3::prelude::*;
 
 use super::endpoint::{self, Endpoint, Transport};
 use super::socket_file::SocketFile;
+use crate::cpython::borrowing::StateCell;
 use crate::cpython::buffer::Bytes;
 use crate::cpython::class::{Class, Native, Obj, This, Visitor};
 use crate::cpython::object::Object;
@@ -40,14 +41,14 @@ pub struct Datagram {
     /// The only address that may be sent to.
     address: Option<Object>,
     addresses: Addresses,
-    queue: RefCell<VecDeque<Outgoing>>,
+    queue: StateCell<VecDeque<Outgoing>>,
     /// In which process it was filled, by the number of its forks: a forked child leaves it to its parent.
     forks: Cell<u32>,
     /// Bytes in the queue, each datagram counted with its header.
     queued: Cell<usize>,
     /// What asyncio adds for each datagram.
     header: usize,
-    undelivered: RefCell<VecDeque<Incoming>>,
+    undelivered: StateCell<VecDeque<Incoming>>,
 }
 
 pub type ThisDatagram<'a, 'py> = This<'a, 'py, Datagram>;
@@ -75,11 +76,11 @@ impl Datagram {
             file,
             address,
             addresses: Addresses::new(family),
-            queue: RefCell::default(),
+            queue: StateCell::default(),
             forks: Cell::new(fork_count()),
             queued: Cell::new(0),
             header,
-            undelivered: RefCell::default(),
+            undelivered: StateCell::default(),
         };
         let datagram = Obj::new(py, datagram)?;
         endpoint::attach(&datagram)?;

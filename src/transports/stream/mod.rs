@@ -8,7 +8,7 @@ pub mod class;
 mod reading;
 mod writing;
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::ops::Deref;
 
 use pyo3::prelude::*;
@@ -16,6 +16,7 @@ use pyo3::prelude::*;
 use super::endpoint::{self, Endpoint, Transport};
 use super::socket_file::SocketFile;
 use super::write_queue::WriteQueue;
+use crate::cpython::borrowing::StateCell;
 use crate::cpython::class::{Class, Native, Obj, This, Visitor};
 use crate::cpython::object::{Object, ObjectCell};
 use crate::imports::imports;
@@ -39,7 +40,7 @@ pub struct Stream {
     eof_written: Cell<bool>,
     /// Whether either forbids to write: write_eof(), or a sendfile that is under way.
     refuses_writes: Cell<bool>,
-    queue: RefCell<WriteQueue>,
+    queue: StateCell<WriteQueue>,
     /// Whether the queue will be sent at the end of the iteration.
     flush_scheduled: Cell<bool>,
     /// A future that sendfile waits for: the queue is empty, and nothing may be added.
@@ -73,7 +74,7 @@ impl Stream {
             read_error: Cell::new(0),
             eof_written: Cell::new(false),
             refuses_writes: Cell::new(false),
-            queue: RefCell::default(),
+            queue: StateCell::default(),
             flush_scheduled: Cell::new(false),
             empty_waiter: ObjectCell::default(),
         };
