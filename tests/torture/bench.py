@@ -1,4 +1,4 @@
-"""Runs an operation on an event loop while a system call fails, and looks at everything that may be wrong afterwards."""
+"""Runs an operation on an event loop while a system call fails, and checks everything afterwards."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Fault(typing.NamedTuple):
 
     @property
     def is_transparent(self):
-        """Whether the operation must succeed: the call is made again. A connect() that was not made is not."""
+        """Whether the operation must succeed, because the call is made again; connect() is not."""
         return self.errno in TRANSPARENT and self.call not in ("connect", "wake")
 
 

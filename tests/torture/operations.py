@@ -1,13 +1,14 @@
-"""What an event loop does, one operation a function, each with all that it needs, on a loop that may fail in between.
+"""The operations of an event loop, one a function, for a loop whose system calls may fail.
 
-An operation ends in one of two ways: everything happened as it should, or it raised an OSError (`Lost` is one). It waits for
-nothing that cannot be told of: a datagram that is lost is sent again.
+An operation succeeds, or raises an OSError (`Lost` is one). It waits for nothing that may be lost in silence: a
+datagram that is not answered is sent again.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import socket
 import tempfile
@@ -236,7 +237,7 @@ async def upgrade_to_tls(bench: Bench):
             upgrading.append(bench.loop.create_task(upgrade(protocol)))
             bench.loop.create_task(answer(b""))
 
-    # As in asyncio, nobody tells a protocol of the end when it comes during the upgrade: they are not watched.
+    # As in asyncio, no protocol is told of an end that comes during the upgrade: they are not watched.
     ours, peer = helpers.tcp_pair()
     await attach(bench, peer, helpers.Recorder(data_received=on_data))
     protocol = await attach(bench, ours, helpers.Recorder())
@@ -271,7 +272,7 @@ async def buffered_protocol(bench: Bench):
 
 @operation
 async def growing_messages(bench: Bench):
-    """Each way of receiving in turn: into the loop's buffer, into bytes of some size, and what is more than expected."""
+    """Receives in each way: into the loop's buffer, into bytes of some size, and more than expected."""
     first, second = await connected(bench)
     sent = b""
     for size in (100, 700, 5000, 20000, 40000, 10):
@@ -291,7 +292,9 @@ async def blocked_writes(bench: Bench):
     await helpers.iterations(3)
     second.transport.resume_reading()
     await received(bench, second, LONG * 2)
-    await until(first, lambda first: first.calls.count("pause_writing") == first.calls.count("resume_writing"))
+    await until(
+        first, lambda first: first.calls.count("pause_writing") == first.calls.count("resume_writing")
+    )
 
 
 @operation
@@ -424,11 +427,15 @@ async def blocked_datagrams(bench: Bench):
     for sock in helpers.datagram_pair():
         protocol = bench.watch(helpers.DatagramRecorder())
         bench.keep(sock)
-        transport, _ = await bench.loop.create_datagram_endpoint(lambda protocol=protocol: protocol, sock=sock)
+        transport, _ = await bench.loop.create_datagram_endpoint(
+            lambda protocol=protocol: protocol, sock=sock
+        )
         bench.keep(transport)
         protocols.append(protocol)
     first, second = protocols
     transport = first.transport
+    if transport.get_extra_info("peername") is None:
+        raise Lost("the peer cannot be had, so that there is nobody to send to")
     transport.set_write_buffer_limits(200)
     numbers = iter(range(10_000))
 

@@ -1,6 +1,6 @@
 """Programs whose system calls strace makes fail: run as `strace_programs.py LOOP PROGRAM`.
 
-Each prints a line when it is ready, waits for one, works for a bounded time, and prints in JSON what came of it.
+Each prints a line when it is ready, waits for one, works for a bounded time, and prints the outcome as JSON.
 """
 
 from __future__ import annotations
@@ -85,9 +85,7 @@ class _Datagrams(asyncio.DatagramProtocol):
 
 async def datagrams():
     loop = asyncio.get_running_loop()
-    served, server = await loop.create_datagram_endpoint(
-        lambda: _Datagrams(True), local_addr=("127.0.0.1", 0)
-    )
+    served, _ = await loop.create_datagram_endpoint(lambda: _Datagrams(True), local_addr=("127.0.0.1", 0))
     try:
         address = served.get_extra_info("sockname")
         asked, client = await loop.create_datagram_endpoint(_Datagrams, remote_addr=address)
@@ -161,7 +159,7 @@ def main(loop_name, program):
     async def bounded():
         try:
             await asyncio.wait_for(function(), PATIENCE)
-        except asyncio.TimeoutError:
+        except TimeoutError:
             outcome["ended"] = "never"
         except (OSError, EOFError) as error:
             outcome["ended"] = _name(error)

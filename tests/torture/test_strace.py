@@ -1,7 +1,7 @@
-"""Real programs on the extension as it is released, while strace makes a system call fail in all of the process.
+"""Real programs on the extension as it is released, while strace makes a system call fail in the whole process.
 
-The same is done to asyncio's own loop. hotloop may not crash, hang, be busy, or let an error out of run_forever(), where
-asyncio does not.
+The same is done to asyncio's own loop. hotloop may not crash, hang, be busy, or let an error out of run_forever(),
+where asyncio does not.
 """
 
 import json
@@ -20,7 +20,7 @@ BUSY = 1.0
 PROGRAM = os.path.join(os.path.dirname(__file__), "strace_programs.py")
 
 WAITS = "epoll_wait,epoll_pwait,epoll_pwait2"
-# A program, the calls, the errors, and which calls fail: strace's `when`, counted from when the program is ready.
+# Program, calls, error, and which calls fail: strace's `when`, counted from when the program is ready.
 USUAL = [
     ("echo", "epoll_ctl", "ENOMEM", "2"),
     ("echo", "accept4", "EMFILE", "1"),
@@ -121,7 +121,7 @@ def environment(authority, tmp_path_factory):
 
 
 def run(loop_name, program, calls, error, when, environment):
-    """Run a program while calls of it fail, and return what came of it; a string if it did not end by itself."""
+    """Run a program while its calls fail, and return the outcome; a string if it did not end by itself."""
     known = ",".join(f"?{call}" for call in calls.split(","))
     command = [sys.executable, "-X", "faulthandler", PROGRAM, loop_name, program]
     pipe = subprocess.PIPE
@@ -160,9 +160,7 @@ def run(loop_name, program, calls, error, when, environment):
 @pytest.mark.parametrize(("program", "calls", "error", "when"), CASES)
 def test_program_while_system_calls_fail(program, calls, error, when, environment):
     ours = run("hotloop", program, calls, error, when, environment)
-    is_sound = (
-        isinstance(ours, dict) and ours["ended"] == "well" and not ours["left"] and ours["busy"] < BUSY
-    )
+    is_sound = isinstance(ours, dict) and ours["ended"] == "well" and not ours["left"] and ours["busy"] < BUSY
     if is_sound:
         return
     asyncios = run("asyncio", program, calls, error, when, environment)

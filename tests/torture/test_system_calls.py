@@ -32,11 +32,26 @@ _READS = (0, errno.EAGAIN, errno.EINTR, errno.EBADF, errno.ENOMEM)
 _SENDS = (errno.EAGAIN, errno.EINTR, errno.EBADF, errno.ENOMEM, errno.ENOBUFS, errno.EPERM)
 ERRORS = {
     "accept4": (
-        *(errno.EAGAIN, errno.EINTR, errno.ECONNABORTED, errno.EPERM, errno.EPROTO, errno.EINVAL, errno.EBADF),
+        *(
+            errno.EAGAIN,
+            errno.EINTR,
+            errno.ECONNABORTED,
+            errno.EPERM,
+            errno.EPROTO,
+            errno.EINVAL,
+            errno.EBADF,
+        ),
         *(*_EXHAUSTED, errno.ENOBUFS, *_NETWORK),
     ),
     "connect": (
-        *(errno.EAGAIN, errno.EINTR, errno.EINPROGRESS, errno.ECONNREFUSED, errno.EADDRNOTAVAIL, errno.EACCES),
+        *(
+            errno.EAGAIN,
+            errno.EINTR,
+            errno.EINPROGRESS,
+            errno.ECONNREFUSED,
+            errno.EADDRNOTAVAIL,
+            errno.EACCES,
+        ),
         *(errno.EPERM, errno.EBADF, *_NETWORK),
     ),
     "epoll_add": (errno.ENOMEM, errno.ENOSPC, errno.EPERM, errno.EBADF),
