@@ -19,7 +19,7 @@ EVER = 1 << 62
 BUSY = 30
 IDLE = 0.006
 # Seconds for an operation while a fault is there for good, and when there is none any more.
-FAULTY, MENDED = 0.1, 2.5
+FAULTY, MENDED = 0.1, 4.0
 # What the kernel may answer at any time, and nobody needs to notice.
 TRANSPARENT = {errno.EAGAIN, errno.EINTR, 0}
 

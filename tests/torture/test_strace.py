@@ -1,7 +1,7 @@
-"""Real programs on the extension as it is released, while strace makes a system call fail in the whole process.
+"""Real programs on the extension as it is released, while strace makes their system calls fail.
 
-The same is done to asyncio's own loop. hotloop may not crash, hang, be busy, or let an error out of run_forever(),
-where asyncio does not.
+The same is done to asyncio's own loop. hotloop may not crash, hang, be busy, or let an error out of
+run_forever(), where asyncio does not.
 """
 
 import json
@@ -117,12 +117,18 @@ def environment(authority, tmp_path_factory):
     certificate, trusted = directory / "server.pem", directory / "authority.pem"
     authority.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(certificate)
     authority.cert_pem.write_to_path(trusted)
-    return {**os.environ, "TORTURE_CERTIFICATE": str(certificate), "TORTURE_AUTHORITY": str(trusted)}
+    return {
+        **os.environ,
+        "TORTURE_CERTIFICATE": str(certificate),
+        "TORTURE_AUTHORITY": str(trusted),
+        "TORTURE_OUTCOME": str(directory / "outcome"),
+    }
 
 
 def run(loop_name, program, calls, error, when, environment):
     """Run a program while its calls fail, and return the outcome; a string if it did not end by itself."""
     known = ",".join(f"?{call}" for call in calls.split(","))
+    path = environment["TORTURE_OUTCOME"]
     command = [sys.executable, "-X", "faulthandler", PROGRAM, loop_name, program]
     pipe = subprocess.PIPE
     with subprocess.Popen(
@@ -143,7 +149,7 @@ def run(loop_name, program, calls, error, when, environment):
                 if not line:
                     pytest.skip("strace cannot attach to another process")
             try:
-                output, errors = process.communicate("go\n", timeout=25)
+                _, errors = process.communicate("go\n", timeout=25)
             except subprocess.TimeoutExpired:
                 return "hangs"
         finally:
@@ -152,7 +158,8 @@ def run(loop_name, program, calls, error, when, environment):
                 tracer.communicate()
     if process.returncode != 0 or "panicked" in errors:
         return f"ended with status {process.returncode}: {errors[-2000:]}"
-    return json.loads(output)
+    with open(path) as file:
+        return json.load(file)
 
 
 @pytest.mark.hotloop_only
