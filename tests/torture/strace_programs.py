@@ -1,6 +1,6 @@
 """Programs whose system calls strace makes fail: run as `strace_programs.py LOOP PROGRAM`.
 
-Each prints a line when it is ready, waits for one, works for a bounded time, and leaves the outcome in a file.
+Each prints a line when it is ready, waits for one, works for a bounded time and leaves its outcome in a file.
 """
 
 from __future__ import annotations
