@@ -148,7 +148,7 @@ async def sock_recv_and_sendall(bench: Bench):
     try:
         data = bytearray()
         buffer = bytearray(1000)
-        while len(data) < len(LONG) // 2 and (chunk := await bench.loop.sock_recv(second, 5000)):
+        while len(data) < len(LONG) // 2 and (chunk := await bench.loop.sock_recv(second, 1 << 17)):
             data += chunk
         while count := await bench.loop.sock_recv_into(second, buffer):
             data += buffer[:count]
