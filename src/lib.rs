@@ -70,7 +70,49 @@ mod extension {
         handle::register(module)?;
         transports::register(module)?;
         event_loop::register(module)?;
+        #[cfg(feature = "faults")]
+        super::faults::register(module)?;
         // What callbacks need is there before the first of them runs.
         imports::imports(py).map(drop)
+    }
+}
+
+/// What the torture bench asks of an extension whose system calls can be made to fail.
+#[cfg(all(feature = "python", feature = "faults"))]
+mod faults {
+    use std::collections::HashMap;
+
+    use pyo3::exceptions::PyValueError;
+    use pyo3::prelude::*;
+
+    use crate::reactor::faults;
+
+    /// Make the system call of that name fail with an error, or transfer one byte at the most if `errno` is 0: after the
+    /// next `after` calls, `times` times.
+    #[pyfunction]
+    fn _inject(call: &str, errno: i32, after: u64, times: u64) -> PyResult<()> {
+        if faults::inject(call, errno, after, times) {
+            Ok(())
+        } else {
+            Err(PyValueError::new_err(format!("no system call of the event loop: {call}")))
+        }
+    }
+
+    /// How often each system call was made.
+    #[pyfunction]
+    fn _calls() -> HashMap<&'static str, u64> {
+        faults::counts().collect()
+    }
+
+    /// Have all system calls succeed again, and count them from the beginning.
+    #[pyfunction]
+    fn _reset_faults() {
+        faults::reset();
+    }
+
+    pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        module.add_function(wrap_pyfunction!(_inject, module)?)?;
+        module.add_function(wrap_pyfunction!(_calls, module)?)?;
+        module.add_function(wrap_pyfunction!(_reset_faults, module)?)
     }
 }

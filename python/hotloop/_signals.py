@@ -114,8 +114,8 @@ class SignalHandling(_core.Loop):
             self._take_wakeup_fd()
         except BaseException as error:
             signal.set_wakeup_fd(former)
-            if isinstance(error, OSError):
-                # There are no descriptors: a signal that arrives during the wait ends it all the same.
+            if isinstance(error, (OSError, ValueError)):
+                # There are no descriptors, or they are refused: a signal that arrives during the wait ends it all the same.
                 return False
             raise
         self._former_wakeup_fd = former

@@ -39,6 +39,14 @@ class _SubprocessTransport(_unix._UnixSubprocessTransport):  # type: ignore[misc
             self._pipes = dict.fromkeys(self._pipes)
         super().close()
 
+    def forget_unconnected(self) -> None:
+        """Close the pipes that could not be connected: the end of the child would be awaited with theirs."""
+        files = {0: self._proc.stdin, 1: self._proc.stdout, 2: self._proc.stderr}
+        for number, protocol in list(self._pipes.items()):
+            if protocol is None:
+                del self._pipes[number]
+                files[number].close()
+
 
 _SubprocessTransport.__name__ = _SubprocessTransport.__qualname__ = "_UnixSubprocessTransport"
 
@@ -76,13 +84,14 @@ class SubprocessSupport(_core.Loop):
         transport = _SubprocessTransport(
             self, protocol, args, shell, stdin, stdout, stderr, bufsize, waiter=waiter, extra=extra, **kwargs
         )
-        self._watch_child(transport.get_pid(), transport)
         try:
+            self._watch_child(transport.get_pid(), transport)
             await waiter
         except (SystemExit, KeyboardInterrupt):
             raise
         except BaseException:
             transport.close()
+            transport.forget_unconnected()
             await asyncio.shield(transport._wait())
             raise
         return transport
@@ -95,17 +104,21 @@ class SubprocessSupport(_core.Loop):
             return
         try:
             pidfd = os.pidfd_open(pid)
+            try:
+                self._add_reader(pidfd, self._child_ready, pidfd, transport)
+            except BaseException:
+                os.close(pidfd)
+                raise
         except ProcessLookupError:
             # Somebody has waited for it already, or the program ignores SIGCHLD.
             self.call_soon(self._child_ended, pid, transport)
             return
         except (AttributeError, OSError):
-            # The system has no pidfds, or no descriptor is left.
+            # The system has no pidfds, no descriptor is left, or it cannot be watched.
             kind = _unix._ThreadedChildWatcher if sys.version_info >= (3, 14) else _unix.ThreadedChildWatcher
             kind().add_child_handler(pid, self._child_watcher_callback, transport)
             return
         self._children[pidfd] = pid
-        self._add_reader(pidfd, self._child_ready, pidfd, transport)
 
     def _child_ready(self, pidfd: int, transport: Any) -> None:
         self._remove_reader(pidfd)

@@ -22,7 +22,6 @@ use pyo3::prelude::*;
 
 use crate::cpython::borrowing::StateCell;
 use crate::cpython::class::Visitor;
-use crate::cpython::errors::OrOsError;
 use crate::cpython::object::Object;
 use crate::cpython::received::{self, Blank};
 use crate::handle::Schedule;
@@ -140,18 +139,25 @@ impl Core {
     }
 
     /// Queues from another thread, and wakes the event loop if it is asleep.
-    pub fn send(&self, py: Python<'_>, entry: Ready) -> PyResult<()> {
-        if self.inbox.deliver((entry, clock::ticks())) { self.wake(py) } else { Ok(()) }
+    pub fn send(&self, entry: Ready) {
+        if self.inbox.deliver((entry, clock::ticks())) {
+            self.wake();
+        }
     }
 
     /// Ends a wait that is under way in another thread.
-    pub fn rouse(&self, py: Python<'_>) -> PyResult<()> {
-        if self.inbox.sleep.end() { self.wake(py) } else { Ok(()) }
+    pub fn rouse(&self) {
+        if self.inbox.sleep.end() {
+            self.wake();
+        }
     }
 
-    fn wake(&self, py: Python<'_>) -> PyResult<()> {
+    /// An error is nothing that the caller can mend, who has done what was asked: asyncio ignores it, too.
+    fn wake(&self) {
         let result = self.registry.borrow().as_ref().map(|registry| registry.poller().wake());
-        result.unwrap_or(Ok(())).or_os_error(py)
+        if result.is_some_and(|result| result.is_err()) {
+            self.inbox.sleep.wake_failed();
+        }
     }
 
     #[cold]

@@ -49,9 +49,9 @@ impl Core {
             return new_bytes(py, data);
         }
         let mut blank = self.blank_bytes(py, data.len())?;
-        blank.as_mut_slice()[..data.len()].write_copy_of_slice(data);
+        let count = blank.write(data);
         // SAFETY: they were just written.
-        Ok(unsafe { self.hand_out(blank, data.len()) })
+        Ok(unsafe { self.hand_out(blank, count) })
     }
 
     /// Receives at most `limit` bytes, and no more than [`RECEIVE_BUFFER`]. `usual` remembers, from one call to the next,

@@ -83,7 +83,7 @@ fn call_soon_threadsafe<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> Py
         (Ready::Handle(handle.clone()), handle.into_object())
     };
     match this.thread.get() {
-        Some(thread) if thread != thread_ident() => this.core.send(this.py(), entry)?,
+        Some(thread) if thread != thread_ident() => this.core.send(entry),
         // GIL: while nobody runs the loop, whoever holds the GIL may touch its queue.
         _ => this.core.push(entry),
     }
@@ -162,7 +162,7 @@ fn add_callback<'py>(this: ThisLoop<'_, 'py>, handle: pyo3::Borrowed<'_, 'py, Py
 }
 
 fn write_to_self(this: ThisLoop<'_, '_>) -> PyResult<Object> {
-    this.core.rouse(this.py())?;
+    this.core.rouse();
     Ok(Object::none(this.py()))
 }
 

@@ -4,6 +4,7 @@
 //! - [`poller`]: waits for descriptors, and for a wake-up from another thread.
 //! - [`registry`]: which descriptor is watched, for what, on whose behalf.
 //! - [`doze`]: waiting without sleeping.
+//! - [`faults`]: system calls that fail when a test says so.
 //! - [`histogram`]: how long things took.
 //! - [`pace`]: when the clock and the descriptors are looked at.
 //! - [`timers`]: what is due when.
@@ -14,6 +15,7 @@
 pub mod clock;
 pub mod datagram;
 pub mod doze;
+pub mod faults;
 pub mod histogram;
 pub mod pace;
 pub mod pipe;

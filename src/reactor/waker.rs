@@ -82,6 +82,12 @@ impl Sleep {
         self.0.swap(AWAKE, Ordering::SeqCst) == ASLEEP
     }
 
+    /// What [`Sleep::end`] has asked for could not be done: whoever comes next is to try again. If the loop is awake all the
+    /// same, that is one wake-up too many.
+    pub fn wake_failed(&self) {
+        let _ = self.0.compare_exchange(AWAKE, ASLEEP, Ordering::SeqCst, Ordering::SeqCst);
+    }
+
     pub fn is_awake(&self) -> bool {
         self.0.load(Ordering::SeqCst) == AWAKE
     }

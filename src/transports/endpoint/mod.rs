@@ -17,7 +17,6 @@ use super::flow::FlowControl;
 use crate::core::{Core, Direction, Readiness, Ready, Waiter, resolve};
 use crate::cpython::class::{self, Native, Obj, This, Visitor};
 use crate::cpython::object::{Object, ObjectCell, copy_context, run_in_context};
-use crate::handle::reraise_fatal;
 use crate::imports::imports;
 use crate::intern;
 use crate::reactor::poller::Interest;
@@ -264,12 +263,6 @@ pub trait Transport: Native + Deref<Target = Endpoint> {
         self.is_reading()
     }
 
-    /// The poller refuses the descriptor. asyncio reports it and leaves it at that.
-    fn cannot_watch(this: This<'_, '_, Self>, error: PyErr) -> PyResult<()> {
-        let exception = reraise_fatal(this.py(), error)?;
-        report(this, "the descriptor cannot be watched", &exception)
-    }
-
     /// Called when connection_lost() is scheduled.
     fn lost(&self) {
         self.note_loss();
@@ -425,10 +418,7 @@ fn connection_made<T: Transport>(py: Python<'_>, object: &Object) -> PyResult<()
         if this.starts_reading() {
             this.wants_read.set(true);
         }
-        let watched = sync_interest(this).or_else(|error| {
-            this.wants_read.set(false);
-            T::cannot_watch(this, error)
-        });
+        let watched = watch(this);
         let resolved = match this.waiter.take() {
             Some(waiter) => resolve(py, &waiter),
             None => Ok(()),

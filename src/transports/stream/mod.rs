@@ -135,11 +135,6 @@ impl Transport for Stream {
         Ok(())
     }
 
-    /// A connection that nobody reads would hang for ever.
-    fn cannot_watch(this: ThisStream<'_, '_>, error: PyErr) -> PyResult<()> {
-        endpoint::fail(this, error, "Fatal error: the socket cannot be watched")
-    }
-
     fn after_lost(this: ThisStream<'_, '_>) -> PyResult<()> {
         match this.empty_waiter.get() {
             Some(waiter) => imports(this.py())?.fail_empty_waiter.call(this.py(), &[&waiter]).map(drop),

@@ -185,6 +185,10 @@ impl Stream {
             return Err(new_error::<PyRuntimeError>(py, "Empty waiter is already set"));
         }
         Stream::flush_unless_blocked(this)?;
+        if this.is_lost() {
+            // What is written to a connection that has failed fails, too.
+            return Err(new_error::<PyRuntimeError>(py, "Transport is closing"));
+        }
         let waiter = this.event_loop.call_method0(py, intern!(py, "create_future"))?;
         this.empty_waiter.set(Some(waiter.clone()));
         this.refuses_writes.set(true);
