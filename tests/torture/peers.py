@@ -239,7 +239,7 @@ async def live(make, protocol, peer, ours, state, end, reaction):
     if "connection_lost" not in protocol.calls:
         try:
             await reaction(protocol)
-        except OSError as error:
+        except (OSError, RuntimeError) as error:
             raised = kind_of(error)
         await asyncio.sleep(A_POLL)
         stays = "connection_lost" not in protocol.calls
