@@ -41,6 +41,25 @@ def check_life(protocol):
     assert calls.count("connection_made") == calls.count("connection_lost") == 1, calls
 
 
+def same_on_each_loop(function):
+    """The result of a coroutine function of a loop: the same on each, without a report or a descriptor left."""
+    before = helpers.open_descriptors()
+    seen = {}
+    for name, make_loop in helpers.FACTORIES.items():
+        loop = make_loop()
+        reports = helpers.Reports()
+        loop.set_exception_handler(reports.handler)
+        try:
+            result = loop.run_until_complete(function(loop))
+            loop.run_until_complete(check_loop())
+        finally:
+            close_loop(loop)
+        seen[name] = result, [(report["message"], type(report["exception"])) for report in reports]
+    assert all(one == other for one in seen.values() for other in seen.values()), seen
+    assert not helpers.opened_since(before)
+    return result
+
+
 def kind_of(exception):
     """The class and number of an exception, for comparison."""
     return type(exception).__name__, getattr(exception, "errno", None)

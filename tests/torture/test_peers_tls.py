@@ -19,25 +19,6 @@ def _go(sock, end):
     sock.close()
 
 
-def _on_each_loop(function):
-    """The results of a coroutine function on each loop, as a set, which is to have one member."""
-    before = helpers.open_descriptors()
-    seen = {}
-    for name, make_loop in helpers.FACTORIES.items():
-        loop = make_loop()
-        reports = helpers.Reports()
-        loop.set_exception_handler(reports.handler)
-        try:
-            result = loop.run_until_complete(function(loop))
-            loop.run_until_complete(peers.check_loop())
-        finally:
-            peers.close_loop(loop)
-        seen[name] = result, [(report["message"], type(report["exception"])) for report in reports]
-    assert all(one == other for one in seen.values() for other in seen.values()), seen
-    assert not helpers.opened_since(before)
-    return {result for result, _ in seen.values()}
-
-
 async def _outcome(task):
     """What a connection that was being made came to."""
     try:
@@ -84,7 +65,9 @@ async def _while_shaking_hands(loop, tls, server_side, flights, end):
 @pytest.mark.parametrize("server_side", [False, True])
 def test_a_handshake_that_ends(tls, server_side, flights, end):
     """create_connection() and connect_accepted_socket() raise what they do on asyncio's loop."""
-    (outcome,) = _on_each_loop(lambda loop: _while_shaking_hands(loop, tls, server_side, flights, end))
+    outcome = peers.same_on_each_loop(
+        lambda loop: _while_shaking_hands(loop, tls, server_side, flights, end)
+    )
     assert outcome is not None
 
 
@@ -169,9 +152,9 @@ async def _to_its_end(loop, tls, stage, end):
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_connection_that_ends(tls, stage, end):
     """hotloop's protocols see the data and the exception that asyncio's do, and no more is reported."""
-    seen = _on_each_loop(lambda loop: _to_its_end(loop, tls, stage, end))
+    data, _, _ = peers.same_on_each_loop(lambda loop: _to_its_end(loop, tls, stage, end))
     if stage is reading:
-        assert all(data == b"hello" for data, _, _ in seen)
+        assert data == b"hello"
 
 
 async def test_nonsense_instead_of_a_handshake(loop, tls, reports):
