@@ -6,6 +6,7 @@ import socket
 import helpers
 import pytest
 from helpers import BufferedRecorder, Recorder
+
 from torture import peers
 from torture.effort import FULL, effort, seeded
 

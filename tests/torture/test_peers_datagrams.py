@@ -9,6 +9,7 @@ import helpers
 import helpers_leaks
 import pytest
 from helpers import DatagramRecorder
+
 from torture import peers
 from torture.effort import effort, seeded
 
@@ -101,7 +102,10 @@ async def test_nobody_listens(loop, endpoint, reports):
     await peers.check_loop()
 
 
-@pytest.mark.parametrize("queued", [False, True])
+@pytest.mark.parametrize(
+    "queued",
+    [False, pytest.param(True, marks=pytest.mark.asyncio_bug("connection_lost() is called twice"))],
+)
 async def test_a_unix_peer_that_vanishes(loop, endpoint, queued, reports):
     """error_received() has the error asyncio has; closing leaves nothing."""
     ours, peer = helpers.datagram_pair()

@@ -10,6 +10,7 @@ import sys
 import helpers
 import pytest
 from helpers import ProcessRecorder, Recorder
+
 from torture import peers
 from torture.effort import effort, seeded
 
@@ -118,9 +119,7 @@ async def test_a_terminal_that_hangs_up(loop, reports):
         master, slave = pty.openpty()
         reader, writer = Recorder(), Recorder()
         await loop.connect_read_pipe(lambda reader=reader: reader, os.fdopen(slave, "rb", 0))
-        await loop.connect_write_pipe(
-            lambda writer=writer: writer, os.fdopen(os.dup(slave), "wb", 0)
-        )
+        await loop.connect_write_pipe(lambda writer=writer: writer, os.fdopen(os.dup(slave), "wb", 0))
         os.write(master, b"line\n")
         await reader.received(5)
         if round % 2:

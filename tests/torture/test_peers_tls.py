@@ -9,6 +9,7 @@ import helpers
 import pytest
 from helpers import Recorder
 from helpers_tls import Peer
+
 from torture import peers
 from torture.effort import effort, seeded
 
@@ -65,9 +66,7 @@ async def _while_shaking_hands(loop, tls, server_side, flights, end):
 @pytest.mark.parametrize("server_side", [False, True])
 def test_a_handshake_that_ends(tls, server_side, flights, end):
     """create_connection() and connect_accepted_socket() raise what they do on asyncio's loop."""
-    outcome = peers.same_on_each_loop(
-        lambda loop: _while_shaking_hands(loop, tls, server_side, flights, end)
-    )
+    outcome = peers.same_on_each_loop(lambda loop: _while_shaking_hands(loop, tls, server_side, flights, end))
     assert outcome is not None
 
 
