@@ -12,12 +12,13 @@ import helpers
 from torture.effort import FULL
 
 # What no program may print on its way out.
+TIMEOUT = 40
 FATAL = ("panicked", "Fatal Python error", "Segmentation fault", "core dumped", "_core.")
 # asyncio's own loop is the reference; it stays the same, so `make test` asks hotloop alone.
 LOOPS = list(helpers.FACTORIES) if FULL else list(helpers.FACTORIES)[-1:]
 
 
-def run(name, source, timeout=50, faulthandler=True):
+def run(name, source, timeout=TIMEOUT, faulthandler=True):
     """Run a program on the loop called *name*, and return its status, what it printed, and its errors.
 
     It fails if the program hangs, with the stacks of its threads, or says that it crashed. Those come from

@@ -273,22 +273,22 @@ def misuse(seed):
         except Exception:
             pass
 threads = [threading.Thread(target=misuse, args=[seed]) for seed in range(4)]
-for thread in threads:
-    thread.start()
 def tick():
     loop.call_later(0.001, tick)
-loop.call_soon_threadsafe(tick)
 def end():
     global going
     time.sleep({seconds})
     going = False
     for thread in threads:
         thread.join()
-    while loop.is_running():
-        loop.call_soon_threadsafe(loop.stop)
-        time.sleep(0.001)
+    loop.call_soon_threadsafe(loop.stop)
 ender = threading.Thread(target=end)
-ender.start()
+def begin():
+    # Now that it runs, nobody else may close it.
+    tick()
+    for thread in [*threads, ender]:
+        thread.start()
+loop.call_soon(begin)
 loop.run_forever()
 ender.join()
 print("end")
@@ -348,11 +348,18 @@ print("end")
 }
 
 
+# What ends asyncio's own loop.
+ONLY_HOTLOOP = ("threads that misuse it",)
+# Where destructors find what the program has done, and Python says so.
+NOISY = ("all descriptors closed between runs", "methods called at the limit of recursion")
+
+
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_a_program_with(program):
     source = PROGRAMS[program].replace("{seconds}", str(effort(0.3, 5))).replace("{{", "{").replace("}}", "}")
     for name in programs.LOOPS:
-        programs.check(name, source, quiet=name == "hotloop")
+        if name == "hotloop" or program not in ONLY_HOTLOOP:
+            programs.check(name, source, quiet=name == "hotloop" and program not in NOISY)
 
 
 SUBINTERPRETERS = """

@@ -254,7 +254,8 @@ async def main():
         writer.write(b"x")
         await reader.read()
         writer.close()
-        await asyncio.wait_for(asyncio.sleep(0), 1)
+        async with asyncio.timeout(1):
+            await asyncio.sleep(0)
         await loop.run_in_executor(None, int)
 for _ in range({rounds}):
     signal.setitimer(signal.ITIMER_REAL, random.uniform(0.0001, 0.01))
