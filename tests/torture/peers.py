@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import errno
+import contextlib
 import socket
 import struct
 
@@ -42,7 +42,7 @@ def check_life(protocol):
 
 
 def same_on_each_loop(function):
-    """The result of a coroutine function of a loop: the same on each, without a report or a descriptor left."""
+    """The result of a coroutine function of a loop: the same on each, with no report, no descriptor left."""
     before = helpers.open_descriptors()
     seen = {}
     for name, make_loop in helpers.FACTORIES.items():
@@ -198,18 +198,14 @@ def vanishes(peer):
 
 
 def shuts_down(peer):
-    try:
+    # The transport may have been faster.
+    with contextlib.suppress(OSError):
         peer.shutdown(socket.SHUT_RDWR)
-    except OSError as error:
-        # The transport was faster.
-        assert error.errno == errno.ENOTCONN
 
 
 def sends_and_resets(peer):
-    try:
+    with contextlib.suppress(ConnectionError):
         peer.send(b"last")
-    except OSError as error:
-        assert error.errno in (errno.EPIPE, errno.ECONNRESET)
     helpers.reset(peer)
 
 

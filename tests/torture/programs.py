@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -22,7 +23,7 @@ def run(name, source, timeout=TIMEOUT, faulthandler=True):
     """Run a program on the loop called *name*, and return its status, what it printed, and its errors.
 
     It fails if the program hangs, with the stacks of its threads, or says that it crashed. Those come from
-    *faulthandler*, on whose small stack the handlers of Python's signals run, too: not more than a few at a time.
+    *faulthandler*, on whose small stack Python's signal handlers run, too: more than a few at a time overflow it.
     """
     options = ["-X", "faulthandler"] if faulthandler else []
     process = subprocess.Popen(
@@ -63,7 +64,5 @@ def check(name, source, output="end\n", status=0, quiet=True, faulthandler=True)
 
 
 def _kill_group(pid):
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass

@@ -47,7 +47,7 @@ def _rows():
 
 @pytest.mark.parametrize(("kind", "end", "state"), list(_rows()))
 def test_a_peer_ends_the_connection(kind, end, state):
-    """hotloop's protocols see what asyncio's do: the data, the exception, and whether anything is noticed at all."""
+    """hotloop's protocols see what asyncio's do: the data, the exception, whether anything is noticed."""
     rows = [(recorder, reaction) for recorder in (Recorder, BufferedRecorder) for reaction in peers.REACTIONS]
     if not FULL:
         rows = seeded(f"{kind} {end.__name__} {state.__name__}").sample(rows, 2)
@@ -130,7 +130,7 @@ async def test_urgent_data(loop, reports):
 
 
 async def test_many_slow_readers(loop, reports):
-    """Connections by the hundred whose peers read nothing until the end: each holds what was written, no more."""
+    """Connections by the hundred whose peers read nothing until the end: each keeps what was written."""
     count = int(effort(100, 1500))
     size = 400_000
     protocols, others = [], []
@@ -161,7 +161,7 @@ async def test_many_slow_readers(loop, reports):
 
 
 async def test_half_closes_at_random(loop, reports):
-    """Each side closes its half, or all of it, when it likes: data that was sent before arrives, and it ends."""
+    """Each side closes its half, or all of it, when it likes: what was sent before arrives, and it ends."""
     random = seeded("half-closes")
 
     async def connection():

@@ -15,7 +15,7 @@ from torture.effort import effort, seeded
 
 
 async def test_a_flood(loop, endpoint, reports):
-    """The kernel drops what does not fit; the rest is delivered whole, in order, and the loop has time for others."""
+    """The kernel drops what does not fit; the rest is delivered whole, in order."""
     sizes = seeded("flood")
     received = []
 
@@ -84,7 +84,7 @@ async def test_a_flood_while_paused_by_the_network(loop, endpoint, reports):
 
 
 async def test_nobody_listens(loop, endpoint, reports):
-    """A connected endpoint hears ConnectionRefusedError, again and again, and lives on; an unconnected one does not."""
+    """A connected endpoint is told of ConnectionRefusedError, again and again; an unconnected one is not."""
     port = helpers.unused_port()
     connected = await endpoint(DatagramRecorder(), remote_addr=("127.0.0.1", port))
     unconnected = await endpoint(DatagramRecorder(), local_addr=("127.0.0.1", 0))

@@ -1,6 +1,7 @@
 """Servers under storms of connections, and without descriptors for them."""
 
 import asyncio
+import contextlib
 import errno
 import gc
 import os
@@ -59,7 +60,7 @@ async def test_connections_reset_before_they_are_accepted(loop, reports):
 
 
 async def test_a_storm_of_connections(loop, reports):
-    """Thousands of connections, each ended at a moment of its own: all are lost, memory stays, the rest is served."""
+    """Connections by the thousand, each ended at a moment of its own: all are lost, and memory stays."""
     counts = {"made": 0, "lost": 0}
     random = seeded("storm")
     resident = 0
@@ -133,7 +134,7 @@ async def test_a_server_that_closes_in_a_storm(loop, reports):
 
 
 async def test_accepting_without_descriptors(loop, reports):
-    """It is reported, not retried at once, and the connections that waited are served when there are some again."""
+    """It is reported, not retried at once, and who waited is served when there are some again."""
     counts = {"made": 0, "lost": 0}
     server = await loop.create_server(lambda: Counted(counts), "127.0.0.1", 0, backlog=5)
     async with running(server) as address:
@@ -229,19 +230,16 @@ async def test_nothing_can_be_made_without_descriptors(loop, tmp_path, reports):
 
 @pytest.mark.asyncio_bug("a loop that is half made leaves its descriptors")
 def test_loops_without_descriptors(new_loop):
-    """A loop that cannot be made raises OSError, and leaves nothing; one that was made runs, and hears of signals."""
+    """A loop that cannot be made raises OSError, and leaves nothing; one that was made runs, and gets signals."""
     before = helpers.open_descriptors()
     loop = new_loop()
     made = 0
     for left in range(8):
         with no_descriptors(left):
-            try:
+            other = None
+            with contextlib.suppress(OSError):
                 other = type(loop)()
-            except OSError as error:
-                assert error.errno == errno.EMFILE
-                # asyncio's own, half made, cannot be closed.
-                del error
-            else:
+            if other is not None:
                 made += 1
                 other.run_until_complete(asyncio.sleep(0))
                 other.close()

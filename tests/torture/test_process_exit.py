@@ -5,8 +5,8 @@ import pytest
 from torture import programs
 from torture.effort import effort, seeded
 
-# A daemon thread does something with a loop while the main thread ends. What the module has last is destroyed when
-# the interpreter finalizes its modules, and gives the GIL away meanwhile: the thread then finds it gone.
+# A daemon thread does something with a loop while the main thread ends. `slow` is destroyed when the interpreter
+# finalizes its modules, and releases the GIL meanwhile: the thread that asks for it then is ended.
 DAEMON = """
 import gc, random, weakref
 there = threading.Event()

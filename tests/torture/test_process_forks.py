@@ -1,4 +1,4 @@
-"""Forks at any moment: the child ends as it likes or runs loops of its own, and the parent notices nothing."""
+"""Forks at any moment: the child ends, or runs loops of its own, and the parent notices nothing."""
 
 import pytest
 

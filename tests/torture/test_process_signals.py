@@ -1,4 +1,4 @@
-"""Signals in storms, handlers that raise, Ctrl-C at any moment, and processes that are stopped for a while."""
+"""Signals in storms, handlers that raise, Ctrl-C at any moment, processes that are stopped for a while."""
 
 import pytest
 
