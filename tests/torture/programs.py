@@ -22,8 +22,8 @@ LOOPS = list(helpers.FACTORIES) if FULL else list(helpers.FACTORIES)[-1:]
 def run(name, source, timeout=TIMEOUT, faulthandler=True):
     """Run a program on the loop called *name*, and return its status, what it printed, and its errors.
 
-    It fails if the program hangs, with the stacks of its threads, or says that it crashed. Those come from
-    *faulthandler*, on whose small stack Python's signal handlers run, too: more than a few at a time overflow it.
+    It fails if the program hangs, with the stacks of its threads, or says that it crashed. The stacks come
+    from *faulthandler*. Python's signal handlers then run on its small stack, which a few at a time overflow.
     """
     options = ["-X", "faulthandler"] if faulthandler else []
     process = subprocess.Popen(

@@ -230,7 +230,7 @@ async def test_nothing_can_be_made_without_descriptors(loop, tmp_path, reports):
 
 @pytest.mark.asyncio_bug("a loop that is half made leaves its descriptors")
 def test_loops_without_descriptors(new_loop):
-    """A loop that cannot be made raises OSError, and leaves nothing; one that was made runs, and gets signals."""
+    """A loop that cannot be made raises OSError, and leaves nothing; one that was made runs."""
     before = helpers.open_descriptors()
     loop = new_loop()
     made = 0
