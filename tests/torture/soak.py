@@ -1,9 +1,9 @@
 """A mixed load on one loop: run `python -m torture.soak --seconds 600` in tests/.
 
-Connections, datagrams, pipes, children, timers, threads and executors, which are ended, reset and cancelled at random
-moments, seeded with --seed. Rates are printed as it goes. The exit code is 1 if a connection that was made was not
-lost, if anything was reported to the exception handler, if an activity failed or hung, or if descriptors, objects or
-memory grew after the first third.
+Connections, datagrams, pipes, children, timers, threads and executors, which are ended, reset and cancelled
+at random moments, seeded with --seed. Rates are printed as it goes. The exit code is 1 if a connection that
+was made was not lost, if anything was reported to the exception handler, if an activity failed or hung, or if
+descriptors, objects or memory grew after the first third.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@ import pytest
 from torture import programs
 from torture.effort import effort, seeded
 
-# A daemon thread does something with a loop while the main thread ends. `slow` is destroyed when the interpreter
-# finalizes its modules, and releases the GIL meanwhile: the thread that asks for it then is ended.
+# A daemon thread does something with a loop while the main thread ends. `slow` is destroyed when the
+# interpreter finalizes its modules, and releases the GIL meanwhile: who asks for the GIL then is ended there.
 DAEMON = """
 import gc, random, weakref
 there = threading.Event()

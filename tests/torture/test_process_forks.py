@@ -64,8 +64,11 @@ ENDS = {
     "runs a loop": "run(everything()); os._exit(0)",
     "runs a loop and exits": "run(everything()); sys.exit(0)",
     "makes a loop": "other = new_event_loop(); other.run_until_complete(everything()); os._exit(0)",
-    "closes the loop": "asyncio._set_running_loop(None); os._exit(0)",
 }
+
+# Other children close their parent's loop, and asyncio's own then takes the parent's descriptors out of the
+# poller that the two share.
+LEAVES_POLLER = ("exits at once", "executes another program", "runs a loop", "makes a loop")
 
 MOMENTS = {
     "a callback": """
@@ -98,6 +101,29 @@ if os.getpid() == parent:
     data = b""
     reap()
     statuses = [os.posix_spawn("/bin/true", ["true"], {})]
+    while chunk := peer.recv(100):
+        data += chunk
+    assert data == b"once", data
+""",
+    "a write in a callback": """
+loop = new_event_loop()
+ours, peer = socket.socketpair()
+peer.settimeout(10)
+async def connect():
+    return (await loop.create_connection(asyncio.Protocol, sock=ours))[0]
+transport = loop.run_until_complete(connect())
+def write():
+    transport.write(b"once")
+    fork()
+loop.call_soon(write)
+loop.call_later(0.01, loop.stop)
+loop.run_forever()
+if os.getpid() == parent:
+    data = b""
+    reap()
+    statuses = [os.posix_spawn("/bin/true", ["true"], {})]
+    transport.close()
+    loop.run_until_complete(asyncio.sleep(0))
     while chunk := peer.recv(100):
         data += chunk
     assert data == b"once", data
@@ -211,5 +237,11 @@ ROWS = [(moment, end) for moment in MOMENTS for end in ENDS]
 
 @pytest.mark.parametrize(("moment", "end"), ROWS if FULL else seeded("forks").sample(ROWS, 20))
 def test_a_fork_in(moment, end):
-    for name in programs.LOOPS:
+    for name in programs.LOOPS if end in LEAVES_POLLER else ["hotloop"]:
         programs.check(name, PROGRAM.format(moment=MOMENTS[moment], end=ENDS[end]), quiet=False)
+
+
+@pytest.mark.parametrize("moment", ["a callback", "a write in a callback", "__del__ of a callback"])
+def test_a_child_that_goes_on(moment):
+    """With its parent's loop: it has its own copy of what was scheduled, and sends nothing of its."""
+    programs.check("hotloop", PROGRAM.format(moment=MOMENTS[moment], end="return"), quiet=False)
