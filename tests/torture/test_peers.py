@@ -193,6 +193,6 @@ async def test_half_closes_at_random(loop, reports):
             assert await protocol.lost() is None
         peers.check_life(protocol)
 
-    for _ in range(int(effort(5, 100))):
+    for _ in range(int(effort(5, 400))):
         await asyncio.gather(*(connection() for _ in range(10)))
     await peers.check_loop()

@@ -32,7 +32,7 @@ async def test_a_flood(loop, endpoint, reports):
     ticks = 0
     with helpers.datagram_socket() as sock:
         number = 0
-        for _ in range(int(effort(20, 1000))):
+        for _ in range(int(effort(20, 3000))):
             for _ in range(200):
                 data = number.to_bytes(4, "big") + b"x" * sizes.randrange(1400)
                 with contextlib.suppress(BlockingIOError):
@@ -62,7 +62,7 @@ async def test_a_flood_while_paused_by_the_network(loop, endpoint, reports):
     protocol = DatagramRecorder(
         pause_writing=lambda p: can_write.clear(), resume_writing=lambda p: can_write.set()
     )
-    count = int(effort(500, 20_000))
+    count = int(effort(500, 60_000))
     with peer:
         await endpoint(protocol, sock=ours)
         before = helpers_leaks.resident()
@@ -88,7 +88,7 @@ async def test_nobody_listens(loop, endpoint, reports):
     port = helpers.unused_port()
     connected = await endpoint(DatagramRecorder(), remote_addr=("127.0.0.1", port))
     unconnected = await endpoint(DatagramRecorder(), local_addr=("127.0.0.1", 0))
-    for number in range(int(effort(30, 2000))):
+    for number in range(int(effort(30, 10_000))):
         connected.transport.sendto(b"x" * (1 + number % 1000))
         unconnected.transport.sendto(b"x", ("127.0.0.1", port))
         await connected.until(lambda protocol, number=number: len(protocol.errors) > number)

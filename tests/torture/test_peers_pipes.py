@@ -206,6 +206,6 @@ async def test_children_killed_at_random(loop, reports, no_child_left):
         await protocol.lost()
         peers.check_life(protocol)
 
-    for _ in range(int(effort(2, 40))):
+    for _ in range(int(effort(2, 100))):
         await asyncio.gather(*(child() for _ in range(12)))
     await peers.check_loop()

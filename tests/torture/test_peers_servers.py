@@ -50,7 +50,7 @@ async def test_connections_reset_before_they_are_accepted(loop, reports):
     async with running(
         await loop.create_server(lambda: Counted(counts), "127.0.0.1", 0, backlog=count)
     ) as address:
-        for round in range(1, 1 + int(effort(3, 100))):
+        for round in range(1, 1 + int(effort(3, 300))):
             for _ in range(count):
                 sock = socket.create_connection(address)
                 helpers.reset(sock)
@@ -86,7 +86,7 @@ async def test_a_storm_of_connections(loop, reports):
     async with running(
         await loop.create_server(lambda: Counted(counts), "127.0.0.1", 0, backlog=200)
     ) as address:
-        for round in range(int(effort(4, 80))):
+        for round in range(int(effort(4, 200))):
             await asyncio.gather(*(client(address) for _ in range(150)))
             total += 150
             await _all_lost(counts, total)
@@ -127,7 +127,7 @@ async def test_a_server_that_closes_in_a_storm(loop, reports):
         await helpers.until(lambda: counts["made"] == counts["lost"])
         return accepted
 
-    for _ in range(int(effort(10, 300))):
+    for _ in range(int(effort(10, 1000))):
         limit = random.randrange(1, 40)
         assert limit <= await storm(limit) <= 40
     await peers.check_loop()

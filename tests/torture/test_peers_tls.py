@@ -185,7 +185,7 @@ async def test_nonsense_instead_of_a_handshake(loop, tls, reports):
                     await asyncio.sleep(peers.A_POLL)
             _go(sock, random.choice([peers.resets, peers.vanishes, peers.shuts_down]))
 
-        for _ in range(int(effort(4, 200))):
+        for _ in range(int(effort(4, 500))):
             await asyncio.gather(*(stranger() for _ in range(20)))
         reader, writer = await asyncio.open_connection(*address, ssl=tls[1], server_hostname="localhost")
         writer.write(b"hello")
