@@ -6,6 +6,7 @@ from torture import programs
 from torture.effort import FULL, seeded
 
 PROGRAM = """
+import faulthandler
 statuses = []
 parent = os.getpid()
 async def everything():
@@ -33,7 +34,8 @@ def fork():
     if pid:
         statuses.append(pid)
         return
-    signal.alarm(20)
+    # A child that hangs says where.
+    faulthandler.dump_traceback_later(20, exit=True)
     {end}
 def fork_and_exit():
     # SystemExit ends nothing where an executor hands it on, or in the child of a task, from 3.14 on.
