@@ -30,7 +30,8 @@ class _SubprocessTransport(_unix._UnixSubprocessTransport):  # type: ignore[misc
     """asyncio's transport, which until 3.13 cannot be closed after its loop."""
 
     def close(self) -> None:
-        if not self._closed and self._loop.is_closed():
+        # A child that is over has no loop any more.
+        if not self._closed and self._loop is not None and self._loop.is_closed():
             for protocol in self._pipes.values():
                 if protocol is not None:
                     # The descriptor is closed; that nobody is told is known.
