@@ -19,6 +19,7 @@ pub struct Imports {
     /// What returns the running loop of the calling thread, or None.
     get_running_loop: Object,
     pub task_step: Object,
+    pub report_entry: Object,
     pub report_handle: Object,
     pub report_slow: Object,
     pub report_usual: Object,
@@ -27,6 +28,7 @@ pub struct Imports {
     pub source_traceback: Object,
     pub transport_socket: Object,
     pub make_socket: Object,
+    pub closed_socket: Object,
     pub check_ssl_socket: Object,
     /// The class socket.socket.
     pub socket: Object,
@@ -90,6 +92,7 @@ fn load(py: Python<'_>) -> PyResult<Imports> {
         c_future: of(&support, "c_future")?,
         get_running_loop: asyncio.getattr("_get_running_loop")?.into(),
         task_step: support.call_method0("task_step_type")?.into(),
+        report_entry: of(&support, "report_entry")?,
         report_handle: of(&support, "report_handle")?,
         report_slow: of(&support, "report_slow")?,
         report_usual: of(&support, "report_usual")?,
@@ -98,6 +101,7 @@ fn load(py: Python<'_>) -> PyResult<Imports> {
         source_traceback: of(&support, "source_traceback")?,
         transport_socket: of(&support, "transport_socket")?,
         make_socket: of(&support, "make_socket")?,
+        closed_socket: of(&support, "closed_socket")?,
         socket: py.import("socket")?.getattr("socket")?.into(),
         check_ssl_socket: of(&support, "check_ssl_socket")?,
         warn_unawaited: of(&support, "warn_unawaited")?,

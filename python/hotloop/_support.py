@@ -90,6 +90,20 @@ def report_handle(handle: Any, exception: BaseException) -> None:
     handle._loop.call_exception_handler(context)
 
 
+def report_entry(loop: Any, subject: Any, exception: BaseException) -> None:
+    """Report an exception of the event loop's own code: asyncio's is in callbacks, which report theirs so.
+
+    *subject* is what the code was run for: a transport, a listener, a handle that could not be reported, or the loop.
+    """
+    if isinstance(subject, asyncio.Handle):
+        report_handle(subject, exception)
+        return
+    context = {"message": f"Exception in callback of {subject!r}", "exception": exception}
+    if isinstance(subject, asyncio.BaseTransport):
+        context |= {"transport": subject, "protocol": subject.get_protocol()}
+    loop.call_exception_handler(context)
+
+
 def report_slow(loop: Any, subject: Any, duration: float) -> None:
     """Log a callback that took long, in debug mode; *subject* is its handle, or the transport."""
     if duration >= loop.slow_callback_duration:
@@ -131,13 +145,16 @@ def report_connection(loop: Any, exception: BaseException) -> None:
 
 
 def make_socket(fd: int) -> socket.socket:
-    """A socket object that owns *fd*; a closed one for -1."""
-    if fd < 0:
-        sock = socket.socket()
-        sock.close()
-        return sock
+    """A socket object that owns *fd*, which does not block."""
     sock = socket.socket(fileno=fd)
     sock.setblocking(False)
+    return sock
+
+
+def closed_socket() -> socket.socket:
+    """A socket object that is closed."""
+    sock = socket.socket()
+    sock.close()
     return sock
 
 

@@ -328,3 +328,13 @@ def _is_numeric(host: object) -> bool:
 def _is_port(port: object) -> bool:
     """Whether *port* is a number, not the name of a service."""
     return port is None or isinstance(port, int) or (isinstance(port, str) and port.isdecimal())
+
+
+def _send_before_fork() -> None:
+    """Have what was written before a fork sent before it, by this process: asyncio has sent it by then."""
+    loop = events._get_running_loop()
+    if isinstance(loop, Loop):
+        loop._flush()
+
+
+os.register_at_fork(before=_send_before_fork)

@@ -9,9 +9,10 @@
 //!
 //! GIL: others read the counts while the loop runs. It holds the GIL whenever it counts.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::collections::VecDeque;
 
+use crate::cpython::borrowing::StateCell;
 use crate::reactor::clock::{self, Instant, Tick};
 use crate::reactor::histogram::Histogram;
 
@@ -88,7 +89,7 @@ pub struct Metrics {
     moment: Cell<u64>,
     /// Callbacks in the order of the ready queue: since when they are ready, and how many. What is queued behind those is
     /// ready since the last reading.
-    batches: RefCell<VecDeque<(u64, usize)>>,
+    batches: StateCell<VecDeque<(u64, usize)>>,
     /// How many callbacks that are.
     in_batches: Cell<usize>,
     /// Since when all callbacks of the iteration under way are ready, if that is the same moment: they are in no batch
@@ -113,7 +114,7 @@ impl Default for Metrics {
             idle: Cell::new(0.0),
             began: Cell::new(0),
             moment: Cell::new(0),
-            batches: RefCell::default(),
+            batches: StateCell::default(),
             in_batches: Cell::new(0),
             since: Cell::new(0),
             left: Cell::new(0),

@@ -1,14 +1,16 @@
 //! Receiving from stream sockets into bytes objects.
 
 use std::cell::Cell;
+use std::io;
 use std::os::fd::RawFd;
 
 use pyo3::prelude::*;
 
 use super::{Core, RECEIVE_BUFFER};
-use crate::cpython::buffer::new_bytes;
+use crate::cpython::buffer::{joined, new_bytes};
 use crate::cpython::object::Object;
-use crate::cpython::os_error::OrOsError;
+use crate::cpython::os_error::os_error;
+use crate::cpython::received::Blank;
 use crate::reactor::socket;
 
 /// What came of an attempt to receive.
@@ -31,6 +33,15 @@ fn note_size(usual: &Cell<usize>, size: usize) {
     usual.set(if size >= former { size } else { former - (former - size) / 8 });
 }
 
+/// Where an error goes that comes behind data of the same attempt: the kernel tells it once.
+#[derive(Clone, Copy)]
+pub enum Later<'a> {
+    /// The number is kept here, for the next attempt.
+    Kept(&'a Cell<i32>),
+    /// Nowhere: everything is received by one system call, which reports it the next time.
+    Unread,
+}
+
 impl Core {
     /// A bytes object with a copy of what was received.
     pub fn bytes_of(&self, py: Python<'_>, data: &[u8]) -> PyResult<Object> {
@@ -38,8 +49,9 @@ impl Core {
             return new_bytes(py, data);
         }
         let mut blank = self.blank_bytes(py, data.len())?;
-        blank.as_mut_slice()[..data.len()].copy_from_slice(data);
-        Ok(self.hand_out(blank, data.len()))
+        blank.as_mut_slice()[..data.len()].write_copy_of_slice(data);
+        // SAFETY: they were just written.
+        Ok(unsafe { self.hand_out(blank, data.len()) })
     }
 
     /// Receives at most `limit` bytes, and no more than [`RECEIVE_BUFFER`]. `usual` remembers, from one call to the next,
@@ -51,37 +63,31 @@ impl Core {
         fd: RawFd,
         limit: usize,
         usual: &Cell<usize>,
+        later: Later<'_>,
     ) -> PyResult<Received> {
         let limit = limit.min(RECEIVE_BUFFER);
         if usual.get() < SMALL {
-            self.receive_and_copy(py, fd, limit, &[], usual)
+            self.receive_and_copy(py, fd, limit, usual)
         } else {
-            self.receive_into_bytes(py, fd, limit, usual)
+            self.receive_into_bytes(py, fd, limit, usual, later)
         }
     }
 
-    /// Receives into the loop's buffer, behind what was received already.
+    /// Receives into the loop's buffer.
     #[inline(never)]
     fn receive_and_copy(
         &self,
         py: Python<'_>,
         fd: RawFd,
         limit: usize,
-        begun: &[u8],
         usual: &Cell<usize>,
     ) -> PyResult<Received> {
-        self.with_buffer(|buffer| {
-            let (front, rest) = buffer[..limit].split_at_mut(begun.len());
-            let count = match socket::recv(fd, rest) {
-                Ok(count) => begun.len() + count,
-                // The end or the error comes again with the next event.
-                Err(_) if !begun.is_empty() => begun.len(),
-                Err(error) if socket::is_not_ready(&error) => return Ok(Received::Nothing),
-                Err(error) => return Err(error).or_os_error(),
-            };
-            front.copy_from_slice(begun);
-            note_size(usual, count);
-            Ok(Received::Data(new_bytes(py, &buffer[..count])?, count))
+        self.with_buffer(|buffer| match socket::recv(fd, &mut buffer[..limit]) {
+            Ok(count) => {
+                note_size(usual, count);
+                Ok(Received::Data(new_bytes(py, &buffer[..count])?, count))
+            }
+            Err(error) => nothing_or(error),
         })
     }
 
@@ -93,36 +99,111 @@ impl Core {
         fd: RawFd,
         limit: usize,
         usual: &Cell<usize>,
+        later: Later<'_>,
     ) -> PyResult<Received> {
         let size = (usual.get() + usual.get() / 4).min(limit);
         let mut blank = self.blank_bytes(py, size)?;
         let slice = blank.as_mut_slice();
         let capacity = slice.len().min(limit);
-        let count = match socket::recv(fd, &mut slice[..capacity]) {
+        let slice = &mut slice[..capacity];
+        let result = match later {
+            Later::Unread if capacity < limit => return self.receive_into_two(py, fd, limit, usual, blank),
+            _ => socket::recv_uninit(fd, slice),
+        };
+        let count = match result {
             Ok(count) => count,
             Err(error) => {
                 self.put_back(blank);
-                return if socket::is_not_ready(&error) {
-                    Ok(Received::Nothing)
-                } else {
-                    Err(error).or_os_error()
-                };
+                return nothing_or(error);
             }
         };
         if count == capacity && count < limit {
             // There may be more.
-            let received = self.receive_and_copy(py, fd, limit, &blank.as_mut_slice()[..count], usual);
-            self.put_back(blank);
-            return received;
+            let more = |rest: &mut [u8]| match (socket::recv(fd, rest), later) {
+                (Ok(count), _) => count,
+                (Err(error), Later::Kept(place)) if !socket::is_not_ready(&error) => {
+                    place.set(error.raw_os_error().unwrap_or(libc::EIO));
+                    0
+                }
+                (Err(_), _) => 0,
+            };
+            return self.with_buffer(|buffer| {
+                let rest = &mut buffer[..limit - capacity];
+                let more = more(rest);
+                self.both(py, blank, capacity, &rest[..more], usual)
+            });
         }
+        self.received(py, blank, capacity, count, usual)
+    }
+
+    /// The same by one system call, which puts what does not fit into the loop's buffer.
+    #[inline(never)]
+    fn receive_into_two(
+        &self,
+        py: Python<'_>,
+        fd: RawFd,
+        limit: usize,
+        usual: &Cell<usize>,
+        mut blank: Blank,
+    ) -> PyResult<Received> {
+        self.with_buffer(|buffer| {
+            let slice = blank.as_mut_slice();
+            let capacity = slice.len();
+            let rest = &mut buffer[..limit - capacity];
+            match socket::recv_two(fd, slice, rest) {
+                Ok(count) if count > capacity => {
+                    self.both(py, blank, capacity, &rest[..count - capacity], usual)
+                }
+                Ok(count) => self.received(py, blank, capacity, count, usual),
+                Err(error) => {
+                    self.put_back(blank);
+                    nothing_or(error)
+                }
+            }
+        })
+    }
+
+    /// The `count` bytes that were received into a bytes object where there is room for `capacity`.
+    #[inline(always)]
+    fn received(
+        &self,
+        py: Python<'_>,
+        blank: Blank,
+        capacity: usize,
+        count: usize,
+        usual: &Cell<usize>,
+    ) -> PyResult<Received> {
         note_size(usual, count);
         let least = if capacity <= LARGE { capacity / 2 } else { capacity - capacity / 4 };
         if count < least {
             // Too little to keep that much memory for.
-            let data = new_bytes(py, &blank.as_mut_slice()[..count]);
+            // SAFETY: so many bytes were received.
+            let data = new_bytes(py, unsafe { blank.written(count) });
             self.put_back(blank);
             return data.map(|data| Received::Data(data, count));
         }
-        Ok(Received::Data(self.hand_out(blank, count), count))
+        // SAFETY: so many bytes were received.
+        Ok(Received::Data(unsafe { self.hand_out(blank, count) }, count))
     }
+
+    /// The `count` bytes that were received into a bytes object, and the rest.
+    #[inline(never)]
+    fn both(
+        &self,
+        py: Python<'_>,
+        blank: Blank,
+        count: usize,
+        rest: &[u8],
+        usual: &Cell<usize>,
+    ) -> PyResult<Received> {
+        note_size(usual, count + rest.len());
+        // SAFETY: so many bytes were received.
+        let data = joined(py, unsafe { blank.written(count) }, rest);
+        self.put_back(blank);
+        data.map(|data| Received::Data(data, count + rest.len()))
+    }
+}
+
+fn nothing_or(error: io::Error) -> PyResult<Received> {
+    if socket::is_not_ready(&error) { Ok(Received::Nothing) } else { Err(os_error(error)) }
 }

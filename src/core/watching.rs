@@ -136,6 +136,10 @@ pub enum Direction {
 /// task and the task.
 const IDLE_EVENTS: u8 = 2;
 
+fn event_loop_is_closed() -> PyErr {
+    PyRuntimeError::new_err("Event loop is closed")
+}
+
 /// Answers an event that nobody waits for: sooner or later the kernel is not asked for it any more.
 fn calm(registry: &mut Registry<Watch>, slot: Slot) {
     let Some(watch) = registry.get_mut(slot) else { return };
@@ -153,6 +157,15 @@ fn calm(registry: &mut Registry<Watch>, slot: Slot) {
         // If the descriptor is not what it was, there is nothing to be told of it any more.
         let _ = registry.set_interest(slot, wanted);
     }
+}
+
+/// What the kernel reported events of.
+#[must_use]
+pub(super) enum Registrations {
+    /// Of what is watched now.
+    Current,
+    /// Also of a file that is not, any more: only another poller ends that.
+    Stale,
 }
 
 impl Core {
@@ -175,19 +188,19 @@ impl Core {
     }
 
     /// Queues what has become ready.
-    pub(super) fn take_in(&self, py: Python<'_>, events: &poller::Ready) -> io::Result<()> {
+    pub(super) fn take_in(&self, py: Python<'_>, events: &poller::Ready) -> Registrations {
         if events.is_empty() {
-            return Ok(());
+            return Registrations::Current;
         }
         let mut borrowed = self.registry.borrow_mut();
-        let Some(registry) = &mut *borrowed else { return Ok(()) };
+        let Some(registry) = &mut *borrowed else { return Registrations::Current };
         let mut ready = self.ready.borrow_mut();
-        let mut ghosts = false;
+        let mut registrations = Registrations::Current;
         let mut unwaited = Vec::new();
         for event in events.events() {
             self.metrics.counts.io_events.add(1);
             let Some((slot, watch)) = registry.resolve(event.key) else {
-                ghosts = true;
+                registrations = Registrations::Stale;
                 continue;
             };
             if event.only_priority {
@@ -227,13 +240,15 @@ impl Core {
         for slot in unwaited {
             calm(registry, slot);
         }
-        if ghosts { registry.rebuild() } else { Ok(()) }
+        registrations
     }
 
     fn with_registry<R>(&self, f: impl FnOnce(&mut Registry<Watch>) -> io::Result<R>) -> PyResult<R> {
-        match &mut *self.registry.borrow_mut() {
-            Some(registry) => f(registry).or_os_error(),
-            None => Err(PyRuntimeError::new_err("Event loop is closed")),
+        // The error is made when nothing is borrowed any more: making it can run Python code.
+        let result = self.registry.borrow_mut().as_mut().map(f);
+        match result {
+            Some(result) => result.or_os_error(),
+            None => Err(event_loop_is_closed()),
         }
     }
 
@@ -251,17 +266,24 @@ impl Core {
     /// kernel is still asked for something that was waited for, it is asked for what the transport will want first.
     pub fn attach(&self, fd: RawFd, transport: &Object, on_ready: OnReady) -> PyResult<Slot> {
         let watch = Watch::Transport(Hold::Strong(transport.clone()), on_ready);
-        let (slot, stale) = self.with_registry(|registry| {
-            if let Some(slot) = registry.find(fd)
-                && registry.get(slot).is_some_and(Watch::is_idle)
-                && let Ok(slot) = registry.renew_or_move(slot, Interest::READABLE)
-                && let Some(place) = registry.get_mut(slot)
-            {
-                return Ok((slot, Some(std::mem::replace(place, watch))));
-            }
+        let mut borrowed = self.registry.borrow_mut();
+        let Some(registry) = &mut *borrowed else {
+            drop(borrowed);
+            drop(watch);
+            return Err(event_loop_is_closed());
+        };
+        let (slot, stale) = if let Some(slot) = registry.find(fd)
+            && registry.get(slot).is_some_and(Watch::is_idle)
+            && let Ok(slot) = registry.renew_or_move(slot, Interest::READABLE)
+            && let Some(place) = registry.get_mut(slot)
+        {
+            (slot, Some(std::mem::replace(place, watch)))
+        } else {
             let stale = registry.find(fd).and_then(|slot| registry.remove(slot));
-            Ok((registry.insert(fd, watch), stale))
-        })?;
+            (registry.insert(fd, watch), stale)
+        };
+        // What it refers to may run Python code when it is dropped.
+        drop(borrowed);
         drop(stale);
         Ok(slot)
     }
@@ -304,6 +326,8 @@ impl Core {
     /// Watches one direction of a descriptor and returns who waited for it before.
     pub fn add_waiter(&self, fd: RawFd, direction: Direction, waiter: Waiter) -> PyResult<Option<Waiter>> {
         self.stir();
+        // Whatever becomes of it, it is dropped when nothing is borrowed.
+        let mut waiter = Some(waiter);
         self.with_registry(|registry| {
             let slot = match registry.find(fd) {
                 Some(slot) => slot,
@@ -330,7 +354,8 @@ impl Core {
             if let Watch::Waiters { idle, .. } = watch {
                 *idle = 0;
             }
-            Ok(watch.waiter(direction).ok_or_else(taken)?.replace(waiter))
+            let place = watch.waiter(direction).ok_or_else(taken)?;
+            Ok(std::mem::replace(place, waiter.take()))
         })
     }
 

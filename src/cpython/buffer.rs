@@ -1,8 +1,11 @@
 //! Bytes objects, and buffers that Python objects lend.
 
+use std::ptr::NonNull;
+
 use pyo3::prelude::*;
 use pyo3::{Borrowed, ffi};
 
+use super::class::Visitor;
 use super::object::Object;
 
 /// A new bytes object with a copy of `data`.
@@ -13,6 +16,20 @@ pub fn new_bytes(py: Python<'_>, data: &[u8]) -> PyResult<Object> {
             py,
             ffi::PyBytes_FromStringAndSize(data.as_ptr().cast(), data.len() as ffi::Py_ssize_t),
         )
+    }
+}
+
+/// A new bytes object of two parts.
+pub fn joined(py: Python<'_>, first: &[u8], second: &[u8]) -> PyResult<Object> {
+    let length = first.len() + second.len();
+    // SAFETY: null asks for bytes whose content is not there yet. It is written here, before anybody sees the object.
+    unsafe {
+        let bytes = ffi::PyBytes_FromStringAndSize(std::ptr::null(), length as ffi::Py_ssize_t);
+        let bytes = Object::from_owned(py, bytes)?;
+        let content = (&raw mut (*bytes.as_ptr().cast::<ffi::PyBytesObject>()).ob_sval).cast::<u8>();
+        std::ptr::copy_nonoverlapping(first.as_ptr(), content, first.len());
+        std::ptr::copy_nonoverlapping(second.as_ptr(), content.add(first.len()), second.len());
+        Ok(bytes)
     }
 }
 
@@ -109,6 +126,12 @@ impl ReadableBuffer {
             return Err(PyErr::fetch(py));
         }
         Ok(ReadableBuffer(view))
+    }
+
+    pub fn traverse(&self, visitor: &mut Visitor) {
+        if let Some(exporter) = NonNull::new(self.0.obj) {
+            visitor.pointer(exporter.as_ptr());
+        }
     }
 
     /// The memory, for use while no Python code runs, which could write to it.

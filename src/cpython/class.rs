@@ -18,6 +18,8 @@ use pyo3::{Borrowed, ffi};
 
 use super::methods::guard;
 use super::object::{Object, ObjectCell};
+use super::trashcan;
+use super::ways_in::enter;
 
 /// A Rust type whose values live in instances of a Python class.
 pub trait Native: Sized + 'static {
@@ -32,6 +34,11 @@ pub trait Native: Sized + 'static {
 
     /// Whether [`Native::finalize`] is to be called before an instance is destroyed.
     const FINALIZES: bool = false;
+
+    /// Whether it has anything to do now: asked when the last reference goes.
+    fn needs_finalizer(&self) -> bool {
+        true
+    }
 
     /// What `__del__` is to Python classes. The instance may be resurrected.
     fn finalize(_this: This<'_, '_, Self>) {}
@@ -61,7 +68,7 @@ impl Visitor {
         }
     }
 
-    fn pointer(&mut self, pointer: *mut ffi::PyObject) {
+    pub(super) fn pointer(&mut self, pointer: *mut ffi::PyObject) {
         if self.result == 0 {
             // SAFETY: the pointers passed in belong to live references; `visit` and `arg` come from the collector.
             self.result = unsafe { (self.visit)(pointer, self.arg) };
@@ -116,10 +123,7 @@ impl<T: Native> Obj<T> {
             let kept = (*class.free.get()).pop();
             let instance = match kept {
                 Some(instance) => ffi::PyObject_Init(instance, pointer),
-                None => {
-                    let allocate = (*pointer).tp_alloc.unwrap_unchecked();
-                    allocate(pointer, 0)
-                }
+                None => allocate(pointer),
             };
             if instance.is_null() {
                 return Err(PyErr::fetch(py));
@@ -282,8 +286,19 @@ fn make_with<'py, T: Native>(
     new: Option<ffi::newfunc>,
 ) -> PyResult<Bound<'py, PyType>> {
     let py = definition.base.py();
+    if let Some(class) = existing::<T>(py) {
+        // The module is imported a second time.
+        return Ok(class);
+    }
     // SAFETY: the base is a type object.
-    let base_size = unsafe { (*definition.base.as_type_ptr()).tp_basicsize } as usize;
+    let (base_size, base_dict) = unsafe {
+        let base = definition.base.as_type_ptr();
+        ((*base).tp_basicsize as usize, (*base).tp_dictoffset)
+    };
+    if base_dict != 0 {
+        // Its instances' dicts would be nobody's to visit and to clear.
+        return Err(PyTypeError::new_err("a base whose instances have a __dict__"));
+    }
     let offset = base_size.next_multiple_of(align_of::<T>().max(align_of::<usize>()));
     let tail = (offset + size_of::<T>()).next_multiple_of(align_of::<Tail>());
     let size = if definition.open { tail + size_of::<Tail>() } else { tail };
@@ -344,6 +359,13 @@ fn make_with<'py, T: Native>(
     Ok(class)
 }
 
+/// The class of `T`, if it was made before.
+fn existing<T: Native>(py: Python<'_>) -> Option<Bound<'_, PyType>> {
+    let class = T::class().class.load(Relaxed);
+    // SAFETY: the static keeps the class alive for good.
+    (!class.is_null()).then(|| unsafe { PyType::from_borrowed_type_ptr(py, class) })
+}
+
 /// Makes an instance of a subclass, for the `tp_new` of a class made by [`make_subclassable`].
 ///
 /// # Safety
@@ -356,15 +378,28 @@ pub unsafe fn new_instance<T: Native>(
     unsafe {
         guard(std::ptr::null_mut(), |py| {
             let value = make(py)?;
-            let allocate =
-                (*class).tp_alloc.ok_or_else(|| PyTypeError::new_err("the class has no allocator"))?;
-            let instance = allocate(class, 0);
+            let instance = allocate(class);
             if instance.is_null() {
                 return Err(PyErr::fetch(py));
             }
             std::ptr::write(instance.byte_add(T::class().offset.load(Relaxed)).cast::<T>(), value);
             Ok(instance)
         })
+    }
+}
+
+/// Allocates an instance, which may run the garbage collector. Null if there is no memory.
+///
+/// # Safety
+/// The class is ready, as classes are that were made or that instances are asked of.
+unsafe fn allocate(class: *mut ffi::PyTypeObject) -> *mut ffi::PyObject {
+    type Allocate =
+        unsafe extern "C-unwind" fn(*mut ffi::PyTypeObject, ffi::Py_ssize_t) -> *mut ffi::PyObject;
+
+    // SAFETY: a class that is ready has an allocator; the two types differ in what the compiler makes of unwinding.
+    unsafe {
+        let allocate: Allocate = std::mem::transmute((*class).tp_alloc.unwrap_unchecked());
+        enter(|| allocate(class, 0))
     }
 }
 
@@ -446,22 +481,38 @@ unsafe extern "C" fn dealloc<T: Native>(instance: *mut ffi::PyObject) {
     // SAFETY: the last reference is gone. What dropping the value runs can no longer reach the instance, except in a
     // finalizer, which is asked first.
     unsafe {
-        if T::FINALIZES && ffi::PyObject_CallFinalizerFromDealloc(instance) < 0 {
+        if T::FINALIZES
+            && value::<T>(instance).needs_finalizer()
+            && ffi::PyObject_CallFinalizerFromDealloc(instance) < 0
+        {
             return;
         }
-        let class = ffi::Py_TYPE(instance);
         ffi::PyObject_GC_UnTrack(instance.cast());
+        trashcan::run(instance, destroy::<T>);
+    }
+}
+
+/// # Safety
+/// The instance has no references, is not tracked by the collector, and is destroyed once.
+unsafe fn destroy<T: Native>(instance: *mut ffi::PyObject) {
+    // SAFETY: see above; the layout is that of `make_with`.
+    unsafe {
+        let class = ffi::Py_TYPE(instance);
+        // Negative where the interpreter keeps them before the object: since 3.12, for classes written in Python.
         let weak = (*class).tp_weaklistoffset;
-        if weak > 0 && !(*instance.byte_offset(weak).cast::<*mut ffi::PyObject>()).is_null() {
+        if weak != 0 && !(*instance.byte_offset(weak).cast::<*mut ffi::PyObject>()).is_null() {
             ffi::PyObject_ClearWeakRefs(instance);
         }
         let made = T::class();
         std::ptr::drop_in_place(instance.byte_add(made.offset.load(Relaxed)).cast::<T>());
-        if (*class).tp_dictoffset > 0 && class == made.class.load(Relaxed) {
+        let is_exact = class == made.class.load(Relaxed);
+        if (*class).tp_dictoffset > 0 && is_exact {
             ffi::Py_CLEAR(&raw mut (*tail::<T>(instance)).dict);
         }
         let free = &mut *made.free.get();
-        if free.len() < made.keep && class == made.class.load(Relaxed) {
+        // One that was finalized would never be again: the collector notes it in the memory.
+        let is_fresh = !T::FINALIZES || ffi::PyObject_GC_IsFinalized(instance) == 0;
+        if free.len() < made.keep && is_exact && is_fresh {
             free.push(instance);
         } else if let Some(release) = (*class).tp_free {
             release(instance.cast());

@@ -5,10 +5,13 @@
 //! cost. The hot classes of the event loop are therefore made here from the C API's own parts:
 //!
 //! - [`object`]: references, and calls.
+//! - [`interpreter`]: which interpreter all this is of.
 //! - [`class`]: classes whose instances hold a Rust value behind the layout of a Python base.
 //! - [`methods`]: their methods and attributes.
 //! - [`args`]: what a method was called with.
 //! - [`received`]: bytes objects to receive into.
+//! - [`trashcan`]: how long chains of objects are destroyed.
+//! - [`ways_in`]: what happens around each call that can run Python code; [`borrowing`] is a check made there.
 //! - [`os_error`]: errors of the operating system.
 //!
 //! All of it leans on the GIL: an [`object::Object`] is used and dropped only by a thread that holds it. It is
@@ -17,9 +20,13 @@
 
 pub mod args;
 pub mod audit;
+pub mod borrowing;
 pub mod buffer;
 pub mod class;
+pub mod interpreter;
 pub mod methods;
 pub mod object;
 pub mod os_error;
 pub mod received;
+mod trashcan;
+mod ways_in;

@@ -9,6 +9,8 @@ use pyo3::prelude::*;
 use pyo3::types::PyString;
 use pyo3::{Borrowed, ffi};
 
+use super::ways_in::enter;
+
 /// A strong reference.
 ///
 /// Like `Py<PyAny>`, without its check at each drop whether the thread is attached to the interpreter: it is bound to
@@ -44,6 +46,33 @@ impl Object {
 
     pub fn none(py: Python<'_>) -> Object {
         py.None().into_bound(py).into()
+    }
+
+    /// An int.
+    pub fn from_int(py: Python<'_>, number: impl Into<i64>) -> PyResult<Object> {
+        // SAFETY: returns a new reference or null with an exception.
+        unsafe { Object::from_owned(py, ffi::PyLong_FromLongLong(number.into())) }
+    }
+
+    /// An int.
+    pub fn from_size(py: Python<'_>, size: usize) -> PyResult<Object> {
+        // SAFETY: as above.
+        unsafe { Object::from_owned(py, ffi::PyLong_FromSize_t(size)) }
+    }
+
+    /// A float.
+    pub fn from_float(py: Python<'_>, number: f64) -> PyResult<Object> {
+        // SAFETY: as above.
+        unsafe { Object::from_owned(py, ffi::PyFloat_FromDouble(number)) }
+    }
+
+    /// A str.
+    pub fn from_str(py: Python<'_>, text: &str) -> PyResult<Object> {
+        // SAFETY: as above; the text is valid for its length.
+        unsafe {
+            let length = text.len() as ffi::Py_ssize_t;
+            Object::from_owned(py, ffi::PyUnicode_FromStringAndSize(text.as_ptr().cast(), length))
+        }
     }
 
     pub fn as_ptr(&self) -> *mut ffi::PyObject {
@@ -268,6 +297,14 @@ impl<'a> Stack<'a> {
     }
 }
 
+/// The function of a callable: an ffi::vectorcallfunc of which the compiler knows that a stack is unwound through it.
+type Vectorcall = unsafe extern "C-unwind" fn(
+    *mut ffi::PyObject,
+    *const *mut ffi::PyObject,
+    usize,
+    *mut ffi::PyObject,
+) -> *mut ffi::PyObject;
+
 /// What PyObject_Vectorcall does, without its function calls and its check that the callee has kept to the protocol.
 ///
 /// # Safety
@@ -281,8 +318,8 @@ unsafe fn vectorcall(callable: &Object, args: *const *mut ffi::PyObject, count: 
         let kind = ffi::Py_TYPE(callable);
         if (*kind).tp_flags & ffi::Py_TPFLAGS_HAVE_VECTORCALL != 0 {
             let place = callable.byte_offset((*kind).tp_vectorcall_offset);
-            if let Some(function) = *place.cast::<Option<ffi::vectorcallfunc>>() {
-                return function(callable, args, count, std::ptr::null_mut());
+            if let Some(function) = *place.cast::<Option<Vectorcall>>() {
+                return enter(|| function(callable, args, count, std::ptr::null_mut()));
             }
         }
         ffi::PyObject_Vectorcall(callable, args, count, std::ptr::null_mut())
@@ -397,6 +434,21 @@ pub fn dict_item(py: Python<'_>, dict: &Object, key: &Bound<'_, PyString>) -> Py
 pub fn thread_ident() -> u64 {
     // SAFETY: a call without arguments that needs no GIL.
     unsafe { ffi::PyThread_get_thread_ident() as u64 }
+}
+
+/// Whether the interpreter knows of another thread than the calling one.
+pub fn has_other_threads(_py: Python<'_>) -> bool {
+    // GIL: threads leave the interpreter's list only while they hold it.
+    // SAFETY: the head of the list of a living interpreter's threads, of which the calling one is a member.
+    unsafe {
+        let head = PyInterpreterState_ThreadHead(ffi::PyInterpreterState_Get());
+        !PyThreadState_Next(head).is_null()
+    }
+}
+
+unsafe extern "C" {
+    fn PyInterpreterState_ThreadHead(interpreter: *mut ffi::PyInterpreterState) -> *mut ffi::PyThreadState;
+    fn PyThreadState_Next(thread: *mut ffi::PyThreadState) -> *mut ffi::PyThreadState;
 }
 
 /// Runs Python's signal handlers, if signals have arrived and this is the main thread.

@@ -6,6 +6,7 @@
 //! but not by much.
 
 use std::collections::VecDeque;
+use std::mem::MaybeUninit;
 
 use pyo3::ffi;
 use pyo3::prelude::*;
@@ -55,9 +56,12 @@ impl Received {
         Ok(Blank { object, capacity })
     }
 
-    /// The object with its first `length` bytes, which have been written, as its content.
+    /// The object with its first `length` bytes as its content.
+    ///
+    /// # Safety
+    /// They have been written.
     #[inline(always)]
-    pub fn hand_out(&mut self, blank: Blank, length: usize) -> Object {
+    pub unsafe fn hand_out(&mut self, blank: Blank, length: usize) -> Object {
         let Blank { object, capacity } = blank;
         assert!(length <= capacity);
         // SAFETY: the object is an instance of bytes that nobody else knows; its memory has room for its capacity and
@@ -90,12 +94,25 @@ pub struct Blank {
 }
 
 impl Blank {
-    pub fn as_mut_slice(&mut self) -> &mut [u8] {
-        // SAFETY: nobody else knows the object; its memory has room for its capacity. It may be uninitialised, which
-        // nobody reads before it is written to: what is handed out is what was written.
+    /// Its memory, which need not be initialised: whoever hands it out has written to what is the content then.
+    pub fn as_mut_slice(&mut self) -> &mut [MaybeUninit<u8>] {
+        // SAFETY: nobody else knows the object; its memory has room for its capacity.
         unsafe {
             let bytes = self.object.as_ptr().cast::<ffi::PyBytesObject>();
             std::slice::from_raw_parts_mut((&raw mut (*bytes).ob_sval).cast(), self.capacity)
+        }
+    }
+
+    /// The first `length` bytes.
+    ///
+    /// # Safety
+    /// They have been written.
+    pub unsafe fn written(&self, length: usize) -> &[u8] {
+        assert!(length <= self.capacity);
+        // SAFETY: as the caller says; the memory has room for its capacity.
+        unsafe {
+            let bytes = self.object.as_ptr().cast::<ffi::PyBytesObject>();
+            std::slice::from_raw_parts((&raw const (*bytes).ob_sval).cast(), length)
         }
     }
 }

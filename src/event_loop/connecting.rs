@@ -1,7 +1,7 @@
 //! Connecting to an address that needs no resolving, without a socket object in between: what create_connection() does
 //! for most clients.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd, RawFd};
@@ -17,6 +17,7 @@ use super::{Loop, ThisLoop, watchers};
 use crate::core::{Direction, Waiter, resolve};
 use crate::cpython::args::{Args, all};
 use crate::cpython::audit;
+use crate::cpython::borrowing::StateCell;
 use crate::cpython::class::{self, Class, Definition, Native, Obj, This, Visitor};
 use crate::cpython::object::Object;
 use crate::cpython::os_error::{OrOsError, os_error};
@@ -32,7 +33,7 @@ pub struct Connection {
     fd: RawFd,
     peer: SocketAddr,
     /// None once it belongs to a transport, or was closed.
-    file: RefCell<Option<SocketFile>>,
+    file: StateCell<Option<SocketFile>>,
     /// A future of the moment when it is made, or has failed.
     connected: Object,
     watched: Cell<bool>,
@@ -71,7 +72,7 @@ fn connect<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object
         event_loop,
         fd,
         peer,
-        file: RefCell::new(Some(file)),
+        file: StateCell::new(Some(file)),
         connected,
         watched: Cell::new(false),
     };

@@ -25,7 +25,12 @@ fn run_once(this: ThisLoop<'_, '_>) -> PyResult<Object> {
 }
 
 fn close_core(this: ThisLoop<'_, '_>) -> PyResult<Object> {
-    this.core.close(this.py())?;
+    this.core.close(this.py(), &this.object())?;
+    Ok(Object::none(this.py()))
+}
+
+fn flush(this: ThisLoop<'_, '_>) -> PyResult<Object> {
+    this.core.flush(this.py(), &this.object())?;
     Ok(Object::none(this.py()))
 }
 
@@ -65,6 +70,12 @@ pub fn methods() -> Vec<PyMethodDef> {
             "_close",
             close_core,
             "_close($self, /)\n--\n\nSend what can be sent, and drop all handles, timers and watched descriptors."
+        ),
+        method0!(
+            Loop,
+            "_flush",
+            flush,
+            "_flush($self, /)\n--\n\nSend what was written in this iteration, as far as the sockets take it."
         ),
         method0!(
             Loop,

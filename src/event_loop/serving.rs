@@ -16,12 +16,12 @@ use crate::cpython::args::{Args, all};
 use crate::cpython::class::{self, Class, Definition, Native, Obj, This, Visitor};
 use crate::cpython::object::{Object, copy_context, copy_of_context, run_in_context};
 use crate::cpython::os_error::os_error;
-use crate::handle::survivable;
+use crate::handle::reraise_fatal;
 use crate::imports::imports;
 use crate::reactor::socket;
 use crate::transports::address::Address;
 use crate::transports::endpoint::Parts;
-use crate::transports::socket_file::{Socket, SocketFile};
+use crate::transports::socket_file::{Socket, SocketFile, socket_of};
 use crate::transports::stream::Stream;
 use crate::{method, method0, method1};
 
@@ -198,7 +198,7 @@ impl Listener {
             None => Listener::serve_plainly(this, fd, peer, &context),
         });
         let Err(error) = result else { return Ok(()) };
-        let exception = survivable(py, error)?;
+        let exception = reraise_fatal(py, error)?;
         if this.core.schedule.debug() {
             imports(py)?.report_connection.call(py, &[&this.event_loop, &exception])?;
         }
@@ -238,11 +238,8 @@ impl Listener {
         peer: &Address,
         context: &Object,
     ) -> PyResult<()> {
-        use std::os::fd::IntoRawFd;
-
         let py = this.py();
-        let number = fd.into_raw_fd().into_pyobject(py)?.into();
-        let connection = imports(py)?.make_socket.call(py, &[&number])?;
+        let connection = socket_of(py, fd).map_err(|(error, _)| error)?;
         let connection = connection.bind(py);
         let extra = PyDict::new(py);
         let peername = match peer.to_python(py)? {
@@ -278,14 +275,7 @@ fn accept_step(py: Python<'_>, object: &Object) -> PyResult<()> {
     if listener.stopped.get() {
         return Ok(());
     }
-    let Err(error) = Listener::accept_batch(listener.this(py)) else { return Ok(()) };
-    let exception = survivable(py, error)?;
-    let message = "Exception in callback accept()".into_pyobject(py)?.into();
-    let none = Object::none(py);
-    imports(py)?
-        .report_protocol
-        .call(py, &[&listener.event_loop, &message, &exception, &none, &none])
-        .map(drop)
+    Listener::accept_batch(listener.this(py))
 }
 
 /// Listens again after [`Listener::rest`].

@@ -19,7 +19,7 @@ use pyo3::prelude::*;
 use pyo3::{Borrowed, ffi};
 
 use super::{Loop, ThisLoop, watchers};
-use crate::core::{Core, Direction, Received, Waiter, resolve};
+use crate::core::{Core, Direction, Later, Received, Waiter, resolve};
 use crate::cpython::args::Args;
 use crate::cpython::buffer::{ReadableBuffer, new_bytes, with_writable_buffer};
 use crate::cpython::class::{self, Class, Definition, Native, Obj, This, Visitor};
@@ -230,7 +230,7 @@ impl SocketOperation {
         if size == 0 {
             return new_bytes(py, b"").map(Some);
         }
-        match self.core.receive(py, fd, size, &self.core.usual_size)? {
+        match self.core.receive(py, fd, size, &self.core.usual_size, Later::Unread)? {
             Received::Data(data, _) => Ok(Some(data)),
             Received::Nothing => Ok(None),
         }
@@ -359,7 +359,13 @@ impl Native for SocketOperation {
                 visitor.object(first);
                 visitor.object(second);
             }
-            Operation::SendAll { data, .. } => visitor.object(data),
+            Operation::SendAll { data, view, .. } => {
+                visitor.object(data);
+                // SAFETY: it is looked at for this expression only, in which nothing replaces it.
+                if let Some(view) = unsafe { &*view.as_ptr() } {
+                    view.traverse(visitor);
+                }
+            }
             Operation::Connect { address, .. } => visitor.object(address),
             Operation::Accept => {}
         }
@@ -374,6 +380,11 @@ impl Native for SocketOperation {
     }
 
     const FINALIZES: bool = true;
+
+    /// One that is done has nothing to say, and is used again.
+    fn needs_finalizer(&self) -> bool {
+        self.state.get() != State::Done
+    }
 
     fn finalize(this: This<'_, '_, Self>) {
         let py = this.py();

@@ -7,7 +7,7 @@ mod class;
 mod task_step;
 mod thread_safe;
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
@@ -17,6 +17,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 
 use crate::cpython::args::Args;
+use crate::cpython::borrowing::StateCell;
 use crate::cpython::class::{Class, Native, Obj, Visitor};
 use crate::cpython::object::{Object, ObjectCell, Stack, run_in_context};
 use crate::imports::imports;
@@ -39,7 +40,7 @@ pub struct Schedule {
     observed: Cell<bool>,
     /// Timers that were cancelled before they fired.
     pub timers_cancelled: Cell<u64>,
-    pub timers: RefCell<Timers<Obj<TimerHandle>>>,
+    pub timers: StateCell<Timers<Obj<TimerHandle>>>,
 }
 
 /// Whether any event loop was ever in debug mode: until then, no handle has to ask its own.
@@ -141,7 +142,7 @@ pub struct Handle {
     cancelled: Cell<bool>,
     /// None when it is cancelled.
     callback: ObjectCell,
-    arguments: RefCell<Arguments>,
+    arguments: StateCell<Arguments>,
     context: Object,
     event_loop: Object,
     source_traceback: Option<Object>,
@@ -170,7 +171,7 @@ impl Handle {
         Handle {
             cancelled: Cell::new(false),
             callback: ObjectCell::new(Some(call.callback)),
-            arguments: RefCell::new(call.arguments),
+            arguments: StateCell::new(call.arguments),
             context: call.context,
             event_loop: call.event_loop,
             source_traceback,
@@ -183,7 +184,7 @@ impl Handle {
         Handle {
             cancelled: self.cancelled.clone(),
             callback: ObjectCell::new(self.callback.get()),
-            arguments: RefCell::new(self.arguments.borrow().clone()),
+            arguments: StateCell::new(self.arguments.borrow().clone()),
             context: self.context.clone(),
             event_loop: self.event_loop.clone(),
             source_traceback: self.source_traceback.clone(),
@@ -263,12 +264,12 @@ impl Handle {
 
 #[cold]
 fn report(py: Python<'_>, handle: &Object, error: PyErr) -> PyResult<()> {
-    let exception = survivable(py, error)?;
+    let exception = reraise_fatal(py, error)?;
     imports(py)?.report_handle.call(py, &[handle, &exception]).map(drop)
 }
 
 /// The exception, unless it is one that must leave run_forever: that is the error.
-pub fn survivable(py: Python<'_>, error: PyErr) -> PyResult<Object> {
+pub fn reraise_fatal(py: Python<'_>, error: PyErr) -> PyResult<Object> {
     if error.is_instance_of::<PySystemExit>(py) || error.is_instance_of::<PyKeyboardInterrupt>(py) {
         return Err(error);
     }

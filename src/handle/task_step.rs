@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicPtr, Ordering::Relaxed};
 use pyo3::ffi;
 use pyo3::prelude::*;
 
-use super::{Arguments, Call, Handle, survivable};
+use super::{Arguments, Call, Handle, reraise_fatal};
 use crate::cpython::class::{Obj, Visitor};
 use crate::cpython::object::{Object, run_in_context};
 use crate::imports::imports;
@@ -74,7 +74,7 @@ impl TaskStep {
 
     #[cold]
     fn report(&self, py: Python<'_>, error: PyErr, event_loop: &Object) -> PyResult<()> {
-        let exception = survivable(py, error)?;
+        let exception = reraise_fatal(py, error)?;
         let call = Call {
             callback: self.callback.clone(),
             arguments: self.future.clone().map_or(Arguments::None, Arguments::One),

@@ -111,6 +111,12 @@ fn forks() -> u32 {
     FORKS.load(Ordering::Relaxed)
 }
 
+/// How many forks led to this process since the first poller was made.
+#[inline]
+pub fn fork_count() -> u32 {
+    FORKS.load(Ordering::Relaxed)
+}
+
 /// The kernel's set of watched descriptors, with a wake-up for other threads.
 pub struct Poller {
     /// None only while being dropped.

@@ -4,6 +4,7 @@
 //! that it still names the socket that is meant.
 
 use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 
@@ -62,9 +63,31 @@ pub fn is_not_ready(error: &io::Error) -> bool {
 }
 
 /// Receives into `buffer` and returns the number of bytes; never waits.
+#[inline]
 pub fn recv(fd: RawFd, buffer: &mut [u8]) -> io::Result<usize> {
+    // SAFETY: the two have the same layout, and nothing but initialised bytes is written.
+    recv_uninit(fd, unsafe { &mut *(std::ptr::from_mut(buffer) as *mut [MaybeUninit<u8>]) })
+}
+
+/// The same for memory that need not be initialised: of the result, so many bytes are.
+#[inline]
+pub fn recv_uninit(fd: RawFd, buffer: &mut [MaybeUninit<u8>]) -> io::Result<usize> {
     // SAFETY: `buffer` is valid for writes of its length.
-    check(unsafe { transfer::recv(fd, buffer.as_mut_ptr(), buffer.len(), libc::MSG_DONTWAIT) })
+    check(unsafe { transfer::recv(fd, buffer.as_mut_ptr().cast(), buffer.len(), libc::MSG_DONTWAIT) })
+}
+
+/// Receives into one buffer and what does not fit there into another, by one system call.
+pub fn recv_two(fd: RawFd, first: &mut [MaybeUninit<u8>], second: &mut [u8]) -> io::Result<usize> {
+    let mut vectors = [
+        libc::iovec { iov_base: first.as_mut_ptr().cast(), iov_len: first.len() },
+        libc::iovec { iov_base: second.as_mut_ptr().cast(), iov_len: second.len() },
+    ];
+    // SAFETY: all zeroes is a valid msghdr: no address, no control data.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = vectors.as_mut_ptr();
+    message.msg_iovlen = vectors.len() as _;
+    // SAFETY: the vectors are of buffers that are valid for writes of their lengths.
+    check(unsafe { libc::recvmsg(fd, &mut message, libc::MSG_DONTWAIT) })
 }
 
 #[cfg(any(target_os = "linux", target_os = "android", target_os = "freebsd"))]
@@ -150,6 +173,15 @@ pub fn shutdown_write(fd: RawFd) -> io::Result<()> {
     check(unsafe { libc::shutdown(fd, libc::SHUT_WR) } as isize).map(drop)
 }
 
+/// Which file a descriptor stands for: no other file that is open has the same identity. None if it is closed.
+pub fn identity(fd: RawFd) -> Option<(libc::dev_t, libc::ino_t)> {
+    // SAFETY: all zeroes is a valid stat structure, which fstat fills in.
+    let mut status: libc::stat = unsafe { std::mem::zeroed() };
+    // SAFETY: `status` outlives the call.
+    check(unsafe { libc::fstat(fd, &mut status) } as isize).ok()?;
+    Some((status.st_dev, status.st_ino))
+}
+
 /// Disables Nagle's algorithm. Other sockets than TCP's refuse; they have no such algorithm.
 pub fn set_nodelay(fd: RawFd) {
     let on: libc::c_int = 1;
@@ -204,6 +236,11 @@ mod tests {
             send(there.as_raw_fd(), &[IoSlice::new(&flood)]).unwrap_err().kind(),
             io::ErrorKind::WouldBlock
         );
+        let (mut first, mut second) = ([MaybeUninit::new(0); 3], [0; 3]);
+        (&here).write_all(b"three").unwrap();
+        assert_eq!(recv_two(there.as_raw_fd(), &mut first, &mut second).unwrap(), 5);
+        // SAFETY: they were made with zeroes.
+        assert_eq!((first.map(|byte| unsafe { byte.assume_init() }), &second), (*b"thr", b"ee\0"));
         drop(here);
         assert_eq!(
             send(there.as_raw_fd(), &[IoSlice::new(b"x")]).unwrap_err().kind(),

@@ -43,6 +43,13 @@ impl<T> Inbox<T> {
         std::mem::take(&mut messages)
     }
 
+    /// Looks at all messages, unless another thread is delivering one.
+    pub fn try_for_each(&self, visit: impl FnMut(&T)) {
+        if let Ok(messages) = self.messages.try_lock() {
+            messages.iter().for_each(visit);
+        }
+    }
+
     /// Announces that the loop is about to wait: asleep, or dozing at first. False if a message has arrived, so that it
     /// must not.
     #[must_use]

@@ -10,6 +10,7 @@ use socket2::SockAddr;
 use crate::cpython::object::Object;
 
 /// An address of a socket: most are of the Internet, and fit into 32 bytes.
+#[derive(Clone)]
 pub enum Address {
     Internet(SocketAddr),
     Other(Box<SockAddr>),

@@ -35,22 +35,28 @@ impl FlowControl {
         self.paused.get()
     }
 
-    /// Sets the limits from the arguments of set_write_buffer_limits().
+    /// Sets the limits from the arguments of set_write_buffer_limits(): whatever asyncio can compare with a size.
     pub fn set_limits(&self, py: Python<'_>, high: Option<Object>, low: Option<Object>) -> PyResult<()> {
-        let given = |limit: &Option<Object>| -> PyResult<Option<i128>> {
-            match limit {
-                Some(limit) if !limit.is_none() => limit.bind(py).extract().map(Some),
-                _ => Ok(None),
-            }
+        let given = |limit: Option<Object>| limit.filter(|limit| !limit.is_none());
+        let number = |number: i64| Object::from_int(py, number);
+        let (high, low) = (given(high), given(low));
+        let high = match (high, &low) {
+            (Some(high), _) => high,
+            (None, Some(low)) => number(4)?.bind(py).mul(low.bind(py))?.into(),
+            (None, None) => number(HIGH_WATER as i64)?,
         };
-        let (high, low) = (given(&high)?, given(&low)?);
-        let high = high.unwrap_or_else(|| low.map_or(HIGH_WATER as i128, |low| 4 * low));
-        let low = low.unwrap_or(high.div_euclid(4));
-        if !(high >= low && low >= 0) {
-            return Err(PyValueError::new_err(format!("high ({high}) must be >= low ({low}) must be >= 0")));
+        let low = match low {
+            Some(low) => low,
+            None => high.bind(py).floor_div(number(4)?.bind(py))?.into(),
+        };
+        let (most, least) = (high.bind(py), low.bind(py));
+        if !(most.ge(least)? && least.ge(number(0)?.bind(py))?) {
+            let message = format!("high ({}) must be >= low ({}) must be >= 0", most.repr()?, least.repr()?);
+            return Err(PyValueError::new_err(message));
         }
-        self.high.set(usize::try_from(high).unwrap_or(usize::MAX));
-        self.low.set(usize::try_from(low).unwrap_or(usize::MAX));
+        let (high, low) = (to_size(py, &high)?, to_size(py, &low)?);
+        self.high.set(high);
+        self.low.set(low);
         Ok(())
     }
 
@@ -63,4 +69,14 @@ impl FlowControl {
     pub fn must_resume(&self, queued: usize) -> bool {
         queued <= self.low.get() && self.paused.replace(false)
     }
+}
+
+/// The largest size that is not above a number, which is none below zero.
+fn to_size(py: Python<'_>, number: &Object) -> PyResult<usize> {
+    let number = number.bind(py);
+    if number.ge(Object::from_size(py, usize::MAX)?.bind(py))? {
+        return Ok(usize::MAX);
+    }
+    // A float has a part that sizes cannot reach.
+    number.floor_div(Object::from_int(py, 1)?.bind(py))?.call_method0("__int__")?.extract()
 }

@@ -1,16 +1,17 @@
 //! The socket of a transport: who owns the descriptor, and what Python sees of it.
 
-use std::cell::{Cell, RefCell};
-use std::os::fd::{IntoRawFd, OwnedFd, RawFd};
+use std::cell::Cell;
+use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd, RawFd};
 
 use pyo3::intern;
 use pyo3::prelude::*;
 
 use super::address::Address;
+use crate::cpython::borrowing::StateCell;
 use crate::cpython::class::Visitor;
 use crate::cpython::object::Object;
 use crate::imports::imports;
-use crate::reactor::socket;
+use crate::reactor::socket::{self, identity};
 
 /// Who owns the descriptor.
 pub enum Socket {
@@ -21,13 +22,40 @@ pub enum Socket {
     Closed,
 }
 
+/// A socket.socket that owns a descriptor. If there can be none, the descriptor is returned, unless it was closed by what
+/// did not become a socket.
+pub fn socket_of(py: Python<'_>, fd: OwnedFd) -> Result<Object, (PyErr, Option<OwnedFd>)> {
+    let file = identity(fd.as_raw_fd());
+    let result = imports(py).and_then(|imports| {
+        let number = Object::from_int(py, fd.as_raw_fd())?;
+        imports.make_socket.call(py, &[&number])
+    });
+    match result {
+        Ok(socket) => {
+            // It is the socket's now.
+            let _ = fd.into_raw_fd();
+            Ok(socket)
+        }
+        Err(error) => {
+            // A socket object that was made, and then failed, lives no longer than the frames that the traceback keeps.
+            error.set_traceback(py, None);
+            if identity(fd.as_raw_fd()) == file {
+                return Err((error, Some(fd)));
+            }
+            // The number may be somebody else's by now.
+            let _ = fd.into_raw_fd();
+            Err((error, None))
+        }
+    }
+}
+
 pub struct SocketFile {
-    socket: RefCell<Socket>,
+    socket: StateCell<Socket>,
     fd: RawFd,
     closed: Cell<bool>,
     peer: Option<Address>,
     /// The local address, noted when the socket is closed.
-    local: RefCell<Option<Address>>,
+    local: StateCell<Option<Address>>,
 }
 
 impl SocketFile {
@@ -36,11 +64,11 @@ impl SocketFile {
 
     pub fn new(socket: Socket, fd: RawFd, peer: Option<Address>) -> SocketFile {
         SocketFile {
-            socket: RefCell::new(socket),
+            socket: StateCell::new(socket),
             fd,
             closed: Cell::new(false),
             peer,
-            local: RefCell::default(),
+            local: StateCell::default(),
         }
     }
 
@@ -54,7 +82,7 @@ impl SocketFile {
         let descriptor = {
             let mut socket = self.socket.borrow_mut();
             match std::mem::replace(&mut *socket, Socket::Closed) {
-                Socket::Native(fd) => Some(fd.into_raw_fd()),
+                Socket::Native(fd) => Some(fd),
                 Socket::Python(object) => {
                     *socket = Socket::Python(object.clone());
                     return Ok(object);
@@ -62,8 +90,15 @@ impl SocketFile {
                 Socket::Closed => None,
             }
         };
-        let descriptor = descriptor.unwrap_or(-1).into_pyobject(py)?.into();
-        let made = imports(py)?.make_socket.call(py, &[&descriptor])?;
+        let made = match descriptor {
+            Some(fd) => socket_of(py, fd).map_err(|(error, fd)| {
+                if let Some(fd) = fd {
+                    self.socket.replace(Socket::Native(fd));
+                }
+                error
+            })?,
+            None => imports(py)?.closed_socket.call(py, &[])?,
+        };
         if !self.closed.get() {
             self.socket.replace(Socket::Python(made.clone()));
         }
@@ -84,7 +119,8 @@ impl SocketFile {
     }
 
     fn local_address(&self, py: Python<'_>) -> PyResult<Object> {
-        let asked = match &*self.local.borrow() {
+        let noted = self.local.borrow().clone();
+        let asked = match noted {
             Some(address) => address.to_python(py)?,
             None => match socket::local_address(self.fd) {
                 Ok(address) => Address::from(address).to_python(py)?,

@@ -5,6 +5,7 @@ use std::io::{self, IoSlice};
 
 use crate::core::Count;
 use crate::cpython::buffer::Bytes;
+use crate::reactor::poller::fork_count;
 use crate::reactor::socket::MAX_SLICES;
 
 /// How far sending got.
@@ -12,7 +13,7 @@ use crate::reactor::socket::MAX_SLICES;
 pub enum Progress {
     /// Nothing is left.
     Drained,
-    /// The socket takes no more for now.
+    /// The socket takes no more for now, or has taken enough.
     Blocked,
 }
 
@@ -26,7 +27,13 @@ pub struct WriteQueue {
     sent: usize,
     /// Bytes that are not.
     size: usize,
+    /// In which process the chunks were added, by the number of its forks. A forked child must not send what its parent
+    /// has queued, and sends.
+    forks: u32,
 }
+
+/// Bytes sent before others have their turn. A peer that reads as fast as this loop writes would have it all otherwise.
+const TURN: usize = 4 * 1024 * 1024;
 
 impl WriteQueue {
     pub fn size(&self) -> usize {
@@ -44,6 +51,7 @@ impl WriteQueue {
         if length == 0 {
             return;
         }
+        self.leave_to_parent();
         self.size += length;
         if self.first.is_none() {
             self.first = Some(chunk);
@@ -60,7 +68,12 @@ impl WriteQueue {
         written: &Count,
         write: impl Fn(&[IoSlice<'_>]) -> io::Result<usize>,
     ) -> io::Result<Progress> {
+        self.leave_to_parent();
+        let enough = self.size.saturating_sub(TURN);
         while let Some(first) = &self.first {
+            if enough > 0 && self.size <= enough {
+                return Ok(Progress::Blocked);
+            }
             let first = &first.as_slice()[self.sent..];
             let result = if self.others.is_empty() {
                 write(&[IoSlice::new(first)])
@@ -82,6 +95,16 @@ impl WriteQueue {
             }
         }
         Ok(Progress::Drained)
+    }
+
+    /// Drops what was queued before this process was forked.
+    #[inline]
+    fn leave_to_parent(&mut self) {
+        let forks = fork_count();
+        if self.forks != forks {
+            self.forks = forks;
+            self.clear();
+        }
     }
 
     #[inline(never)]

@@ -1,13 +1,13 @@
 //! The addresses of peers, as Python has them and as the kernel does. A server answers the same peers again and again,
 //! so both ways are remembered.
 
-use std::cell::RefCell;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
 use pyo3::prelude::*;
 use pyo3::types::{PyInt, PyString, PyTuple};
 use socket2::SockAddr;
 
+use crate::cpython::borrowing::StateCell;
 use crate::cpython::object::Object;
 use crate::transports::address::Address;
 
@@ -73,14 +73,14 @@ impl Family {
 pub struct Addresses {
     pub family: Family,
     /// By the kernel's address: what Python is given for it.
-    received: RefCell<Memory<SocketAddr, Object>>,
+    received: StateCell<Memory<SocketAddr, Object>>,
     /// By the identity of Python's address, which is kept alive: what the kernel is given for it.
-    sent: RefCell<Memory<Object, SocketAddr>>,
+    sent: StateCell<Memory<Object, SocketAddr>>,
 }
 
 impl Addresses {
     pub fn new(family: Family) -> Addresses {
-        Addresses { family, received: RefCell::default(), sent: RefCell::default() }
+        Addresses { family, received: StateCell::default(), sent: StateCell::default() }
     }
 
     /// What Python is told of a sender; None if the socket module has to be asked.

@@ -8,7 +8,7 @@ pub mod class;
 mod receiving;
 mod sending;
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::ops::Deref;
 
@@ -16,9 +16,11 @@ use pyo3::prelude::*;
 
 use super::endpoint::{self, Endpoint, Transport};
 use super::socket_file::SocketFile;
+use crate::cpython::borrowing::StateCell;
 use crate::cpython::buffer::Bytes;
 use crate::cpython::class::{Class, Native, Obj, This, Visitor};
 use crate::cpython::object::Object;
+use crate::reactor::poller::fork_count;
 use addresses::{Addresses, Family};
 
 /// A datagram to be sent, and where to, unless the socket is connected.
@@ -39,12 +41,14 @@ pub struct Datagram {
     /// The only address that may be sent to.
     address: Option<Object>,
     addresses: Addresses,
-    queue: RefCell<VecDeque<Outgoing>>,
+    queue: StateCell<VecDeque<Outgoing>>,
+    /// In which process it was filled, by the number of its forks: a forked child leaves it to its parent.
+    forks: Cell<u32>,
     /// Bytes in the queue, each datagram counted with its header.
     queued: Cell<usize>,
     /// What asyncio adds for each datagram.
     header: usize,
-    undelivered: RefCell<VecDeque<Incoming>>,
+    undelivered: StateCell<VecDeque<Incoming>>,
 }
 
 pub type ThisDatagram<'a, 'py> = This<'a, 'py, Datagram>;
@@ -72,15 +76,27 @@ impl Datagram {
             file,
             address,
             addresses: Addresses::new(family),
-            queue: RefCell::default(),
+            queue: StateCell::default(),
+            forks: Cell::new(fork_count()),
             queued: Cell::new(0),
             header,
-            undelivered: RefCell::default(),
+            undelivered: StateCell::default(),
         };
         let datagram = Obj::new(py, datagram)?;
         endpoint::attach(&datagram)?;
         endpoint::schedule_made(py, &datagram)?;
         Ok(datagram)
+    }
+}
+
+impl Datagram {
+    /// Drops what was queued before this process was forked.
+    fn leave_to_parent(&self) {
+        let forks = fork_count();
+        if self.forks.replace(forks) != forks {
+            self.queued.set(0);
+            drop(self.queue.take());
+        }
     }
 }
 

@@ -42,6 +42,7 @@ impl Datagram {
         if lost {
             return this.count_lost_write(py, "socket.send() raised exception.");
         }
+        this.leave_to_parent();
         if !this.has_queued_datagrams() {
             match Datagram::transmit(this, data, address.as_ref())? {
                 Sent::Done => return Ok(()),
@@ -49,7 +50,7 @@ impl Datagram {
                 Sent::Blocked => {
                     this.blocked.set(true);
                     this.note_writer(py)?;
-                    endpoint::sync_interest(this)?;
+                    endpoint::watch(this)?;
                 }
             }
         }
@@ -110,6 +111,7 @@ impl Datagram {
     /// The socket takes more again.
     pub(super) fn write_ready(this: ThisDatagram<'_, '_>) -> PyResult<()> {
         let py = this.py();
+        this.leave_to_parent();
         loop {
             let Some(Outgoing { data, address }) = this.queue.borrow_mut().pop_front() else { break };
             let size = data.as_slice().len() + this.header;
@@ -135,7 +137,7 @@ impl Datagram {
             return Ok(());
         }
         this.blocked.set(false);
-        if endpoint::finish_closing(this)? { Ok(()) } else { endpoint::sync_interest(this) }
+        if endpoint::finish_closing(this)? { Ok(()) } else { endpoint::watch(this) }
     }
 }
 

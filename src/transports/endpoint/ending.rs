@@ -1,5 +1,6 @@
 //! The ways in which a transport ends.
 
+use pyo3::exceptions::PyRuntimeError;
 use pyo3::intern;
 use pyo3::prelude::*;
 
@@ -7,7 +8,7 @@ use super::{Phase, Transport, connection_lost, report, sync_interest, tell};
 use crate::core::Ready;
 use crate::cpython::class::This;
 use crate::cpython::object::{Object, copy_context};
-use crate::handle::survivable;
+use crate::handle::reraise_fatal;
 use crate::imports::imports;
 
 /// Closes when what is queued has been sent.
@@ -43,10 +44,15 @@ pub fn abort<T: Transport>(this: This<'_, '_, T>, exception: Option<Object>) -> 
     lose(this, exception)
 }
 
-/// Schedules connection_lost().
+/// Schedules connection_lost(). RuntimeError if the event loop is closed, and will not call it: then the descriptor is
+/// closed at once.
 pub fn lose<T: Transport>(this: This<'_, '_, T>, exception: Option<Object>) -> PyResult<()> {
     this.phase.set(Phase::Lost);
     this.get().lost();
+    if this.core.is_closed() {
+        release(this)?;
+        return Err(PyRuntimeError::new_err("Event loop is closed"));
+    }
     let context = match &this.context {
         Some(context) => context.clone(),
         None => copy_context(this.py())?,
@@ -61,7 +67,7 @@ pub fn lose<T: Transport>(this: This<'_, '_, T>, exception: Option<Object>) -> P
 /// Ends the connection because of an error, which is reported unless it is a usual one.
 pub fn fail<T: Transport>(this: This<'_, '_, T>, error: PyErr, message: &str) -> PyResult<()> {
     let py = this.py();
-    let exception = survivable(py, error)?;
+    let exception = reraise_fatal(py, error)?;
     // asyncio has sent by now what was written.
     T::flush(this)?;
     if !T::is_usual(py, &exception) {

@@ -18,7 +18,7 @@ use super::flow::FlowControl;
 use crate::core::{Core, Direction, Readiness, Ready, Waiter, resolve};
 use crate::cpython::class::{self, Native, Obj, This, Visitor};
 use crate::cpython::object::{Object, ObjectCell, copy_context, run_in_context};
-use crate::handle::survivable;
+use crate::handle::reraise_fatal;
 use crate::imports::imports;
 use crate::reactor::poller::Interest;
 use crate::reactor::registry::Slot;
@@ -266,7 +266,7 @@ pub trait Transport: Native + Deref<Target = Endpoint> {
 
     /// The poller refuses the descriptor. asyncio reports it and leaves it at that.
     fn cannot_watch(this: This<'_, '_, Self>, error: PyErr) -> PyResult<()> {
-        let exception = survivable(this.py(), error)?;
+        let exception = reraise_fatal(this.py(), error)?;
         report(this, "the descriptor cannot be watched", &exception)
     }
 
@@ -325,6 +325,14 @@ pub fn sync_interest<T: Transport>(this: This<'_, '_, T>) -> PyResult<()> {
     let Some(slot) = this.slot.get() else { return Ok(()) };
     this.core.set_interest(slot, interest)?;
     sync_hold(this)
+}
+
+/// The same for a transport that is in use: one that cannot be watched would wait for ever, so it ends.
+pub fn watch<T: Transport>(this: This<'_, '_, T>) -> PyResult<()> {
+    match sync_interest(this) {
+        Ok(()) => Ok(()),
+        Err(error) => fail(this, error, "Fatal error: the descriptor cannot be watched"),
+    }
 }
 
 /// Watches one direction of a descriptor that others may watch, too, or no longer.
@@ -417,14 +425,15 @@ fn connection_made<T: Transport>(py: Python<'_>, object: &Object) -> PyResult<()
         if this.starts_reading() {
             this.wants_read.set(true);
         }
-        if let Err(error) = sync_interest(this) {
+        let watched = sync_interest(this).or_else(|error| {
             this.wants_read.set(false);
-            T::cannot_watch(this, error)?;
-        }
-        if let Some(waiter) = this.waiter.take() {
-            resolve(py, &waiter)?;
-        }
-        told
+            T::cannot_watch(this, error)
+        });
+        let resolved = match this.waiter.take() {
+            Some(waiter) => resolve(py, &waiter),
+            None => Ok(()),
+        };
+        told.and(watched).and(resolved)
     })
 }
 

@@ -7,7 +7,7 @@ use pyo3::types::PyString;
 use super::Transport;
 use crate::cpython::class::{Obj, This};
 use crate::cpython::object::{Object, copy_context};
-use crate::handle::{Arguments, Call, Handle, survivable};
+use crate::handle::{Arguments, Call, Handle, reraise_fatal};
 use crate::imports::imports;
 
 /// Calls a method of the protocol. What it raises is reported as of a callback, and does not end the connection.
@@ -32,9 +32,13 @@ pub fn report_callback<T: Transport>(
     args: &[&Object],
 ) -> PyResult<()> {
     let py = this.py();
-    let exception = survivable(py, error)?;
+    let exception = reraise_fatal(py, error)?;
+    let Ok(callback) = this.protocol_or_none(py).bind(py).getattr(method) else {
+        // It has no such method.
+        return report(this, &format!("protocol.{method}() failed"), &exception);
+    };
     let call = Call {
-        callback: this.protocol_or_none(py).bind(py).getattr(method)?.into(),
+        callback: callback.into(),
         arguments: Arguments::of_objects(args),
         context: copy_context(py)?,
         event_loop: this.event_loop.clone(),
@@ -60,7 +64,7 @@ fn tell_flow<T: Transport>(this: This<'_, '_, T>, method: &Bound<'_, PyString>) 
     match protocol.call_method0(py, method) {
         Ok(_) => Ok(()),
         Err(error) => {
-            let exception = survivable(py, error)?;
+            let exception = reraise_fatal(py, error)?;
             report(this, &format!("protocol.{method}() failed"), &exception)
         }
     }

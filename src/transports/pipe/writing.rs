@@ -1,6 +1,5 @@
 //! The end of a pipe that is written to.
 
-use std::cell::RefCell;
 use std::ops::Deref;
 
 use pyo3::exceptions::PyBrokenPipeError;
@@ -8,6 +7,7 @@ use pyo3::intern;
 use pyo3::prelude::*;
 
 use super::{extra_info, prepare};
+use crate::cpython::borrowing::StateCell;
 use crate::cpython::buffer::Bytes;
 use crate::cpython::class::{Class, Native, Obj, This, Visitor};
 use crate::cpython::object::Object;
@@ -19,7 +19,7 @@ use crate::transports::write_queue::{Progress, WriteQueue};
 pub struct WritePipe {
     endpoint: Endpoint,
     pub(super) file: Object,
-    queue: RefCell<WriteQueue>,
+    queue: StateCell<WriteQueue>,
     /// Whether it becomes readable when its reader is gone: pipes and sockets do, devices have something to read.
     tells_of_reader: bool,
 }
@@ -42,7 +42,7 @@ impl WritePipe {
         let pipe = WritePipe {
             endpoint: Endpoint::new(py, Parts { fd, ..parts })?,
             file,
-            queue: RefCell::default(),
+            queue: StateCell::default(),
             tells_of_reader: kind != Kind::CharacterDevice,
         };
         let pipe = Obj::new(py, pipe)?;
@@ -76,7 +76,7 @@ impl WritePipe {
         match progress {
             Ok(Progress::Drained) => {
                 if this.blocked.replace(false) {
-                    endpoint::sync_interest(this)
+                    endpoint::watch(this)
                 } else {
                     Ok(())
                 }
@@ -86,7 +86,7 @@ impl WritePipe {
                     return Ok(());
                 }
                 this.note_writer(py)?;
-                endpoint::sync_interest(this)
+                endpoint::watch(this)
             }
             Err(error) => {
                 this.queue.borrow_mut().clear();

@@ -8,7 +8,7 @@ pub mod class;
 mod reading;
 mod writing;
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::ops::Deref;
 
 use pyo3::prelude::*;
@@ -16,6 +16,7 @@ use pyo3::prelude::*;
 use super::endpoint::{self, Endpoint, Transport};
 use super::socket_file::SocketFile;
 use super::write_queue::WriteQueue;
+use crate::cpython::borrowing::StateCell;
 use crate::cpython::class::{Class, Native, Obj, This, Visitor};
 use crate::cpython::object::{Object, ObjectCell};
 use crate::imports::imports;
@@ -33,11 +34,13 @@ pub struct Stream {
     server: ObjectCell,
     /// How many bytes arrive at a time, roughly.
     usual_size: Cell<usize>,
+    /// The number of an error that came behind the data that were received last; 0 for none.
+    read_error: Cell<i32>,
     /// Whether write_eof() was called.
     eof_written: Cell<bool>,
     /// Whether either forbids to write: write_eof(), or a sendfile that is under way.
     refuses_writes: Cell<bool>,
-    queue: RefCell<WriteQueue>,
+    queue: StateCell<WriteQueue>,
     /// Whether the queue will be sent at the end of the iteration.
     flush_scheduled: Cell<bool>,
     /// A future that sendfile waits for: the queue is empty, and nothing may be added.
@@ -68,9 +71,10 @@ impl Stream {
             file,
             server: ObjectCell::default(),
             usual_size: Cell::new(0),
+            read_error: Cell::new(0),
             eof_written: Cell::new(false),
             refuses_writes: Cell::new(false),
-            queue: RefCell::default(),
+            queue: StateCell::default(),
             flush_scheduled: Cell::new(false),
             empty_waiter: ObjectCell::default(),
         };

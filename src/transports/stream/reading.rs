@@ -7,7 +7,7 @@ use pyo3::intern;
 use pyo3::prelude::*;
 
 use super::{ProtocolKind, Stream, ThisStream};
-use crate::core::{self, RECEIVE_BUFFER};
+use crate::core::{self, Later, RECEIVE_BUFFER};
 use crate::cpython::buffer::with_writable_buffer;
 use crate::cpython::object::Object;
 use crate::cpython::os_error::os_error;
@@ -32,6 +32,10 @@ fn no_data(error: io::Error) -> Result<Received, Failure> {
 impl Stream {
     pub(super) fn read(this: ThisStream<'_, '_>) -> PyResult<()> {
         let Some(protocol) = this.protocol.get() else { return Ok(()) };
+        let known = this.read_error.replace(0);
+        if known != 0 {
+            return endpoint::fail(this, os_error(io::Error::from_raw_os_error(known)), READ_FAILED);
+        }
         let received = match this.kind.get() {
             ProtocolKind::Streaming => Stream::receive(this, &protocol),
             ProtocolKind::Buffered => Stream::receive_into_buffer(this, &protocol),
@@ -45,7 +49,8 @@ impl Stream {
 
     fn receive(this: ThisStream<'_, '_>, protocol: &Object) -> Result<Received, Failure> {
         let py = this.py();
-        let received = this.core.receive(py, this.fd, RECEIVE_BUFFER, &this.usual_size);
+        let received =
+            this.core.receive(py, this.fd, RECEIVE_BUFFER, &this.usual_size, Later::Kept(&this.read_error));
         let data = match received.map_err(|error| (error, READ_FAILED))? {
             core::Received::Data(_, 0) => return Ok(Received::End),
             core::Received::Data(data, count) => {

@@ -94,14 +94,14 @@ impl Stream {
         match progress {
             Ok(Progress::Drained) => {
                 if this.blocked.replace(false) {
-                    endpoint::sync_interest(this)?;
+                    endpoint::watch(this)?;
                 }
                 Ok(())
             }
             Ok(Progress::Blocked) => {
                 if !this.blocked.replace(true) {
                     this.note_writer(py)?;
-                    endpoint::sync_interest(this)?;
+                    endpoint::watch(this)?;
                 }
                 Ok(())
             }

@@ -1,0 +1,168 @@
+//! Iterations: the callbacks that are run, what is sent after them, and where their errors go.
+
+use pyo3::exceptions::PyException;
+use pyo3::prelude::*;
+
+use super::{Core, Ready, Step};
+use crate::cpython::object::Object;
+use crate::handle::reraise_fatal;
+use crate::imports::imports;
+use crate::reactor::clock::{self, Instant};
+
+/// Callbacks run between two looks at what waits to be sent.
+const FLUSH_CALLBACKS: usize = 128;
+/// Callbacks run between two looks at the clock, for the sake of what waits to be sent...
+const FLUSH_CLOCK_CALLBACKS: usize = 8;
+/// ...which is sent after this long, in seconds, even if the iteration goes on.
+const FLUSH_INTERVAL: f64 = 1e-3;
+
+impl Core {
+    /// Runs iterations until [`Core::set_stopping`]; the one under way then is finished.
+    pub fn run(&self, py: Python<'_>, event_loop: &Object) -> PyResult<()> {
+        // What happened before may have made descriptors ready.
+        self.pace.stir();
+        let now = Instant::now();
+        self.metrics.begin_run(now);
+        if let Some(turns) = &*self.turns.borrow() {
+            turns.set_thread();
+        }
+        if !self.has_foreign_clock() {
+            self.metrics.look_at_timers(now.seconds, now.ticks);
+        }
+        let result = self.run_iterations(py, event_loop);
+        self.metrics.end_run(&self.pace.tick);
+        result
+    }
+
+    fn run_iterations(&self, py: Python<'_>, event_loop: &Object) -> PyResult<()> {
+        loop {
+            self.iterate(py, event_loop)?;
+            if self.stopping.get() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// One iteration, in asyncio's order: wait, take in what is ready and what is due, run the callbacks that are
+    /// there by then, send what they wrote.
+    pub fn iterate(&self, py: Python<'_>, event_loop: &Object) -> PyResult<()> {
+        if self.inbox.is_filled() {
+            self.collect_inbox();
+        }
+        let callbacks_wait = !self.ready.borrow().is_empty() || self.stopping.get();
+        let started = match if callbacks_wait { self.fast() } else { None } {
+            Some(ticks) => Instant { seconds: self.pace.polled(), ticks },
+            None => self.look(py, event_loop, callbacks_wait)?,
+        };
+        self.iterating.set(true);
+        let result = self.run_ready(py, event_loop, started);
+        self.iterating.set(false);
+        let flushed = self.flush(py, event_loop);
+        result.and(flushed)
+    }
+
+    /// Runs the callbacks that are in the queue now, not those that they add.
+    fn run_ready(&self, py: Python<'_>, event_loop: &Object, started: Instant) -> PyResult<()> {
+        let count = self.ready.borrow().len();
+        let mut mark = self.metrics.begin_iteration(started.ticks, count, &self.pace.tick);
+        let mut flushed = started.seconds;
+        for done in 1..=count {
+            if done > mark {
+                mark = self.metrics.mark(done - 1, count, self.ready_length(), &self.pace.tick);
+            }
+            let Some(entry) = self.ready.borrow_mut().pop_front() else { break };
+            self.metrics.set_left(count - done);
+            let result = if self.schedule.is_plain() {
+                entry.run(py, event_loop)
+            } else {
+                let began = if done == 1 { started.ticks } else { clock::ticks() };
+                self.run_observed(py, event_loop, &entry, began)
+            };
+            if let Err(error) = result {
+                report_error(py, event_loop, entry.object(), error)?;
+            }
+            drop(entry);
+            if done % FLUSH_CLOCK_CALLBACKS == 0 && !self.unsent.borrow().is_empty() {
+                let now = clock::now();
+                if done % FLUSH_CALLBACKS == 0 || now - flushed > FLUSH_INTERVAL {
+                    self.flush(py, event_loop)?;
+                    flushed = now;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs a callback in debug mode, or while somebody watches, that `began` now, in ticks.
+    #[inline(never)]
+    fn run_observed(&self, py: Python<'_>, event_loop: &Object, entry: &Ready, began: u64) -> PyResult<()> {
+        let turns = self.turns.borrow().clone();
+        let Some(turns) = turns else { return entry.run_watched(py, event_loop) };
+        turns.begin(began);
+        let result =
+            if self.schedule.debug() { entry.run_watched(py, event_loop) } else { entry.run(py, event_loop) };
+        let Some(turn) = turns.end() else { return result };
+        let seconds = self.pace.tick.seconds(clock::ticks().wrapping_sub(turn.began));
+        let what = entry.object().bind(py);
+        let told = py
+            .import("hotloop._observing.watching")
+            .and_then(|module| module.call_method1("end", (event_loop.bind(py), turn.number, what, seconds)));
+        let told = told.map(drop).or_else(|error| {
+            // What fails to be told is no failure of the program; Ctrl-C, which any Python code can meet, is for it.
+            if error.is_instance_of::<PyException>(py) {
+                error.write_unraisable(py, None);
+                return Ok(());
+            }
+            Err(error)
+        });
+        result.and(told)
+    }
+
+    /// Asks for `step` to be called at the end of the iteration. False if there is none to come: call it now.
+    #[must_use]
+    #[inline]
+    pub fn flush_later(&self, object: Object, step: Step) -> bool {
+        let iterating = self.iterating.get();
+        if iterating {
+            self.unsent.borrow_mut().push((object, step));
+        }
+        iterating
+    }
+
+    /// Lets all transports send that asked for it.
+    #[inline]
+    pub fn flush(&self, py: Python<'_>, event_loop: &Object) -> PyResult<()> {
+        if self.unsent.borrow().is_empty() { Ok(()) } else { self.send_unsent(py, event_loop) }
+    }
+
+    fn send_unsent(&self, py: Python<'_>, event_loop: &Object) -> PyResult<()> {
+        let mut unsent = self.unsent.take();
+        let mut result = Ok(());
+        for (object, step) in unsent.drain(..) {
+            if let Err(error) = step(py, &object)
+                && let Err(error) = report_error(py, event_loop, &object, error)
+            {
+                result = Err(error);
+            }
+        }
+        let mut place = self.unsent.borrow_mut();
+        if place.is_empty() {
+            *place = unsent;
+        }
+        result
+    }
+}
+
+/// Hands an error that a callback of the event loop's own raised to the exception handler, with what the callback was for.
+/// Only SystemExit and KeyboardInterrupt are returned: nothing else may end the run of the event loop.
+#[cold]
+pub fn report_error(py: Python<'_>, event_loop: &Object, subject: &Object, error: PyErr) -> PyResult<()> {
+    let exception = reraise_fatal(py, error)?;
+    let reported =
+        imports(py).and_then(|imports| imports.report_entry.call(py, &[event_loop, subject, &exception]));
+    let Err(error) = reported else { return Ok(()) };
+    // The report itself can fail, out of memory for one.
+    let exception = reraise_fatal(py, error)?;
+    PyErr::from_value(exception.into_bound(py)).write_unraisable(py, Some(&event_loop.bind(py)));
+    Ok(())
+}

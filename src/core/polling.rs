@@ -1,0 +1,241 @@
+//! Looking at the clock and the descriptors, and waiting for them.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pyo3::intern;
+use pyo3::prelude::*;
+
+use super::watching::Registrations;
+use super::{Core, Ready, report_error};
+use crate::cpython::object::{Object, check_signals, has_other_threads};
+use crate::cpython::os_error::os_error;
+use crate::reactor::clock::Instant;
+use crate::reactor::doze::doze;
+use crate::reactor::poller;
+
+/// Seconds after which a poll that does not wait gives other threads a chance to run. One that wants the GIL waits for as
+/// long as the loop is busy otherwise, or for the interpreter's switch interval.
+const RELEASE_INTERVAL: f64 = 200e-6;
+
+/// Seconds between two attempts to make a new poller, while there are no descriptors or memory for one...
+const RENEW_INTERVAL: f64 = 0.1;
+/// ...and a pause in place of a wait, meanwhile.
+const RENEW_PAUSE: Duration = Duration::from_millis(1);
+
+/// A timer is due when this much is left, in seconds: the step of the clock, as in asyncio.
+const CLOCK_RESOLUTION: f64 = 1e-9;
+
+/// A wait is at most this long, as asyncio's: select() and its kin have limits.
+const LONGEST_WAIT: f64 = 24.0 * 3600.0;
+
+/// The time as the event loop's own time() tells it.
+#[cold]
+fn foreign_time(py: Python<'_>, event_loop: &Object) -> PyResult<f64> {
+    event_loop.call_method0(py, intern!(py, "time"))?.bind(py).extract()
+}
+
+impl Core {
+    /// The time in ticks, if this iteration needs neither the clock nor the descriptors.
+    #[inline]
+    pub(super) fn fast(&self) -> Option<u64> {
+        if self.has_foreign_clock() {
+            return None;
+        }
+        let deadline = self.schedule.timers.borrow().next_deadline();
+        self.pace.fast(deadline)
+    }
+
+    /// Takes in what is ready, and what is due. Returns the time.
+    #[inline(never)]
+    pub(super) fn look(
+        &self,
+        py: Python<'_>,
+        event_loop: &Object,
+        callbacks_wait: bool,
+    ) -> PyResult<Instant> {
+        let mut now = Instant::now();
+        if !callbacks_wait {
+            self.metrics.end_iteration(now.ticks, &self.pace.tick);
+            let timeout = self.time_left(py, event_loop, now.seconds)?;
+            self.poll(py, event_loop, now, timeout)?;
+            now = self.pace.instant();
+            self.metrics.set_first_moment(now.ticks);
+        } else if self.pace.poll_is_due(now.seconds) {
+            let queued = self.ready_length();
+            self.poll(py, event_loop, now, Some(Duration::ZERO))?;
+            if self.ready_length() > queued {
+                self.metrics.set_moment(now.ticks, queued);
+            }
+        }
+        if self.inbox.is_filled() {
+            self.collect_inbox();
+        }
+        let due = if self.has_foreign_clock() { foreign_time(py, event_loop)? } else { now.seconds };
+        self.queue_due_timers(due, now.ticks);
+        Ok(now)
+    }
+
+    /// How long to wait for the next timer; None if there is none.
+    fn time_left(&self, py: Python<'_>, event_loop: &Object, now: f64) -> PyResult<Option<Duration>> {
+        let Some(deadline) = self.schedule.timers.borrow().next_deadline() else { return Ok(None) };
+        let now = if self.has_foreign_clock() { foreign_time(py, event_loop)? } else { now };
+        let left = deadline - now;
+        // A foreign clock can say anything, NaN included.
+        Ok(Some(Duration::from_secs_f64(if left > 0.0 { left.min(LONGEST_WAIT) } else { 0.0 })))
+    }
+
+    /// Waits for descriptors and queues what became ready. Signals that arrive are handled.
+    #[inline(never)]
+    fn poll(
+        &self,
+        py: Python<'_>,
+        event_loop: &Object,
+        now: Instant,
+        timeout: Option<Duration>,
+    ) -> PyResult<()> {
+        self.pace.start_poll(now);
+        let mut events = self.events.take().unwrap_or_default();
+        let (result, waited) = match timeout {
+            Some(Duration::ZERO) => (self.peek(py, now.seconds, &mut events), false),
+            _ => (self.wait(py, now.seconds, &mut events, timeout), true),
+        };
+        let check = events.interrupted || waited;
+        let found = result.map(|()| self.take_in(py, &events));
+        self.events.set(Some(events));
+        match found {
+            Ok(Registrations::Current) => {}
+            Ok(Registrations::Stale) => self.renew_poller(py, event_loop, now.seconds, None)?,
+            Err(error) => self.renew_poller(py, event_loop, now.seconds, Some(error))?,
+        }
+        if check { check_signals(py) } else { Ok(()) }
+    }
+
+    /// Looks at the descriptors without waiting. Other threads that want to run get the GIL now and then.
+    fn peek(&self, py: Python<'_>, now: f64, events: &mut poller::Ready) -> io::Result<()> {
+        let release = now - self.released.get() >= RELEASE_INTERVAL && has_other_threads(py);
+        let poller = match &mut *self.registry.borrow_mut() {
+            None => None,
+            Some(registry) => {
+                registry.own_poller()?;
+                if release {
+                    Some(Arc::clone(registry.poller()))
+                } else {
+                    registry.poller().wait(events, Some(Duration::ZERO))?;
+                    None
+                }
+            }
+        };
+        if let Some(poller) = poller {
+            py.detach(|| {
+                // Whoever waits for the GIL has to wake up first.
+                std::thread::yield_now();
+                poller.wait(events, Some(Duration::ZERO))
+            })?;
+            self.released.set(now);
+        }
+        self.pace.end_peek(events.is_empty());
+        Ok(())
+    }
+
+    fn wait(
+        &self,
+        py: Python<'_>,
+        now: f64,
+        events: &mut poller::Ready,
+        timeout: Option<Duration>,
+    ) -> io::Result<()> {
+        let poller = match &mut *self.registry.borrow_mut() {
+            Some(registry) => {
+                registry.own_poller()?;
+                Arc::clone(registry.poller())
+            }
+            None => return Ok(()),
+        };
+        let dozes = self.drowsiness.wants_doze(timeout);
+        if !self.inbox.fall_asleep(dozes) {
+            return self.peek(py, now, events);
+        }
+        let sleep = &self.inbox.sleep;
+        let mut dozed = None;
+        let result = py.detach(|| {
+            let mut timeout = timeout;
+            if dozes {
+                let doze = doze(sleep, &poller, events)?;
+                dozed = Some(doze.seconds);
+                if doze.is_over {
+                    return Ok(());
+                }
+                let passed = Duration::from_secs_f64(doze.seconds);
+                timeout = timeout.map(|timeout| timeout.saturating_sub(passed));
+            }
+            poller.wait(events, timeout)
+        });
+        let woken = sleep.is_awake();
+        sleep.end();
+        self.pace.end_wait();
+        let polled = self.pace.polled();
+        self.released.set(polled);
+        let seconds = polled - now;
+        self.metrics.count_wait(seconds, woken);
+        self.drowsiness.learn(seconds, woken);
+        if let Some(seconds) = dozed {
+            self.drowsiness.learn_from_doze(seconds);
+        }
+        result
+    }
+
+    /// Makes a new poller in place of one that has stale registrations, or that an error says is of no use. If that fails,
+    /// which is reported once, it is tried again later.
+    #[cold]
+    fn renew_poller(
+        &self,
+        py: Python<'_>,
+        event_loop: &Object,
+        now: f64,
+        error: Option<io::Error>,
+    ) -> PyResult<()> {
+        if now >= self.renew_at.get() || error.is_some() {
+            let renewed = match &mut *self.registry.borrow_mut() {
+                Some(registry) => registry.rebuild(),
+                None => Ok(()),
+            };
+            match renewed {
+                Ok(()) => {
+                    self.renew_at.set(f64::NEG_INFINITY);
+                    return Ok(());
+                }
+                Err(error) => {
+                    let is_first = self.renew_at.replace(now + RENEW_INTERVAL) == f64::NEG_INFINITY;
+                    if is_first {
+                        report_error(py, event_loop, event_loop, os_error(error))?;
+                    }
+                }
+            }
+        }
+        if self.ready_length() == 0 {
+            // The next wait would end as this one did, at once.
+            py.detach(|| std::thread::sleep(RENEW_PAUSE));
+        }
+        Ok(())
+    }
+
+    /// Queues the timers that are due, by the loop's own clock and by the ticks of ours.
+    fn queue_due_timers(&self, now: f64, ticks: u64) {
+        let mut late = self.metrics.look_at_timers(now, ticks);
+        let mut timers = self.schedule.timers.borrow_mut();
+        if timers.is_empty() {
+            return;
+        }
+        let mut ready = self.ready.borrow_mut();
+        let others = ready.len();
+        self.metrics.begin_batches(others);
+        while let Some(timer) = timers.pop_due(now + CLOCK_RESOLUTION) {
+            timer.set_fired();
+            late.add(timer.when(), |batch| self.metrics.add_timers(batch, &self.pace.tick));
+            ready.push_back(Ready::Timer(timer));
+        }
+        self.metrics.add_last_timers(late, others, &self.pace.tick);
+    }
+}

@@ -1,0 +1,63 @@
+//! Which interpreter the extension works in.
+//!
+//! Its classes, and what it imports, are the process's: they belong to the interpreter that imports it first. Another one
+//! cannot use them, neither beside the first nor after it. Importing the module a second time in the same interpreter gives
+//! a module with the same classes.
+
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+use pyo3::exceptions::PyImportError;
+use pyo3::ffi;
+use pyo3::prelude::*;
+
+use super::object::Object;
+
+/// Whether any interpreter has claimed the extension. GIL: the first import of all holds it; an interpreter with one of its
+/// own does not load an extension that does not say that it supports that.
+static CLAIMED: AtomicBool = AtomicBool::new(false);
+
+unsafe extern "C" {
+    fn PyInterpreterState_GetDict(interpreter: *mut ffi::PyInterpreterState) -> *mut ffi::PyObject;
+}
+
+/// Claims the extension for the running interpreter. ImportError if another one has it, or where there is no GIL.
+pub fn claim(py: Python<'_>) -> PyResult<()> {
+    if !has_gil(py)? {
+        return Err(PyImportError::new_err("hotloop does not support running without the GIL yet"));
+    }
+    // The interpreter's own mark: numbers of interpreters begin again when Python is finalized and initialized.
+    let mark = Object::from_str(py, "hotloop._core")?;
+    // SAFETY: the dict belongs to the interpreter, and is borrowed for this call; it may not be there out of memory.
+    let (dict, is_ours) = unsafe {
+        let dict = PyInterpreterState_GetDict(ffi::PyInterpreterState_Get());
+        if dict.is_null() {
+            return Err(
+                PyErr::take(py).unwrap_or_else(|| PyImportError::new_err("the interpreter has no dict"))
+            );
+        }
+        (dict, ffi::PyDict_Contains(dict, mark.as_ptr()))
+    };
+    match (is_ours, CLAIMED.load(Relaxed)) {
+        (1, _) => Ok(()),
+        (0, true) => Err(PyImportError::new_err(
+            "hotloop can be used in one interpreter of a process, and another has it",
+        )),
+        (0, false) => {
+            // SAFETY: the dict and the string live.
+            if unsafe { ffi::PyDict_SetItem(dict, mark.as_ptr(), mark.as_ptr()) } < 0 {
+                return Err(PyErr::fetch(py));
+            }
+            CLAIMED.store(true, Relaxed);
+            Ok(())
+        }
+        _ => Err(PyErr::fetch(py)),
+    }
+}
+
+/// False for a free-threaded Python that was told to run without it.
+fn has_gil(py: Python<'_>) -> PyResult<bool> {
+    match py.import("sys")?.getattr("_is_gil_enabled") {
+        Ok(is_enabled) => is_enabled.call0()?.is_truthy(),
+        Err(_) => Ok(true),
+    }
+}
