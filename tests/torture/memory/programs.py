@@ -18,6 +18,8 @@ import time
 PROGRAMS = {}
 # What is done without a loop that was made before.
 LOOPLESS = {"import", "make"}
+# What asyncio does not have.
+HOTLOOP_ONLY = {"import", "metrics", "watching"}
 DATA = b"x" * 1000
 # More than a pair of loopback socket buffers holds.
 MUCH = b"x" * (8 << 20)

@@ -13,7 +13,7 @@ import sys
 import threading
 
 import hotloop
-from hotloop import _core as core
+from hotloop import _core as core  # noqa: F401  (for the programs)
 
 # What nothing may raise, whatever it was called with.
 FORBIDDEN = (SystemError,)
@@ -23,10 +23,6 @@ TIMES = 3
 
 class Overdue(KeyboardInterrupt):
     """A program that waits for nothing has been interrupted."""
-
-
-class Wrong(Exception):
-    """What the case has shown."""
 
 
 wrongs = []
@@ -265,13 +261,13 @@ def begin(frequent):
 def end(names):
     """Collect what is left, and see whether memory still is what it should be."""
     gc.set_threshold(700, 10, 10)
-    loop = names["loop"]
-    for step in (lambda: run(loop), lambda: loop.close()):
+    loop = names.get("loop")
+    for step in (run, hotloop.Loop.close):
         try:
-            step()
+            step(loop)
         except BaseException as error:
             check(error)
-    del loop
+    del loop, step
     names.clear()
     for _ in range(3):
         gc.collect()
@@ -290,7 +286,3 @@ def execute(lines, frequent):
     names.pop("__builtins__", None)
     end(names)
     return wrongs
-
-
-__all__ = [name for name in dir() if not name.startswith("_")]
-assert core

@@ -1,0 +1,56 @@
+"""No call of anything in the extension, with whatever object, ends the interpreter or raises what is not an exception."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+from torture import effort
+
+pytestmark = pytest.mark.hotloop_only
+TESTS = pathlib.Path(__file__).parent.parent
+# Programs to run, of so many lines each, in batches.
+PROGRAMS = int(effort.effort(320, 12_000))
+LENGTH = 30
+BATCHES = int(effort.effort(2, 24))
+
+
+def run(*arguments, **options):
+    return subprocess.run(
+        [sys.executable, "-m", "torture.surface.runner", *map(str, arguments)],
+        cwd=TESTS,
+        env={**os.environ, "PYTHONPATH": str(TESTS)},
+        capture_output=True,
+        text=True,
+        **options,
+    )
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("batch", range(BATCHES))
+def test_what_is_called_with_anything(batch):
+    count = PROGRAMS // BATCHES
+    result = run(effort.SEED, batch * count, count, LENGTH, timeout=880)
+    found = [json.loads(line) for line in result.stdout.splitlines()]
+    assert found and found[-1] == {"done": count}, result
+    failures = [f"program {one['number']}: {one['failure']}\n\n{one['program']}\n" for one in found[:-1]]
+    assert not failures, "\n".join(failures)
+
+
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        ("os.kill(os.getpid(), 11)", "status -11"),
+        ("loop.call_soon(raising(SystemError)); run(loop)", "SystemError"),
+        ("signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM]); threading.Lock().acquire() and threading.Event().wait(60)", "hang"),
+        ("sys.unraisablehook(type('Found', (), dict(exc_value=SystemError())))", "SystemError"),
+    ],
+    ids=["crash", "in a callback", "hang", "unraisable"],
+)
+def test_that_it_is_noticed(line, shown):
+    """The bench sees what it is there to see."""
+    result = run("-", input=f"def raising(error):\n    def act(): raise error\n    return act\n{line}" if "raising" in line else line, timeout=60)
+    assert shown in result.stderr + result.stdout
+    assert result.returncode != 0
