@@ -1,6 +1,5 @@
 """Whatever allocation fails, there is a MemoryError at the most: the loop goes on, and nothing is left behind."""
 
-import collections
 import json
 import os
 import pathlib
@@ -22,7 +21,7 @@ pytestmark = [
 ]
 TESTS = pathlib.Path(__file__).parent.parent
 # Allocations to fail of each program, and of each way to fail it.
-ALLOCATIONS = int(effort.effort(8, 400))
+ALLOCATIONS = int(effort.effort(4, 400))
 # What CPython's own code does wrong when it has no memory: the function in which it crashes.
 CRASHES_OF_PYTHON = {
     "dictiter_dealloc": "an iterator of a dict is freed that was not tracked yet",
@@ -47,16 +46,6 @@ def attempts(*arguments):
     return [json.loads(line) for line in result.stdout.splitlines()]
 
 
-def numbers(name, mode, kind):
-    """Which allocations to fail: all, or of many some, drawn."""
-    (counted,) = attempts("hotloop", name, mode, kind, "count")
-    count = counted["count"]
-    everything = range(count + 5)
-    if len(everything) <= ALLOCATIONS:
-        return everything
-    return sorted(effort.seeded(f"{name} {mode} {kind}").sample(everything, ALLOCATIONS))
-
-
 def backtrace(*arguments):
     """Where it crashed, told by gdb: the names of the functions, innermost first; None without gdb."""
     gdb = ["gdb", "-batch", "-ex", "set follow-fork-mode child", "-ex", "run", "-ex", "backtrace 30", "--args"]
@@ -72,14 +61,14 @@ def is_of_python(found):
     return any(name in line for name in CRASHES_OF_PYTHON for line in innermost)
 
 
-def fault(name, mode, kind, result):
+def fault(mode, kind, result):
     """What is wrong with what came of an attempt, or None."""
     if result["ended"] == "hang":
         return "it hangs"
     if "panicked at" in result["log"]:
         return "a panic"
     if result["ended"] != 0:
-        found = backtrace("hotloop", name, mode, kind, result["number"])
+        found = backtrace("hotloop", result["program"], mode, kind, f"={result['number']}")
         return None if is_of_python(found) else f"status {result['ended']}\n{found}"
     if result["error"] is not None and not result["shortage"]:
         return "an exception that does not come of the shortage"
@@ -90,41 +79,40 @@ def fault(name, mode, kind, result):
     return None
 
 
-def as_asyncio_does(name, mode, kind, faults):
-    """Leave out what asyncio's own loop does, too: the standard library's own code."""
-    if name in programs.HOTLOOP_ONLY or not faults:
-        return faults
-    theirs = collections.Counter()
-    for result in attempts("asyncio", name, mode, kind, *numbers_of_asyncio(name, mode, kind)):
-        theirs.update(places(result))
-    return [(what, result) for what, result in faults if not (places(result) and places(result) <= set(theirs))]
+def where(result):
+    """The place in the standard library, which asyncio's own loop goes through, too."""
+    place = (result.get("where") or "").partition(" in ")[2].partition(" < ")[0]
+    return place if place and not place.startswith(("loop.py", "_", "programs.py")) else None
 
 
-def numbers_of_asyncio(name, mode, kind):
-    (counted,) = attempts("asyncio", name, mode, kind, "count")
-    return range(min(counted["count"] + 5, 1000))
+def not_as_asyncio(mode, kind, faults):
+    """Leaves out what asyncio's own loop does at the same place of the standard library."""
+    names = {result["program"] for _, result in faults if where(result)} - programs.HOTLOOP_ONLY
+    theirs = set()
+    if names:
+        for result in attempts("asyncio", ",".join(sorted(names)), mode, kind, 2000):
+            if result["ended"] != 0 or result["problems"]:
+                theirs.add((result["program"], where(result)))
+    return [(what, result) for what, result in faults if (result["program"], where(result)) not in theirs]
 
 
-def places(result):
-    """Where in the standard library it failed."""
-    return {result["where"]} if result.get("where") and "hotloop" not in result["where"] else set()
+# In `make test` all programs are run by one process, in `make torture` each by its own.
+GROUPS = list(programs.PROGRAMS) if effort.FULL else [",".join(programs.PROGRAMS)]
 
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("kind", ["once", "on"])
 @pytest.mark.parametrize("mode", ["cold", "warm"])
-@pytest.mark.parametrize("name", programs.PROGRAMS)
-def test_without_memory(name, mode, kind, record_property):
-    if name == "import" and mode == "warm":
-        pytest.skip("it was imported then")
-    chosen = numbers(name, mode, kind)
-    results = attempts("hotloop", name, mode, kind, *chosen)
+@pytest.mark.parametrize("names", GROUPS, ids=GROUPS if effort.FULL else ["some of all"])
+def test_without_memory(names, mode, kind, record_property):
+    # What has been imported can't be again; and nothing else is cold after it.
+    wanted = [name for name in names.split(",") if mode == "cold" or name != "import"]
+    results = attempts("hotloop", ",".join(wanted), mode, kind, ALLOCATIONS) if wanted else []
     record_property("allocations failed", len(results))
-    assert [result["number"] for result in results] == list(chosen)
-    faults = [(fault(name, mode, kind, result), result) for result in results]
-    faults = as_asyncio_does(name, mode, kind, [(what, result) for what, result in faults if what])
+    faults = [(fault(mode, kind, result), result) for result in results]
+    faults = not_as_asyncio(mode, kind, [(what, result) for what, result in faults if what])
     assert not faults, "\n\n".join(
-        f"{name} {mode} {kind} {result['number']}: {what}\n"
+        f"torture.memory.runner hotloop {result['program']} {mode} {kind} ={result['number']}: {what}\n"
         + "\n".join(f"  {key}: {value}" for key, value in result.items() if value)
-        for what, result in faults[:10]
+        for what, result in faults
     )

@@ -152,7 +152,8 @@ def make(loop, clean):
     def act():
         made = loop()
         try:
-            made.run_until_complete(asyncio.sleep(0))
+            made.call_soon(made.stop)
+            made.run_forever()
         finally:
             made.close()
 
@@ -306,6 +307,31 @@ def add_reader(loop, clean):
         loop.remove_reader(ours)
 
     clean.callback(lambda: loop.is_closed() or (loop.remove_reader(ours), loop.remove_writer(ours)))
+    return act
+
+
+@program
+def errors(loop, clean):
+    """What is raised for wrong arguments has a message, which needs memory, too."""
+    transport, _ = connected(loop, clean, Protocol(loop))
+    wrong = [
+        lambda: loop.call_soon(),
+        lambda: loop.call_later(None, abs),
+        lambda: loop.call_at("text", abs),
+        lambda: loop.add_reader(-1, abs),
+        lambda: loop.remove_reader("text"),
+        lambda: loop.call_soon(abs, nonsense=1),
+        lambda: transport.write("text"),
+        lambda: transport.set_write_buffer_limits(1, 2),
+        lambda: loop.add_reader(transport.get_extra_info("socket"), abs),
+        lambda: loop.add_reader(1 << 20, abs),
+    ]
+
+    def act():
+        for call in wrong:
+            with contextlib.suppress(TypeError, ValueError, RuntimeError, OSError):
+                call()
+
     return act
 
 

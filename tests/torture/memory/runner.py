@@ -1,7 +1,7 @@
-"""Runs `python -m torture.memory.runner LOOP PROGRAM MODE LAST NUMBERS...`, and prints a line of JSON for each.
+"""Runs `python -m torture.memory.runner LOOP PROGRAMS MODE KIND NUMBERS`, and prints a line of JSON for each attempt.
 
-MODE is cold or warm: whether the operation was done before. LAST is `once` or `on`: whether one allocation fails or
-all from it on. NUMBERS say which; none for all that there are.
+PROGRAMS have commas between them. MODE is cold or warm: whether they were run before. KIND is `once` or `on`: whether one
+allocation fails, or all from it on. NUMBERS is how many allocations to fail of each program, or `=` and which one.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 
+from .. import effort
 from . import attempt, programs
 
 def in_child(loop_name, name, first, last, log):
@@ -63,25 +64,33 @@ def in_child(loop_name, name, first, last, log):
     return result
 
 
-def main(loop_name, name, mode, kind, *numbers):
-    programs.prepare(name)
-    if name != "import":
-        attempt.factory(loop_name)
-    elif mode == "warm":
-        return
-    if mode == "warm":
-        result = attempt.attempt(loop_name, name, attempt.MOST, 0)
-        assert not result["error"] and not result["problems"], result
+def choose(count, most, name):
+    """All allocations, or of many some."""
+    every = range(count + 5)
+    return every if len(every) <= most else sorted(effort.seeded(name).sample(every, most))
+
+
+def main(loop_name, names, mode, kind, numbers):
+    names = names.split(",")
+    for name in names:
+        programs.prepare(name)
+        if name != "import":
+            attempt.factory(loop_name)
+            if mode == "warm":
+                result = attempt.attempt(loop_name, name, attempt.MOST, 0)
+                assert not result["error"] and not result["problems"], result
     gc.collect()
     gc.freeze()
     with tempfile.TemporaryFile() as log:
-        if numbers[:1] == ("count",):
-            print(json.dumps(in_child(loop_name, name, None, None, log)), flush=True)
-            return
-        for number in map(int, numbers):
-            last = number + 1 if kind == "once" else 0
-            result = in_child(loop_name, name, number, last, log)
-            print(json.dumps({"number": number, **result}), flush=True)
+        for name in names:
+            if numbers.startswith("="):
+                chosen = [int(numbers[1:])]
+            else:
+                counted = in_child(loop_name, name, None, None, log)
+                chosen = choose(counted["count"], int(numbers), f"{name} {mode} {kind}")
+            for number in chosen:
+                result = in_child(loop_name, name, number, number + 1 if kind == "once" else 0, log)
+                print(json.dumps({"program": name, "number": number, **result}), flush=True)
 
 
 if __name__ == "__main__":

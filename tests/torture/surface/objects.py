@@ -189,7 +189,7 @@ def in_thread(act):
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    thread.join(0.2)
+    thread.join(0.05)
 
 
 def handle_exception(loop, context):
@@ -247,7 +247,7 @@ def things(loop):
 def begin(frequent):
     """The names that a program uses."""
     signal.signal(signal.SIGALRM, interrupt)
-    signal.setitimer(signal.ITIMER_REAL, 1, 0.5)
+    signal.setitimer(signal.ITIMER_REAL, 0.2, 0.1)
     sys.unraisablehook = lambda found: check(found.exc_value)
     threading.excepthook = lambda found: check(found.exc_value)
     loop = hotloop.new_event_loop()

@@ -1,6 +1,7 @@
 """Runs `python -m torture.surface.runner SEED FIRST COUNT LENGTH` and prints the programs that fail, made short.
 
-With `-`, it runs the one program that it reads from its standard input instead.
+`python -m torture.surface.runner - FREQUENT LIMIT` runs the program that it reads from its standard input instead: with
+the garbage collector at each allocation if FREQUENT is 1, for LIMIT seconds at the most.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def is_frequent(number):
     return number % 4 == 0
 
 
-def run(lines, frequent):
+def run(lines, frequent, limit=LIMIT):
     """Run a program in a child. Returns what went wrong, or None."""
     with tempfile.TemporaryFile() as log:
         child = os.fork()
@@ -46,7 +47,7 @@ def run(lines, frequent):
                 os.write(2, f"the bench: {type(error).__name__}: {error}\n".encode(errors="replace"))
             finally:
                 os._exit(status)
-        deadline = time.monotonic() + LIMIT
+        deadline = time.monotonic() + limit
         while True:
             done, status = os.waitpid(child, os.WNOHANG)
             if done:
@@ -91,9 +92,8 @@ def shorten(lines, frequent, failure, seconds):
 
 def program(lines, frequent):
     """The text of a program that does the same by itself."""
-    return f"# python -m torture.surface.runner - {int(frequent)}, in tests/, with this on its standard input\n" + (
-        "\n".join(lines)
-    )
+    call = f"python -m torture.surface.runner - {int(frequent)} {LIMIT:.0f}"
+    return "\n".join([f"# {call}, in tests/, with this on its standard input", *lines])
 
 
 def main(seed, first, count, length):
@@ -113,6 +113,5 @@ def main(seed, first, count, length):
 
 if __name__ == "__main__":
     if sys.argv[1] == "-":
-        found = run(sys.stdin.read().splitlines(), sys.argv[2:] == ["1"])
-        sys.exit(found)
+        sys.exit(run(sys.stdin.read().splitlines(), sys.argv[2] == "1", float(sys.argv[3])))
     main(*sys.argv[1:])
