@@ -320,8 +320,9 @@ def test_a_transport_that_is_resurrected(loop, make_transport):
 
 CYCLES = {
     "callback": lambda make, loop, owner: make(loop, owner),
-    "context": lambda make, loop, owner: owner.context.run(owner.variable.set, owner)
-    and make(loop, Owner(), context=owner.context),
+    "context": lambda make, loop, owner: (
+        owner.context.run(owner.variable.set, owner) and make(loop, Owner(), context=owner.context)
+    ),
 }
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+
 from torture import effort
 
 pytestmark = pytest.mark.hotloop_only

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _testcapi
 import asyncio
 import contextlib
 import gc
@@ -12,14 +13,13 @@ import socket
 import sys
 import traceback
 
-import _testcapi
 import helpers
 
 from . import programs
 
 # How long an operation may wait for what a failed allocation has prevented, and how long it may take at all.
-PATIENCE = 1.0
-LIMIT = 10.0
+PATIENCE = 0.5
+LIMIT = 5.0
 # More allocations than any operation makes.
 MOST = 1 << 20
 
@@ -120,7 +120,7 @@ def check_loop(loop):
         sock.setblocking(False)
 
     async def main():
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(3):
             future = loop.create_future()
             loop.call_later(0, future.set_result, None)
             await future
@@ -145,7 +145,7 @@ def end(loop):
     for task in tasks:
         task.cancel()
     if tasks:
-        loop.run_until_complete(asyncio.wait(tasks, timeout=5))
+        loop.run_until_complete(asyncio.wait(tasks, timeout=PATIENCE))
     left = [task for task in tasks if not task.done()]
     loop.run_until_complete(loop.shutdown_asyncgens())
     loop.run_until_complete(loop.shutdown_default_executor())
@@ -202,9 +202,7 @@ def attempt(loop_name, name, first, last):
     act = loop = watchdog = None
     for _ in range(3):
         gc.collect()
-    problems += [
-        f"a descriptor is left: {target}" for target in helpers.opened_since(before).values()
-    ]
+    problems += [f"a descriptor is left: {target}" for target in helpers.opened_since(before).values()]
     result["later"] = [f"{kind} {rest}: {told!r}" for kind, told, *rest in witness.said[said:]]
     result["problems"] = problems
     return result

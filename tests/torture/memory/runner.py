@@ -19,6 +19,7 @@ import time
 from .. import effort
 from . import attempt, programs
 
+
 def in_child(loop_name, name, first, last, log):
     """Make an attempt in a child of this process. Returns what it said and how it ended."""
     reader, writer = os.pipe()
@@ -46,6 +47,8 @@ def in_child(loop_name, name, first, last, log):
     while True:
         ready, _, _ = select.select([reader], [], [], max(0, deadline - time.monotonic()))
         if not ready:
+            os.kill(child, signal.SIGABRT)  # faulthandler prints where it is
+            time.sleep(0.2)
             os.kill(child, signal.SIGKILL)
             break
         chunk = os.read(reader, 65536)

@@ -107,7 +107,10 @@ def main(seed, first, count, length):
         done += 1
         if failure is not None:
             short, failure = shorten(lines, frequent, failure, 60)
-            print(json.dumps({"number": number, "failure": failure, "program": program(short, frequent)}), flush=True)
+            print(
+                json.dumps({"number": number, "failure": failure, "program": program(short, frequent)}),
+                flush=True,
+            )
     print(json.dumps({"done": done}))
 
 
