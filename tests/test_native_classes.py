@@ -1,4 +1,6 @@
-"""What instances of the classes in Rust share with any Python object: weak references, dicts, cycles, being freed."""
+"""What instances of the classes in Rust share with any Python object: weak references, dicts, cycles,
+being freed.
+"""
 
 import asyncio
 import contextvars
@@ -427,10 +429,10 @@ def test_a_loop_in_a_cycle_through_what_another_thread_has_scheduled(loop):
     owner.loop = other
 
     def schedule(owner):
-        thread = threading.Thread(target=other.call_soon_threadsafe, args=(owner.method, owner))
+        thread = threading.Thread(target=owner.loop.call_soon_threadsafe, args=(owner.method, owner))
         thread.start()
         thread.join()
-        other.stop()
+        owner.loop.stop()
 
     other.call_soon(schedule, owner)
     other.run_forever()
@@ -581,8 +583,7 @@ WRONG = {
 @pytest.mark.parametrize("wrong", WRONG)
 def test_wrong_arguments(loop, wrong):
     with pytest.raises(TypeError):
-        result = WRONG[wrong](loop)
-        loop.run_until_complete(result)
+        WRONG[wrong](loop)
 
 
 def test_arguments_by_name(loop, sockets):

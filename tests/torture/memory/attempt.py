@@ -75,7 +75,8 @@ def is_shortage(error):
 
 
 def starved(act, first, last):
-    """Call `act` with those allocations failing. Returns its exception, and whether one failed for certain."""
+    """Call `act` with those allocations failing. Returns its exception, and whether one failed for
+    certain."""
     error = None
     failed = False
     try:

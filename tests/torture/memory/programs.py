@@ -1,4 +1,6 @@
-"""The operations: each takes a loop and an ExitStack, prepares, and returns what is to be run without memory."""
+"""The operations: each takes a loop and an ExitStack, prepares, and returns what is to be run without
+memory.
+"""
 
 from __future__ import annotations
 

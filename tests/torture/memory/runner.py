@@ -1,7 +1,10 @@
-"""Runs `python -m torture.memory.runner LOOP PROGRAMS MODE KIND NUMBERS`, and prints a line of JSON for each attempt.
+"""Runs `python -m torture.memory.runner LOOP PROGRAMS MODE KIND NUMBERS`, and prints a line of JSON for
+each attempt.
 
-PROGRAMS have commas between them. MODE is cold or warm: whether they were run before. KIND is `once` or `on`: whether one
-allocation fails, or all from it on. NUMBERS is how many allocations to fail of each program, or `=` and which one.
+PROGRAMS have commas between them. MODE is cold or warm: whether they were run before. KIND is `once` or
+`on`: whether one
+allocation fails, or all from it on. NUMBERS is how many allocations to fail of each program, or `=` and
+which one.
 """
 
 from __future__ import annotations
@@ -81,7 +84,8 @@ def main(loop_name, names, mode, kind, numbers):
             attempt.factory(loop_name)
             if mode == "warm":
                 result = attempt.attempt(loop_name, name, attempt.MOST, 0)
-                assert not result["error"] and not result["problems"], result
+                assert result["error"] is None, result
+                assert not result["problems"], result
     gc.collect()
     gc.freeze()
     with tempfile.TemporaryFile() as log:

@@ -1,6 +1,8 @@
-"""Runs `python -m torture.surface.runner SEED FIRST COUNT LENGTH` and prints the programs that fail, made short.
+"""Runs `python -m torture.surface.runner SEED FIRST COUNT LENGTH` and prints the programs that fail, made
+short.
 
-`python -m torture.surface.runner - FREQUENT LIMIT` runs the program that it reads from its standard input instead: with
+`python -m torture.surface.runner - FREQUENT LIMIT` runs the program that it reads from its standard input
+instead: with
 the garbage collector at each allocation if FREQUENT is 1, for LIMIT seconds at the most.
 """
 
