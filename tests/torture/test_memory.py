@@ -118,7 +118,7 @@ def not_as_asyncio(mode, kind, faults):
         # Its loop makes its sockets as it is made, ours when it runs first.
         names.add("make")
         for result in attempts("asyncio", ",".join(sorted(names)), mode, kind, COMPARED):
-            if result["ended"] != 0 or result["problems"]:
+            if result["ended"] != 0 or result["problems"] or not result["shortage"]:
                 theirs.add(where(result))
     return [
         (what, result) for what, result in faults if what == PANIC or where(result) not in theirs - {None}
