@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV ?= .venv
 HOST ?= 127.0.0.1
 PORT ?= 8000
+# What is built: a release, or `BUILD=` for a debug build, whose assertions are checked.
+BUILD ?= --release
 # How many of CPython's test modules run at a time.
 JOBS ?= 2
 
@@ -98,7 +100,7 @@ $(VENV)/.maturin: | $(VENV)/pyvenv.cfg
 
 $(VENV)/.wheel: $(SOURCES) | $(VENV)/.maturin
 	@rm -rf $(VENV)/wheel
-	$(BIN)/maturin build --release --locked --interpreter $(BIN)/python --out $(VENV)/wheel
+	$(BIN)/maturin build $(BUILD) --locked --interpreter $(BIN)/python --out $(VENV)/wheel
 	@touch $@
 
 $(VENV)/.sdist: $(SOURCES) | $(VENV)/.maturin

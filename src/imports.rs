@@ -1,11 +1,12 @@
 //! What Rust needs of Python: asyncio's classes, and the functions of `hotloop._support`, which say in Python what is
 //! rarely said (error reports, debug output).
 
-use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 
+use crate::cpython::module::{attribute, import};
 use crate::cpython::object::{Object, dict_item};
+use crate::intern;
 
 pub struct Imports {
     pub base_create_task: Object,
@@ -80,37 +81,39 @@ impl Imports {
 
 #[cold]
 fn load(py: Python<'_>) -> PyResult<Imports> {
-    let asyncio = py.import("asyncio")?;
-    let support = py.import("hotloop._support")?;
-    let of = |module: &Bound<'_, PyModule>, name: &str| module.getattr(name).map(Object::from);
+    let asyncio = import(py, "asyncio")?;
+    let support = import(py, "hotloop._support")?;
     Ok(Imports {
-        base_create_task: asyncio.getattr("BaseEventLoop")?.getattr("create_task")?.into(),
-        tasks: of(&asyncio, "tasks")?.bind(py).getattr("__dict__")?.into(),
-        futures: of(&asyncio, "futures")?.bind(py).getattr("__dict__")?.into(),
-        buffered_protocol: of(&asyncio, "BufferedProtocol")?,
-        c_task: of(&support, "c_task")?,
-        c_future: of(&support, "c_future")?,
-        get_running_loop: asyncio.getattr("_get_running_loop")?.into(),
-        task_step: support.call_method0("task_step_type")?.into(),
-        report_entry: of(&support, "report_entry")?,
-        report_handle: of(&support, "report_handle")?,
-        report_slow: of(&support, "report_slow")?,
-        report_usual: of(&support, "report_usual")?,
-        report_protocol: of(&support, "report_protocol")?,
-        report_accept: of(&support, "report_accept")?,
-        source_traceback: of(&support, "source_traceback")?,
-        transport_socket: of(&support, "transport_socket")?,
-        make_socket: of(&support, "make_socket")?,
-        closed_socket: of(&support, "closed_socket")?,
-        socket: py.import("socket")?.getattr("socket")?.into(),
-        check_ssl_socket: of(&support, "check_ssl_socket")?,
-        warn_unawaited: of(&support, "warn_unawaited")?,
-        warn_unclosed: of(&support, "warn_unclosed")?,
-        report_connection: of(&support, "report_connection")?,
-        fail_empty_waiter: of(&support, "fail_empty_waiter")?,
-        logger: of(&support, "logger")?,
-        create_task_takes_all: support.getattr("CREATE_TASK_TAKES_ALL")?.is_truthy()?,
-        datagram_header: support.getattr("DATAGRAM_HEADER")?.extract()?,
-        server_takes_transport: support.getattr("SERVER_TAKES_TRANSPORT")?.is_truthy()?,
+        base_create_task: asyncio
+            .getattr(intern!(py, "BaseEventLoop"))?
+            .getattr(intern!(py, "create_task"))?
+            .into(),
+        tasks: attribute(&asyncio, "tasks")?.bind(py).getattr(intern!(py, "__dict__"))?.into(),
+        futures: attribute(&asyncio, "futures")?.bind(py).getattr(intern!(py, "__dict__"))?.into(),
+        buffered_protocol: attribute(&asyncio, "BufferedProtocol")?,
+        c_task: attribute(&support, "c_task")?,
+        c_future: attribute(&support, "c_future")?,
+        get_running_loop: asyncio.getattr(intern!(py, "_get_running_loop"))?.into(),
+        task_step: support.call_method0(intern!(py, "task_step_type"))?.into(),
+        report_entry: attribute(&support, "report_entry")?,
+        report_handle: attribute(&support, "report_handle")?,
+        report_slow: attribute(&support, "report_slow")?,
+        report_usual: attribute(&support, "report_usual")?,
+        report_protocol: attribute(&support, "report_protocol")?,
+        report_accept: attribute(&support, "report_accept")?,
+        source_traceback: attribute(&support, "source_traceback")?,
+        transport_socket: attribute(&support, "transport_socket")?,
+        make_socket: attribute(&support, "make_socket")?,
+        closed_socket: attribute(&support, "closed_socket")?,
+        socket: import(py, "socket")?.getattr(intern!(py, "socket"))?.into(),
+        check_ssl_socket: attribute(&support, "check_ssl_socket")?,
+        warn_unawaited: attribute(&support, "warn_unawaited")?,
+        warn_unclosed: attribute(&support, "warn_unclosed")?,
+        report_connection: attribute(&support, "report_connection")?,
+        fail_empty_waiter: attribute(&support, "fail_empty_waiter")?,
+        logger: attribute(&support, "logger")?,
+        create_task_takes_all: support.getattr(intern!(py, "CREATE_TASK_TAKES_ALL"))?.is_truthy()?,
+        datagram_header: support.getattr(intern!(py, "DATAGRAM_HEADER"))?.extract()?,
+        server_takes_transport: support.getattr(intern!(py, "SERVER_TAKES_TRANSPORT"))?.is_truthy()?,
     })
 }

@@ -19,34 +19,100 @@ mod transports;
 
 /// What Python sees.
 #[cfg(feature = "python")]
-#[pyo3::pymodule(gil_used = true)]
-mod _core {
+mod extension {
+    use std::ffi::c_int;
+
+    use pyo3::ffi;
     use pyo3::prelude::*;
 
-    /// End the thread that watches loops: before the interpreter ends.
-    #[pyfunction]
-    fn _stop_watching(py: Python<'_>) {
-        crate::event_loop::stop_watching(py);
+    use crate::cpython::module::{self, Definition, add};
+    use crate::cpython::object::Object;
+    use crate::{cpython, event_loop, function0, handle, imports, transports};
+
+    static MODULE: Definition = Definition::new(
+        c"_core",
+        c"The part of hotloop that is written in Rust.",
+        [
+            function0!(
+                "_stop_watching",
+                event_loop::stop_watching,
+                "_stop_watching()\n--\n\nEnd the thread that watches loops: before the interpreter ends."
+            ),
+            function0!(
+                "_begin_fork",
+                event_loop::begin_fork,
+                "_begin_fork()\n--\n\nHave the thread that watches loops hold no lock while this one forks."
+            ),
+            function0!(
+                "_end_fork",
+                event_loop::end_fork,
+                "_end_fork()\n--\n\nEnd what _begin_fork() began, in the parent and in the child."
+            ),
+        ],
+        exec,
+    );
+
+    #[unsafe(no_mangle)]
+    unsafe extern "C" fn PyInit__core() -> *mut ffi::PyObject {
+        // SAFETY: the interpreter calls this by its name.
+        unsafe { MODULE.init() }
     }
 
-    /// See to it that the thread that watches loops holds no lock while this one forks.
-    #[pyfunction]
-    fn _begin_fork() {
-        crate::event_loop::begin_fork();
+    unsafe extern "C" fn exec(module: *mut ffi::PyObject) -> c_int {
+        // SAFETY: the interpreter passes the module that it makes.
+        unsafe { module::exec(module, fill) }
     }
 
-    /// The same is over, in the parent and in the child.
+    fn fill(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        let py = module.py();
+        cpython::interpreter::claim(py)?;
+        add(module, "__version__", Object::from_str(py, env!("CARGO_PKG_VERSION"))?)?;
+        handle::register(module)?;
+        transports::register(module)?;
+        event_loop::register(module)?;
+        #[cfg(feature = "faults")]
+        super::faults::register(module)?;
+        // What callbacks need is there before the first of them runs.
+        imports::imports(py).map(drop)
+    }
+}
+
+/// What the torture bench asks of an extension whose system calls can be made to fail.
+#[cfg(all(feature = "python", feature = "faults"))]
+mod faults {
+    use std::collections::HashMap;
+
+    use pyo3::exceptions::PyValueError;
+    use pyo3::prelude::*;
+
+    use crate::reactor::faults;
+
+    /// Make the system call of that name fail with an error, or transfer one byte at the most if `errno` is 0: after the
+    /// next `after` calls, `times` times.
     #[pyfunction]
-    fn _end_fork() {
-        crate::event_loop::end_fork();
+    fn _inject(call: &str, errno: i32, after: u64, times: u64) -> PyResult<()> {
+        if faults::inject(call, errno, after, times) {
+            Ok(())
+        } else {
+            Err(PyValueError::new_err(format!("no system call of the event loop: {call}")))
+        }
     }
 
-    #[pymodule_init]
-    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
-        crate::cpython::interpreter::claim(module.py())?;
-        module.add("__version__", env!("CARGO_PKG_VERSION"))?;
-        crate::handle::register(module)?;
-        crate::transports::register(module)?;
-        crate::event_loop::register(module)
+    /// How often each system call was made.
+    #[pyfunction]
+    fn _calls() -> HashMap<&'static str, u64> {
+        faults::counts().collect()
+    }
+
+    /// Have all system calls succeed again, and count them from the beginning.
+    #[pyfunction]
+    fn _reset_faults() {
+        faults::reset();
+    }
+
+    pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        module.add_function(wrap_pyfunction!(_inject, module)?)?;
+        module.add_function(wrap_pyfunction!(_calls, module)?)?;
+        module.add_function(wrap_pyfunction!(_reset_faults, module)?)
     }
 }

@@ -20,25 +20,6 @@ _Coroutine: TypeAlias = Coroutine[Any, Any, _T] | Generator[Any, None, _T]
 _Bytes: TypeAlias = bytes | bytearray | memoryview[Any]
 _Address: TypeAlias = Any
 
-__all__ = [
-    "CONNECTING",
-    "Connection",
-    "DatagramTransport",
-    "Handle",
-    "Listener",
-    "Loop",
-    "ReadPipeTransport",
-    "SocketOperation",
-    "StreamTransport",
-    "TimerHandle",
-    "WritePipeTransport",
-    "__version__",
-    "_begin_fork",
-    "_end_fork",
-    "_stop_watching",
-]
-if sys.version_info >= (3, 14):
-    __all__ += ["ThreadSafeHandle"]
 CONNECTING: tuple[str, ...]
 
 def _stop_watching() -> None: ...

@@ -8,6 +8,7 @@ even if it arrives just before the wait. The descriptor that was there before is
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import inspect
 import os
@@ -61,11 +62,17 @@ class SignalHandling(_core.Loop):
 
     def _wakeup_socket(self) -> socket.socket:
         if self._csock is None:
-            self._ssock, self._csock = socket.socketpair()
-            self._ssock.setblocking(False)
-            self._csock.setblocking(False)
+            ssock, csock = socket.socketpair()
+            try:
+                ssock.setblocking(False)
+                csock.setblocking(False)
+                self._add_reader(ssock.fileno(), self._read_from_self)
+            except BaseException:
+                ssock.close()
+                csock.close()
+                raise
+            self._ssock, self._csock = ssock, csock
             self._internal_fds += 1
-            self._add_reader(self._ssock.fileno(), self._read_from_self)
         return self._csock
 
     def _take_wakeup_fd(self) -> None:
@@ -103,7 +110,14 @@ class SignalHandling(_core.Loop):
             # The program uses it for itself; a signal that arrives during the wait ends it all the same.
             signal.set_wakeup_fd(former)
             return False
-        self._take_wakeup_fd()
+        try:
+            self._take_wakeup_fd()
+        except BaseException as error:
+            signal.set_wakeup_fd(former)
+            if isinstance(error, (OSError, ValueError)):
+                # There are no descriptors, or they are refused: a signal that arrives during the wait ends it all the same.
+                return False
+            raise
         self._former_wakeup_fd = former
         return True
 
@@ -206,10 +220,13 @@ class SignalHandling(_core.Loop):
         if self._csock is not None and self._ssock is not None:
             if threading.current_thread() is threading.main_thread():
                 self._give_wakeup_fd_back()
-            if self._ssock.fileno() >= 0:
-                # Unless the garbage collector was first, which closes sockets of a cycle in any order.
-                self._remove_reader(self._ssock.fileno())
-            self._ssock.close()
-            self._csock.close()
+            ssock, csock = self._ssock, self._csock
             self._ssock = self._csock = None
             self._internal_fds -= 1
+            if ssock.fileno() >= 0:
+                # Unless the garbage collector was first, which closes sockets of a cycle in any order.
+                self._remove_reader(ssock.fileno())
+            for sock in (ssock, csock):
+                # Somebody may have closed the descriptor behind our back.
+                with contextlib.suppress(OSError):
+                    sock.close()

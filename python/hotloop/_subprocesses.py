@@ -8,6 +8,7 @@ chosen, on Pythons whose asyncio has them, is used instead.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import os
 import sys
@@ -23,6 +24,32 @@ if TYPE_CHECKING:
 
 _Unix: Any = asyncio.SelectorEventLoop
 _unix: Any = unix_events
+
+
+class _SubprocessTransport(_unix._UnixSubprocessTransport):  # type: ignore[misc]
+    """asyncio's transport, which until 3.13 cannot be closed after its loop."""
+
+    def close(self) -> None:
+        # A child that is over has no loop any more.
+        if not self._closed and self._loop is not None and self._loop.is_closed():
+            for protocol in self._pipes.values():
+                if protocol is not None:
+                    # The descriptor is closed; that nobody is told is known.
+                    with contextlib.suppress(RuntimeError):
+                        protocol.pipe.close()
+            self._pipes = dict.fromkeys(self._pipes)
+        super().close()
+
+    def forget_unconnected(self) -> None:
+        """Close the pipes that could not be connected: the end of the child would be awaited with theirs."""
+        files = {0: self._proc.stdin, 1: self._proc.stdout, 2: self._proc.stderr}
+        for number, protocol in list(self._pipes.items()):
+            if protocol is None:
+                del self._pipes[number]
+                files[number].close()
+
+
+_SubprocessTransport.__name__ = _SubprocessTransport.__qualname__ = "_UnixSubprocessTransport"
 
 
 class SubprocessSupport(_core.Loop):
@@ -55,16 +82,17 @@ class SubprocessSupport(_core.Loop):
                 self, protocol, args, shell, stdin, stdout, stderr, bufsize, extra, **kwargs
             )
         waiter = self.create_future()
-        transport = _unix._UnixSubprocessTransport(
+        transport = _SubprocessTransport(
             self, protocol, args, shell, stdin, stdout, stderr, bufsize, waiter=waiter, extra=extra, **kwargs
         )
-        self._watch_child(transport.get_pid(), transport)
         try:
+            self._watch_child(transport.get_pid(), transport)
             await waiter
         except (SystemExit, KeyboardInterrupt):
             raise
         except BaseException:
             transport.close()
+            transport.forget_unconnected()
             await asyncio.shield(transport._wait())
             raise
         return transport
@@ -77,17 +105,21 @@ class SubprocessSupport(_core.Loop):
             return
         try:
             pidfd = os.pidfd_open(pid)
+            try:
+                self._add_reader(pidfd, self._child_ready, pidfd, transport)
+            except BaseException:
+                os.close(pidfd)
+                raise
         except ProcessLookupError:
             # Somebody has waited for it already, or the program ignores SIGCHLD.
             self.call_soon(self._child_ended, pid, transport)
             return
         except (AttributeError, OSError):
-            # The system has no pidfds, or no descriptor is left.
+            # The system has no pidfds, no descriptor is left, or it cannot be watched.
             kind = _unix._ThreadedChildWatcher if sys.version_info >= (3, 14) else _unix.ThreadedChildWatcher
             kind().add_child_handler(pid, self._child_watcher_callback, transport)
             return
         self._children[pidfd] = pid
-        self._add_reader(pidfd, self._child_ready, pidfd, transport)
 
     def _child_ready(self, pidfd: int, transport: Any) -> None:
         self._remove_reader(pidfd)

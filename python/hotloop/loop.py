@@ -10,7 +10,7 @@ import socket
 import sys
 import threading
 import weakref
-from asyncio import events
+from asyncio import events, exceptions
 from asyncio.log import logger
 
 from . import _core
@@ -276,7 +276,11 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
         transp.pause_reading()
         try:
             await transp._make_empty_waiter()
-            with socket.socket(fileno=os.dup(transp._sock_fd)) as sock:
+            try:
+                duplicate = os.dup(transp._sock_fd)
+            except OSError as error:
+                raise exceptions.SendfileNotAvailableError("no descriptor to send through") from error
+            with socket.socket(fileno=duplicate) as sock:
                 sock.setblocking(False)
                 return await self.sock_sendfile(sock, file, offset, count, fallback=False)
         finally:

@@ -1,9 +1,9 @@
 //! What the event loop does to asyncio's futures.
 
-use pyo3::intern;
 use pyo3::prelude::*;
 
 use crate::cpython::object::Object;
+use crate::intern;
 
 /// Resolves a future with None, unless it is done: it may have been cancelled meanwhile.
 pub fn resolve(py: Python<'_>, future: &Object) -> PyResult<()> {

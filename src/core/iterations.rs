@@ -4,6 +4,7 @@ use pyo3::exceptions::PyException;
 use pyo3::prelude::*;
 
 use super::{Core, Ready, Step};
+use crate::cpython::module::import;
 use crate::cpython::object::Object;
 use crate::handle::reraise_fatal;
 use crate::imports::imports;
@@ -104,8 +105,7 @@ impl Core {
         let Some(turn) = turns.end() else { return result };
         let seconds = self.pace.tick.seconds(clock::ticks().wrapping_sub(turn.began));
         let what = entry.object().bind(py);
-        let told = py
-            .import("hotloop._observing.watching")
+        let told = import(py, "hotloop._observing.watching")
             .and_then(|module| module.call_method1("end", (event_loop.bind(py), turn.number, what, seconds)));
         let told = told.map(drop).or_else(|error| {
             // What fails to be told is no failure of the program; Ctrl-C, which any Python code can meet, is for it.

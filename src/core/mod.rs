@@ -23,7 +23,6 @@ use pyo3::prelude::*;
 use crate::cpython::borrowing::StateCell;
 use crate::cpython::class::Visitor;
 use crate::cpython::object::Object;
-use crate::cpython::os_error::OrOsError;
 use crate::cpython::received::{self, Blank};
 use crate::handle::Schedule;
 use crate::reactor::clock;
@@ -140,18 +139,25 @@ impl Core {
     }
 
     /// Queues from another thread, and wakes the event loop if it is asleep.
-    pub fn send(&self, entry: Ready) -> PyResult<()> {
-        if self.inbox.deliver((entry, clock::ticks())) { self.wake() } else { Ok(()) }
+    pub fn send(&self, entry: Ready) {
+        if self.inbox.deliver((entry, clock::ticks())) {
+            self.wake();
+        }
     }
 
     /// Ends a wait that is under way in another thread.
-    pub fn rouse(&self) -> PyResult<()> {
-        if self.inbox.sleep.end() { self.wake() } else { Ok(()) }
+    pub fn rouse(&self) {
+        if self.inbox.sleep.end() {
+            self.wake();
+        }
     }
 
-    fn wake(&self) -> PyResult<()> {
+    /// An error is nothing that the caller can mend, who has done what was asked: asyncio ignores it, too.
+    fn wake(&self) {
         let result = self.registry.borrow().as_ref().map(|registry| registry.poller().wake());
-        result.unwrap_or(Ok(())).or_os_error()
+        if result.is_some_and(|result| result.is_err()) {
+            self.inbox.sleep.wake_failed();
+        }
     }
 
     #[cold]

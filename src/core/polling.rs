@@ -4,13 +4,13 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pyo3::intern;
 use pyo3::prelude::*;
 
 use super::watching::Registrations;
 use super::{Core, Ready, report_error};
+use crate::cpython::errors::os_error;
 use crate::cpython::object::{Object, check_signals, has_other_threads};
-use crate::cpython::os_error::os_error;
+use crate::intern;
 use crate::reactor::clock::Instant;
 use crate::reactor::doze::doze;
 use crate::reactor::poller;
@@ -209,7 +209,7 @@ impl Core {
                 Err(error) => {
                     let is_first = self.renew_at.replace(now + RENEW_INTERVAL) == f64::NEG_INFINITY;
                     if is_first {
-                        report_error(py, event_loop, event_loop, os_error(error))?;
+                        report_error(py, event_loop, event_loop, os_error(py, error))?;
                     }
                 }
             }

@@ -1,12 +1,12 @@
 //! The entries of the ready queue.
 
-use pyo3::intern;
 use pyo3::prelude::*;
 
 use crate::cpython::class::{Obj, Visitor};
 use crate::cpython::object::Object;
 use crate::handle::{Handle, TaskStep, ThreadSafeHandle, TimerHandle};
 use crate::imports::imports;
+use crate::intern;
 use crate::reactor::clock;
 
 /// A step of something that belongs to the event loop, called with the object that it was queued for.
@@ -54,7 +54,7 @@ impl Ready {
         event_loop.bind(py).setattr(intern!(py, "_current_handle"), handle.bind(py))?;
         let start = clock::now();
         let result = self.run(py, event_loop);
-        let duration = (clock::now() - start).into_pyobject(py)?.into();
+        let duration = Object::from_float(py, clock::now() - start)?;
         event_loop.bind(py).setattr(intern!(py, "_current_handle"), py.None())?;
         result?;
         imports(py)?.report_slow.call(py, &[event_loop, self.object(), &duration]).map(drop)

@@ -8,8 +8,8 @@ use pyo3::prelude::*;
 
 use super::{Core, RECEIVE_BUFFER};
 use crate::cpython::buffer::{joined, new_bytes};
+use crate::cpython::errors::os_error;
 use crate::cpython::object::Object;
-use crate::cpython::os_error::os_error;
 use crate::cpython::received::Blank;
 use crate::reactor::socket;
 
@@ -49,9 +49,9 @@ impl Core {
             return new_bytes(py, data);
         }
         let mut blank = self.blank_bytes(py, data.len())?;
-        blank.as_mut_slice()[..data.len()].write_copy_of_slice(data);
+        let count = blank.write(data);
         // SAFETY: they were just written.
-        Ok(unsafe { self.hand_out(blank, data.len()) })
+        Ok(unsafe { self.hand_out(blank, count) })
     }
 
     /// Receives at most `limit` bytes, and no more than [`RECEIVE_BUFFER`]. `usual` remembers, from one call to the next,
@@ -87,7 +87,7 @@ impl Core {
                 note_size(usual, count);
                 Ok(Received::Data(new_bytes(py, &buffer[..count])?, count))
             }
-            Err(error) => nothing_or(error),
+            Err(error) => nothing_or(py, error),
         })
     }
 
@@ -114,7 +114,7 @@ impl Core {
             Ok(count) => count,
             Err(error) => {
                 self.put_back(blank);
-                return nothing_or(error);
+                return nothing_or(py, error);
             }
         };
         if count == capacity && count < limit {
@@ -157,7 +157,7 @@ impl Core {
                 Ok(count) => self.received(py, blank, capacity, count, usual),
                 Err(error) => {
                     self.put_back(blank);
-                    nothing_or(error)
+                    nothing_or(py, error)
                 }
             }
         })
@@ -204,6 +204,6 @@ impl Core {
     }
 }
 
-fn nothing_or(error: io::Error) -> PyResult<Received> {
-    if socket::is_not_ready(&error) { Ok(Received::Nothing) } else { Err(os_error(error)) }
+fn nothing_or(py: Python<'_>, error: io::Error) -> PyResult<Received> {
+    if socket::is_not_ready(&error) { Ok(Received::Nothing) } else { Err(os_error(py, error)) }
 }

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use pyo3::prelude::*;
 
+use crate::cpython::module::import;
 use crate::reactor::clock::{self, Tick};
 use crate::reactor::turns::{Turn, Turns};
 
@@ -65,12 +66,12 @@ thread_local! {
 }
 
 /// The calling thread is about to fork.
-pub fn begin_fork() {
+pub fn begin_fork(_py: Python<'_>) {
     FORKING.set(Some(watchdog()));
 }
 
 /// It has, and this is the parent or the child.
-pub fn end_fork() {
+pub fn end_fork(_py: Python<'_>) {
     FORKING.set(None);
 }
 
@@ -192,8 +193,7 @@ fn tell(turns: &Turns, id: usize, seen: Seen, again: bool, tick: &Tick) {
         let ran = tick.seconds(now.wrapping_sub(seen.turn.began));
         let observed = tick.seconds(now.wrapping_sub(seen.at));
         let arguments = (id, seen.turn.number, ran, observed, seen.processor, again);
-        let told = py
-            .import("hotloop._observing.watching")
+        let told = import(py, "hotloop._observing.watching")
             .and_then(|module| module.call_method1("observe", arguments));
         if let Err(error) = told {
             error.write_unraisable(py, None);

@@ -4,15 +4,16 @@ use std::io;
 use std::os::fd::RawFd;
 
 use pyo3::exceptions::PyRuntimeError;
-use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyWeakrefMethods, PyWeakrefReference};
 
 use super::{Core, OnReady, Readiness, Ready, Step};
 use crate::cpython::class::{Obj, Visitor};
+use crate::cpython::errors::OrOsError;
+use crate::cpython::errors::new_error;
 use crate::cpython::object::Object;
-use crate::cpython::os_error::OrOsError;
 use crate::handle::Handle;
+use crate::intern;
 use crate::reactor::poller::{self, Interest};
 use crate::reactor::registry::{Registry, Slot};
 
@@ -136,8 +137,8 @@ pub enum Direction {
 /// task and the task.
 const IDLE_EVENTS: u8 = 2;
 
-fn event_loop_is_closed() -> PyErr {
-    PyRuntimeError::new_err("Event loop is closed")
+fn event_loop_is_closed(py: Python<'_>) -> PyErr {
+    new_error::<PyRuntimeError>(py, "Event loop is closed")
 }
 
 /// Answers an event that nobody waits for: sooner or later the kernel is not asked for it any more.
@@ -243,12 +244,16 @@ impl Core {
         registrations
     }
 
-    fn with_registry<R>(&self, f: impl FnOnce(&mut Registry<Watch>) -> io::Result<R>) -> PyResult<R> {
+    fn with_registry<R>(
+        &self,
+        py: Python<'_>,
+        f: impl FnOnce(&mut Registry<Watch>) -> io::Result<R>,
+    ) -> PyResult<R> {
         // The error is made when nothing is borrowed any more: making it can run Python code.
         let result = self.registry.borrow_mut().as_mut().map(f);
         match result {
-            Some(result) => result.or_os_error(),
-            None => Err(event_loop_is_closed()),
+            Some(result) => result.or_os_error(py),
+            None => Err(event_loop_is_closed(py)),
         }
     }
 
@@ -264,13 +269,13 @@ impl Core {
 
     /// Gives a descriptor to a transport; waiters that were left from an earlier file of that number are dropped. If the
     /// kernel is still asked for something that was waited for, it is asked for what the transport will want first.
-    pub fn attach(&self, fd: RawFd, transport: &Object, on_ready: OnReady) -> PyResult<Slot> {
+    pub fn attach(&self, py: Python<'_>, fd: RawFd, transport: &Object, on_ready: OnReady) -> PyResult<Slot> {
         let watch = Watch::Transport(Hold::Strong(transport.clone()), on_ready);
         let mut borrowed = self.registry.borrow_mut();
         let Some(registry) = &mut *borrowed else {
             drop(borrowed);
             drop(watch);
-            return Err(event_loop_is_closed());
+            return Err(event_loop_is_closed(py));
         };
         let (slot, stale) = if let Some(slot) = registry.find(fd)
             && registry.get(slot).is_some_and(Watch::is_idle)
@@ -313,9 +318,9 @@ impl Core {
     }
 
     /// Asks for events of a transport's descriptor.
-    pub fn set_interest(&self, slot: Slot, interest: Interest) -> PyResult<()> {
+    pub fn set_interest(&self, py: Python<'_>, slot: Slot, interest: Interest) -> PyResult<()> {
         self.stir();
-        self.with_registry(|registry| registry.set_interest(slot, interest))
+        self.with_registry(py, |registry| registry.set_interest(slot, interest))
     }
 
     /// What the kernel has been asked for on behalf of a transport.
@@ -324,11 +329,17 @@ impl Core {
     }
 
     /// Watches one direction of a descriptor and returns who waited for it before.
-    pub fn add_waiter(&self, fd: RawFd, direction: Direction, waiter: Waiter) -> PyResult<Option<Waiter>> {
+    pub fn add_waiter(
+        &self,
+        py: Python<'_>,
+        fd: RawFd,
+        direction: Direction,
+        waiter: Waiter,
+    ) -> PyResult<Option<Waiter>> {
         self.stir();
         // Whatever becomes of it, it is dropped when nothing is borrowed.
         let mut waiter = Some(waiter);
-        self.with_registry(|registry| {
+        self.with_registry(py, |registry| {
             let slot = match registry.find(fd) {
                 Some(slot) => slot,
                 None => registry.insert(fd, Watch::Waiters { reader: None, writer: None, idle: 0 }),

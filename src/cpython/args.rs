@@ -8,6 +8,7 @@ use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::{Borrowed, ffi};
 
+use super::errors::new_error;
 use super::object::Object;
 
 /// The names of asyncio's C code when it calls call_soon(), a tuple that lives as long as the process, with a string that
@@ -162,7 +163,7 @@ impl<'a, 'py> Args<'a, 'py> {
                 assign(method, &names, &mut found, &name, &value)?;
             }
         }
-        Ok((all(method, &names, found)?, option))
+        Ok((all(self.py, method, &names, found)?, option))
     }
 
     /// The only argument of a method, by position or by name.
@@ -192,17 +193,20 @@ impl<'a, 'py> Args<'a, 'py> {
         keyword_only: usize,
     ) -> PyResult<[Option<Object>; N]> {
         if self.positional > keyword_only {
-            return Err(PyTypeError::new_err(format!(
-                "{method}() takes {keyword_only} positional arguments but {} were given",
-                self.positional
-            )));
+            return Err(new_error::<PyTypeError>(
+                self.py,
+                format!(
+                    "{method}() takes {keyword_only} positional arguments but {} were given",
+                    self.positional
+                ),
+            ));
         }
         let mut found: [Option<Object>; N] = std::array::from_fn(|index| self.object(index));
         for (name, value) in self.keywords() {
             assign(method, &names, &mut found, &name, &value)?;
         }
         if let Some(missing) = (0..required).find(|index| found[*index].is_none()) {
-            return Err(missing_argument(method, names[missing]));
+            return Err(missing_argument(self.py, method, names[missing]));
         }
         Ok(found)
     }
@@ -217,12 +221,19 @@ fn assign(
     name: &Bound<'_, PyAny>,
     value: &Bound<'_, PyAny>,
 ) -> PyResult<()> {
+    let py = name.py();
     let name: String = name.extract()?;
     let Some(index) = names.iter().position(|candidate| *candidate == name) else {
-        return Err(PyTypeError::new_err(format!("{method}() got an unexpected keyword argument '{name}'")));
+        return Err(new_error::<PyTypeError>(
+            py,
+            format!("{method}() got an unexpected keyword argument '{name}'"),
+        ));
     };
     if found[index].replace(Object::from(value)).is_some() {
-        return Err(PyTypeError::new_err(format!("{method}() got multiple values for argument '{name}'")));
+        return Err(new_error::<PyTypeError>(
+            py,
+            format!("{method}() got multiple values for argument '{name}'"),
+        ));
     }
     Ok(())
 }
@@ -230,17 +241,18 @@ fn assign(
 /// The arguments, if none is missing.
 #[inline]
 pub fn all<const N: usize>(
+    py: Python<'_>,
     method: &str,
     names: &[&str; N],
     found: [Option<Object>; N],
 ) -> PyResult<[Object; N]> {
     if let Some(missing) = found.iter().position(Option::is_none) {
-        return Err(missing_argument(method, names[missing]));
+        return Err(missing_argument(py, method, names[missing]));
     }
     Ok(found.map(|argument| argument.unwrap_or_else(|| unreachable!("none is missing"))))
 }
 
 #[cold]
-fn missing_argument(method: &str, name: &str) -> PyErr {
-    PyTypeError::new_err(format!("{method}() missing 1 required positional argument: '{name}'"))
+fn missing_argument(py: Python<'_>, method: &str, name: &str) -> PyErr {
+    new_error::<PyTypeError>(py, format!("{method}() missing 1 required positional argument: '{name}'"))
 }

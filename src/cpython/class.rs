@@ -16,6 +16,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyType;
 use pyo3::{Borrowed, ffi};
 
+use super::errors::new_error;
 use super::methods::guard;
 use super::object::{Object, ObjectCell};
 use super::trashcan;
@@ -243,7 +244,7 @@ pub fn class_of<T: Native>(py: Python<'_>) -> Borrowed<'static, '_, PyAny> {
 /// A reference to an instance of the class of `T`; TypeError if it is not one.
 pub fn downcast<'a, 'py, T: Native>(object: Borrowed<'a, 'py, PyAny>) -> PyResult<This<'a, 'py, T>> {
     if !is_instance::<T>(object.as_ptr()) {
-        return Err(PyTypeError::new_err("an instance of another class"));
+        return Err(new_error::<PyTypeError>(object.py(), "an instance of another class"));
     }
     Ok(This { object, native: PhantomData })
 }
@@ -297,7 +298,7 @@ fn make_with<'py, T: Native>(
     };
     if base_dict != 0 {
         // Its instances' dicts would be nobody's to visit and to clear.
-        return Err(PyTypeError::new_err("a base whose instances have a __dict__"));
+        return Err(new_error::<PyTypeError>(py, "a base whose instances have a __dict__"));
     }
     let offset = base_size.next_multiple_of(align_of::<T>().max(align_of::<usize>()));
     let tail = (offset + size_of::<T>()).next_multiple_of(align_of::<Tail>());

@@ -10,7 +10,10 @@ use pyo3::exceptions::PyImportError;
 use pyo3::ffi;
 use pyo3::prelude::*;
 
+use super::errors::new_error;
+use super::module::import;
 use super::object::Object;
+use crate::intern;
 
 /// Whether any interpreter has claimed the extension. GIL: the first import of all holds it; an interpreter with one of its
 /// own does not load an extension that does not say that it supports that.
@@ -23,7 +26,7 @@ unsafe extern "C" {
 /// Claims the extension for the running interpreter. ImportError if another one has it, or where there is no GIL.
 pub fn claim(py: Python<'_>) -> PyResult<()> {
     if !has_gil(py)? {
-        return Err(PyImportError::new_err("hotloop does not support running without the GIL yet"));
+        return Err(new_error::<PyImportError>(py, "hotloop does not support running without the GIL yet"));
     }
     // The interpreter's own mark: numbers of interpreters begin again when Python is finalized and initialized.
     let mark = Object::from_str(py, "hotloop._core")?;
@@ -31,15 +34,15 @@ pub fn claim(py: Python<'_>) -> PyResult<()> {
     let (dict, is_ours) = unsafe {
         let dict = PyInterpreterState_GetDict(ffi::PyInterpreterState_Get());
         if dict.is_null() {
-            return Err(
-                PyErr::take(py).unwrap_or_else(|| PyImportError::new_err("the interpreter has no dict"))
-            );
+            return Err(PyErr::take(py)
+                .unwrap_or_else(|| new_error::<PyImportError>(py, "the interpreter has no dict")));
         }
         (dict, ffi::PyDict_Contains(dict, mark.as_ptr()))
     };
     match (is_ours, CLAIMED.load(Relaxed)) {
         (1, _) => Ok(()),
-        (0, true) => Err(PyImportError::new_err(
+        (0, true) => Err(new_error::<PyImportError>(
+            py,
             "hotloop can be used in one interpreter of a process, and another has it",
         )),
         (0, false) => {
@@ -56,7 +59,7 @@ pub fn claim(py: Python<'_>) -> PyResult<()> {
 
 /// False for a free-threaded Python that was told to run without it.
 fn has_gil(py: Python<'_>) -> PyResult<bool> {
-    match py.import("sys")?.getattr("_is_gil_enabled") {
+    match import(py, "sys")?.getattr(intern!(py, "_is_gil_enabled")) {
         Ok(is_enabled) => is_enabled.call0()?.is_truthy(),
         Err(_) => Ok(true),
     }

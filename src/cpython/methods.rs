@@ -9,6 +9,7 @@ use pyo3::{Borrowed, ffi};
 
 use super::args::Args;
 use super::class::{Native, This};
+use super::errors::new_error;
 use super::object::Object;
 
 /// Runs `f` at the boundary to C: an error or a panic becomes the current Python exception.
@@ -22,13 +23,23 @@ pub unsafe fn guard<R>(failure: R, f: impl FnOnce(Python<'_>) -> PyResult<R>) ->
     match catch_unwind(AssertUnwindSafe(|| f(py))) {
         Ok(Ok(result)) => result,
         Ok(Err(error)) => {
-            error.restore(py);
+            restore(py, error);
             failure
         }
         Err(panic) => {
             restore_panic(py, panic);
             failure
         }
+    }
+}
+
+/// Makes an error the current Python exception. PyO3 panics if there is no memory for one that it has not made yet; such
+/// errors come from its own conversions only.
+#[cold]
+fn restore(py: Python<'_>, error: PyErr) {
+    if catch_unwind(AssertUnwindSafe(|| error.restore(py))).is_err() {
+        // SAFETY: sets an exception that is there in advance.
+        unsafe { ffi::PyErr_NoMemory() };
     }
 }
 
@@ -118,12 +129,41 @@ pub unsafe fn call_setter<T: Native>(
     unsafe {
         guard(-1, |py| {
             if new.is_null() {
-                return Err(pyo3::exceptions::PyAttributeError::new_err("attribute cannot be deleted"));
+                return Err(new_error::<pyo3::exceptions::PyAttributeError>(
+                    py,
+                    "attribute cannot be deleted",
+                ));
             }
             let this = This::new(Borrowed::from_ptr(py, instance));
             setter(this, Borrowed::from_ptr(py, new)).map(|()| 0)
         })
     }
+}
+
+/// A function of the module, without arguments: `fn(Python)`.
+#[macro_export]
+macro_rules! function0 {
+    ($name:literal, $function:expr, $doc:literal) => {{
+        const FUNCTION: fn(pyo3::Python<'_>) = $function;
+        unsafe extern "C" fn call(
+            _: *mut pyo3::ffi::PyObject,
+            _: *mut pyo3::ffi::PyObject,
+        ) -> *mut pyo3::ffi::PyObject {
+            // SAFETY: the interpreter calls this, with the GIL held.
+            unsafe {
+                $crate::cpython::methods::guard(std::ptr::null_mut(), |py| {
+                    FUNCTION(py);
+                    Ok($crate::cpython::object::Object::none(py).into_ptr())
+                })
+            }
+        }
+        pyo3::ffi::PyMethodDef {
+            ml_name: $crate::cpython::methods::c_str(concat!($name, "\0")).as_ptr(),
+            ml_meth: pyo3::ffi::PyMethodDefPointer { PyCFunction: call },
+            ml_flags: pyo3::ffi::METH_NOARGS,
+            ml_doc: $crate::cpython::methods::c_str(concat!($doc, "\0")).as_ptr(),
+        }
+    }};
 }
 
 /// A method that takes any arguments: `fn(This<T>, Args) -> PyResult<Object>`.

@@ -12,7 +12,9 @@
 //! - [`received`]: bytes objects to receive into.
 //! - [`trashcan`]: how long chains of objects are destroyed.
 //! - [`ways_in`]: what happens around each call that can run Python code; [`borrowing`] is a check made there.
-//! - [`os_error`]: errors of the operating system.
+//! - [`errors`]: exceptions, and errors of the operating system.
+//! - [`module`]: the extension module, and what is asked of other modules.
+//! - [`names`]: names of attributes and methods.
 //!
 //! All of it leans on the GIL: an [`object::Object`] is used and dropped only by a thread that holds it. It is
 //! neither Send nor Sync, so the compiler sees to it that none crosses into code that runs without it.
@@ -23,10 +25,12 @@ pub mod audit;
 pub mod borrowing;
 pub mod buffer;
 pub mod class;
+pub mod errors;
 pub mod interpreter;
 pub mod methods;
+pub mod module;
+pub mod names;
 pub mod object;
-pub mod os_error;
 pub mod received;
 mod trashcan;
 mod ways_in;

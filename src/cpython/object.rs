@@ -6,9 +6,10 @@ use std::ptr::NonNull;
 
 use pyo3::exceptions::{PyKeyError, PyTypeError};
 use pyo3::prelude::*;
-use pyo3::types::PyString;
+use pyo3::types::{PyDict, PyString};
 use pyo3::{Borrowed, ffi};
 
+use super::errors::new_error;
 use super::ways_in::enter;
 
 /// A strong reference.
@@ -72,6 +73,15 @@ impl Object {
         unsafe {
             let length = text.len() as ffi::Py_ssize_t;
             Object::from_owned(py, ffi::PyUnicode_FromStringAndSize(text.as_ptr().cast(), length))
+        }
+    }
+
+    /// A str of a path, decoded as the interpreter decodes those.
+    pub fn from_path(py: Python<'_>, path: &[u8]) -> PyResult<Object> {
+        // SAFETY: as above; the path is valid for its length.
+        unsafe {
+            let length = path.len() as ffi::Py_ssize_t;
+            Object::from_owned(py, ffi::PyUnicode_DecodeFSDefaultAndSize(path.as_ptr().cast(), length))
         }
     }
 
@@ -354,7 +364,7 @@ pub fn call_with_names(
     // SAFETY: `names` is checked to be a tuple before it is used as one.
     let count = unsafe {
         if ffi::PyTuple_Check(names.as_ptr()) == 0 {
-            return Err(PyTypeError::new_err("keyword names must be a tuple"));
+            return Err(new_error::<PyTypeError>(py, "keyword names must be a tuple"));
         }
         ffi::PyTuple_GET_SIZE(names.as_ptr()) as usize
     };
@@ -368,6 +378,25 @@ pub fn call_with_names(
             ffi::PyObject_Vectorcall(callable.as_ptr(), pointers.as_ptr(), positional, names.as_ptr());
         Object::from_owned(py, result)
     }
+}
+
+/// A tuple.
+pub fn tuple(py: Python<'_>, items: &[&Object]) -> PyResult<Object> {
+    // SAFETY: the tuple is new, and filled in before anybody sees it.
+    unsafe {
+        let tuple = Object::from_owned(py, ffi::PyTuple_New(items.len() as ffi::Py_ssize_t))?;
+        for (index, item) in items.iter().enumerate() {
+            ffi::PyTuple_SET_ITEM(tuple.as_ptr(), index as ffi::Py_ssize_t, (*item).clone().into_ptr());
+        }
+        Ok(tuple)
+    }
+}
+
+/// An empty dict.
+pub fn dict(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
+    // SAFETY: returns a new reference or null with an exception.
+    let dict = unsafe { Object::from_owned(py, ffi::PyDict_New())? };
+    Ok(dict.into_bound(py).cast_into::<PyDict>()?)
 }
 
 /// A copy of the current context, as contextvars.copy_context() makes it.
@@ -426,7 +455,7 @@ pub fn dict_item(py: Python<'_>, dict: &Object, key: &Bound<'_, PyString>) -> Py
     match NonNull::new(item) {
         // SAFETY: the dict keeps the item alive until here.
         Some(item) => Ok(unsafe { Object::from_borrowed(item) }),
-        None => Err(PyErr::take(py).unwrap_or_else(|| PyKeyError::new_err(key.to_string()))),
+        None => Err(PyErr::take(py).unwrap_or_else(|| new_error::<PyKeyError>(py, key.to_string()))),
     }
 }
 

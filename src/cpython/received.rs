@@ -103,6 +103,17 @@ impl Blank {
         }
     }
 
+    /// Writes bytes to its beginning, and returns how many.
+    pub fn write(&mut self, data: &[u8]) -> usize {
+        assert!(data.len() <= self.capacity);
+        // SAFETY: there is room, and nobody else knows the memory.
+        unsafe {
+            let memory = self.as_mut_slice().as_mut_ptr().cast();
+            std::ptr::copy_nonoverlapping(data.as_ptr(), memory, data.len());
+        }
+        data.len()
+    }
+
     /// The first `length` bytes.
     ///
     /// # Safety

@@ -97,6 +97,7 @@ mod wrappers {
     fn PyException_SetTraceback(a: P, b: P) -> c_int;
     fn PyFloat_AsDouble(a: P) -> c_double;
     fn PyGILState_Ensure() -> c_int;
+    fn PyGILState_Release(a: c_int);
     fn PyImport_Import(a: P) -> P;
     fn PyIter_Next(a: P) -> P;
     fn PyIter_Send(a: P, b: P, c: P) -> c_int;
@@ -112,6 +113,7 @@ mod wrappers {
     fn PyObject_Call(a: P, b: P, c: P) -> P;
     fn PyObject_CallFinalizerFromDealloc(a: P) -> c_int;
     fn PyObject_CallNoArgs(a: P) -> P;
+    fn PyObject_CallOneArg(a: P, b: P) -> P;
     fn PyObject_ClearWeakRefs(a: P);
     fn PyObject_GenericSetAttr(a: P, b: P, c: P) -> c_int;
     fn PyObject_GetAttr(a: P, b: P) -> P;
@@ -184,5 +186,15 @@ mod wrappers {
     ways_in! {
     fn _PyObject_MakeTpCall(a: P, b: P, c: P, d: isize, e: P) -> P;
     fn _Py_CheckFunctionResult(a: P, b: P, c: P, d: P) -> P;
+    }
+
+    #[cfg(Py_3_12)]
+    ways_in! {
+    fn PyErr_SetRaisedException(a: P);
+    }
+
+    #[cfg(Py_3_13)]
+    ways_in! {
+    fn PyDict_GetItemRef(a: P, b: P, c: P) -> c_int;
     }
 }

@@ -6,11 +6,10 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd, RawFd};
 
-use pyo3::exceptions::{PyOSError, PyRuntimeError};
+use pyo3::exceptions::PyRuntimeError;
 use pyo3::ffi::PyMethodDef;
-use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyInt, PyString, PyTuple};
+use pyo3::types::{PyInt, PyString};
 
 use super::making::parts;
 use super::{Loop, ThisLoop, watchers};
@@ -19,8 +18,10 @@ use crate::cpython::args::{Args, all};
 use crate::cpython::audit;
 use crate::cpython::borrowing::StateCell;
 use crate::cpython::class::{self, Class, Definition, Native, Obj, This, Visitor};
-use crate::cpython::object::Object;
-use crate::cpython::os_error::{OrOsError, os_error};
+use crate::cpython::errors::{OrOsError, new_error, numbered, os_error};
+use crate::cpython::module::add;
+use crate::cpython::object::{Object, tuple};
+use crate::intern;
 use crate::reactor::socket;
 use crate::transports::address::Address;
 use crate::transports::socket_file::{Socket, SocketFile};
@@ -58,12 +59,12 @@ fn connect<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object
     const METHOD: &str = "_connect";
     const NAMES: [&str; 2] = ["host", "port"];
     let py = this.py();
-    let [host, port] = all(METHOD, &NAMES, args.parse(METHOD, NAMES, 2, 2)?)?;
+    let [host, port] = all(py, METHOD, &NAMES, args.parse(METHOD, NAMES, 2, 2)?)?;
     let Some(peer) = numeric(&host.bind(py), &port.bind(py))? else { return Ok(Object::none(py)) };
-    this.check_closed()?;
-    let socket = socket::stream(&peer).or_os_error()?;
+    this.check_closed(this.py())?;
+    let socket = socket::stream(&peer).or_os_error(py)?;
     let fd = socket.as_raw_fd();
-    watchers::ensure_no_transport(this, fd, fd.into_pyobject(py)?.as_any())?;
+    watchers::ensure_no_transport(this, fd, &Object::from_int(py, fd)?.bind(py))?;
     let event_loop = this.obj();
     let connected = event_loop.as_object().call_method0(py, intern!(py, "create_future"))?;
     let file = SocketFile::new(Socket::Native(socket), fd, Some(Address::Internet(peer)));
@@ -90,21 +91,21 @@ impl Connection {
             Ok(()) => resolve(py, &this.connected),
             Err(error) if is_under_way(&error) => {
                 let waiter = Waiter::Operation(this.object(), on_writable);
-                let previous = core.add_waiter(this.fd, Direction::Write, waiter)?;
+                let previous = core.add_waiter(py, this.fd, Direction::Write, waiter)?;
                 this.watched.set(true);
                 Waiter::dismiss(py, previous).map(drop)
             }
-            Err(error) => Err(os_error(error)),
+            Err(error) => Err(os_error(py, error)),
         }
     }
 
     /// The error that the attempt ended with, if it did, as asyncio words it.
     fn check(&self, py: Python<'_>) -> PyResult<()> {
-        match socket::take_error(self.fd).or_os_error()?.and_then(|error| error.raw_os_error()) {
+        match socket::take_error(self.fd).or_os_error(py)?.and_then(|error| error.raw_os_error()) {
             None => Ok(()),
             Some(error) => {
                 let message = format!("Connect call failed {}", address(py, self.peer)?.bind(py).str()?);
-                Err(PyOSError::new_err((error, message)))
+                Err(numbered(py, error, &message))
             }
         }
     }
@@ -146,14 +147,14 @@ fn transport<'py>(
     this.event_loop.core.metrics.counts.connected.add(1);
     let protocol = Object::from(protocol_factory).call0(py)?;
     let Some(file) = this.file.take() else {
-        return Err(PyRuntimeError::new_err("the connection is a transport's already, or closed"));
+        return Err(new_error::<PyRuntimeError>(py, "the connection is a transport's already, or closed"));
     };
     socket::set_nodelay(this.fd);
     let event_loop = this.event_loop.as_object();
     let made = event_loop.call_method0(py, intern!(py, "create_future"))?;
     let parts = parts(this.event_loop.this(py), this.fd, protocol.clone(), Some(made.clone()), None);
     let transport = Stream::create(py, parts, file, None)?.into_object();
-    Ok(PyTuple::new(py, [transport.bind(py), protocol.bind(py), made.bind(py)])?.into())
+    tuple(py, &[&transport, &protocol, &made])
 }
 
 impl Native for Connection {
@@ -204,7 +205,7 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
         slots: Vec::new(),
         open: false,
     };
-    module.add("Connection", class::make::<Connection>(definition)?)
+    add(module, "Connection", class::make::<Connection>(definition)?)
 }
 
 pub fn methods() -> Vec<PyMethodDef> {

@@ -23,10 +23,10 @@ fn make_socket_transport<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> P
     let py = this.py();
     let names = ["sock", "protocol", "waiter", "extra", "server", "context"];
     let [sock, protocol, waiter, extra, server, context] = args.parse(METHOD, names, 2, 3)?;
-    let [sock, protocol] = all(METHOD, &["sock", "protocol"], [sock, protocol])?;
+    let [sock, protocol] = all(py, METHOD, &["sock", "protocol"], [sock, protocol])?;
     let fd = super::descriptor(&sock.bind(py))?;
     watchers::ensure_no_transport(this, fd, &sock.bind(py))?;
-    this.check_closed()?;
+    this.check_closed(this.py())?;
     let peer = socket::peer_address(fd).ok().map(Address::from);
     if peer.as_ref().is_none_or(Address::is_internet) {
         socket::set_nodelay(fd);
@@ -41,10 +41,10 @@ fn make_datagram_transport<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) ->
     let py = this.py();
     let names = ["sock", "protocol", "address", "waiter", "extra"];
     let [sock, protocol, address, waiter, extra] = args.parse(METHOD, names, 2, 5)?;
-    let [sock, protocol] = all(METHOD, &["sock", "protocol"], [sock, protocol])?;
+    let [sock, protocol] = all(py, METHOD, &["sock", "protocol"], [sock, protocol])?;
     let fd = super::descriptor(&sock.bind(py))?;
     watchers::ensure_no_transport(this, fd, &sock.bind(py))?;
-    this.check_closed()?;
+    this.check_closed(this.py())?;
     let peer = socket::peer_address(fd).ok().map(Address::from);
     let parts = parts(this, fd, protocol, waiter, extra);
     let file = SocketFile::new(Socket::Python(sock), fd, peer);
@@ -73,10 +73,11 @@ pub(super) fn parts(
 
 /// The arguments of the methods that make pipe transports.
 fn pipe_parts<'py>(this: ThisLoop<'_, 'py>, method: &str, args: Args<'_, 'py>) -> PyResult<(Object, Parts)> {
+    let py = this.py();
     let names = ["pipe", "protocol", "waiter", "extra"];
     let [pipe, protocol, waiter, extra] = args.parse(method, names, 2, 4)?;
-    let [pipe, protocol] = all(method, &["pipe", "protocol"], [pipe, protocol])?;
-    this.check_closed()?;
+    let [pipe, protocol] = all(py, method, &["pipe", "protocol"], [pipe, protocol])?;
+    this.check_closed(this.py())?;
     Ok((pipe, parts(this, -1, protocol, waiter, extra)))
 }
 

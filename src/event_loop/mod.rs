@@ -20,14 +20,17 @@ use std::rc::Rc;
 
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::{PyString, PyTuple};
-use pyo3::{Borrowed, ffi, intern};
+use pyo3::types::PyString;
+use pyo3::{Borrowed, ffi};
 
 use crate::core::Core;
 use crate::cpython::class::{self, Class, Definition, Native, This, Visitor};
+use crate::cpython::errors::OrOsError;
+use crate::cpython::errors::new_error;
 use crate::cpython::methods::guard;
-use crate::cpython::object::Object;
-use crate::cpython::os_error::OrOsError;
+use crate::cpython::module::add;
+use crate::cpython::object::{Object, tuple};
+use crate::intern;
 
 /// The value behind a Loop.
 pub struct Loop {
@@ -61,11 +64,11 @@ const CONNECTING: [&str; 6] = [
 pub type ThisLoop<'a, 'py> = This<'a, 'py, Loop>;
 
 impl Loop {
-    fn new() -> PyResult<Loop> {
+    fn new(py: Python<'_>) -> PyResult<Loop> {
         // Forces the wait that platforms without one of ours use, so that it can be tested on Linux.
         let portable = std::env::var_os("HOTLOOP_POLLER").is_some_and(|value| value == "portable");
         Ok(Loop {
-            core: Rc::new(Core::new(portable).or_os_error()?),
+            core: Rc::new(Core::new(portable).or_os_error(py)?),
             closed: Cell::new(false),
             thread: Cell::new(None),
             has_task_factory: Cell::new(false),
@@ -97,9 +100,9 @@ impl Loop {
         Ok(())
     }
 
-    fn check_closed(&self) -> PyResult<()> {
+    fn check_closed(&self, py: Python<'_>) -> PyResult<()> {
         if self.closed.get() {
-            return Err(PyRuntimeError::new_err("Event loop is closed"));
+            return Err(new_error::<PyRuntimeError>(py, "Event loop is closed"));
         }
         Ok(())
     }
@@ -139,7 +142,7 @@ unsafe extern "C" fn new_loop(
     // SAFETY: this is tp_new.
     unsafe {
         class::new_instance::<Loop>(class, |py| {
-            let event_loop = Loop::new()?;
+            let event_loop = Loop::new(py)?;
             event_loop.note_overrides(Bound::from_borrowed_ptr(py, class.cast()).as_any(), None)?;
             Ok(event_loop)
         })
@@ -201,8 +204,11 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
         }],
         open: false,
     };
-    module.add("CONNECTING", PyTuple::new(module.py(), CONNECTING)?)?;
-    module.add("Loop", class::make_subclassable::<Loop>(definition, new_loop)?)?;
+    let py = module.py();
+    let names = CONNECTING.map(|name| Object::from_str(py, name));
+    let names = names.into_iter().collect::<PyResult<Vec<_>>>()?;
+    add(module, "CONNECTING", tuple(py, &names.iter().collect::<Vec<_>>())?)?;
+    add(module, "Loop", class::make_subclassable::<Loop>(definition, new_loop)?)?;
     socket_operation::register(module)?;
     connecting::register(module)?;
     serving::register(module)
@@ -212,27 +218,28 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
 fn descriptor(object: &Bound<'_, PyAny>) -> PyResult<c_int> {
     match fileno(object)? {
         fd @ 0.. => Ok(fd),
-        fd => Err(invalid_descriptor(fd)),
+        fd => Err(invalid_descriptor(object.py(), fd)),
     }
 }
 
 /// The same, but it can be negative, as that of a closed socket is.
 fn fileno(object: &Bound<'_, PyAny>) -> PyResult<c_int> {
+    let py = object.py();
     use pyo3::types::PyInt;
 
     let fd = if object.is_instance_of::<PyInt>() {
         object.extract::<c_int>()
     } else {
-        object.call_method0("fileno").and_then(|fd| fd.extract::<c_int>())
+        object.call_method0(intern!(py, "fileno")).and_then(|fd| fd.extract::<c_int>())
     };
     match fd {
         Ok(fd) => Ok(fd),
-        Err(_) => Err(PyValueError::new_err(format!("Invalid file object: {}", object.repr()?))),
+        Err(_) => Err(new_error::<PyValueError>(py, format!("Invalid file object: {}", object.repr()?))),
     }
 }
 
-fn invalid_descriptor(fd: c_int) -> PyErr {
-    PyValueError::new_err(format!("Invalid file descriptor: {fd}"))
+fn invalid_descriptor(py: Python<'_>, fd: c_int) -> PyErr {
+    new_error::<PyValueError>(py, format!("Invalid file descriptor: {fd}"))
 }
 
 /// An argument, unless it is None.

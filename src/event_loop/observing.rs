@@ -2,22 +2,31 @@
 
 use pyo3::ffi::PyMethodDef;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyTuple};
 
 use std::sync::Arc;
 
 use super::{Loop, ThisLoop};
 use crate::core::watchdog;
 use crate::cpython::args::{Args, all};
-use crate::cpython::object::Object;
+use crate::cpython::object::{Object, dict, tuple};
 use crate::reactor::histogram::{Counted, Histogram};
 use crate::transports;
 use crate::{method, method0};
 
 /// The buckets and the maximum, as hotloop.metrics.Histogram takes them.
-fn counted<'py>(py: Python<'py>, histogram: &Histogram) -> PyResult<Bound<'py, PyTuple>> {
+fn counted(py: Python<'_>, histogram: &Histogram) -> PyResult<Object> {
     let Counted { buckets, longest } = histogram.counted();
-    (PyTuple::new(py, buckets)?, longest).into_pyobject(py)
+    let bucket = |(from, to, count): (f64, f64, u64)| {
+        tuple(py, &[&Object::from_float(py, from)?, &Object::from_float(py, to)?, &to_int(py, count)?])
+    };
+    let buckets = buckets.into_iter().map(bucket).collect::<PyResult<Vec<_>>>()?;
+    let buckets = tuple(py, &buckets.iter().collect::<Vec<_>>())?;
+    tuple(py, &[&buckets, &Object::from_float(py, longest)?])
+}
+
+/// A count as Python has it.
+fn to_int(py: Python<'_>, count: u64) -> PyResult<Object> {
+    Object::from_size(py, usize::try_from(count).unwrap_or(usize::MAX))
 }
 
 /// GIL: the loop may run in another thread, which counts only while it holds the GIL.
@@ -25,23 +34,22 @@ fn metrics(this: ThisLoop<'_, '_>) -> PyResult<Object> {
     let py = this.py();
     let core = &this.core;
     let metrics = &core.metrics;
-    let all = PyDict::new(py);
+    let all = dict(py)?;
+    let set = |name: &str, value: Object| all.set_item(Object::from_str(py, name)?.bind(py), value.bind(py));
     for (name, count) in metrics.counts.all() {
-        all.set_item(name, count)?;
+        set(name, to_int(py, count)?)?;
     }
     let (idle, busy) = metrics.idle_and_busy(core.pace.polled());
-    all.set_item("timers_cancelled", core.schedule.timers_cancelled.get())?;
-    all.set_item("idle", idle)?;
-    all.set_item("busy", busy)?;
-    all.set_item("iteration_duration", counted(py, &metrics.iterations)?)?;
-    all.set_item("delay", counted(py, &metrics.delays)?)?;
-    all.set_item("ready", core.ready_length())?;
-    all.set_item("ready_highest", metrics.ready_highest())?;
-    all.set_item("transports", metrics.transports())?;
-    all.set_item(
-        "bytes_waiting",
-        core.watched_objects(py).iter().map(transports::queued_size).sum::<usize>(),
-    )?;
+    let waiting = core.watched_objects(py).iter().map(transports::queued_size).sum();
+    set("timers_cancelled", to_int(py, core.schedule.timers_cancelled.get())?)?;
+    set("idle", Object::from_float(py, idle)?)?;
+    set("busy", Object::from_float(py, busy)?)?;
+    set("iteration_duration", counted(py, &metrics.iterations)?)?;
+    set("delay", counted(py, &metrics.delays)?)?;
+    set("ready", Object::from_size(py, core.ready_length())?)?;
+    set("ready_highest", Object::from_size(py, metrics.ready_highest())?)?;
+    set("transports", Object::from_size(py, metrics.transports())?)?;
+    set("bytes_waiting", Object::from_size(py, waiting)?)?;
     Ok(all.into())
 }
 
@@ -56,7 +64,7 @@ fn watch<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> 
     const METHOD: &str = "_watch";
     const NAMES: [&str; 2] = ["id", "threshold"];
     let py = this.py();
-    let [id, threshold] = all(METHOD, &NAMES, args.parse(METHOD, NAMES, 2, 2)?)?;
+    let [id, threshold] = all(py, METHOD, &NAMES, args.parse(METHOD, NAMES, 2, 2)?)?;
     let id: usize = id.bind(py).extract()?;
     let threshold: Option<f64> = threshold.bind(py).extract()?;
     let Some(threshold) = threshold else {

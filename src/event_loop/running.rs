@@ -4,13 +4,14 @@ use std::num::NonZeroU64;
 
 use pyo3::exceptions::PyAttributeError;
 use pyo3::ffi::{PyGetSetDef, PyMethodDef};
-use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::{Borrowed, Python};
 
 use super::{Loop, ThisLoop};
+use crate::cpython::errors::new_error;
 use crate::cpython::object::Object;
 use crate::handle::boolean;
+use crate::intern;
 use crate::{attribute, method0};
 
 fn run(this: ThisLoop<'_, '_>) -> PyResult<Object> {
@@ -52,7 +53,7 @@ fn get_debug(this: ThisLoop<'_, '_>) -> PyResult<Object> {
 }
 
 fn check_closed(this: ThisLoop<'_, '_>) -> PyResult<Object> {
-    this.check_closed()?;
+    this.check_closed(this.py())?;
     Ok(Object::none(this.py()))
 }
 
@@ -117,7 +118,7 @@ fn set_stopping(this: ThisLoop<'_, '_>, value: Borrowed<'_, '_, PyAny>) -> PyRes
 
 fn get_thread(this: ThisLoop<'_, '_>) -> PyResult<Object> {
     match this.thread.get() {
-        Some(thread) => Ok(thread.into_pyobject(this.py())?.into()),
+        Some(thread) => Object::from_size(this.py(), thread as usize),
         None => Ok(Object::none(this.py())),
     }
 }
@@ -137,7 +138,7 @@ fn get_task_factory(this: ThisLoop<'_, '_>) -> PyResult<Object> {
     let py = this.py();
     match this.as_any().getattr(intern!(py, "__dict__"))?.get_item(intern!(py, "_task_factory")) {
         Ok(factory) => Ok(factory.into()),
-        Err(_) => Err(PyAttributeError::new_err("_task_factory")),
+        Err(_) => Err(new_error::<PyAttributeError>(py, "_task_factory")),
     }
 }
 
@@ -167,7 +168,7 @@ pub fn attributes() -> Vec<PyGetSetDef> {
         attribute!(Loop, "_task_factory", get_task_factory, set_task_factory),
         attribute!(Loop, "_poller", |this| {
             let name = if this.core.is_portable() { "portable" } else { "epoll" };
-            Ok(name.into_pyobject(this.py())?.into())
+            Object::from_str(this.py(), name)
         }),
     ]
 }

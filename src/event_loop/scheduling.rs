@@ -2,16 +2,17 @@
 
 use pyo3::exceptions::PyTypeError;
 use pyo3::ffi::PyMethodDef;
-use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyTuple};
+use pyo3::types::PyTuple;
 
 use super::{Loop, ThisLoop};
 use crate::core::Ready;
 use crate::cpython::args::Args;
 use crate::cpython::class::{Native, Obj};
-use crate::cpython::object::{Object, copy_context, thread_ident};
+use crate::cpython::errors::new_error;
+use crate::cpython::object::{Object, copy_context, dict, thread_ident, tuple};
 use crate::handle::{Arguments, Call, Handle, TaskStep, ThreadSafeHandle, TimerHandle, is_of_task};
+use crate::intern;
 use crate::reactor::clock;
 use crate::{method, method0, method1};
 
@@ -52,7 +53,7 @@ fn check_in_debug(this: ThisLoop<'_, '_>, method: &str, callback: &Object) -> Py
 
 fn call_soon<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
     let py = this.py();
-    this.check_closed()?;
+    this.check_closed(this.py())?;
     let ([callback], context) = args.leading("call_soon", ["callback"], intern!(py, "context"))?;
     let arguments = args.len().saturating_sub(1);
     if let Some(context) = &context
@@ -70,7 +71,7 @@ fn call_soon<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Obje
 }
 
 fn call_soon_threadsafe<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
-    this.check_closed()?;
+    this.check_closed(this.py())?;
     const METHOD: &str = "call_soon_threadsafe";
     let ([callback], context) = args.leading(METHOD, ["callback"], intern!(this.py(), "context"))?;
     let handle = make_handle(this, METHOD, callback, args, 1, context)?;
@@ -82,7 +83,7 @@ fn call_soon_threadsafe<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> Py
         (Ready::Handle(handle.clone()), handle.into_object())
     };
     match this.thread.get() {
-        Some(thread) if thread != thread_ident() => this.core.send(entry)?,
+        Some(thread) if thread != thread_ident() => this.core.send(entry),
         // GIL: while nobody runs the loop, whoever holds the GIL may touch its queue.
         _ => this.core.push(entry),
     }
@@ -99,7 +100,7 @@ fn call_at_time<'py>(
     let name = if method == "call_later" { "delay" } else { "when" };
     let ([time, callback], context) = args.leading(method, [name, "callback"], intern!(py, "context"))?;
     let when = when(&time.bind(py))?;
-    this.check_closed()?;
+    this.check_closed(this.py())?;
     let handle = make_handle(this, method, callback, args, 2, context)?;
     Ok(TimerHandle::schedule(py, when, handle, &this.core.schedule)?.into_object())
 }
@@ -111,15 +112,16 @@ fn call_later_by_methods<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> P
     let ([delay, callback], context) =
         args.leading("call_later", ["delay", "callback"], intern!(py, "context"))?;
     if delay.is_none() {
-        return Err(PyTypeError::new_err("delay must not be None"));
+        return Err(new_error::<PyTypeError>(py, "delay must not be None"));
     }
     let event_loop = this.as_any();
     let when = event_loop.call_method0(intern!(py, "time"))?.add(delay.bind(py))?;
-    let mut all = vec![when, callback.into_bound(py)];
-    all.extend(args.rest(2).map(|argument| argument.into_bound(py)));
-    let keywords = PyDict::new(py);
+    let mut all = vec![Object::from(when), callback];
+    all.extend(args.rest(2));
+    let all = tuple(py, &all.iter().collect::<Vec<_>>())?.into_bound(py).cast_into::<PyTuple>()?;
+    let keywords = dict(py)?;
     keywords.set_item(intern!(py, "context"), context.map(|context| context.into_bound(py)))?;
-    Ok(event_loop.call_method(intern!(py, "call_at"), PyTuple::new(py, all)?, Some(&keywords))?.into())
+    Ok(event_loop.call_method(intern!(py, "call_at"), all, Some(&keywords))?.into())
 }
 
 fn call_later<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
@@ -128,7 +130,7 @@ fn call_later<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Obj
     }
     call_at_time(this, "call_later", args, |delay| {
         if delay.is_none() {
-            return Err(PyTypeError::new_err("delay must not be None"));
+            return Err(new_error::<PyTypeError>(delay.py(), "delay must not be None"));
         }
         Ok(clock::now() + delay.extract::<f64>()?)
     })
@@ -137,14 +139,14 @@ fn call_later<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Obj
 fn call_at<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
     call_at_time(this, "call_at", args, |when| {
         if when.is_none() {
-            return Err(PyTypeError::new_err("when cannot be None"));
+            return Err(new_error::<PyTypeError>(when.py(), "when cannot be None"));
         }
         when.extract::<f64>()
     })
 }
 
 fn time(this: ThisLoop<'_, '_>) -> PyResult<Object> {
-    Ok(clock::now().into_pyobject(this.py())?.into())
+    Object::from_float(this.py(), clock::now())
 }
 
 fn add_callback<'py>(this: ThisLoop<'_, 'py>, handle: pyo3::Borrowed<'_, 'py, PyAny>) -> PyResult<Object> {
@@ -160,7 +162,7 @@ fn add_callback<'py>(this: ThisLoop<'_, 'py>, handle: pyo3::Borrowed<'_, 'py, Py
 }
 
 fn write_to_self(this: ThisLoop<'_, '_>) -> PyResult<Object> {
-    this.core.rouse()?;
+    this.core.rouse();
     Ok(Object::none(this.py()))
 }
 

@@ -5,19 +5,20 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::rc::Rc;
 
 use pyo3::ffi::PyMethodDef;
-use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyTuple};
+use pyo3::types::PyTuple;
 use std::io;
 
 use super::{Loop, ThisLoop, given};
 use crate::core::{Core, Direction, Waiter};
 use crate::cpython::args::{Args, all};
 use crate::cpython::class::{self, Class, Definition, Native, Obj, This, Visitor};
-use crate::cpython::object::{Object, copy_context, copy_of_context, run_in_context};
-use crate::cpython::os_error::os_error;
+use crate::cpython::errors::os_error;
+use crate::cpython::module::add;
+use crate::cpython::object::{Object, Stack, copy_context, copy_of_context, dict, run_in_context, tuple};
 use crate::handle::reraise_fatal;
 use crate::imports::imports;
+use crate::intern;
 use crate::reactor::socket;
 use crate::transports::address::Address;
 use crate::transports::endpoint::Parts;
@@ -69,8 +70,8 @@ fn start_serving<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<
     ];
     let [factory, sock, tls, server, backlog, handshake_timeout, shutdown_timeout, context] =
         args.parse(METHOD, names, 2, 8)?;
-    this.check_closed()?;
-    let [protocol_factory, socket] = all(METHOD, &["protocol_factory", "sock"], [factory, sock])?;
+    this.check_closed(this.py())?;
+    let [protocol_factory, socket] = all(py, METHOD, &["protocol_factory", "sock"], [factory, sock])?;
     let fd = super::descriptor(&socket.bind(py))?;
     // Connections inherit it where it matters most; elsewhere it is set again for each.
     socket::set_nodelay(fd);
@@ -132,12 +133,12 @@ enum Accepted {
 impl Listener {
     fn listen(this: ThisListener<'_, '_>) -> PyResult<()> {
         let waiter = Waiter::Operation(this.object(), accept_step);
-        let previous = this.core.add_waiter(this.fd, Direction::Read, waiter)?;
+        let previous = this.core.add_waiter(this.py(), this.fd, Direction::Read, waiter)?;
         drop(previous);
         Ok(())
     }
 
-    fn accept(&self) -> PyResult<Accepted> {
+    fn accept(&self, py: Python<'_>) -> PyResult<Accepted> {
         match socket::accept(self.fd) {
             Ok((fd, peer)) => Ok(Accepted::Connection(fd, peer.into())),
             Err(error) if socket::is_not_ready(&error) => Ok(Accepted::None),
@@ -146,7 +147,7 @@ impl Listener {
                 (_, Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM)) => {
                     Ok(Accepted::Exhausted(error))
                 }
-                _ => Err(os_error(error)),
+                _ => Err(os_error(py, error)),
             },
         }
     }
@@ -161,7 +162,7 @@ impl Listener {
             if this.stopped.get() {
                 return Ok(());
             }
-            match this.accept()? {
+            match this.accept(this.py())? {
                 Accepted::Connection(fd, peer) => {
                     this.core.metrics.counts.accepted.add(1);
                     Listener::serve(this, fd, peer)?;
@@ -181,7 +182,7 @@ impl Listener {
     fn rest(this: ThisListener<'_, '_>, error: io::Error) -> PyResult<()> {
         let py = this.py();
         drop(this.core.remove_waiter(this.fd, Direction::Read, Some(&this.object())));
-        let error = Object::from(os_error(error).value(py));
+        let error = Object::from(os_error(py, error).value(py));
         imports(py)?
             .report_accept
             .call(py, &[&this.event_loop, &error, &this.socket, &this.object()])
@@ -240,32 +241,35 @@ impl Listener {
     ) -> PyResult<()> {
         let py = this.py();
         let connection = socket_of(py, fd).map_err(|(error, _)| error)?;
-        let connection = connection.bind(py);
-        let extra = PyDict::new(py);
+        let extra = dict(py)?;
         let peername = match peer.to_python(py)? {
             Some(peername) => peername,
-            None => connection.call_method0(intern!(py, "getpeername"))?.into(),
+            None => connection.call_method0(py, intern!(py, "getpeername"))?,
         };
         extra.set_item(intern!(py, "peername"), peername.bind(py))?;
-        let server = this.server.clone().unwrap_or_else(|| Object::none(py));
+        let extra = Object::from(extra);
+        let none = Object::none(py);
         let mut arguments = vec![
-            this.protocol_factory.bind(py).to_owned(),
-            connection.to_owned(),
-            extra.into_any(),
-            tls.context.bind(py).to_owned(),
-            server.bind(py).to_owned(),
-            tls.handshake_timeout.bind(py).to_owned(),
-            tls.shutdown_timeout.bind(py).to_owned(),
+            &this.event_loop,
+            &this.protocol_factory,
+            &connection,
+            &extra,
+            &tls.context,
+            this.server.as_ref().unwrap_or(&none),
+            &tls.handshake_timeout,
+            &tls.shutdown_timeout,
         ];
-        let keywords = PyDict::new(py);
+        let keywords = dict(py)?;
         if this.shares_context {
-            arguments.push(context.bind(py).to_owned());
+            arguments.push(context);
             keywords.set_item(intern!(py, "context"), context.bind(py))?;
         }
+        let mut call = Stack::new();
+        arguments.into_iter().for_each(|argument| call.push(argument));
+        let accept = call.call_method(py, intern!(py, "_accept_connection2"))?;
         let event_loop = this.event_loop.bind(py);
-        let accept =
-            event_loop.call_method1(intern!(py, "_accept_connection2"), PyTuple::new(py, arguments)?)?;
-        event_loop.call_method(intern!(py, "create_task"), (accept,), Some(&keywords))?;
+        let positional = tuple(py, &[&accept])?.into_bound(py).cast_into::<PyTuple>()?;
+        event_loop.call_method(intern!(py, "create_task"), positional, Some(&keywords))?;
         Ok(())
     }
 }
@@ -328,7 +332,7 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
         slots: Vec::new(),
         open: false,
     };
-    module.add("Listener", class::make::<Listener>(definition)?)
+    add(module, "Listener", class::make::<Listener>(definition)?)
 }
 
 pub fn methods() -> Vec<PyMethodDef> {

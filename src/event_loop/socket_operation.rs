@@ -11,10 +11,8 @@ use std::os::fd::RawFd;
 use std::rc::Rc;
 
 use pyo3::exceptions::{
-    PyBlockingIOError, PyInterruptedError, PyOSError, PyRuntimeError, PyStopIteration, PyTypeError,
-    PyValueError,
+    PyBlockingIOError, PyInterruptedError, PyRuntimeError, PyStopIteration, PyTypeError, PyValueError,
 };
-use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::{Borrowed, ffi};
 
@@ -23,11 +21,13 @@ use crate::core::{Core, Direction, Later, Received, Waiter, resolve};
 use crate::cpython::args::Args;
 use crate::cpython::buffer::{ReadableBuffer, new_bytes, with_writable_buffer};
 use crate::cpython::class::{self, Class, Definition, Native, Obj, This, Visitor};
+use crate::cpython::errors::{new_error, numbered, os_error};
 use crate::cpython::methods::{self, guard};
+use crate::cpython::module::add;
 use crate::cpython::object::{Object, ObjectCell, Resumed, resume};
-use crate::cpython::os_error::os_error;
 use crate::handle::boolean;
 use crate::imports::imports;
+use crate::intern;
 use crate::reactor::socket;
 use crate::{attribute, method, method0, method1};
 
@@ -131,7 +131,7 @@ impl SocketOperation {
         if self.core.schedule.debug() {
             let timeout = self.socket.bind(py).call_method0(intern!(py, "gettimeout"))?;
             if timeout.is_none() || timeout.ne(0)? {
-                return Err(PyValueError::new_err("the socket must be non-blocking"));
+                return Err(new_error::<PyValueError>(py, "the socket must be non-blocking"));
             }
         }
         Ok(())
@@ -154,8 +154,8 @@ impl SocketOperation {
                     [] => Ok(0),
                     memory => socket::recv(fd, memory),
                 })?;
-                match ready(received)? {
-                    Some(received) => Ok(Some(received.into_pyobject(py)?.into())),
+                match ready(py, received)? {
+                    Some(received) => Ok(Some(Object::from_size(py, received)?)),
                     None => Ok(None),
                 }
             }
@@ -181,7 +181,7 @@ impl SocketOperation {
                 let result = if rest.is_empty() { Ok(0) } else { socket::send(fd, &[IoSlice::new(rest)]) };
                 let left = rest.len();
                 view.set(Some(buffer));
-                let Some(count) = ready(result)? else { return Ok(None) };
+                let Some(count) = ready(py, result)? else { return Ok(None) };
                 sent.set(sent.get() + count);
                 Ok((count == left).then(|| Object::none(py)))
             }
@@ -213,7 +213,7 @@ impl SocketOperation {
                     .extract()?;
                 if error != 0 {
                     let message = format!("Connect call failed {}", address.bind(py).str()?);
-                    return Err(PyOSError::new_err((error, message)));
+                    return Err(numbered(py, error, &message));
                 }
                 self.core.metrics.counts.connected.add(1);
                 Ok(Some(Object::none(py)))
@@ -224,7 +224,7 @@ impl SocketOperation {
     fn recv(&self, py: Python<'_>, size: &Object) -> PyResult<Option<Object>> {
         let size: isize = size.bind(py).extract()?;
         let Ok(size) = usize::try_from(size) else {
-            return Err(PyValueError::new_err("negative buffersize in recv"));
+            return Err(new_error::<PyValueError>(py, "negative buffersize in recv"));
         };
         let fd = self.fileno(py)?;
         if size == 0 {
@@ -248,7 +248,7 @@ impl SocketOperation {
         let future = event_loop.call_method0(py, intern!(py, "create_future"))?;
         let awaiting = future.call_method0(py, intern!(py, "__await__"))?;
         let waiter = Waiter::Operation(this.object(), on_ready);
-        let previous = this.core.add_waiter(fd, this.operation.direction(), waiter)?;
+        let previous = this.core.add_waiter(py, fd, this.operation.direction(), waiter)?;
         if let Some(Waiter::Handle(previous, _)) = &previous {
             previous.as_object().call_method0(py, intern!(py, "cancel"))?;
         }
@@ -259,7 +259,7 @@ impl SocketOperation {
         match resume(py, &awaiting, &Object::none(py))? {
             Resumed::Yielded(future) => Ok(future),
             Resumed::Returned(_) => {
-                Err(PyRuntimeError::new_err("a future that is not done must be waited for"))
+                Err(new_error::<PyRuntimeError>(py, "a future that is not done must be waited for"))
             }
         }
     }
@@ -281,15 +281,20 @@ impl SocketOperation {
     fn resume(this: ThisOperation<'_, '_>, value: &Object) -> PyResult<Resumed> {
         let py = this.py();
         let result = match this.state.get() {
-            State::Done => return Err(PyRuntimeError::new_err("cannot reuse already awaited coroutine")),
-            State::Running => return Err(PyValueError::new_err("coroutine already executing")),
+            State::Done => {
+                return Err(new_error::<PyRuntimeError>(py, "cannot reuse already awaited coroutine"));
+            }
+            State::Running => return Err(new_error::<PyValueError>(py, "coroutine already executing")),
             State::Fresh if !value.is_none() => {
-                return Err(PyTypeError::new_err("can't send non-None value to a just-started coroutine"));
+                return Err(new_error::<PyTypeError>(
+                    py,
+                    "can't send non-None value to a just-started coroutine",
+                ));
             }
             State::Fresh => this.check(py).and_then(|()| SocketOperation::proceed(this)),
             State::Waiting(_) | State::Woken => {
                 let Some(awaiting) = this.awaiting.get() else {
-                    return Err(PyRuntimeError::new_err("cannot reuse already awaited coroutine"));
+                    return Err(new_error::<PyRuntimeError>(py, "cannot reuse already awaited coroutine"));
                 };
                 match resume(py, &awaiting, value) {
                     Ok(Resumed::Yielded(future)) => Ok(Resumed::Yielded(future)),
@@ -320,11 +325,11 @@ fn on_ready(py: Python<'_>, object: &Object) -> PyResult<()> {
 }
 
 /// None for an error that says that the socket is not ready.
-fn ready<T>(result: io::Result<T>) -> PyResult<Option<T>> {
+fn ready<T>(py: Python<'_>, result: io::Result<T>) -> PyResult<Option<T>> {
     match result {
         Ok(result) => Ok(Some(result)),
         Err(error) if socket::is_not_ready(&error) => Ok(None),
-        Err(error) => Err(os_error(error)),
+        Err(error) => Err(os_error(py, error)),
     }
 }
 
@@ -412,7 +417,8 @@ fn send<'py>(this: ThisOperation<'_, 'py>, value: pyo3::Borrowed<'_, 'py, PyAny>
 fn throw<'py>(this: ThisOperation<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
     let py = this.py();
     let [thrown, value, traceback] = args.parse("throw", ["typ", "val", "tb"], 1, 3)?;
-    let thrown = thrown.ok_or_else(|| PyTypeError::new_err("throw() takes an exception"))?.into_bound(py);
+    let thrown =
+        thrown.ok_or_else(|| new_error::<PyTypeError>(py, "throw() takes an exception"))?.into_bound(py);
     let value = value.filter(|value| !value.is_none());
     let error = match value {
         Some(value) if value.bind(py).is_instance(&thrown)? => PyErr::from_value(value.into_bound(py)),
@@ -423,7 +429,7 @@ fn throw<'py>(this: ThisOperation<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Obj
         error.value(py).setattr(intern!(py, "__traceback__"), traceback.bind(py))?;
     }
     if this.state.get() == State::Done {
-        return Err(PyRuntimeError::new_err("cannot reuse already awaited coroutine"));
+        return Err(new_error::<PyRuntimeError>(py, "cannot reuse already awaited coroutine"));
     }
     this.finish(&this.object());
     Err(error)
@@ -471,7 +477,7 @@ unsafe extern "C" fn am_send(
             let object = Object::from_borrowed(std::ptr::NonNull::new_unchecked(instance));
             let value = Object::from_borrowed(std::ptr::NonNull::new_unchecked(value));
             let Some(operation) = Obj::<SocketOperation>::downcast(&object) else {
-                return Err(PyTypeError::new_err("not a socket operation"));
+                return Err(new_error::<PyTypeError>(py, "not a socket operation"));
             };
             Ok(match SocketOperation::resume(operation.this(py), &value)? {
                 Resumed::Yielded(future) => {
@@ -488,7 +494,7 @@ unsafe extern "C" fn am_send(
 }
 
 fn name(this: ThisOperation<'_, '_>) -> PyResult<Object> {
-    Ok(this.operation.name().into_pyobject(this.py())?.into())
+    Object::from_str(this.py(), this.operation.name())
 }
 
 /// Makes the class.
@@ -538,5 +544,5 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
         ],
         open: true,
     };
-    module.add("SocketOperation", class::make::<SocketOperation>(definition)?)
+    add(module, "SocketOperation", class::make::<SocketOperation>(definition)?)
 }

@@ -19,7 +19,7 @@ fn operation<'py, const N: usize>(
     names: [&str; N],
     make: impl FnOnce([Object; N]) -> (Object, Operation),
 ) -> PyResult<Object> {
-    let found = all(method, &names, args.parse(method, names, N, N)?)?;
+    let found = all(this.py(), method, &names, args.parse(method, names, N, N)?)?;
     let (socket, operation) = make(found);
     SocketOperation::create(this, socket, operation)
 }
@@ -38,10 +38,10 @@ fn sock_recvfrom<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<
 
 fn sock_recvfrom_into<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
     let [sock, buf, nbytes] = args.parse("sock_recvfrom_into", ["sock", "buf", "nbytes"], 2, 3)?;
-    let [sock, buf] = all("sock_recvfrom_into", &["sock", "buf"], [sock, buf])?;
+    let [sock, buf] = all(this.py(), "sock_recvfrom_into", &["sock", "buf"], [sock, buf])?;
     let nbytes = match nbytes {
         Some(nbytes) => nbytes,
-        None => 0usize.into_pyobject(this.py())?.into(),
+        None => Object::from_int(this.py(), 0)?,
     };
     SocketOperation::create(this, sock, Operation::RecvFromInto(buf, nbytes))
 }

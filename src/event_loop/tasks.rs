@@ -1,24 +1,25 @@
 //! Making tasks and futures: asyncio's own, without a detour through Python code.
 
 use pyo3::ffi::PyMethodDef;
-use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyString, PyTuple};
+use pyo3::types::PyString;
 
 use super::{Loop, ThisLoop};
 use crate::cpython::args::Args;
-use crate::cpython::object::{Object, call_with_names};
+use crate::cpython::object::{Object, call_with_names, tuple};
 use crate::imports::imports;
+use crate::intern;
 use crate::{method, method0};
 
 /// The names of the keyword argument that the classes are called with: `(loop=...)`.
-fn names_of_loop(py: Python<'_>) -> Object {
-    static NAMES: PyOnceLock<Py<PyTuple>> = PyOnceLock::new();
-    let names = NAMES.get_or_init(py, || {
-        PyTuple::new(py, [PyString::intern(py, "loop")]).expect("one string fits into a tuple").unbind()
-    });
-    Object::from(names.bind(py))
+fn names_of_loop(py: Python<'_>) -> PyResult<Object> {
+    static NAMES: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    let names = NAMES.get_or_try_init(py, || {
+        let names = tuple(py, &[&Object::from(intern!(py, "loop"))])?;
+        PyResult::Ok(names.into_bound(py).unbind())
+    })?;
+    Ok(Object::from(names.bind(py)))
 }
 
 fn create_future(this: ThisLoop<'_, '_>) -> PyResult<Object> {
@@ -28,12 +29,12 @@ fn create_future(this: ThisLoop<'_, '_>) -> PyResult<Object> {
     if imports(py)?.finds_loop(py, &class, &event_loop)? {
         return class.call0(py);
     }
-    call_with_names(py, &class, &[&event_loop], &names_of_loop(py))
+    call_with_names(py, &class, &[&event_loop], &names_of_loop(py)?)
 }
 
 fn create_task<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
     let py = this.py();
-    this.check_closed()?;
+    this.check_closed(this.py())?;
     this.core.metrics.counts.tasks_created.add(1);
     if args.len() == 1 && !this.has_task_factory.get() && !this.debug() && takes_keywords(args)? {
         let class = imports(py)?.task(py)?;
@@ -72,9 +73,9 @@ fn create_task_for<'py>(
     let mut all: Vec<Object> = args.rest(0).collect();
     all.extend(args.keywords().map(|(_, value)| Object::from(value)));
     all.push(event_loop.clone());
-    let mut names: Vec<_> = args.keywords().map(|(name, _)| name.to_owned()).collect();
-    names.push(intern!(py, "loop").clone().into_any());
-    let names = PyTuple::new(py, names)?.into();
+    let mut names: Vec<_> = args.keywords().map(|(name, _)| Object::from(name)).collect();
+    names.push(Object::from(intern!(py, "loop")));
+    let names = tuple(py, &names.iter().collect::<Vec<_>>())?;
     call_with_names(py, class, &all.iter().collect::<Vec<_>>(), &names)
 }
 
@@ -85,7 +86,8 @@ fn create_task_as_asyncio_does<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>
     let mut all = vec![this.object()];
     all.extend(args.rest(0));
     all.extend(args.keywords().map(|(_, value)| Object::from(value)));
-    let names = PyTuple::new(py, args.keywords().map(|(key, _)| key))?.into();
+    let names: Vec<_> = args.keywords().map(|(name, _)| Object::from(name)).collect();
+    let names = tuple(py, &names.iter().collect::<Vec<_>>())?;
     call_with_names(py, &imports(py)?.base_create_task, &all.iter().collect::<Vec<_>>(), &names)
 }
 

@@ -5,15 +5,16 @@ use std::os::fd::RawFd;
 use pyo3::Borrowed;
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::ffi::PyMethodDef;
-use pyo3::intern;
 use pyo3::prelude::*;
 
 use super::{Loop, ThisLoop, descriptor, fileno, invalid_descriptor};
 use crate::core::{Direction, Waiter};
 use crate::cpython::args::Args;
 use crate::cpython::class::Obj;
+use crate::cpython::errors::new_error;
 use crate::cpython::object::{Object, copy_context};
 use crate::handle::{Arguments, Call, Handle, boolean};
+use crate::intern;
 use crate::{method, method1};
 
 /// Refuses a descriptor that a transport works on.
@@ -25,7 +26,7 @@ pub fn ensure_no_transport(this: ThisLoop<'_, '_>, fd: RawFd, given: &Bound<'_, 
         return Ok(());
     }
     let message = format!("File descriptor {} is used by transport {}", given.repr()?, transport.repr()?);
-    Err(PyRuntimeError::new_err(message))
+    Err(new_error::<PyRuntimeError>(py, message))
 }
 
 fn watch<'py>(
@@ -39,7 +40,7 @@ fn watch<'py>(
     let ([file, callback], context) = args.leading(method, ["fd", "callback"], intern!(py, "context"))?;
     let fd = descriptor(&file.bind(py))?;
     check(fd, &file.bind(py))?;
-    this.check_closed()?;
+    this.check_closed(this.py())?;
     let call = Call {
         callback,
         arguments: Arguments::of_call(args, 2),
@@ -51,7 +52,7 @@ fn watch<'py>(
     };
     let handle = Obj::new(py, Handle::new(py, call, &this.core.schedule)?)?;
     let waiter = Waiter::Handle(handle.clone(), file);
-    let previous = this.core.add_waiter(fd, direction, waiter)?;
+    let previous = this.core.add_waiter(py, fd, direction, waiter)?;
     Waiter::dismiss(py, previous)?;
     Ok(handle.into_object())
 }
@@ -87,7 +88,7 @@ fn remove_privately<'py>(
     let fd = match fileno(&file)? {
         fd @ 0.. => fd,
         // A socket that was closed meanwhile is known by what it was.
-        fd => this.core.descriptor_of(&Object::from(file)).ok_or_else(|| invalid_descriptor(fd))?,
+        fd => this.core.descriptor_of(&Object::from(file)).ok_or_else(|| invalid_descriptor(py, fd))?,
     };
     let waiter = this.core.remove_waiter(fd, direction, None);
     Ok(boolean(py, Waiter::dismiss(py, waiter)?))

@@ -3,13 +3,14 @@
 use std::cell::Cell;
 use std::rc::Rc;
 
-use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyType;
 
 use super::{Handle, ThreadSafeHandle, TimerHandle};
 use crate::cpython::class::{self, Definition, Native, Obj, This};
+use crate::cpython::module::{add, import};
 use crate::cpython::object::Object;
+use crate::intern;
 use crate::{attribute, method0};
 
 /// A class that has a handle's attributes and methods.
@@ -131,14 +132,14 @@ pub fn boolean(py: Python<'_>, value: bool) -> Object {
 /// Makes the classes.
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     let py = module.py();
-    let asyncio = py.import(intern!(py, "asyncio"))?;
-    let handle = asyncio.getattr("Handle")?.cast_into::<PyType>()?;
+    let asyncio = import(py, "asyncio")?;
+    let handle = asyncio.getattr(intern!(py, "Handle"))?.cast_into::<PyType>()?;
     let handle =
         definition!(Handle, c"hotloop._core.Handle", c"A scheduled callback: asyncio.Handle.", handle);
-    module.add("Handle", class::make::<Handle>(handle)?)?;
+    add(module, "Handle", class::make::<Handle>(handle)?)?;
 
     // Python 3.14 has a class for handles that other threads may cancel.
-    if let Ok(base) = py.import("asyncio.events")?.getattr("_ThreadSafeHandle") {
+    if let Ok(base) = import(py, "asyncio.events")?.getattr(intern!(py, "_ThreadSafeHandle")) {
         let doc = c"A callback that other threads may cancel: what call_soon_threadsafe() returns.";
         let handle = definition!(
             ThreadSafeHandle,
@@ -146,10 +147,10 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
             doc,
             base.cast_into::<PyType>()?
         );
-        module.add("ThreadSafeHandle", class::make::<ThreadSafeHandle>(handle)?)?;
+        add(module, "ThreadSafeHandle", class::make::<ThreadSafeHandle>(handle)?)?;
     }
 
-    let timer = asyncio.getattr("TimerHandle")?.cast_into::<PyType>()?;
+    let timer = asyncio.getattr(intern!(py, "TimerHandle"))?.cast_into::<PyType>()?;
     let mut timer = definition!(
         TimerHandle,
         c"hotloop._core.TimerHandle",
@@ -159,14 +160,12 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     timer.methods.push(method0!(
         TimerHandle,
         "when",
-        |this| Ok(this.when.into_pyobject(this.py())?.into()),
+        |this| Object::from_float(this.py(), this.when),
         "when($self, /)\n--\n\nReturn the time at which the callback is due, in seconds of the event loop's clock."
     ));
-    timer
-        .attributes
-        .push(attribute!(TimerHandle, "_when", |this| Ok(this.when.into_pyobject(this.py())?.into())));
+    timer.attributes.push(attribute!(TimerHandle, "_when", |this| Object::from_float(this.py(), this.when)));
     timer.attributes.push(attribute!(TimerHandle, "_scheduled", |this| {
         Ok(boolean(this.py(), this.key.get().is_some()))
     }));
-    module.add("TimerHandle", class::make::<TimerHandle>(timer)?)
+    add(module, "TimerHandle", class::make::<TimerHandle>(timer)?)
 }

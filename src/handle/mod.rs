@@ -12,15 +12,14 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use pyo3::exceptions::{PyKeyboardInterrupt, PySystemExit};
-use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::PyTuple;
 
 use crate::cpython::args::Args;
 use crate::cpython::borrowing::StateCell;
 use crate::cpython::class::{Class, Native, Obj, Visitor};
-use crate::cpython::object::{Object, ObjectCell, Stack, run_in_context};
+use crate::cpython::object::{Object, ObjectCell, Stack, run_in_context, tuple};
 use crate::imports::imports;
+use crate::intern;
 use crate::reactor::timers::{TimerKey, Timers};
 
 pub use class::{boolean, register};
@@ -132,8 +131,8 @@ impl Arguments {
 
     fn to_tuple(&self, py: Python<'_>) -> PyResult<Object> {
         let mut items = Vec::new();
-        self.each(|argument| items.push(argument.bind(py)));
-        Ok(PyTuple::new(py, items)?.into())
+        self.each(|argument| items.push(argument));
+        tuple(py, &items)
     }
 }
 

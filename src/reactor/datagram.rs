@@ -5,6 +5,7 @@ use std::os::fd::RawFd;
 
 use socket2::SockAddr;
 
+use super::faults::{self, Call};
 use super::socket::{SEND_FLAGS, check};
 
 /// Datagrams received by one call at the most.
@@ -57,6 +58,7 @@ impl Batch {
             header.msg_iovlen = 1;
         }
         self.received.clear();
+        let count = faults::length(Call::RecvMany, count)?;
         // SAFETY: each of the first `count` headers points to a name and a vector that outlive the call; the vectors
         // to parts of the memory that do not overlap.
         let result = unsafe {
@@ -117,6 +119,7 @@ pub fn send_to(fd: RawFd, data: &[u8], address: Option<&SockAddr>) -> io::Result
         Some(address) => (address.as_ptr().cast(), address.len()),
         None => (std::ptr::null(), 0),
     };
+    faults::attempt(Call::SendTo)?;
     // SAFETY: `data` is valid for reads of its length, and so is the address.
     check(unsafe { libc::sendto(fd, data.as_ptr().cast(), data.len(), SEND_FLAGS, name, length) })
 }

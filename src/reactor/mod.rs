@@ -6,6 +6,7 @@
 //! - [`descriptor_map`]: what belongs to the number of a descriptor.
 //! - [`kernel`]: what those ask of the kernel; tests have a simulated one.
 //! - [`doze`]: waiting without sleeping.
+//! - [`faults`]: system calls that fail when a test says so.
 //! - [`histogram`]: how long things took.
 //! - [`pace`]: when the clock and the descriptors are looked at.
 //! - [`run_lock`]: keeps other threads from a handle while its callback runs.
@@ -19,6 +20,7 @@ pub mod clock;
 pub mod datagram;
 mod descriptor_map;
 pub mod doze;
+pub mod faults;
 pub mod histogram;
 pub mod kernel;
 pub mod pace;

@@ -3,20 +3,22 @@
 use std::io::{self, IoSlice};
 use std::os::fd::RawFd;
 
+use super::faults::{self, Call};
 use super::socket::{MAX_SLICES, check};
 
 /// Reads into `buffer` and returns the number of bytes.
 pub fn read(fd: RawFd, buffer: &mut [u8]) -> io::Result<usize> {
-    // SAFETY: `buffer` is valid for writes of its length.
-    check(unsafe { libc::read(fd, buffer.as_mut_ptr().cast(), buffer.len()) })
+    let length = faults::length(Call::Read, buffer.len())?;
+    // SAFETY: `buffer` is valid for writes of its length, which `length` is not above.
+    check(unsafe { libc::read(fd, buffer.as_mut_ptr().cast(), length) })
 }
 
 /// Writes as much as the descriptor takes of several buffers, of which at most [`MAX_SLICES`] are looked at, and
 /// returns the number of bytes. SIGPIPE is the program's to ignore, as the interpreter does.
 pub fn write(fd: RawFd, slices: &[IoSlice<'_>]) -> io::Result<usize> {
-    let count = slices.len().min(MAX_SLICES);
+    let slices = faults::slices(Call::Write, &slices[..slices.len().min(MAX_SLICES)])?;
     // SAFETY: IoSlice has the layout of iovec; the slices are valid for reads during the call.
-    check(unsafe { libc::writev(fd, slices.as_ptr().cast(), count as libc::c_int) })
+    check(unsafe { libc::writev(fd, slices.as_ptr().cast(), slices.len() as libc::c_int) })
 }
 
 /// What kind of file a descriptor is, as far as transports care.
@@ -29,6 +31,7 @@ pub enum Kind {
 }
 
 pub fn kind(fd: RawFd) -> io::Result<Kind> {
+    faults::attempt(Call::Fstat)?;
     // SAFETY: all zeroes is a valid stat structure, which fstat fills in.
     let mut status: libc::stat = unsafe { std::mem::zeroed() };
     // SAFETY: `status` outlives the call.
@@ -43,9 +46,11 @@ pub fn kind(fd: RawFd) -> io::Result<Kind> {
 
 /// Makes reads and writes return at once.
 pub fn set_nonblocking(fd: RawFd) -> io::Result<()> {
+    faults::attempt(Call::Fcntl)?;
     // SAFETY: a call without pointers.
     let flags = check(unsafe { libc::fcntl(fd, libc::F_GETFL) } as isize)? as libc::c_int;
     if flags & libc::O_NONBLOCK == 0 {
+        faults::attempt(Call::Fcntl)?;
         // SAFETY: as above.
         check(unsafe { libc::fcntl(fd, libc::F_SETFL, flags | libc::O_NONBLOCK) } as isize)?;
     }

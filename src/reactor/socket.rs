@@ -10,6 +10,8 @@ use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 
 use socket2::{Domain, SockAddr, Socket, Type};
 
+use super::faults::{self, Call};
+
 /// Buffers handed to one sendmsg at the most. Linux takes up to 1,024; fewer keep the array on the stack.
 pub const MAX_SLICES: usize = 64;
 
@@ -72,21 +74,23 @@ pub fn recv(fd: RawFd, buffer: &mut [u8]) -> io::Result<usize> {
 /// The same for memory that need not be initialised: of the result, so many bytes are.
 #[inline]
 pub fn recv_uninit(fd: RawFd, buffer: &mut [MaybeUninit<u8>]) -> io::Result<usize> {
-    // SAFETY: `buffer` is valid for writes of its length.
-    check(unsafe { transfer::recv(fd, buffer.as_mut_ptr().cast(), buffer.len(), libc::MSG_DONTWAIT) })
+    let length = faults::length(Call::Recv, buffer.len())?;
+    // SAFETY: `buffer` is valid for writes of its length, which `length` is not above.
+    check(unsafe { transfer::recv(fd, buffer.as_mut_ptr().cast(), length, libc::MSG_DONTWAIT) })
 }
 
 /// Receives into one buffer and what does not fit there into another, by one system call.
 pub fn recv_two(fd: RawFd, first: &mut [MaybeUninit<u8>], second: &mut [u8]) -> io::Result<usize> {
+    let lengths = faults::lengths(Call::RecvMessage, [first.len(), second.len()])?;
     let mut vectors = [
-        libc::iovec { iov_base: first.as_mut_ptr().cast(), iov_len: first.len() },
-        libc::iovec { iov_base: second.as_mut_ptr().cast(), iov_len: second.len() },
+        libc::iovec { iov_base: first.as_mut_ptr().cast(), iov_len: lengths[0] },
+        libc::iovec { iov_base: second.as_mut_ptr().cast(), iov_len: lengths[1] },
     ];
     // SAFETY: all zeroes is a valid msghdr: no address, no control data.
     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
     message.msg_iov = vectors.as_mut_ptr();
     message.msg_iovlen = vectors.len() as _;
-    // SAFETY: the vectors are of buffers that are valid for writes of their lengths.
+    // SAFETY: the vectors are of buffers that are valid for writes of at least those lengths.
     check(unsafe { libc::recvmsg(fd, &mut message, libc::MSG_DONTWAIT) })
 }
 
@@ -99,10 +103,11 @@ pub(super) const SEND_FLAGS: libc::c_int = libc::MSG_DONTWAIT;
 /// number of bytes; never waits, and raises no SIGPIPE.
 pub fn send(fd: RawFd, slices: &[IoSlice<'_>]) -> io::Result<usize> {
     if let [data] = slices {
-        // SAFETY: `data` is valid for reads of its length.
-        return check(unsafe { transfer::send(fd, data.as_ptr(), data.len(), SEND_FLAGS) });
+        let length = faults::length(Call::Send, data.len())?;
+        // SAFETY: `data` is valid for reads of its length, which `length` is not above.
+        return check(unsafe { transfer::send(fd, data.as_ptr(), length, SEND_FLAGS) });
     }
-    let slices = &slices[..slices.len().min(MAX_SLICES)];
+    let slices = faults::slices(Call::SendMessage, &slices[..slices.len().min(MAX_SLICES)])?;
     // SAFETY: all zeroes is a valid msghdr: no address, no control data.
     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
     message.msg_iov = slices.as_ptr().cast_mut().cast();
@@ -117,6 +122,7 @@ pub fn accept(listener: RawFd) -> io::Result<(OwnedFd, SockAddr)> {
     let flags = Some(libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC);
     #[cfg(not(any(target_os = "linux", target_os = "android", target_os = "freebsd")))]
     let flags: Option<libc::c_int> = None;
+    faults::attempt(Call::Accept)?;
     // SAFETY: try_init passes storage of the length that it says; the calls fill it in.
     let (fd, address) = unsafe {
         SockAddr::try_init(|storage, length| {
@@ -140,6 +146,7 @@ pub fn accept(listener: RawFd) -> io::Result<(OwnedFd, SockAddr)> {
 
 /// A TCP socket for an address; it does not block and is not inherited.
 pub fn stream(address: &SocketAddr) -> io::Result<OwnedFd> {
+    faults::attempt(Call::Socket)?;
     let kind = Type::STREAM;
     #[cfg(any(target_os = "linux", target_os = "android", target_os = "freebsd"))]
     let kind = kind.nonblocking();
@@ -152,6 +159,7 @@ pub fn stream(address: &SocketAddr) -> io::Result<OwnedFd> {
 /// Begins to connect.
 pub fn connect(fd: RawFd, address: &SocketAddr) -> io::Result<()> {
     let address = SockAddr::from(*address);
+    faults::attempt(Call::Connect)?;
     // SAFETY: the address lives through the call, and is of the length that it says.
     check(unsafe { libc::connect(fd, address.as_ptr().cast(), address.len()) } as isize).map(drop)
 }
@@ -160,6 +168,7 @@ pub fn connect(fd: RawFd, address: &SocketAddr) -> io::Result<()> {
 pub fn take_error(fd: RawFd) -> io::Result<Option<io::Error>> {
     let mut number: libc::c_int = 0;
     let mut length = size_of_val(&number) as libc::socklen_t;
+    faults::attempt(Call::GetSockOpt)?;
     // SAFETY: the option's value is an int that lives through the call.
     check(unsafe {
         libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_ERROR, (&raw mut number).cast(), &mut length)
@@ -169,12 +178,14 @@ pub fn take_error(fd: RawFd) -> io::Result<Option<io::Error>> {
 
 /// Ends the sending direction.
 pub fn shutdown_write(fd: RawFd) -> io::Result<()> {
+    faults::attempt(Call::Shutdown)?;
     // SAFETY: a call without pointers.
     check(unsafe { libc::shutdown(fd, libc::SHUT_WR) } as isize).map(drop)
 }
 
 /// Which file a descriptor stands for: no other file that is open has the same identity. None if it is closed.
 pub fn identity(fd: RawFd) -> Option<(libc::dev_t, libc::ino_t)> {
+    faults::attempt(Call::Fstat).ok()?;
     // SAFETY: all zeroes is a valid stat structure, which fstat fills in.
     let mut status: libc::stat = unsafe { std::mem::zeroed() };
     // SAFETY: `status` outlives the call.
@@ -184,6 +195,9 @@ pub fn identity(fd: RawFd) -> Option<(libc::dev_t, libc::ino_t)> {
 
 /// Disables Nagle's algorithm. Other sockets than TCP's refuse; they have no such algorithm.
 pub fn set_nodelay(fd: RawFd) {
+    if faults::attempt(Call::SetSockOpt).is_err() {
+        return;
+    }
     let on: libc::c_int = 1;
     let length = size_of_val(&on) as libc::socklen_t;
     // SAFETY: the option's value is an int that lives through the call.
@@ -192,6 +206,7 @@ pub fn set_nodelay(fd: RawFd) {
 
 /// The address that the socket is bound to.
 pub fn local_address(fd: RawFd) -> io::Result<SockAddr> {
+    faults::attempt(Call::GetSockName)?;
     // SAFETY: getsockname fills in storage of the length that it is told.
     unsafe {
         SockAddr::try_init(|storage, length| {
@@ -203,6 +218,7 @@ pub fn local_address(fd: RawFd) -> io::Result<SockAddr> {
 
 /// The address that the socket is connected to.
 pub fn peer_address(fd: RawFd) -> io::Result<SockAddr> {
+    faults::attempt(Call::GetPeerName)?;
     // SAFETY: getpeername fills in storage of the length that it is told.
     unsafe {
         SockAddr::try_init(|storage, length| {

@@ -94,6 +94,12 @@ impl Sleep {
         blind
     }
 
+    /// What [`Sleep::end`] has asked for could not be done: whoever comes next is to try again. If the loop is awake all the
+    /// same, that is one wake-up too many.
+    pub fn wake_failed(&self) {
+        let _ = self.state.compare_exchange(AWAKE, ASLEEP, Ordering::AcqRel, Ordering::Relaxed);
+    }
+
     pub fn is_awake(&self) -> bool {
         self.state.load(Ordering::Acquire) == AWAKE
     }

@@ -1,13 +1,15 @@
 //! Socket addresses, kept small until Python asks for them.
 
 use std::net::SocketAddr;
+use std::os::unix::ffi::OsStrExt;
 
-use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyString};
 use socket2::SockAddr;
 
-use crate::cpython::object::Object;
+use crate::cpython::buffer::new_bytes;
+use crate::cpython::module::import;
+use crate::cpython::object::{Object, tuple};
+use crate::intern;
 
 /// An address of a socket: most are of the Internet, and fit into 32 bytes.
 #[derive(Clone)]
@@ -33,27 +35,33 @@ impl Address {
     /// What the socket module makes of it; None for a family that this module does not know.
     pub fn to_python(&self, py: Python<'_>) -> PyResult<Option<Object>> {
         Ok(Some(match self {
-            Address::Internet(SocketAddr::V4(address)) => {
-                (address.ip().to_string(), address.port()).into_pyobject(py)?.into()
-            }
+            Address::Internet(SocketAddr::V4(address)) => tuple(
+                py,
+                &[&Object::from_str(py, &address.ip().to_string())?, &Object::from_int(py, address.port())?],
+            )?,
             Address::Internet(SocketAddr::V6(address)) => {
                 // The C library's way to write them differs from Rust's in rare cases.
-                let octets = PyBytes::new(py, &address.ip().octets());
-                let host = py
-                    .import(intern!(py, "socket"))?
-                    .call_method1(intern!(py, "inet_ntop"), (libc::AF_INET6, octets))?;
-                (host, address.port(), u32::from_be(address.flowinfo()), address.scope_id())
-                    .into_pyobject(py)?
-                    .into()
+                let octets = new_bytes(py, &address.ip().octets())?;
+                let host = import(py, "socket")?
+                    .call_method1(intern!(py, "inet_ntop"), (libc::AF_INET6, octets.bind(py)))?;
+                tuple(
+                    py,
+                    &[
+                        &Object::from(host),
+                        &Object::from_int(py, address.port())?,
+                        &Object::from_int(py, u32::from_be(address.flowinfo()))?,
+                        &Object::from_int(py, address.scope_id())?,
+                    ],
+                )?
             }
             Address::Other(address) if address.is_unix() => {
                 if let Some(path) = address.as_pathname() {
-                    path.as_os_str().into_pyobject(py)?.into()
+                    Object::from_path(py, path.as_os_str().as_bytes())?
                 } else if let Some(name) = address.as_abstract_namespace() {
                     let name = [b"\0", name].concat();
-                    PyBytes::new(py, &name).into()
+                    new_bytes(py, &name)?
                 } else {
-                    PyString::new(py, "").into()
+                    Object::from_str(py, "")?
                 }
             }
             Address::Other(_) => return Ok(None),

@@ -5,7 +5,9 @@ use std::cell::Cell;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
+use crate::cpython::errors::new_error;
 use crate::cpython::object::Object;
+use crate::intern;
 
 /// asyncio's default high-water mark, in bytes.
 const HIGH_WATER: usize = 64 * 1024;
@@ -52,7 +54,7 @@ impl FlowControl {
         let (most, least) = (high.bind(py), low.bind(py));
         if !(most.ge(least)? && least.ge(number(0)?.bind(py))?) {
             let message = format!("high ({}) must be >= low ({}) must be >= 0", most.repr()?, least.repr()?);
-            return Err(PyValueError::new_err(message));
+            return Err(new_error::<PyValueError>(py, message));
         }
         let (high, low) = (to_size(py, &high)?, to_size(py, &low)?);
         self.high.set(high);
@@ -78,5 +80,5 @@ fn to_size(py: Python<'_>, number: &Object) -> PyResult<usize> {
         return Ok(usize::MAX);
     }
     // A float has a part that sizes cannot reach.
-    number.floor_div(Object::from_int(py, 1)?.bind(py))?.call_method0("__int__")?.extract()
+    number.floor_div(Object::from_int(py, 1)?.bind(py))?.call_method0(intern!(py, "__int__"))?.extract()
 }

@@ -9,7 +9,9 @@ use super::endpoint::{self, Phase, Transport};
 use crate::cpython::args::Args;
 use crate::cpython::buffer::Bytes;
 use crate::cpython::class::This;
-use crate::cpython::object::Object;
+use crate::cpython::errors::new_error;
+use crate::cpython::object::{Object, dict, tuple};
+use crate::intern;
 
 pub fn none<T: Transport>(this: This<'_, '_, T>) -> PyResult<Object> {
     Ok(Object::none(this.py()))
@@ -46,7 +48,7 @@ pub fn set_protocol<'py, T: Transport>(
 pub fn get_extra_info<'py, T: Transport>(this: This<'_, 'py, T>, args: Args<'_, 'py>) -> PyResult<Object> {
     let py = this.py();
     let [name, default] = args.parse("get_extra_info", ["name", "default"], 1, 2)?;
-    let name = name.ok_or_else(|| PyTypeError::new_err("a name is required"))?;
+    let name = name.ok_or_else(|| new_error::<PyTypeError>(py, "a name is required"))?;
     if let Some(extra) = this.extra.get()
         && let Some(found) = extra.bind(py).cast::<PyDict>()?.get_item(name.bind(py))?
     {
@@ -68,7 +70,7 @@ fn extra_dict<'py, T: Transport>(this: This<'_, 'py, T>) -> PyResult<Bound<'py, 
     match this.extra.get() {
         Some(extra) => Ok(extra.into_bound(py).cast_into::<PyDict>()?),
         None => {
-            let extra = PyDict::new(py);
+            let extra = dict(py)?;
             this.extra.set(Some(Object::from(&extra)));
             Ok(extra)
         }
@@ -78,7 +80,8 @@ fn extra_dict<'py, T: Transport>(this: This<'_, 'py, T>) -> PyResult<Bound<'py, 
 /// asyncio keeps all that get_extra_info() knows in this attribute.
 pub fn extra<T: Transport>(this: This<'_, '_, T>) -> PyResult<Object> {
     for name in T::EXTRA {
-        this.as_any().call_method1("get_extra_info", (*name,))?;
+        let name = Object::from_str(this.py(), name)?;
+        this.object().call_method1(this.py(), intern!(this.py(), "get_extra_info"), &name)?;
     }
     Ok(extra_dict(this)?.into())
 }
@@ -94,9 +97,14 @@ pub fn set_write_buffer_limits<'py, T: Transport>(
     none(this)
 }
 
+pub fn write_buffer_limits<T: Transport>(this: This<'_, '_, T>) -> PyResult<Object> {
+    let py = this.py();
+    tuple(py, &[&Object::from_size(py, this.flow.low())?, &Object::from_size(py, this.flow.high())?])
+}
+
 pub fn get_write_buffer_size<T: Transport>(this: This<'_, '_, T>) -> PyResult<Object> {
     T::flush(this)?;
-    Ok(this.queued_size().into_pyobject(this.py())?.into())
+    Object::from_size(this.py(), this.queued_size())
 }
 
 /// A repr() in asyncio's words: `details` unless the transport is closed, `idle` if its event loop is.
@@ -117,7 +125,7 @@ pub fn repr<T: Transport>(
         let closed = this.core.is_closed();
         parts.extend(if closed { idle.map(str::to_owned) } else { Some(details()) });
     }
-    Ok(format!("<{}>", parts.join(" ")).into_pyobject(py)?.into())
+    Object::from_str(py, &format!("<{}>", parts.join(" ")))
 }
 
 pub fn polling(polling: bool) -> &'static str {
@@ -228,7 +236,7 @@ macro_rules! writing_methods {
             method0!(
                 $native,
                 "get_write_buffer_limits",
-                |this| Ok((this.flow.low(), this.flow.high()).into_pyobject(this.py())?.into()),
+                |this| $crate::transports::methods::write_buffer_limits(this),
                 "get_write_buffer_limits($self, /)\n--\n\nReturn the limits (low, high), in bytes."
             ),
             method0!(

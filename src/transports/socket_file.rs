@@ -3,7 +3,6 @@
 use std::cell::Cell;
 use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd, RawFd};
 
-use pyo3::intern;
 use pyo3::prelude::*;
 
 use super::address::Address;
@@ -11,6 +10,7 @@ use crate::cpython::borrowing::StateCell;
 use crate::cpython::class::Visitor;
 use crate::cpython::object::Object;
 use crate::imports::imports;
+use crate::intern;
 use crate::reactor::socket::{self, identity};
 
 /// Who owns the descriptor.
@@ -129,7 +129,7 @@ impl SocketFile {
         };
         match asked {
             Some(address) => Ok(address),
-            None => Ok(self.python_socket(py)?.bind(py).call_method0("getsockname")?.into()),
+            None => Ok(self.python_socket(py)?.call_method0(py, intern!(py, "getsockname"))?),
         }
     }
 
@@ -137,7 +137,7 @@ impl SocketFile {
         let Some(peer) = &self.peer else { return Ok(Object::none(py)) };
         match peer.to_python(py)? {
             Some(address) => Ok(address),
-            None => Ok(self.python_socket(py)?.bind(py).call_method0("getpeername")?.into()),
+            None => Ok(self.python_socket(py)?.call_method0(py, intern!(py, "getpeername"))?),
         }
     }
 

@@ -6,7 +6,7 @@ use std::io::{self, IoSlice};
 use crate::core::Count;
 use crate::cpython::buffer::Bytes;
 use crate::reactor::poller::fork_count;
-use crate::reactor::socket::MAX_SLICES;
+use crate::reactor::socket::{MAX_SLICES, is_not_ready};
 
 /// How far sending got.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,8 +89,8 @@ impl WriteQueue {
                     }
                     self.advance(count);
                 }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Progress::Blocked),
+                // One that was interrupted is tried again in the next iteration, after the signal's handlers.
+                Err(error) if is_not_ready(&error) => return Ok(Progress::Blocked),
                 Err(error) => return Err(error),
             }
         }

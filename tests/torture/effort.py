@@ -13,5 +13,5 @@ def effort(usual: float, full: float) -> float:
 
 
 def seeded(name: str) -> random.Random:
-    """A source of random numbers of its own for each test, the same in each run with the same HOTLOOP_SEED."""
+    """A source of random numbers for each test, the same in each run with the same HOTLOOP_SEED."""
     return random.Random(f"{SEED} {name}")

@@ -4,6 +4,8 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::super::faults::{self, Call};
+
 /// An eventfd in the poller's set. It is edge-triggered, so that each ring is one event and nobody has to take the ring
 /// away. Its count is the mark of this alarm, in the upper bits, and how many times it rang.
 pub struct Alarm {
@@ -23,6 +25,7 @@ pub const ALARM_KEY: usize = usize::MAX - 1;
 
 impl Alarm {
     pub fn new(poller: &polling::Poller) -> io::Result<Alarm> {
+        faults::attempt(Call::EventFd)?;
         // SAFETY: the call takes no pointers.
         let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
         if fd < 0 {
@@ -32,6 +35,7 @@ impl Alarm {
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
         let alarm = Alarm { fd, mark: NEXT_MARK.fetch_add(1, Ordering::Relaxed) & MARK_MASK };
         alarm.add(alarm.mark << RING_BITS)?;
+        faults::attempt(Call::EpollAdd)?;
         alarm.control(poller.as_raw_fd(), libc::EPOLL_CTL_ADD)?;
         // The mark is not a ring: its event is taken away.
         let mut event = libc::epoll_event { events: 0, u64: 0 };
@@ -76,7 +80,12 @@ impl Alarm {
     }
 
     pub fn ring(&self) -> io::Result<()> {
-        self.add(1)
+        loop {
+            match faults::attempt(Call::Wake).and_then(|()| self.add(1)) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                result => return result,
+            }
+        }
     }
 
     fn add(&self, count: u64) -> io::Result<()> {

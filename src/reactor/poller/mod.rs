@@ -31,6 +31,8 @@ use polling::PollMode;
 #[cfg(target_os = "linux")]
 use alarm::{ALARM_KEY, Alarm};
 
+use super::faults::{self, Call};
+
 /// What a descriptor is watched for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Interest {
@@ -154,6 +156,7 @@ impl Poller {
     /// Makes a poller. `portable` forces the wait of the `polling` crate where a faster one of ours exists.
     pub fn new(portable: bool) -> io::Result<Poller> {
         let forks = forks();
+        faults::attempt(Call::EpollCreate)?;
         let poller = polling::Poller::new()?;
         #[cfg(target_os = "linux")]
         let alarm = if portable { None } else { Some(Alarm::new(&poller)?) };
@@ -208,16 +211,19 @@ impl Poller {
     }
 
     pub fn add(&self, fd: RawFd, key: usize, interest: Interest) -> io::Result<()> {
+        faults::attempt(Call::EpollAdd)?;
         let source = borrow(fd)?.as_raw_fd();
         // SAFETY: epoll and kqueue drop a registration with its file, and a stale one is harmless (see above).
         unsafe { self.inner().add_with_mode(source, to_polling(key, interest), PollMode::Level) }
     }
 
     pub fn modify(&self, fd: RawFd, key: usize, interest: Interest) -> io::Result<()> {
+        faults::attempt(Call::EpollModify)?;
         self.inner().modify_with_mode(borrow(fd)?, to_polling(key, interest), PollMode::Level)
     }
 
     pub fn delete(&self, fd: RawFd) -> io::Result<()> {
+        faults::attempt(Call::EpollDelete)?;
         self.inner().delete(borrow(fd)?)
     }
 
@@ -227,6 +233,7 @@ impl Poller {
         if let Some(alarm) = &self.alarm {
             return alarm.ring();
         }
+        faults::attempt(Call::Wake)?;
         self.inner().notify()
     }
 
@@ -248,6 +255,7 @@ impl Poller {
         ready.events.clear();
         // `polling` waits on when a signal cuts its wait short. Whoever needs to see signals has them written to a
         // descriptor and watches that, as the event loop does.
+        faults::attempt(Call::EpollWait)?;
         self.inner().wait(&mut ready.portable, timeout)?;
         ready.events.extend(ready.portable.iter().map(|event| Event {
             key: event.key,
@@ -262,6 +270,7 @@ impl Poller {
     pub fn narrow(&self, fd: RawFd, key: usize, interest: Interest) -> io::Result<()> {
         #[cfg(target_os = "linux")]
         {
+            faults::attempt(Call::EpollModify)?;
             let mut events = 0;
             if interest.readable {
                 events |= libc::EPOLLIN as u32;
@@ -335,6 +344,9 @@ fn wait_for_milliseconds(
     events: &mut Vec<libc::epoll_event>,
     timeout: libc::c_int,
 ) -> libc::c_int {
+    if faults::attempt(Call::EpollWait).is_err() {
+        return -1;
+    }
     // SAFETY: the memory of `events` has room for its capacity.
     unsafe { libc::epoll_wait(epoll, events.as_mut_ptr(), events.capacity() as libc::c_int, timeout) }
 }
@@ -353,7 +365,7 @@ fn wait_precisely(epoll: RawFd, events: &mut Vec<libc::epoll_event>, timeout: Du
         };
         // SAFETY: the memory of `events` has room for its capacity; `timespec` outlives the call; a null mask leaves
         // the signal mask alone.
-        let count = unsafe {
+        let mut pwait2 = || unsafe {
             libc::syscall(
                 libc::SYS_epoll_pwait2,
                 epoll,
@@ -364,6 +376,7 @@ fn wait_precisely(epoll: RawFd, events: &mut Vec<libc::epoll_event>, timeout: Du
                 size_of::<u64>(),
             ) as libc::c_int
         };
+        let count = faults::attempt(Call::EpollPwait2).map_or(-1, |()| pwait2());
         if count >= 0
             || !matches!(io::Error::last_os_error().raw_os_error(), Some(libc::ENOSYS | libc::EPERM))
         {

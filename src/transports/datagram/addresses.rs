@@ -9,6 +9,7 @@ use socket2::SockAddr;
 
 use crate::cpython::borrowing::StateCell;
 use crate::cpython::object::Object;
+use crate::intern;
 use crate::transports::address::Address;
 
 /// How many peers are remembered: so many sets...
@@ -61,7 +62,7 @@ pub enum Family {
 impl Family {
     /// The family of a socket.socket.
     pub fn of(socket: &Bound<'_, PyAny>) -> PyResult<Family> {
-        let family: i32 = socket.getattr("family")?.extract()?;
+        let family: i32 = socket.getattr(intern!(socket.py(), "family"))?.extract()?;
         Ok(match family {
             libc::AF_INET => Family::V4,
             libc::AF_INET6 => Family::V6,

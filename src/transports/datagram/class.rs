@@ -7,8 +7,11 @@ use pyo3::types::PyType;
 use super::{Datagram, ThisDatagram};
 use crate::cpython::args::Args;
 use crate::cpython::class::{self, Definition};
+use crate::cpython::errors::new_error;
 use crate::cpython::methods::call_bare;
+use crate::cpython::module::{add, import};
 use crate::cpython::object::Object;
+use crate::intern;
 use crate::transports::endpoint::Phase;
 use crate::transports::methods::{self, none, polling};
 use crate::{
@@ -18,12 +21,12 @@ use crate::{
 
 fn sendto<'py>(this: ThisDatagram<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
     let [data, address] = args.parse("sendto", ["data", "addr"], 1, 2)?;
-    let data = data.ok_or_else(|| PyTypeError::new_err("data is required"))?;
+    let data = data.ok_or_else(|| new_error::<PyTypeError>(this.py(), "data is required"))?;
     let bound = data.bind(this.py());
     if !methods::is_bytes_like(&bound) {
         let name = bound.get_type().name()?;
         let message = format!("data argument must be a bytes-like object, not '{name}'");
-        return Err(PyTypeError::new_err(message));
+        return Err(new_error::<PyTypeError>(this.py(), message));
     }
     Datagram::send(this, &data, address.filter(|address| !address.is_none()))?;
     none(this)
@@ -44,7 +47,8 @@ unsafe extern "C" fn tp_repr(instance: *mut pyo3::ffi::PyObject) -> *mut pyo3::f
 /// Makes the class.
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     let py = module.py();
-    let base = py.import("hotloop._support")?.getattr("DatagramTransport")?.cast_into::<PyType>()?;
+    let base =
+        import(py, "hotloop._support")?.getattr(intern!(py, "DatagramTransport"))?.cast_into::<PyType>()?;
     let mut methods = transport_methods!(Datagram);
     methods.extend(reading_methods!(Datagram));
     methods.extend(writing_methods!(Datagram));
@@ -64,7 +68,7 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
             Phase::Closed => none(this),
             _ => this.file.python_socket(this.py()),
         }),
-        attribute!(Datagram, "_sock_fd", |this| Ok(this.fd.into_pyobject(this.py())?.into())),
+        attribute!(Datagram, "_sock_fd", |this| Object::from_int(this.py(), this.fd)),
         attribute!(Datagram, "_address", |this| {
             Ok(this.address.clone().unwrap_or_else(|| Object::none(this.py())))
         }),
@@ -81,5 +85,5 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
         }],
         open: true,
     };
-    module.add("DatagramTransport", class::make::<Datagram>(definition)?)
+    add(module, "DatagramTransport", class::make::<Datagram>(definition)?)
 }

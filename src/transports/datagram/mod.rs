@@ -83,7 +83,7 @@ impl Datagram {
             undelivered: StateCell::default(),
         };
         let datagram = Obj::new(py, datagram)?;
-        endpoint::attach(&datagram)?;
+        endpoint::attach(py, &datagram)?;
         endpoint::schedule_made(py, &datagram)?;
         Ok(datagram)
     }

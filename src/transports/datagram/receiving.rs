@@ -2,14 +2,14 @@
 
 use std::io;
 
-use pyo3::intern;
 use pyo3::prelude::*;
 
 use super::addresses::Family;
 use super::{Datagram, Incoming, ThisDatagram};
 use crate::core::Ready;
+use crate::cpython::errors::os_error;
 use crate::cpython::object::Object;
-use crate::cpython::os_error::os_error;
+use crate::intern;
 use crate::reactor::datagram::{Batch, Slots};
 use crate::reactor::socket;
 use crate::transports::endpoint;
@@ -52,7 +52,7 @@ impl Datagram {
             return Ok(());
         }
         let py = this.py();
-        let error = Object::from(os_error(error).value(py));
+        let error = Object::from(os_error(py, error).value(py));
         endpoint::tell(this, intern!(py, "error_received"), &[&error])
     }
 

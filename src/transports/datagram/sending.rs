@@ -3,14 +3,15 @@
 use std::io;
 
 use pyo3::exceptions::{PyBlockingIOError, PyInterruptedError, PyOSError, PyValueError};
-use pyo3::intern;
 use pyo3::prelude::*;
 
 use super::{Datagram, Outgoing, ThisDatagram};
 use crate::core::Count;
 use crate::cpython::buffer::{Bytes, with_buffer};
+use crate::cpython::errors::new_error;
+use crate::cpython::errors::os_error;
 use crate::cpython::object::Object;
-use crate::cpython::os_error::os_error;
+use crate::intern;
 use crate::reactor::datagram::send_to;
 use crate::reactor::socket;
 use crate::transports::endpoint::{self, Phase};
@@ -34,7 +35,10 @@ impl Datagram {
                 && !given.bind(py).eq(only.bind(py))?
             {
                 let only = only.bind(py).str()?;
-                return Err(PyValueError::new_err(format!("Invalid address: must be None or {only}")));
+                return Err(new_error::<PyValueError>(
+                    py,
+                    format!("Invalid address: must be None or {only}"),
+                ));
             }
             address = Some(only.clone());
         }
@@ -73,11 +77,12 @@ impl Datagram {
         this.core.stir();
         let written = &this.core.metrics.counts.bytes_written;
         if this.file.has_peer() {
-            let sent = with_buffer(py, data, |data| told(send_to(this.fd, data, None), written));
+            let sent = with_buffer(py, data, |data| told(py, send_to(this.fd, data, None), written));
             return Ok(sent.unwrap_or_else(Sent::Failed));
         }
         if let Some(address) = address.and_then(|address| this.addresses.for_kernel(py, address)) {
-            let sent = with_buffer(py, data, |data| told(send_to(this.fd, data, Some(&address)), written));
+            let sent =
+                with_buffer(py, data, |data| told(py, send_to(this.fd, data, Some(&address)), written));
             return Ok(sent.unwrap_or_else(Sent::Failed));
         }
         let address = address.cloned().unwrap_or_else(|| Object::none(py));
@@ -141,13 +146,13 @@ impl Datagram {
     }
 }
 
-fn told(result: io::Result<usize>, written: &Count) -> Sent {
+fn told(py: Python<'_>, result: io::Result<usize>, written: &Count) -> Sent {
     match result {
         Ok(sent) => {
             written.add(sent);
             Sent::Done
         }
         Err(error) if socket::is_not_ready(&error) => Sent::Blocked,
-        Err(error) => Sent::Failed(os_error(error)),
+        Err(error) => Sent::Failed(os_error(py, error)),
     }
 }

@@ -1,15 +1,16 @@
 //! The ways in which a transport ends.
 
 use pyo3::exceptions::PyRuntimeError;
-use pyo3::intern;
 use pyo3::prelude::*;
 
 use super::{Phase, Transport, connection_lost, report, sync_interest, tell};
 use crate::core::Ready;
 use crate::cpython::class::This;
+use crate::cpython::errors::new_error;
 use crate::cpython::object::{Object, copy_context};
 use crate::handle::reraise_fatal;
 use crate::imports::imports;
+use crate::intern;
 
 /// Closes when what is queued has been sent.
 pub fn close<T: Transport>(this: This<'_, '_, T>) -> PyResult<()> {
@@ -51,7 +52,7 @@ pub fn lose<T: Transport>(this: This<'_, '_, T>, exception: Option<Object>) -> P
     this.get().lost();
     if this.core.is_closed() {
         release(this)?;
-        return Err(PyRuntimeError::new_err("Event loop is closed"));
+        return Err(new_error::<PyRuntimeError>(this.py(), "Event loop is closed"));
     }
     let context = match &this.context {
         Some(context) => context.clone(),
@@ -73,7 +74,7 @@ pub fn fail<T: Transport>(this: This<'_, '_, T>, error: PyErr, message: &str) ->
     if !T::is_usual(py, &exception) {
         report(this, message, &exception)?;
     } else if this.debug() {
-        let arguments = [&this.object(), &message.into_pyobject(py)?.into(), &exception];
+        let arguments = [&this.object(), &Object::from_str(py, message)?, &exception];
         imports(py)?.report_usual.call(py, &arguments)?;
     }
     abort(this, Some(exception))

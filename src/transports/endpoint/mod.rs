@@ -11,15 +11,14 @@ use std::ops::Deref;
 use std::os::fd::RawFd;
 use std::rc::Rc;
 
-use pyo3::intern;
 use pyo3::prelude::*;
 
 use super::flow::FlowControl;
 use crate::core::{Core, Direction, Readiness, Ready, Waiter, resolve};
 use crate::cpython::class::{self, Native, Obj, This, Visitor};
 use crate::cpython::object::{Object, ObjectCell, copy_context, run_in_context};
-use crate::handle::reraise_fatal;
 use crate::imports::imports;
+use crate::intern;
 use crate::reactor::poller::Interest;
 use crate::reactor::registry::Slot;
 
@@ -264,12 +263,6 @@ pub trait Transport: Native + Deref<Target = Endpoint> {
         self.is_reading()
     }
 
-    /// The poller refuses the descriptor. asyncio reports it and leaves it at that.
-    fn cannot_watch(this: This<'_, '_, Self>, error: PyErr) -> PyResult<()> {
-        let exception = reraise_fatal(this.py(), error)?;
-        report(this, "the descriptor cannot be watched", &exception)
-    }
-
     /// Called when connection_lost() is scheduled.
     fn lost(&self) {
         self.note_loss();
@@ -292,12 +285,12 @@ pub trait Transport: Native + Deref<Target = Endpoint> {
 }
 
 /// Has the event loop watch a new transport.
-pub fn attach<T: Transport>(transport: &Obj<T>) -> PyResult<()> {
+pub fn attach<T: Transport>(py: Python<'_>, transport: &Obj<T>) -> PyResult<()> {
     if T::SHARES {
         return Ok(());
     }
     let object = transport.as_object();
-    transport.slot.set(Some(transport.core.attach(transport.fd, object, on_ready::<T>)?));
+    transport.slot.set(Some(transport.core.attach(py, transport.fd, object, on_ready::<T>)?));
     Ok(())
 }
 
@@ -323,7 +316,7 @@ pub fn sync_interest<T: Transport>(this: This<'_, '_, T>) -> PyResult<()> {
         return watch_shared(this, Direction::Write, interest.writable, &this.watches_write);
     }
     let Some(slot) = this.slot.get() else { return Ok(()) };
-    this.core.set_interest(slot, interest)?;
+    this.core.set_interest(this.py(), slot, interest)?;
     sync_hold(this)
 }
 
@@ -354,7 +347,7 @@ fn watch_shared<T: Transport>(
         Direction::Read => on_readable::<T>,
         Direction::Write => on_writable::<T>,
     };
-    match this.core.add_waiter(this.fd, direction, Waiter::Operation(object, step)) {
+    match this.core.add_waiter(this.py(), this.fd, direction, Waiter::Operation(object, step)) {
         Ok(previous) => Waiter::dismiss(this.py(), previous).map(drop),
         Err(error) => {
             watched.set(false);
@@ -425,10 +418,7 @@ fn connection_made<T: Transport>(py: Python<'_>, object: &Object) -> PyResult<()
         if this.starts_reading() {
             this.wants_read.set(true);
         }
-        let watched = sync_interest(this).or_else(|error| {
-            this.wants_read.set(false);
-            T::cannot_watch(this, error)
-        });
+        let watched = watch(this);
         let resolved = match this.waiter.take() {
             Some(waiter) => resolve(py, &waiter),
             None => Ok(()),

@@ -1,6 +1,5 @@
 //! What protocols, the exception handler and the log are told.
 
-use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyString;
 
@@ -9,6 +8,7 @@ use crate::cpython::class::{Obj, This};
 use crate::cpython::object::{Object, copy_context};
 use crate::handle::{Arguments, Call, Handle, reraise_fatal};
 use crate::imports::imports;
+use crate::intern;
 
 /// Calls a method of the protocol. What it raises is reported as of a callback, and does not end the connection.
 pub fn tell<T: Transport>(
@@ -52,7 +52,7 @@ pub fn report_callback<T: Transport>(
 /// Reports an error of the transport or its protocol to the exception handler.
 pub fn report<T: Transport>(this: This<'_, '_, T>, message: &str, exception: &Object) -> PyResult<()> {
     let py = this.py();
-    let message = message.into_pyobject(py)?.into();
+    let message = Object::from_str(py, message)?;
     let arguments = [&this.event_loop, &message, exception, &this.object(), &this.protocol_or_none(py)];
     imports(py)?.report_protocol.call(py, &arguments).map(drop)
 }

@@ -12,10 +12,14 @@ use pyo3::types::PyType;
 use super::reading::ThisReadPipe;
 use super::writing::ThisWritePipe;
 use super::{ReadPipe, WritePipe};
+use crate::cpython::buffer::new_bytes;
 use crate::cpython::class::{self, Definition, This};
+use crate::cpython::errors::new_error;
 use crate::cpython::methods::call_bare;
+use crate::cpython::module::{add, import};
 use crate::cpython::object::Object;
 use crate::handle::boolean;
+use crate::intern;
 use crate::transports::endpoint::{self, Phase, Transport};
 use crate::transports::methods::{self, none, polling};
 use crate::{
@@ -27,14 +31,15 @@ fn write<'py>(this: ThisWritePipe<'_, 'py>, data: Borrowed<'_, 'py, PyAny>) -> P
     match methods::chunk(this.py(), &Object::from(data))? {
         Some(chunk) => WritePipe::write(this, chunk)?,
         // asyncio asserts it.
-        None => return Err(PyAssertionError::new_err(data.repr()?.unbind())),
+        None => return Err(new_error::<PyAssertionError>(this.py(), data.repr()?.to_str()?)),
     }
     none(this)
 }
 
 fn writelines<'py>(this: ThisWritePipe<'_, 'py>, lines: Borrowed<'_, 'py, PyAny>) -> PyResult<Object> {
-    let joined = pyo3::types::PyBytes::new(this.py(), b"").call_method1("join", (lines,))?;
-    write(this, joined.as_borrowed())
+    let py = this.py();
+    let joined = new_bytes(py, b"")?.call_method1(py, intern!(py, "join"), &Object::from(lines))?;
+    write(this, joined.bind(py))
 }
 
 fn repr_reading(this: ThisReadPipe<'_, '_>) -> PyResult<Object> {
@@ -64,7 +69,7 @@ fn repr_slot(function: unsafe extern "C" fn(*mut ffi::PyObject) -> *mut ffi::PyO
 /// What it means to asyncio's transports that their file is taken away: they are closed, and it is not.
 fn forget<T: Transport>(this: This<'_, '_, T>, file: Borrowed<'_, '_, PyAny>) -> PyResult<()> {
     if !file.is_none() {
-        return Err(PyAttributeError::new_err("the file of a transport cannot be replaced"));
+        return Err(new_error::<PyAttributeError>(this.py(), "the file of a transport cannot be replaced"));
     }
     endpoint::forget(this);
     Ok(())
@@ -84,7 +89,7 @@ macro_rules! pipe_attributes {
                 },
                 forget
             ),
-            attribute!($native, "_fileno", |this| Ok(this.fd.into_pyobject(this.py())?.into())),
+            attribute!($native, "_fileno", |this| Object::from_int(this.py(), this.fd)),
         ]);
         attributes
     }};
@@ -92,19 +97,20 @@ macro_rules! pipe_attributes {
 
 /// Makes the classes.
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
-    let asyncio = module.py().import("asyncio")?;
+    let py = module.py();
+    let asyncio = import(py, "asyncio")?;
     let mut methods = transport_methods!(ReadPipe);
     methods.extend(reading_methods!(ReadPipe));
     let definition = Definition {
         name: c"hotloop._core.ReadPipeTransport",
         doc: c"A transport that reads from a pipe: asyncio.ReadTransport.",
-        base: asyncio.getattr("ReadTransport")?.cast_into::<PyType>()?,
+        base: asyncio.getattr(intern!(py, "ReadTransport"))?.cast_into::<PyType>()?,
         methods,
         attributes: pipe_attributes!(ReadPipe),
         slots: vec![repr_slot(tp_repr_reading)],
         open: true,
     };
-    module.add("ReadPipeTransport", class::make::<ReadPipe>(definition)?)?;
+    add(module, "ReadPipeTransport", class::make::<ReadPipe>(definition)?)?;
 
     let mut methods = transport_methods!(WritePipe);
     methods.extend(writing_methods!(WritePipe));
@@ -143,11 +149,14 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     let definition = Definition {
         name: c"hotloop._core.WritePipeTransport",
         doc: c"A transport that writes to a pipe: asyncio.WriteTransport.",
-        base: asyncio.getattr("transports")?.getattr("_FlowControlMixin")?.cast_into::<PyType>()?,
+        base: asyncio
+            .getattr(intern!(py, "transports"))?
+            .getattr(intern!(py, "_FlowControlMixin"))?
+            .cast_into::<PyType>()?,
         methods,
         attributes: pipe_attributes!(WritePipe),
         slots: vec![repr_slot(tp_repr_writing)],
         open: true,
     };
-    module.add("WritePipeTransport", class::make::<WritePipe>(definition)?)
+    add(module, "WritePipeTransport", class::make::<WritePipe>(definition)?)
 }

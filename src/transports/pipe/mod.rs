@@ -12,21 +12,22 @@ pub use writing::WritePipe;
 use std::os::fd::RawFd;
 
 use pyo3::exceptions::PyValueError;
-use pyo3::intern;
 use pyo3::prelude::*;
 
+use crate::cpython::errors::OrOsError;
+use crate::cpython::errors::new_error;
 use crate::cpython::object::Object;
-use crate::cpython::os_error::OrOsError;
+use crate::intern;
 use crate::reactor::pipe::{self, Kind};
 
 /// The descriptor of a file object that can be a pipe transport's, made so that it does not block.
 fn prepare(py: Python<'_>, file: &Object, refusal: &str) -> PyResult<(RawFd, Kind)> {
     let fd: RawFd = file.bind(py).call_method0(intern!(py, "fileno"))?.extract()?;
-    let kind = pipe::kind(fd).or_os_error()?;
+    let kind = pipe::kind(fd).or_os_error(py)?;
     if kind == Kind::Other {
-        return Err(PyValueError::new_err(refusal.to_owned()));
+        return Err(new_error::<PyValueError>(py, refusal.to_owned()));
     }
-    pipe::set_nonblocking(fd).or_os_error()?;
+    pipe::set_nonblocking(fd).or_os_error(py)?;
     Ok((fd, kind))
 }
 

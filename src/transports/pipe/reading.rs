@@ -3,15 +3,15 @@
 use std::ops::Deref;
 
 use pyo3::exceptions::PyOSError;
-use pyo3::intern;
 use pyo3::prelude::*;
 
 use super::{extra_info, prepare};
 use crate::core::Ready;
 use crate::cpython::buffer::new_bytes;
 use crate::cpython::class::{Class, Native, Obj, This, Visitor};
+use crate::cpython::errors::os_error;
 use crate::cpython::object::Object;
-use crate::cpython::os_error::os_error;
+use crate::intern;
 use crate::reactor::{pipe, socket};
 use crate::transports::endpoint::{self, Endpoint, Parts, Transport};
 
@@ -38,7 +38,7 @@ impl ReadPipe {
         let (fd, _) = prepare(py, &file, "Pipe transport is for pipes/sockets only.")?;
         let pipe = ReadPipe { endpoint: Endpoint::new(py, Parts { fd, ..parts })?, file };
         let pipe = Obj::new(py, pipe)?;
-        endpoint::attach(&pipe)?;
+        endpoint::attach(py, &pipe)?;
         endpoint::schedule_made(py, &pipe)?;
         Ok(pipe)
     }
@@ -78,7 +78,7 @@ impl Transport for ReadPipe {
             Err(error) if socket::is_not_ready(&error) => {
                 return Ok(());
             }
-            Err(error) => return endpoint::fail(this, os_error(error), READ_FAILED),
+            Err(error) => return endpoint::fail(this, os_error(py, error), READ_FAILED),
         };
         endpoint::tell(this, intern!(py, "data_received"), &[&data])
     }
@@ -108,10 +108,8 @@ impl Transport for ReadPipe {
     /// The end of a pty.
     fn is_usual(py: Python<'_>, exception: &Object) -> bool {
         let exception = exception.bind(py);
-        exception.is_instance_of::<PyOSError>()
-            && exception
-                .getattr(intern!(py, "errno"))
-                .is_ok_and(|errno| errno.extract().is_ok_and(|errno: i32| errno == libc::EIO))
+        let errno = || -> PyResult<i32> { exception.getattr(intern!(py, "errno"))?.extract() };
+        exception.is_instance_of::<PyOSError>() && errno().is_ok_and(|errno| errno == libc::EIO)
     }
 }
 

@@ -3,15 +3,16 @@
 use std::ops::Deref;
 
 use pyo3::exceptions::PyBrokenPipeError;
-use pyo3::intern;
 use pyo3::prelude::*;
 
 use super::{extra_info, prepare};
 use crate::cpython::borrowing::StateCell;
 use crate::cpython::buffer::Bytes;
 use crate::cpython::class::{Class, Native, Obj, This, Visitor};
-use crate::cpython::object::Object;
-use crate::cpython::os_error::os_error;
+use crate::cpython::errors::error_of;
+use crate::cpython::errors::os_error;
+use crate::cpython::object::{Object, tuple};
+use crate::intern;
 use crate::reactor::pipe::{self, Kind};
 use crate::transports::endpoint::{self, Endpoint, Parts, Transport};
 use crate::transports::write_queue::{Progress, WriteQueue};
@@ -46,7 +47,7 @@ impl WritePipe {
             tells_of_reader: kind != Kind::CharacterDevice,
         };
         let pipe = Obj::new(py, pipe)?;
-        endpoint::attach(&pipe)?;
+        endpoint::attach(py, &pipe)?;
         endpoint::schedule_made(py, &pipe)?;
         Ok(pipe)
     }
@@ -91,7 +92,7 @@ impl WritePipe {
             Err(error) => {
                 this.queue.borrow_mut().clear();
                 this.note_loss();
-                endpoint::fail(this, os_error(error), "Fatal write error on pipe transport")
+                endpoint::fail(this, os_error(py, error), "Fatal write error on pipe transport")
             }
         }
     }
@@ -107,7 +108,10 @@ impl Transport for WritePipe {
         if this.debug() {
             endpoint::log(this, "info", "%r was closed by peer")?;
         }
-        let exception = this.has_queued().then(|| Object::from(PyBrokenPipeError::new_err(()).value(py)));
+        let exception = match this.has_queued() {
+            true => Some(Object::from(error_of::<PyBrokenPipeError>(py, &tuple(py, &[])?).value(py))),
+            false => None,
+        };
         endpoint::abort(this, exception)
     }
 

@@ -8,9 +8,12 @@ use pyo3::types::PyType;
 use super::{Stream, ThisStream};
 use crate::cpython::buffer::Bytes;
 use crate::cpython::class::{self, Definition};
+use crate::cpython::errors::new_error;
 use crate::cpython::methods::call_bare;
+use crate::cpython::module::{add, import};
 use crate::cpython::object::Object;
 use crate::handle::boolean;
+use crate::intern;
 use crate::transports::endpoint::{self, Phase};
 use crate::transports::methods::{self, none, polling};
 use crate::{
@@ -23,9 +26,10 @@ fn chunk(py: Python<'_>, data: &Object) -> PyResult<Bytes> {
         Some(chunk) => Ok(chunk),
         None => {
             let name = data.bind(py).get_type().name()?;
-            Err(PyTypeError::new_err(format!(
-                "data argument must be a bytes, bytearray, or memoryview object, not '{name}'"
-            )))
+            Err(new_error::<PyTypeError>(
+                py,
+                format!("data argument must be a bytes, bytearray, or memoryview object, not '{name}'"),
+            ))
         }
     }
 }
@@ -40,10 +44,16 @@ fn refuse(this: ThisStream<'_, '_>, method: &str) -> PyResult<()> {
     if this.eof_written.get() {
         // Until 3.11 asyncio's writelines() is a write() of it all.
         let named = if this.py().version_info() >= (3, 12) { method } else { "write" };
-        return Err(PyRuntimeError::new_err(format!("Cannot call {named}() after write_eof()")));
+        return Err(new_error::<PyRuntimeError>(
+            this.py(),
+            format!("Cannot call {named}() after write_eof()"),
+        ));
     }
     if this.empty_waiter.is_some() {
-        return Err(PyRuntimeError::new_err(format!("unable to {method}; sendfile is in progress")));
+        return Err(new_error::<PyRuntimeError>(
+            this.py(),
+            format!("unable to {method}; sendfile is in progress"),
+        ));
     }
     Ok(())
 }
@@ -89,8 +99,10 @@ unsafe extern "C" fn tp_repr(instance: *mut pyo3::ffi::PyObject) -> *mut pyo3::f
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     let py = module.py();
     // A Transport, and the mark by which the standard library knows one that has flow control.
-    let base =
-        py.import("asyncio")?.getattr("transports")?.getattr("_FlowControlMixin")?.cast_into::<PyType>()?;
+    let base = import(py, "asyncio")?
+        .getattr(intern!(py, "transports"))?
+        .getattr(intern!(py, "_FlowControlMixin"))?
+        .cast_into::<PyType>()?;
     let mut methods = transport_methods!(Stream);
     methods.extend(reading_methods!(Stream));
     methods.extend(writing_methods!(Stream));
@@ -158,7 +170,7 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
             Phase::Closed => none(this),
             _ => this.file.python_socket(this.py()),
         }),
-        attribute!(Stream, "_sock_fd", |this| Ok(this.fd.into_pyobject(this.py())?.into())),
+        attribute!(Stream, "_sock_fd", |this| Object::from_int(this.py(), this.fd)),
     ]);
     let definition = Definition {
         name: c"hotloop._core.StreamTransport",
@@ -173,10 +185,12 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
         open: true,
     };
     let class = class::make::<Stream>(definition)?;
-    class.setattr("_start_tls_compatible", true)?;
+    class.setattr(intern!(py, "_start_tls_compatible"), true)?;
     class.setattr(
-        "_sendfile_compatible",
-        py.import("asyncio.constants")?.getattr("_SendfileMode")?.getattr("TRY_NATIVE")?,
+        intern!(py, "_sendfile_compatible"),
+        import(py, "asyncio.constants")?
+            .getattr(intern!(py, "_SendfileMode"))?
+            .getattr(intern!(py, "TRY_NATIVE"))?,
     )?;
-    module.add("StreamTransport", class)
+    add(module, "StreamTransport", class)
 }

@@ -79,7 +79,7 @@ impl Stream {
             empty_waiter: ObjectCell::default(),
         };
         let stream = Obj::new(py, stream)?;
-        endpoint::attach(&stream)?;
+        endpoint::attach(py, &stream)?;
         if let Some(server) = server {
             call_server(py, &server, "_attach", stream.as_object())?;
             stream.server.set(Some(server));
@@ -133,11 +133,6 @@ impl Transport for Stream {
         self.kind.set(kind_of(py, &protocol)?);
         self.protocol.set(Some(protocol));
         Ok(())
-    }
-
-    /// A connection that nobody reads would hang for ever.
-    fn cannot_watch(this: ThisStream<'_, '_>, error: PyErr) -> PyResult<()> {
-        endpoint::fail(this, error, "Fatal error: the socket cannot be watched")
     }
 
     fn after_lost(this: ThisStream<'_, '_>) -> PyResult<()> {

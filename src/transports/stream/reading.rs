@@ -3,14 +3,16 @@
 use std::io;
 
 use pyo3::exceptions::PyRuntimeError;
-use pyo3::intern;
 use pyo3::prelude::*;
 
 use super::{ProtocolKind, Stream, ThisStream};
 use crate::core::{self, Later, RECEIVE_BUFFER};
 use crate::cpython::buffer::with_writable_buffer;
+use crate::cpython::errors::new_error;
+use crate::cpython::errors::os_error;
+use crate::cpython::names::Name;
 use crate::cpython::object::Object;
-use crate::cpython::os_error::os_error;
+use crate::intern;
 use crate::reactor::socket;
 use crate::transports::endpoint;
 
@@ -25,8 +27,18 @@ const READ_FAILED: &str = "Fatal read error on socket transport";
 /// An error, and what to say of it.
 type Failure = (PyErr, &'static str);
 
-fn no_data(error: io::Error) -> Result<Received, Failure> {
-    if socket::is_not_ready(&error) { Ok(Received::Done) } else { Err((os_error(error), READ_FAILED)) }
+fn no_data(py: Python<'_>, error: io::Error) -> Result<Received, Failure> {
+    if socket::is_not_ready(&error) { Ok(Received::Done) } else { Err((os_error(py, error), READ_FAILED)) }
+}
+
+static DATA_RECEIVED: Name = Name::new("data_received");
+static GET_BUFFER: Name = Name::new("get_buffer");
+static BUFFER_UPDATED: Name = Name::new("buffer_updated");
+
+/// Calls a method of the protocol with one argument.
+#[inline(always)]
+fn call(py: Python<'_>, protocol: &Object, method: &'static Name, argument: &Object) -> PyResult<Object> {
+    protocol.call_method1(py, method.get(py)?, argument)
 }
 
 impl Stream {
@@ -34,7 +46,11 @@ impl Stream {
         let Some(protocol) = this.protocol.get() else { return Ok(()) };
         let known = this.read_error.replace(0);
         if known != 0 {
-            return endpoint::fail(this, os_error(io::Error::from_raw_os_error(known)), READ_FAILED);
+            return endpoint::fail(
+                this,
+                os_error(this.py(), io::Error::from_raw_os_error(known)),
+                READ_FAILED,
+            );
         }
         let received = match this.kind.get() {
             ProtocolKind::Streaming => Stream::receive(this, &protocol),
@@ -59,7 +75,7 @@ impl Stream {
             }
             core::Received::Nothing => return Ok(Received::Done),
         };
-        match protocol.call_method1(py, intern!(py, "data_received"), &data) {
+        match call(py, protocol, &DATA_RECEIVED, &data) {
             Ok(_) => Ok(Received::Done),
             Err(error) => Err((error, "Fatal error: protocol.data_received() call failed.")),
         }
@@ -69,11 +85,10 @@ impl Stream {
     fn receive_into_buffer(this: ThisStream<'_, '_>, protocol: &Object) -> Result<Received, Failure> {
         let py = this.py();
         let get_buffer_failed = |error| (error, "Fatal error: protocol.get_buffer() call failed.");
-        let hint =
-            (-1).into_pyobject(py).map(|hint| Object::from(&hint)).unwrap_or_else(|never| match never {});
-        let buffer =
-            protocol.call_method1(py, intern!(py, "get_buffer"), &hint).map_err(get_buffer_failed)?;
-        let empty = || get_buffer_failed(PyRuntimeError::new_err("get_buffer() returned an empty buffer"));
+        let hint = Object::from_int(py, -1).map_err(get_buffer_failed)?;
+        let buffer = call(py, protocol, &GET_BUFFER, &hint).map_err(get_buffer_failed)?;
+        let empty =
+            || get_buffer_failed(new_error::<PyRuntimeError>(py, "get_buffer() returned an empty buffer"));
         if !buffer.is_plain_buffer() && buffer.bind(py).len().map_err(get_buffer_failed)? == 0 {
             return Err(empty());
         }
@@ -84,15 +99,14 @@ impl Stream {
             Ok(0) => Ok(Received::End),
             Ok(count) => {
                 this.core.metrics.counts.bytes_read.add(count);
-                let updated = count.into_pyobject(py).map_err(PyErr::from).and_then(|count| {
-                    protocol.call_method1(py, intern!(py, "buffer_updated"), &count.into())
-                });
+                let updated = Object::from_size(py, count)
+                    .and_then(|count| call(py, protocol, &BUFFER_UPDATED, &count));
                 match updated {
                     Ok(_) => Ok(Received::Done),
                     Err(error) => Err((error, "Fatal error: protocol.buffer_updated() call failed.")),
                 }
             }
-            Err(error) => no_data(error),
+            Err(error) => no_data(py, error),
         }
     }
 

@@ -3,13 +3,14 @@
 use std::io;
 
 use pyo3::exceptions::PyRuntimeError;
-use pyo3::intern;
 use pyo3::prelude::*;
 
 use super::{Stream, ThisStream};
 use crate::cpython::buffer::Bytes;
+use crate::cpython::errors::new_error;
+use crate::cpython::errors::{OrOsError, os_error};
 use crate::cpython::object::Object;
-use crate::cpython::os_error::{OrOsError, os_error};
+use crate::intern;
 use crate::reactor::socket;
 use crate::transports::endpoint::{self, Phase, Transport};
 use crate::transports::write_queue::Progress;
@@ -112,7 +113,7 @@ impl Stream {
     #[cold]
     fn cannot_send(this: ThisStream<'_, '_>, error: io::Error) -> PyResult<()> {
         this.queue.borrow_mut().clear();
-        let error = os_error(error);
+        let error = os_error(this.py(), error);
         let exception = Object::from(error.value(this.py()));
         endpoint::fail(this, error, "Fatal write error on socket transport")?;
         Stream::end_wait(this, "set_exception", &exception)
@@ -143,7 +144,7 @@ impl Stream {
 
     fn shut_down(this: ThisStream<'_, '_>) -> PyResult<()> {
         this.core.stir();
-        socket::shutdown_write(this.fd).or_os_error()
+        socket::shutdown_write(this.fd).or_os_error(this.py())
     }
 
     pub fn write_eof(this: ThisStream<'_, '_>) -> PyResult<()> {
@@ -181,9 +182,13 @@ impl Stream {
     pub fn make_empty_waiter(this: ThisStream<'_, '_>) -> PyResult<Object> {
         let py = this.py();
         if this.empty_waiter.is_some() {
-            return Err(PyRuntimeError::new_err("Empty waiter is already set"));
+            return Err(new_error::<PyRuntimeError>(py, "Empty waiter is already set"));
         }
         Stream::flush_unless_blocked(this)?;
+        if this.is_lost() {
+            // What is written to a connection that has failed fails, too.
+            return Err(new_error::<PyRuntimeError>(py, "Transport is closing"));
+        }
         let waiter = this.event_loop.call_method0(py, intern!(py, "create_future"))?;
         this.empty_waiter.set(Some(waiter.clone()));
         this.refuses_writes.set(true);

@@ -1,0 +1,66 @@
+//! Making Python's exceptions: the one place that turns an error of the operating system into Python's.
+//!
+//! PyO3 makes an exception when it is first looked at, and panics if there is no memory for it then. Here it is made at
+//! once, and if that fails, the error is a MemoryError. PyO3 converts an io::Error with `?`, too, but into an OSError
+//! without errno. Whatever returns io::Result is therefore converted here, by name.
+
+use std::io;
+
+use pyo3::exceptions::PyOSError;
+use pyo3::ffi;
+use pyo3::prelude::*;
+use pyo3::type_object::PyTypeInfo;
+
+use super::object::{Object, tuple};
+
+/// An exception with a message.
+#[cold]
+pub fn new_error<T: PyTypeInfo>(py: Python<'_>, message: impl AsRef<str>) -> PyErr {
+    match Object::from_str(py, message.as_ref()) {
+        Ok(message) => error_of::<T>(py, &message),
+        Err(error) => error,
+    }
+}
+
+/// An exception with an argument, or with several in a tuple.
+#[cold]
+pub fn error_of<T: PyTypeInfo>(py: Python<'_>, arguments: &Object) -> PyErr {
+    // SAFETY: the class and the arguments live; an exception that is being raised meanwhile would be replaced, but
+    // nobody makes one then.
+    unsafe { ffi::PyErr_SetObject(T::type_object_raw(py).cast(), arguments.as_ptr()) };
+    PyErr::fetch(py)
+}
+
+/// An OSError with errno and the C library's message, of the subclass that belongs to the number.
+pub fn os_error(py: Python<'_>, error: io::Error) -> PyErr {
+    match error.raw_os_error() {
+        Some(number) => numbered(py, number, &message(number)),
+        None => new_error::<PyOSError>(py, error.to_string()),
+    }
+}
+
+/// An OSError with errno and a message, of the subclass that belongs to the number.
+pub fn numbered(py: Python<'_>, number: i32, message: &str) -> PyErr {
+    let arguments = || tuple(py, &[&Object::from_int(py, number)?, &Object::from_str(py, message)?]);
+    match arguments() {
+        Ok(arguments) => error_of::<PyOSError>(py, &arguments),
+        Err(error) => error,
+    }
+}
+
+fn message(number: i32) -> String {
+    let text = io::Error::from_raw_os_error(number).to_string();
+    let suffix = format!(" (os error {number})");
+    text.strip_suffix(&suffix).unwrap_or(&text).to_owned()
+}
+
+/// Makes Python's result of the operating system's.
+pub trait OrOsError<T> {
+    fn or_os_error(self, py: Python<'_>) -> PyResult<T>;
+}
+
+impl<T> OrOsError<T> for io::Result<T> {
+    fn or_os_error(self, py: Python<'_>) -> PyResult<T> {
+        self.map_err(|error| os_error(py, error))
+    }
+}

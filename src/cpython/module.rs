@@ -1,0 +1,126 @@
+//! The extension module itself, and what is asked of other modules.
+//!
+//! PyO3's `#[pymodule]` panics where there is no memory for a name, so the module is made from the C API's own parts, as
+//! classes are.
+
+use std::cell::UnsafeCell;
+use std::ffi::{CStr, c_int, c_void};
+
+use pyo3::ffi;
+use pyo3::prelude::*;
+
+use super::methods::guard;
+use super::object::Object;
+
+/// Imports a module.
+pub fn import<'py>(py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyAny>> {
+    let name = Object::from_str(py, name)?;
+    // SAFETY: the name lives; returns a new reference or null with an exception.
+    let module = unsafe { Object::from_owned(py, ffi::PyImport_Import(name.as_ptr()))? };
+    Ok(module.into_bound(py))
+}
+
+/// An attribute of an object, under a name that is asked for once.
+pub fn attribute(object: &Bound<'_, PyAny>, name: &str) -> PyResult<Object> {
+    let py = object.py();
+    let name = Object::from_str(py, name)?;
+    // SAFETY: both live; returns a new reference or null with an exception.
+    unsafe { Object::from_owned(py, ffi::PyObject_GetAttr(object.as_ptr(), name.as_ptr())) }
+}
+
+/// Adds something to a module.
+pub fn add(module: &Bound<'_, PyModule>, name: &str, value: impl Into<Object>) -> PyResult<()> {
+    let py = module.py();
+    let (name, value) = (Object::from_str(py, name)?, value.into());
+    // SAFETY: all three live.
+    match unsafe { ffi::PyObject_SetAttr(module.as_ptr(), name.as_ptr(), value.as_ptr()) } {
+        0 => Ok(()),
+        _ => Err(PyErr::fetch(py)),
+    }
+}
+
+/// What a module is made of.
+pub struct Definition {
+    definition: UnsafeCell<ffi::PyModuleDef>,
+    slots: UnsafeCell<[ffi::PyModuleDef_Slot; SLOTS]>,
+    methods: UnsafeCell<[ffi::PyMethodDef; FUNCTIONS + 1]>,
+}
+
+const SLOTS: usize = 3;
+const FUNCTIONS: usize = 3;
+
+// SAFETY: the interpreter alone changes it, in the first import and with the GIL.
+unsafe impl Sync for Definition {}
+
+/// Fills in a module: called for each that is imported.
+pub type Exec = unsafe extern "C" fn(*mut ffi::PyObject) -> c_int;
+
+impl Definition {
+    pub const fn new(
+        name: &'static CStr,
+        doc: &'static CStr,
+        functions: [ffi::PyMethodDef; FUNCTIONS],
+        exec: Exec,
+    ) -> Definition {
+        let [first, second, third] = functions;
+        let end = ffi::PyModuleDef_Slot { slot: 0, value: std::ptr::null_mut() };
+        Definition {
+            definition: UnsafeCell::new(ffi::PyModuleDef {
+                m_base: ffi::PyModuleDef_HEAD_INIT,
+                m_name: name.as_ptr(),
+                m_doc: doc.as_ptr(),
+                m_size: 0,
+                m_methods: std::ptr::null_mut(),
+                m_slots: std::ptr::null_mut(),
+                m_traverse: None,
+                m_clear: None,
+                m_free: None,
+            }),
+            slots: UnsafeCell::new([
+                ffi::PyModuleDef_Slot { slot: ffi::Py_mod_exec, value: exec as *mut c_void },
+                // Interpreters with a GIL of their own cannot import it: see `super::interpreter`.
+                #[cfg(Py_3_12)]
+                ffi::PyModuleDef_Slot {
+                    slot: ffi::Py_mod_multiple_interpreters,
+                    value: ffi::Py_MOD_MULTIPLE_INTERPRETERS_NOT_SUPPORTED,
+                },
+                #[cfg(not(Py_3_12))]
+                end,
+                end,
+            ]),
+            methods: UnsafeCell::new([first, second, third, ffi::PyMethodDef::zeroed()]),
+        }
+    }
+
+    /// What the function `PyInit_...` returns.
+    ///
+    /// # Safety
+    /// Called by the interpreter, as that function.
+    pub unsafe fn init(&'static self) -> *mut ffi::PyObject {
+        // SAFETY: the interpreter, which alone reads them, does so from here on; all that they refer to is static.
+        unsafe {
+            let definition = self.definition.get();
+            (*definition).m_methods = self.methods.get().cast();
+            (*definition).m_slots = self.slots.get().cast();
+            ffi::PyModuleDef_Init(definition)
+        }
+    }
+}
+
+/// Calls `fill` with a module that is being made.
+///
+/// # Safety
+/// Called by the interpreter, with that module, as [`Exec`].
+pub unsafe fn exec(
+    module: *mut ffi::PyObject,
+    fill: impl FnOnce(&Bound<'_, PyModule>) -> PyResult<()>,
+) -> c_int {
+    // SAFETY: the module lives through the call, and the GIL is held.
+    unsafe {
+        guard(-1, |py| {
+            let module = Bound::from_borrowed_ptr(py, module).cast_into_unchecked::<PyModule>();
+            fill(&module)?;
+            Ok(0)
+        })
+    }
+}

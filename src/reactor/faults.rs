@@ -1,0 +1,243 @@
+//! Faults: system calls of the reactor that fail when a test says so. Only with the cargo feature `faults`; without it
+//! the functions here do nothing, and no instruction is left of them.
+//!
+//! A function that makes a system call first asks [`attempt`] whether it is to fail, or [`length`] or [`slices`], which
+//! also tell how much of a buffer it may transfer. What is set up with `inject` holds for the whole process: any thread
+//! can meet it.
+
+/// The system calls that can be made to fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub enum Call {
+    Accept,
+    Connect,
+    EpollAdd,
+    EpollCreate,
+    EpollDelete,
+    EpollModify,
+    EpollPwait2,
+    EpollWait,
+    EventFd,
+    Fcntl,
+    Fstat,
+    GetPeerName,
+    GetSockName,
+    GetSockOpt,
+    Read,
+    Recv,
+    RecvMany,
+    RecvMessage,
+    Send,
+    SendMessage,
+    SendTo,
+    SetSockOpt,
+    Shutdown,
+    Socket,
+    Wake,
+    Write,
+}
+
+#[cfg(feature = "faults")]
+pub use injected::{NAMES, attempt, counts, inject, length, lengths, reset, slices};
+#[cfg(not(feature = "faults"))]
+pub use none::{attempt, length, lengths, slices};
+
+#[cfg(not(feature = "faults"))]
+mod none {
+    use std::io::{self, IoSlice};
+
+    use super::Call;
+
+    /// The error that the call is to fail with, if it is.
+    #[inline(always)]
+    pub fn attempt(_call: Call) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// How many of `length` bytes or items the call may transfer.
+    #[inline(always)]
+    pub fn length(_call: Call, length: usize) -> io::Result<usize> {
+        Ok(length)
+    }
+
+    /// The same of two buffers.
+    #[inline(always)]
+    pub fn lengths(_call: Call, lengths: [usize; 2]) -> io::Result<[usize; 2]> {
+        Ok(lengths)
+    }
+
+    /// The part of the buffers that the call may transfer.
+    #[inline(always)]
+    pub fn slices<'a>(_call: Call, slices: &'a [IoSlice<'a>]) -> io::Result<&'a [IoSlice<'a>]> {
+        Ok(slices)
+    }
+}
+
+#[cfg(feature = "faults")]
+mod injected {
+    use std::io::{self, IoSlice};
+    use std::sync::{Mutex, MutexGuard};
+
+    use super::Call;
+
+    /// The names of the calls, in the order of [`Call`].
+    pub const NAMES: [&str; 26] = [
+        "accept4",
+        "connect",
+        "epoll_add",
+        "epoll_create",
+        "epoll_del",
+        "epoll_mod",
+        "epoll_pwait2",
+        "epoll_wait",
+        "eventfd",
+        "fcntl",
+        "fstat",
+        "getpeername",
+        "getsockname",
+        "getsockopt",
+        "read",
+        "recv",
+        "recvmmsg",
+        "recvmsg",
+        "send",
+        "sendmsg",
+        "sendto",
+        "setsockopt",
+        "shutdown",
+        "socket",
+        "wake",
+        "writev",
+    ];
+
+    /// What is to become of a call, and how often it was made.
+    #[derive(Clone, Copy)]
+    struct State {
+        made: u64,
+        /// The error, or 0 for a call that transfers one byte or item at the most.
+        errno: i32,
+        /// Calls that still succeed.
+        after: u64,
+        /// Calls that fail then.
+        times: u64,
+    }
+
+    const NOTHING: State = State { made: 0, errno: 0, after: 0, times: 0 };
+    static STATES: Mutex<[State; NAMES.len()]> = Mutex::new([NOTHING; NAMES.len()]);
+
+    fn states() -> MutexGuard<'static, [State; NAMES.len()]> {
+        STATES.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Makes the call named `name` fail with `errno`, or transfer one byte at the most if that is 0: after the next
+    /// `after` calls, `times` times. False if there is no such call.
+    pub fn inject(name: &str, errno: i32, after: u64, times: u64) -> bool {
+        let Some(index) = NAMES.iter().position(|known| *known == name) else { return false };
+        let mut states = states();
+        states[index] = State { errno, after, times, ..states[index] };
+        true
+    }
+
+    /// Has all calls succeed again, and forgets how often they were made.
+    pub fn reset() {
+        *states() = [NOTHING; NAMES.len()];
+    }
+
+    /// How often each call was made, with those that failed.
+    pub fn counts() -> impl Iterator<Item = (&'static str, u64)> {
+        let states = *states();
+        NAMES.into_iter().zip(states).map(|(name, state)| (name, state.made))
+    }
+
+    /// Counts a call. The number of the error that it is to fail with, if it is.
+    fn count(call: Call) -> Option<i32> {
+        let state = &mut states()[call as usize];
+        state.made += 1;
+        if state.times == 0 {
+            None
+        } else if state.after > 0 {
+            state.after -= 1;
+            None
+        } else {
+            state.times -= 1;
+            Some(state.errno)
+        }
+    }
+
+    fn failed(errno: i32) -> io::Error {
+        // SAFETY: the address of the thread's own errno.
+        #[cfg(target_os = "linux")]
+        unsafe {
+            *libc::__errno_location() = errno;
+        }
+        io::Error::from_raw_os_error(errno)
+    }
+
+    /// The error that the call is to fail with, if it is; errno is set to it, too.
+    pub fn attempt(call: Call) -> io::Result<()> {
+        match count(call) {
+            None | Some(0) => Ok(()),
+            Some(errno) => Err(failed(errno)),
+        }
+    }
+
+    /// How many of `length` bytes or items the call may transfer.
+    pub fn length(call: Call, length: usize) -> io::Result<usize> {
+        match count(call) {
+            None => Ok(length),
+            Some(0) => Ok(length.min(1)),
+            Some(errno) => Err(failed(errno)),
+        }
+    }
+
+    /// The same of two buffers.
+    pub fn lengths(call: Call, [first, second]: [usize; 2]) -> io::Result<[usize; 2]> {
+        let both = length(call, first + second)?;
+        Ok([first.min(both), second.min(both - first.min(both))])
+    }
+
+    /// The part of the buffers that the call may transfer.
+    pub fn slices<'a>(call: Call, slices: &'a [IoSlice<'a>]) -> io::Result<Vec<IoSlice<'a>>> {
+        match count(call) {
+            None => Ok(slices.to_vec()),
+            Some(0) => {
+                Ok(slices.iter().take(1).map(|slice| IoSlice::new(&slice[..slice.len().min(1)])).collect())
+            }
+            Some(errno) => Err(failed(errno)),
+        }
+    }
+
+    #[cfg(test)]
+    mod tests {
+        use super::*;
+        use crate::reactor::pipe;
+        use std::os::fd::AsRawFd;
+
+        #[test]
+        fn a_call_fails_when_it_is_told_to() {
+            let (_reader, writer) = io::pipe().unwrap();
+            let fd = writer.as_raw_fd();
+            let data = [IoSlice::new(b"pi"), IoSlice::new(b"pe")];
+            assert!(inject("writev", libc::ENOSPC, 1, 2));
+            assert_eq!(pipe::write(fd, &data).unwrap(), 4);
+            for _ in 0..2 {
+                assert_eq!(pipe::write(fd, &data).unwrap_err().raw_os_error(), Some(libc::ENOSPC));
+            }
+            assert_eq!(pipe::write(fd, &data).unwrap(), 4);
+            assert!(inject("writev", 0, 0, u64::MAX));
+            assert_eq!(pipe::write(fd, &data).unwrap(), 1);
+            assert!(counts().any(|(name, made)| name == "writev" && made >= 5));
+            reset();
+            assert!(!inject("open", 1, 0, 1));
+        }
+
+        #[test]
+        fn names_are_in_the_order_of_the_calls() {
+            let named = |call: Call| NAMES[call as usize];
+            assert_eq!(named(Call::Accept), "accept4");
+            assert_eq!(named(Call::GetSockOpt), "getsockopt");
+            assert_eq!(named(Call::SendMessage), "sendmsg");
+            assert_eq!(named(Call::Write), "writev");
+        }
+    }
+}

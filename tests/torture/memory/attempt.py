@@ -1,0 +1,209 @@
+"""One operation with one allocation failing, or all from one on; run in a process of its own."""
+
+from __future__ import annotations
+
+import _testcapi
+import asyncio
+import contextlib
+import gc
+import itertools
+import logging
+import os
+import socket
+import sys
+import traceback
+
+import helpers
+
+from . import programs
+
+# How long an operation may wait for what a failed allocation has prevented, and how long it may take at all.
+PATIENCE = 0.5
+LIMIT = 5.0
+# More allocations than any operation makes.
+MOST = 1 << 20
+
+
+def factory(loop_name):
+    if loop_name == "asyncio":
+        return asyncio.SelectorEventLoop
+    import hotloop
+
+    return hotloop.new_event_loop
+
+
+class Overdue(Exception):
+    """The operation waits for what does not come."""
+
+
+class Witness:
+    """What was said of errors while memory was short: to the exception handler, the log, the hooks."""
+
+    def __init__(self):
+        self.said = []
+        sys.unraisablehook = lambda found: self.said.append(("unraisable", found.exc_value))
+        logger = logging.getLogger("asyncio")
+        logger.addHandler(handler := logging.Handler())
+        logger.propagate = False
+        handler.emit = self.emit
+
+    def handler(self, loop, context):
+        self.said.append(("handler", context.get("exception"), context["message"]))
+
+    def emit(self, record):
+        self.said.append(("log", (record.exc_info or (None, None))[1], record.msg))
+
+
+def describe(error):
+    """Its class, and the innermost places in which it was raised."""
+    frames = traceback.extract_tb(error.__traceback__)[-3:]
+    places = [f"{os.path.basename(frame.filename)}:{frame.lineno} {frame.name}" for frame in frames]
+    return f"{type(error).__name__}: {error} in {' < '.join(reversed(places))}"
+
+
+def is_shortage(error):
+    """Whether an exception says that there was no memory, or comes of one that does."""
+    seen = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, MemoryError):
+            return True
+        if isinstance(error, BaseExceptionGroup) and any(map(is_shortage, error.exceptions)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def starved(act, first, last):
+    """Call `act` with those allocations failing. Returns its exception, and whether one failed for
+    certain."""
+    error = None
+    failed = False
+    try:
+        _testcapi.set_nomemory(first, last)
+        try:
+            act()
+            if last == 0:
+                bytearray(100)
+        finally:
+            _testcapi.remove_mem_hooks()
+    except BaseException as caught:
+        error = caught
+        failed = is_shortage(caught)
+    return error, failed
+
+
+def allocations(act):
+    """How many allocations `act` makes, about: by how many it leaves until the one that fails."""
+
+    def left(act):
+        numbers = itertools.count()
+        _testcapi.set_nomemory(MOST, MOST + 1)
+        try:
+            act()
+            for _ in numbers:
+                object()
+        except MemoryError:
+            pass
+        finally:
+            _testcapi.remove_mem_hooks()
+        return next(numbers)
+
+    left(int)  # the free lists are as full as they will be
+    alone = left(int)
+    return round((alone - left(act)) * MOST / alone)
+
+
+def check_loop(loop):
+    """Whether the loop still does what loops do."""
+    ours, peer = socket.socketpair()
+    for sock in (ours, peer):
+        sock.setblocking(False)
+
+    async def main():
+        async with asyncio.timeout(3):
+            future = loop.create_future()
+            loop.call_later(0, future.set_result, None)
+            await future
+            reader, writer = await asyncio.open_connection(sock=ours)
+            await loop.sock_sendall(peer, b"hello")
+            await reader.readexactly(5)
+            writer.close()
+
+    try:
+        # What the operation has queued goes first, a stop() among it.
+        loop.call_soon(loop.stop)
+        loop.run_forever()
+        loop.run_until_complete(main())
+    finally:
+        ours.close()
+        peer.close()
+
+
+def end(loop):
+    """What asyncio.Runner does at the end."""
+    tasks = asyncio.all_tasks(loop)
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        loop.run_until_complete(asyncio.wait(tasks, timeout=PATIENCE))
+    left = [task for task in tasks if not task.done()]
+    loop.run_until_complete(loop.shutdown_asyncgens())
+    loop.run_until_complete(loop.shutdown_default_executor())
+    return left
+
+
+def attempt(loop_name, name, first, last):
+    """What came of it, as a dict that JSON can write."""
+    witness = Witness()
+    gc.collect()
+    before = helpers.open_descriptors()
+    problems = []
+    loopless = name in programs.LOOPLESS
+    loop = None if name == "import" else factory(loop_name) if loopless else factory(loop_name)()
+    clean = contextlib.ExitStack()
+    if not loopless:
+        loop.set_exception_handler(witness.handler)
+    act = programs.PROGRAMS[name](loop, clean)
+    if first is None:
+        return {"count": allocations(act)}
+    overdue = []
+    if not loopless:
+
+        def interrupt():
+            overdue.append(None)
+            _testcapi.remove_mem_hooks()
+            loop.stop()
+
+        watchdog = loop.call_later(PATIENCE, interrupt)
+    error, failed = starved(act, first, last)
+    if not loopless:
+        watchdog.cancel()
+    result = {
+        "error": type(error).__name__ if error is not None else None,
+        "shortage": failed,
+        "overdue": bool(overdue),
+        "where": describe(error) if error is not None else None,
+        "said": [f"{kind} {rest}: {describe(told) if told else None}" for kind, told, *rest in witness.said],
+        "told": any(is_shortage(told) for _, told, *_ in witness.said),
+    }
+    said = len(witness.said)
+    error = None
+    try:
+        if not loopless:
+            if not loop.is_closed():
+                with contextlib.suppress(asyncio.CancelledError):
+                    check_loop(loop)
+                clean.close()
+                problems += [f"a task is left: {task!r}" for task in end(loop)]
+            loop.close()
+        clean.close()
+    except BaseException as caught:
+        problems.append("afterwards: " + "".join(traceback.format_exception(caught)[-6:]))
+    act = loop = watchdog = None
+    for _ in range(3):
+        gc.collect()
+    problems += [f"a descriptor is left: {target}" for target in helpers.opened_since(before).values()]
+    result["later"] = [f"{kind} {rest}: {told!r}" for kind, told, *rest in witness.said[said:]]
+    result["problems"] = problems
+    return result

@@ -1,0 +1,147 @@
+"""Whatever allocation fails, a MemoryError comes of it at the most, and the loop goes on."""
+
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+from torture import effort
+from torture.memory import programs
+
+try:
+    import _testcapi
+except ImportError:
+    _testcapi = None
+
+pytestmark = [
+    pytest.mark.hotloop_only,
+    pytest.mark.skipif(
+        not hasattr(_testcapi, "set_nomemory"), reason="needs CPython's _testcapi.set_nomemory()"
+    ),
+]
+TESTS = pathlib.Path(__file__).parent.parent
+# Allocations to fail of each program, and of each way to fail it.
+ALLOCATIONS = int(effort.effort(4, 400))
+# The same on asyncio's own loop, where something is wrong.
+COMPARED = int(effort.effort(60, 2000))
+PANIC = "a panic"
+# What CPython's own code does wrong when it has no memory: the function in which it crashes.
+CRASHES_OF_PYTHON = {
+    "dictiter_dealloc": "an iterator of a dict is freed that was not tracked yet",
+    "PyFunction_NewWithQualName": "the code of a function that could not be made was released twice",
+}
+
+
+def run(*arguments, command=()):
+    return subprocess.run(
+        [*command, sys.executable, "-m", "torture.memory.runner", *map(str, arguments)],
+        cwd=TESTS,
+        env={**os.environ, "PYTHONPATH": str(TESTS)},
+        capture_output=True,
+        text=True,
+        timeout=880,
+    )
+
+
+def attempts(*arguments):
+    result = run(*arguments)
+    assert result.returncode == 0, result
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def backtrace(*arguments):
+    """Where it crashed, told by gdb: the names of the functions, innermost first; None without gdb."""
+    gdb = [
+        "gdb",
+        "-batch",
+        "-ex",
+        "set follow-fork-mode child",
+        "-ex",
+        "run",
+        "-ex",
+        "backtrace 30",
+        "--args",
+    ]
+    try:
+        said = run(*arguments, command=gdb).stdout
+    except FileNotFoundError:
+        return None
+    return "\n".join(line for line in said.splitlines() if line.startswith("#"))
+
+
+def is_of_python(found):
+    innermost = (found or "").splitlines()[:4]
+    return any(name in line for name in CRASHES_OF_PYTHON for line in innermost)
+
+
+def fault(mode, kind, result):
+    """What is wrong with what came of an attempt, or None."""
+    if result["ended"] == "hang":
+        return "it hangs"
+    if "panicked at" in result["log"]:
+        return PANIC
+    if result["ended"] != 0:
+        found = backtrace("hotloop", result["program"], mode, kind, f"={result['number']}")
+        return None if is_of_python(found) else f"status {result['ended']}\n{found}"
+    if result["error"] is not None and not result["shortage"] and not result["overdue"]:
+        return "an exception that does not come of the shortage"
+    if result["overdue"] and kind == "once" and not result["told"]:
+        return "what it waits for does not come, and nobody was told why"
+    if [problem for problem in result["problems"] if not is_of_task(problem, result)]:
+        return "it leaves something behind"
+    return None
+
+
+def is_of_task(problem, result):
+    """Whether asyncio's task was told of the shortage as it was woken: it then waits for ever, on any loop."""
+    return problem.startswith("a task is left") and result["told"]
+
+
+def where(result):
+    """The place in the standard library, where asyncio's own loop comes, too; None if it is elsewhere."""
+    place = (result.get("where") or "").partition(" in ")[2].partition(" < ")[0]
+    if not place and (found := re.search(r'File "(.*?)", line (\d+) in (.*)', result["log"])):
+        place = f"{os.path.basename(found[1])}:{found[2]} {found[3]}"
+    return place if place and not place.startswith(("loop.py", "_", "programs.py")) else None
+
+
+def not_as_asyncio(mode, kind, faults):
+    """Leaves out what asyncio's own loop does at the same place of the standard library."""
+    names = {result["program"] for what, result in faults if what != PANIC and where(result)}
+    names -= programs.HOTLOOP_ONLY
+    theirs = set()
+    if names:
+        # Its loop makes its sockets as it is made, ours when it runs first.
+        names.add("make")
+        for result in attempts("asyncio", ",".join(sorted(names)), mode, kind, COMPARED):
+            if result["ended"] != 0 or result["problems"] or not result["shortage"]:
+                theirs.add(where(result))
+    return [
+        (what, result) for what, result in faults if what == PANIC or where(result) not in theirs - {None}
+    ]
+
+
+# In `make test` all programs are run by one process, in `make torture` each by its own.
+GROUPS = list(programs.PROGRAMS) if effort.FULL else [",".join(programs.PROGRAMS)]
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("kind", ["once", "on"])
+@pytest.mark.parametrize("mode", ["cold", "warm"])
+@pytest.mark.parametrize("names", GROUPS, ids=GROUPS if effort.FULL else ["some of all"])
+def test_without_memory(names, mode, kind, record_property):
+    # What has been imported can't be again; and nothing else is cold after it.
+    wanted = [name for name in names.split(",") if mode == "cold" or name != "import"]
+    results = attempts("hotloop", ",".join(wanted), mode, kind, ALLOCATIONS) if wanted else []
+    record_property("allocations failed", len(results))
+    faults = [(fault(mode, kind, result), result) for result in results]
+    faults = not_as_asyncio(mode, kind, [(what, result) for what, result in faults if what])
+    assert not faults, "\n\n".join(
+        f"torture.memory.runner hotloop {result['program']} {mode} {kind} ={result['number']}: {what}\n"
+        + "\n".join(f"  {key}: {value}" for key, value in result.items() if value)
+        for what, result in faults
+    )
