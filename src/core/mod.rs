@@ -70,8 +70,8 @@ pub struct Core {
     pub pace: Pace,
     /// When the GIL was last released, in seconds of the clock.
     released: Cell<f64>,
-    /// When a new poller is to be made, after that has failed.
-    renew_at: Cell<f64>,
+    /// Whether the last wait failed, which was reported then.
+    wait_failed: Cell<bool>,
     drowsiness: Drowsiness,
     pub metrics: Metrics,
     /// What a watcher sees of the loop, if it is watched.
@@ -96,7 +96,7 @@ impl Core {
             events: Cell::new(None),
             pace: Pace::default(),
             released: Cell::new(f64::NEG_INFINITY),
-            renew_at: Cell::new(f64::NEG_INFINITY),
+            wait_failed: Cell::new(false),
             drowsiness: Drowsiness::default(),
             metrics: Metrics::default(),
             turns: StateCell::default(),

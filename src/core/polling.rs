@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use pyo3::prelude::*;
 
-use super::watching::Registrations;
 use super::{Core, Ready, report_error};
 use crate::cpython::errors::os_error;
 use crate::cpython::object::{Object, check_signals, has_other_threads};
@@ -19,10 +18,8 @@ use crate::reactor::poller;
 /// long as the loop is busy otherwise, or for the interpreter's switch interval.
 const RELEASE_INTERVAL: f64 = 200e-6;
 
-/// Seconds between two attempts to make a new poller, while there are no descriptors or memory for one...
-const RENEW_INTERVAL: f64 = 0.1;
-/// ...and a pause in place of a wait, meanwhile.
-const RENEW_PAUSE: Duration = Duration::from_millis(1);
+/// In place of a wait, while there is nothing to wait on.
+const PAUSE: Duration = Duration::from_millis(1);
 
 /// A timer is due when this much is left, in seconds: the step of the clock, as in asyncio.
 const CLOCK_RESOLUTION: f64 = 1e-9;
@@ -102,12 +99,13 @@ impl Core {
             _ => (self.wait(py, now.seconds, &mut events, timeout), true),
         };
         let check = events.interrupted || waited;
-        let found = result.map(|()| self.take_in(py, &events));
+        if result.is_ok() {
+            self.take_in(py, &events);
+        }
         self.events.set(Some(events));
-        match found {
-            Ok(Registrations::Current) => {}
-            Ok(Registrations::Stale) => self.renew_poller(py, event_loop, now.seconds, None)?,
-            Err(error) => self.renew_poller(py, event_loop, now.seconds, Some(error))?,
+        match result {
+            Ok(()) => self.wait_failed.set(false),
+            Err(error) => self.recover(py, event_loop, error)?,
         }
         if check { check_signals(py) } else { Ok(()) }
     }
@@ -186,37 +184,21 @@ impl Core {
         result
     }
 
-    /// Makes a new poller in place of one that has stale registrations, or that an error says is of no use. If that fails,
-    /// which is reported once, it is tried again later.
+    /// Goes on after a wait that failed, with another poller if the present one is of no use. If there can be none, which is
+    /// reported once, the next poll tries again.
     #[cold]
-    fn renew_poller(
-        &self,
-        py: Python<'_>,
-        event_loop: &Object,
-        now: f64,
-        error: Option<io::Error>,
-    ) -> PyResult<()> {
-        if now >= self.renew_at.get() || error.is_some() {
-            let renewed = match &mut *self.registry.borrow_mut() {
-                Some(registry) => registry.rebuild(),
-                None => Ok(()),
-            };
-            match renewed {
-                Ok(()) => {
-                    self.renew_at.set(f64::NEG_INFINITY);
-                    return Ok(());
-                }
-                Err(error) => {
-                    let is_first = self.renew_at.replace(now + RENEW_INTERVAL) == f64::NEG_INFINITY;
-                    if is_first {
-                        report_error(py, event_loop, event_loop, os_error(py, error))?;
-                    }
-                }
-            }
+    fn recover(&self, py: Python<'_>, event_loop: &Object, error: io::Error) -> PyResult<()> {
+        let recovered = match &mut *self.registry.borrow_mut() {
+            Some(registry) => registry.recover(error),
+            None => Ok(()),
+        };
+        let Err(error) = recovered else { return Ok(()) };
+        if !self.wait_failed.replace(true) {
+            report_error(py, event_loop, event_loop, os_error(py, error))?;
         }
         if self.ready_length() == 0 {
-            // The next wait would end as this one did, at once.
-            py.detach(|| std::thread::sleep(RENEW_PAUSE));
+            // The next wait would fail at once, too.
+            py.detach(|| std::thread::sleep(PAUSE));
         }
         Ok(())
     }

@@ -160,15 +160,6 @@ fn calm(registry: &mut Registry<Watch>, slot: Slot) {
     }
 }
 
-/// What the kernel reported events of.
-#[must_use]
-pub(super) enum Registrations {
-    /// Of what is watched now.
-    Current,
-    /// Also of a file that is not, any more: only another poller ends that.
-    Stale,
-}
-
 impl Core {
     /// The objects on whose behalf descriptors are watched.
     pub fn watched_objects(&self, py: Python<'_>) -> Vec<Object> {
@@ -189,19 +180,19 @@ impl Core {
     }
 
     /// Queues what has become ready.
-    pub(super) fn take_in(&self, py: Python<'_>, events: &poller::Ready) -> Registrations {
+    pub(super) fn take_in(&self, py: Python<'_>, events: &poller::Ready) {
         if events.is_empty() {
-            return Registrations::Current;
+            return;
         }
         let mut borrowed = self.registry.borrow_mut();
-        let Some(registry) = &mut *borrowed else { return Registrations::Current };
+        let Some(registry) = &mut *borrowed else { return };
         let mut ready = self.ready.borrow_mut();
-        let mut registrations = Registrations::Current;
+        let mut strays = false;
         let mut unwaited = Vec::new();
         for event in events.events() {
             self.metrics.counts.io_events.add(1);
             let Some((slot, watch)) = registry.resolve(event.key) else {
-                registrations = Registrations::Stale;
+                strays = true;
                 continue;
             };
             if event.only_priority {
@@ -241,7 +232,9 @@ impl Core {
         for slot in unwaited {
             calm(registry, slot);
         }
-        registrations
+        if strays {
+            registry.suspect_strays();
+        }
     }
 
     fn with_registry<R>(
@@ -345,6 +338,10 @@ impl Core {
                 None => registry.insert(fd, Watch::Waiters { reader: None, writer: None, idle: 0 }),
             };
             let mut interest = registry.registered(slot);
+            // Who waits for the other direction need not be registered: the last attempt may have failed.
+            let wanted = registry.get(slot).map_or(Interest::NONE, Watch::wanted);
+            interest.readable |= wanted.readable;
+            interest.writable |= wanted.writable;
             match direction {
                 Direction::Read => interest.readable = true,
                 Direction::Write => interest.writable = true,

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicPtr, Ordering::Relaxed};
 
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
+use pyo3::types::PyString;
 use pyo3::{Borrowed, ffi};
 
 use super::errors::new_error;
@@ -222,8 +223,11 @@ fn assign(
     value: &Bound<'_, PyAny>,
 ) -> PyResult<()> {
     let py = name.py();
-    let name: String = name.extract()?;
-    let Some(index) = names.iter().position(|candidate| *candidate == name) else {
+    let name = name.cast::<PyString>()?;
+    // A name with surrogates has no other spelling, and is nobody's.
+    let known = name.to_str().ok();
+    let Some(index) = names.iter().position(|candidate| Some(*candidate) == known) else {
+        let name = name.to_string_lossy();
         return Err(new_error::<PyTypeError>(
             py,
             format!("{method}() got an unexpected keyword argument '{name}'"),

@@ -1,5 +1,6 @@
 //! What the event loop counts of itself, for loop.metrics().
 
+use pyo3::exceptions::PyValueError;
 use pyo3::ffi::PyMethodDef;
 use pyo3::prelude::*;
 
@@ -8,6 +9,7 @@ use std::sync::Arc;
 use super::{Loop, ThisLoop};
 use crate::core::watchdog;
 use crate::cpython::args::{Args, all};
+use crate::cpython::errors::new_error;
 use crate::cpython::object::{Object, dict, tuple};
 use crate::reactor::histogram::{Counted, Histogram};
 use crate::transports;
@@ -72,6 +74,9 @@ fn watch<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> 
         this.core.set_turns(None);
         return Ok(Object::none(py));
     };
+    if !(threshold > 0.0 && threshold.is_finite()) {
+        return Err(new_error::<PyValueError>(py, "the threshold must be a positive number of seconds"));
+    }
     let turns = this.core.turns().unwrap_or_default();
     turns.set_threshold(threshold);
     this.core.set_turns(Some(Arc::clone(&turns)));

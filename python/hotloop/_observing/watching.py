@@ -12,6 +12,7 @@ import gc
 import itertools
 import linecache
 import logging
+import math
 import os
 import sys
 import threading
@@ -99,7 +100,7 @@ _collecting_since: dict[int, float] = {}
 
 def watch(loop: Loop, threshold: float | None, handler: Callable[[Block], object] | None) -> None:
     """Do what loop.watch_blocking() says."""
-    if threshold is not None and not threshold > 0:
+    if threshold is not None and not 0 < threshold < math.inf:
         raise ValueError(f"the threshold must be a positive number of seconds, not {threshold!r}")
     state = loop._blocking
     if threshold is None:
