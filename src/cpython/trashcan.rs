@@ -12,7 +12,7 @@ use pyo3::ffi;
 /// Destructions within each other at the most. Between any two there can be as many of the interpreter's own containers.
 const DEEPEST: u32 = 32;
 
-type Destroy = unsafe fn(*mut ffi::PyObject);
+pub type Destroy = unsafe fn(*mut ffi::PyObject);
 
 struct Trashcan {
     depth: Cell<u32>,
@@ -28,36 +28,41 @@ unsafe impl Sync for Shared {}
 
 static TRASHCAN: Shared = Shared(Trashcan { depth: Cell::new(0), aside: RefCell::new(Vec::new()) });
 
-/// Destroys an instance, now or a little later.
+/// Begins a destruction. False if it is one too many within each other: then the instance is to be put aside.
+#[inline(always)]
+#[must_use]
+pub fn begin() -> bool {
+    let depth = TRASHCAN.0.depth.get();
+    TRASHCAN.0.depth.set(depth + 1);
+    depth < DEEPEST
+}
+
+/// Ends one.
+#[inline(always)]
+pub fn end() {
+    let depth = TRASHCAN.0.depth.get();
+    if depth == DEEPEST {
+        empty();
+    }
+    TRASHCAN.0.depth.set(depth - 1);
+}
+
+/// Has an instance destroyed a little later, and ends the destruction that has begun.
 ///
 /// # Safety
 /// The GIL is held. The instance is one that `destroy` can be called with, which will be done once.
-#[inline(always)]
-pub unsafe fn run(instance: *mut ffi::PyObject, destroy: Destroy) {
-    let trashcan = &TRASHCAN.0;
-    let depth = trashcan.depth.get() + 1;
-    if depth > DEEPEST {
-        trashcan.aside.borrow_mut().push((instance, destroy));
-        return;
-    }
-    trashcan.depth.set(depth);
-    // SAFETY: as the caller says.
-    unsafe { destroy(instance) };
-    if depth == DEEPEST {
-        // SAFETY: the instances were put aside by this function.
-        unsafe { empty(trashcan) };
-    }
-    trashcan.depth.set(trashcan.depth.get() - 1);
+#[cold]
+pub unsafe fn put_aside(instance: *mut ffi::PyObject, destroy: Destroy) {
+    TRASHCAN.0.aside.borrow_mut().push((instance, destroy));
+    TRASHCAN.0.depth.set(TRASHCAN.0.depth.get() - 1);
 }
 
-/// # Safety
-/// The GIL is held.
 #[cold]
-unsafe fn empty(trashcan: &Trashcan) {
+fn empty() {
     loop {
         // What is destroyed may put more aside: nothing is borrowed meanwhile.
-        let Some((instance, destroy)) = trashcan.aside.borrow_mut().pop() else { return };
-        // SAFETY: it was put aside to be destroyed once.
+        let Some((instance, destroy)) = TRASHCAN.0.aside.borrow_mut().pop() else { return };
+        // SAFETY: it was put aside to be destroyed once, and whoever destroys an object holds the GIL.
         unsafe { destroy(instance) };
     }
 }

@@ -182,6 +182,13 @@ impl Poller {
     /// Declares that the poller's descriptors were closed behind its back. Their numbers may be somebody else's by now, so
     /// that they are not closed when it is dropped.
     pub fn abandon(&self) {
+        #[cfg(target_os = "linux")]
+        if let Some(alarm) = &self.alarm
+            && alarm.is_in(self.inner().as_raw_fd())
+        {
+            // They are there all the same.
+            return;
+        }
         self.abandoned.store(true, Ordering::Relaxed);
     }
 
