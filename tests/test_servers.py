@@ -502,3 +502,29 @@ def test_a_server_ends_with_an_interrupt(loop_name):
         process.kill()
         raise
     assert (output, process.returncode, errors) == ("interrupted\n", 0, "")
+
+
+@pytest.mark.asyncio_bug("it is left to the garbage collector")
+@pytest.mark.parametrize("protocol_is_made", [True, False])
+async def test_a_factory_that_closes_its_server_leaves_no_connection_open(loop, protocol_is_made):
+    def factory():
+        server.close()
+        return Recorder() if protocol_is_made else None
+
+    server = await loop.create_server(factory, "127.0.0.1", 0)
+    with connect(server.sockets[0].getsockname()) as client:
+        assert await asyncio.wait_for(helpers.read_to_end(client), 5) == b""
+
+
+@pytest.mark.asyncio_bug("it is left to the garbage collector")
+async def test_a_transport_that_its_server_refuses_is_closed(loop):
+    class Server:
+        def _attach(self, *transport):
+            raise LookupError("refused")
+
+    ours, peer = helpers.tcp_pair()
+    with peer:
+        with pytest.raises(LookupError, match="refused"):
+            loop._make_socket_transport(ours, Recorder(), server=Server())
+        del ours
+        assert await asyncio.wait_for(helpers.read_to_end(peer), 5) == b""

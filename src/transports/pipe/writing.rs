@@ -47,8 +47,7 @@ impl WritePipe {
             tells_of_reader: kind != Kind::CharacterDevice,
         };
         let pipe = Obj::new(py, pipe)?;
-        endpoint::attach(py, &pipe)?;
-        endpoint::schedule_made(py, &pipe)?;
+        endpoint::start(py, &pipe, || Ok(()))?;
         Ok(pipe)
     }
 
