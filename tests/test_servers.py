@@ -6,7 +6,10 @@ import gc
 import resource
 import signal
 import socket
+import struct
 import subprocess
+import threading
+import time
 
 import helpers
 import pytest
@@ -528,3 +531,34 @@ async def test_a_transport_that_its_server_refuses_is_closed(loop):
             loop._make_socket_transport(ours, Recorder(), server=Server())
         del ours
         assert await asyncio.wait_for(helpers.read_to_end(peer), 5) == b""
+
+
+async def test_closing_a_connection_that_lingers_lets_other_threads_run(loop):
+    # The one that is to read what is still on its way, for one.
+    listening = helpers.listener()
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 20))
+    served = Served(connection_made=lambda protocol, transport: transport.write(b"x" * (4 << 20)))
+    server = await loop.create_server(served, sock=listening)
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
+    client.connect(listening.getsockname())
+    began = threading.Event()
+
+    def read_later():
+        began.wait()
+        time.sleep(0.2)
+        with client, contextlib.suppress(ConnectionError):
+            while client.recv(1 << 16):
+                pass
+
+    thread = threading.Thread(target=read_later)
+    thread.start()
+    await helpers.until(lambda: served)
+    await helpers.iterations(3)
+    start = time.monotonic()
+    began.set()
+    served[0].transport.abort()
+    await served[0].lost()
+    thread.join()
+    assert time.monotonic() - start < 10
+    server.close()

@@ -193,6 +193,11 @@ pub fn shutdown_write(fd: RawFd) -> io::Result<()> {
     check(unsafe { libc::shutdown(fd, libc::SHUT_WR) } as isize).map(drop)
 }
 
+/// Whether closing the socket waits until the peer has what was sent (SO_LINGER, which connections inherit).
+pub fn lingers(socket: &OwnedFd) -> bool {
+    socket2::SockRef::from(socket).linger().is_ok_and(|time| time.is_some())
+}
+
 /// Which file a descriptor stands for: no other file that is open has the same identity. None if it is closed.
 pub fn identity(fd: RawFd) -> Option<(libc::dev_t, libc::ino_t)> {
     faults::attempt(Call::Fstat).ok()?;

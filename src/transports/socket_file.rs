@@ -8,7 +8,7 @@ use pyo3::prelude::*;
 use super::address::Address;
 use crate::cpython::borrowing::StateCell;
 use crate::cpython::class::Visitor;
-use crate::cpython::object::Object;
+use crate::cpython::object::{Object, has_other_threads};
 use crate::cpython::socket::DescriptorPlace;
 use crate::imports::imports;
 use crate::intern;
@@ -185,10 +185,16 @@ impl SocketFile {
             let address = socket::local_address(fd).ok().map(Address::from);
             self.local.replace(address);
         }
-        let socket = self.socket.replace(Socket::Closed);
-        match &socket {
+        match self.socket.replace(Socket::Closed) {
             Socket::Python(socket) => socket.call_method0(py, intern!(py, "close")).map(drop),
-            Socket::Native(_) | Socket::Closed => Ok(()),
+            Socket::Native(fd) => {
+                if has_other_threads(py) && socket::lingers(&fd) {
+                    // It waits for the peer, who may be one of them.
+                    py.detach(|| drop(fd));
+                }
+                Ok(())
+            }
+            Socket::Closed => Ok(()),
         }
     }
 
