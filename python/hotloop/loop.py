@@ -276,8 +276,12 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
         transp.pause_reading()
         try:
             await transp._make_empty_waiter()
+            sock = transp._sock
+            if sock is None:
+                # Its descriptor may be another connection's by now.
+                raise ConnectionError("Connection is closed by peer")
             try:
-                duplicate = os.dup(transp._sock_fd)
+                duplicate = os.dup(sock.fileno())
             except OSError as error:
                 raise exceptions.SendfileNotAvailableError("no descriptor to send through") from error
             with socket.socket(fileno=duplicate) as sock:

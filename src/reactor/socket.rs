@@ -157,16 +157,26 @@ pub fn connect(fd: RawFd, address: &SocketAddr) -> io::Result<()> {
     check(unsafe { libc::connect(fd, address.as_ptr().cast(), address.len()) } as isize).map(drop)
 }
 
-/// The error that is pending on the socket, which then is no longer.
-pub fn take_error(fd: RawFd) -> io::Result<Option<io::Error>> {
+/// An option of the socket whose value is a number.
+fn option(fd: RawFd, name: libc::c_int) -> io::Result<libc::c_int> {
     let mut number: libc::c_int = 0;
     let mut length = size_of_val(&number) as libc::socklen_t;
     faults::attempt(Call::GetSockOpt)?;
     // SAFETY: the option's value is an int that lives through the call.
-    check(unsafe {
-        libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_ERROR, (&raw mut number).cast(), &mut length)
-    } as isize)?;
+    check(unsafe { libc::getsockopt(fd, libc::SOL_SOCKET, name, (&raw mut number).cast(), &mut length) }
+        as isize)?;
+    Ok(number)
+}
+
+/// The error that is pending on the socket, which then is no longer.
+pub fn take_error(fd: RawFd) -> io::Result<Option<io::Error>> {
+    let number = option(fd, libc::SO_ERROR)?;
     Ok((number != 0).then(|| io::Error::from_raw_os_error(number)))
+}
+
+/// Whether what is not received by one call is there for the next, which it is not of datagrams and the like.
+pub fn is_stream(fd: RawFd) -> bool {
+    option(fd, libc::SO_TYPE).is_ok_and(|kind| kind == libc::SOCK_STREAM)
 }
 
 /// Ends the sending direction.
@@ -174,6 +184,11 @@ pub fn shutdown_write(fd: RawFd) -> io::Result<()> {
     faults::attempt(Call::Shutdown)?;
     // SAFETY: a call without pointers.
     check(unsafe { libc::shutdown(fd, libc::SHUT_WR) } as isize).map(drop)
+}
+
+/// Whether closing the socket waits until the peer has what was sent (SO_LINGER, which connections inherit).
+pub fn lingers(socket: &OwnedFd) -> bool {
+    socket2::SockRef::from(socket).linger().is_ok_and(|time| time.is_some())
 }
 
 /// Which file a descriptor stands for: no other file that is open has the same identity. None if it is closed.

@@ -22,8 +22,8 @@ use crate::intern;
 use crate::reactor::poller::Interest;
 use crate::reactor::registry::Slot;
 
-use ending::call_connection_lost;
 pub use ending::{abort, close, fail, finalize, finish_closing, forget, lose};
+use ending::{call_connection_lost, release};
 pub use telling::{log, pause_protocol, report, resume_protocol, tell};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -284,8 +284,21 @@ pub trait Transport: Native + Deref<Target = Endpoint> {
     }
 }
 
+/// Has the event loop watch a new transport, does what else its kind needs, and schedules connection_made(). A transport
+/// for which that fails closes its descriptor: nobody gets to know of it.
+pub fn start<T: Transport>(
+    py: Python<'_>,
+    transport: &Obj<T>,
+    prepare: impl FnOnce() -> PyResult<()>,
+) -> PyResult<()> {
+    attach(py, transport)?;
+    let started = prepare().and_then(|()| schedule_made(py, transport));
+    // The first error is the one to tell.
+    started.inspect_err(|_| drop(release(transport.this(py))))
+}
+
 /// Has the event loop watch a new transport.
-pub fn attach<T: Transport>(py: Python<'_>, transport: &Obj<T>) -> PyResult<()> {
+fn attach<T: Transport>(py: Python<'_>, transport: &Obj<T>) -> PyResult<()> {
     if T::SHARES {
         return Ok(());
     }
@@ -295,7 +308,7 @@ pub fn attach<T: Transport>(py: Python<'_>, transport: &Obj<T>) -> PyResult<()> 
 }
 
 /// Schedules connection_made().
-pub fn schedule_made<T: Transport>(py: Python<'_>, transport: &Obj<T>) -> PyResult<()> {
+fn schedule_made<T: Transport>(py: Python<'_>, transport: &Obj<T>) -> PyResult<()> {
     transport.note_source(py)?;
     transport.core.push(Ready::Step(transport.as_object().clone(), connection_made::<T>));
     Ok(())
