@@ -438,3 +438,23 @@ async def test_a_transport_that_ends_before_the_file_is_sent(loop, attach, file)
             sock.recv(1)
     for sock in strangers:
         sock.close()
+
+
+@pytest.mark.hotloop_only
+@pytest.mark.parametrize("end", ["abort", "close"])
+async def test_a_transport_that_ends_ends_its_sendfile(loop, tmp_path, end):
+    """asyncio's call never returns."""
+    ours, peer = helpers.unix_pair()
+    protocol = Recorder()
+    transport, _ = await loop.create_connection(lambda: protocol, sock=ours)
+    path = tmp_path / "large"
+    path.write_bytes(helpers.TOO_MUCH)
+    with path.open("rb") as file:
+        sending = asyncio.ensure_future(loop.sendfile(transport, file))
+        await helpers.idle(0.05)
+        getattr(transport, end)()
+        with pytest.raises(ConnectionError):
+            await asyncio.wait_for(sending, 10)
+    with peer:
+        assert len(await helpers.read_to_end(peer)) < len(helpers.TOO_MUCH)
+    assert protocol.calls[-1] == "connection_lost"

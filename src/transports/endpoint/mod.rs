@@ -11,12 +11,14 @@ use std::ops::Deref;
 use std::os::fd::RawFd;
 use std::rc::Rc;
 
+use pyo3::exceptions::PyPermissionError;
 use pyo3::prelude::*;
 
 use super::flow::FlowControl;
 use crate::core::{Core, Direction, Readiness, Ready, Waiter, resolve};
 use crate::cpython::class::{self, Native, Obj, This, Visitor};
 use crate::cpython::object::{Object, ObjectCell, copy_context, run_in_context};
+use crate::handle::reraise_fatal;
 use crate::imports::imports;
 use crate::intern;
 use crate::reactor::poller::Interest;
@@ -335,10 +337,20 @@ pub fn sync_interest<T: Transport>(this: This<'_, '_, T>) -> PyResult<()> {
 
 /// The same for a transport that is in use: one that cannot be watched would wait for ever, so it ends.
 pub fn watch<T: Transport>(this: This<'_, '_, T>) -> PyResult<()> {
-    match sync_interest(this) {
-        Ok(()) => Ok(()),
-        Err(error) => fail(this, error, "Fatal error: the descriptor cannot be watched"),
+    sync_interest(this).or_else(|error| fail(this, error, CANNOT_WATCH))
+}
+
+const CANNOT_WATCH: &str = "Fatal error: the descriptor cannot be watched";
+
+/// The same for a new one. A device that nobody can wait for stays open, as in asyncio: it can be closed, and written to.
+#[cold]
+fn cannot_watch<T: Transport>(this: This<'_, '_, T>, error: PyErr) -> PyResult<()> {
+    let py = this.py();
+    if !error.is_instance_of::<PyPermissionError>(py) {
+        return fail(this, error, CANNOT_WATCH);
     }
+    this.wants_read.set(false);
+    report(this, CANNOT_WATCH, &reraise_fatal(py, error)?)
 }
 
 /// Watches one direction of a descriptor that others may watch, too, or no longer.
@@ -431,7 +443,7 @@ fn connection_made<T: Transport>(py: Python<'_>, object: &Object) -> PyResult<()
         if this.starts_reading() {
             this.wants_read.set(true);
         }
-        let watched = watch(this);
+        let watched = sync_interest(this).or_else(|error| cannot_watch(this, error));
         let resolved = match this.waiter.take() {
             Some(waiter) => resolve(py, &waiter),
             None => Ok(()),
