@@ -476,6 +476,27 @@ async def test_a_writer_stays_when_the_handle_of_the_reader_is_cancelled(loop, e
     assert loop.remove_writer(ours) is True
 
 
+@pytest.mark.parametrize(
+    "error",
+    [helpers.Leave, helpers.Interrupt, OSError, MemoryError, AttributeError, TypeError, ValueError],
+)
+def test_a_fileno_that_raises(loop, error):
+    class Thing:
+        def fileno(self):
+            raise error
+
+    nothing = issubclass(error, AttributeError | TypeError | ValueError)
+    for call in (
+        lambda: loop.add_reader(Thing(), print),
+        lambda: loop.add_writer(Thing(), print),
+        lambda: loop.remove_reader(Thing()),
+        lambda: loop.remove_writer(Thing()),
+    ):
+        with pytest.raises(ValueError if nothing else error) as raised:
+            call()
+        assert not nothing or "Invalid file object" in str(raised.value)
+
+
 def test_what_is_watched_is_kept(loop):
     """The socket object that was given stays, until it is watched no longer."""
     ours, peer = socket.socketpair()
