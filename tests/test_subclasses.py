@@ -307,3 +307,13 @@ def test_other_threads_wake_a_run_forever_of_its_own(make):
     timer.join()
     assert time.monotonic() - start < 5
     alarm.cancel()
+
+
+def test_a_loop_that_is_closed_while_it_runs_ends(make):
+    loop, base = make(is_running=lambda self: False)
+    loop.call_soon(loop.close)
+    expected = AttributeError if base is asyncio.SelectorEventLoop else RuntimeError
+    future = loop.create_future()
+    with pytest.raises(expected):
+        loop.run_until_complete(future)
+    assert loop.is_closed()
