@@ -490,7 +490,7 @@ unsafe extern "C" fn dealloc<T: Native>(instance: *mut ffi::PyObject) {
         }
         ffi::PyObject_GC_UnTrack(instance.cast());
         if !trashcan::begin() {
-            trashcan::put_aside(instance, destroy_aside::<T>);
+            trashcan::run_deep(instance, destroy_deep::<T>);
             return;
         }
         destroy::<T>(instance);
@@ -501,7 +501,7 @@ unsafe extern "C" fn dealloc<T: Native>(instance: *mut ffi::PyObject) {
 /// # Safety
 /// As for [`destroy`].
 #[cold]
-unsafe fn destroy_aside<T: Native>(instance: *mut ffi::PyObject) {
+unsafe fn destroy_deep<T: Native>(instance: *mut ffi::PyObject) {
     // SAFETY: as the caller says.
     unsafe { destroy::<T>(instance) };
 }

@@ -4,65 +4,93 @@
 //! the destruction of the one before, would overflow the stack. So beyond a depth, instances are put aside, and the
 //! innermost destruction that is still within it destroys them one after another. The interpreter does the same for
 //! its containers; its means are private and differ from version to version.
+//!
+//! A destructor may give up the GIL for long, or fork. So nobody's instances are left to another thread: the depth that all
+//! threads share, which takes no look-up of the thread, only says when each counts its own.
 
 use std::cell::{Cell, RefCell};
 
 use pyo3::ffi;
 
-/// Destructions within each other at the most. Between any two there can be as many of the interpreter's own containers.
-const DEEPEST: u32 = 32;
+/// Destructions within each other, of all threads together, before each thread counts its own. Between any two there can
+/// be as many of the interpreter's own containers.
+const SHARED: u32 = 16;
+/// Those of a thread beyond that, at the most.
+const DEEPEST: u32 = 16;
 
 pub type Destroy = unsafe fn(*mut ffi::PyObject);
+
+// GIL: whoever destroys objects holds it. A forked child has no part of its parent's other threads but what they had counted.
+struct Depth(Cell<u32>);
+
+// SAFETY: touched only under the GIL.
+unsafe impl Sync for Depth {}
+
+static DEPTH: Depth = Depth(Cell::new(0));
 
 struct Trashcan {
     depth: Cell<u32>,
     aside: RefCell<Vec<(*mut ffi::PyObject, Destroy)>>,
 }
 
-// GIL: whoever destroys objects holds it. A thread that gives it up within a destruction leaves its depth to others, who
-// then put instances aside sooner.
-struct Shared(Trashcan);
+thread_local! {
+    static TRASHCAN: Trashcan = const { Trashcan { depth: Cell::new(0), aside: RefCell::new(Vec::new()) } };
+}
 
-// SAFETY: touched only under the GIL.
-unsafe impl Sync for Shared {}
-
-static TRASHCAN: Shared = Shared(Trashcan { depth: Cell::new(0), aside: RefCell::new(Vec::new()) });
-
-/// Begins a destruction. False if it is one too many within each other: then the instance is to be put aside.
+/// Begins a destruction. False if there are many within each other: then [`run_deep`] is to do it.
 #[inline(always)]
 #[must_use]
 pub fn begin() -> bool {
-    let depth = TRASHCAN.0.depth.get();
-    TRASHCAN.0.depth.set(depth + 1);
-    depth < DEEPEST
+    let depth = DEPTH.0.get();
+    if depth >= SHARED {
+        return false;
+    }
+    DEPTH.0.set(depth + 1);
+    true
 }
 
-/// Ends one.
+/// Ends one that has begun.
 #[inline(always)]
 pub fn end() {
-    let depth = TRASHCAN.0.depth.get();
-    if depth == DEEPEST {
-        empty();
-    }
-    TRASHCAN.0.depth.set(depth - 1);
+    DEPTH.0.set(DEPTH.0.get() - 1);
 }
 
-/// Has an instance destroyed a little later, and ends the destruction that has begun.
+/// Destroys an instance, now or a little later.
 ///
 /// # Safety
 /// The GIL is held. The instance is one that `destroy` can be called with, which will be done once.
 #[cold]
-pub unsafe fn put_aside(instance: *mut ffi::PyObject, destroy: Destroy) {
-    TRASHCAN.0.aside.borrow_mut().push((instance, destroy));
-    TRASHCAN.0.depth.set(TRASHCAN.0.depth.get() - 1);
+pub unsafe fn run_deep(instance: *mut ffi::PyObject, destroy: Destroy) {
+    let within = TRASHCAN.try_with(|trashcan| {
+        let depth = trashcan.depth.get() + 1;
+        if depth > DEEPEST {
+            trashcan.aside.borrow_mut().push((instance, destroy));
+            return;
+        }
+        trashcan.depth.set(depth);
+        // SAFETY: as the caller says.
+        unsafe { destroy(instance) };
+        if depth == DEEPEST {
+            // SAFETY: the instances were put aside by this function.
+            unsafe { empty(trashcan) };
+        }
+        trashcan.depth.set(depth - 1);
+    });
+    if within.is_err() {
+        // The thread has ended but for what it destroys.
+        // SAFETY: as the caller says.
+        unsafe { destroy(instance) };
+    }
 }
 
+/// # Safety
+/// The GIL is held.
 #[cold]
-fn empty() {
+unsafe fn empty(trashcan: &Trashcan) {
     loop {
         // What is destroyed may put more aside: nothing is borrowed meanwhile.
-        let Some((instance, destroy)) = TRASHCAN.0.aside.borrow_mut().pop() else { return };
-        // SAFETY: it was put aside to be destroyed once, and whoever destroys an object holds the GIL.
+        let Some((instance, destroy)) = trashcan.aside.borrow_mut().pop() else { return };
+        // SAFETY: it was put aside to be destroyed once.
         unsafe { destroy(instance) };
     }
 }
