@@ -451,7 +451,7 @@ async def test_a_transport_that_ends_ends_its_sendfile(loop, tmp_path, end):
     path.write_bytes(helpers.TOO_MUCH)
     with path.open("rb") as file:
         sending = asyncio.ensure_future(loop.sendfile(transport, file))
-        await helpers.idle(0.05)
+        await asyncio.sleep(0.05)
         getattr(transport, end)()
         with pytest.raises(ConnectionError):
             await asyncio.wait_for(sending, 10)
