@@ -1,9 +1,9 @@
 """A plugin of pytest that runs each test several times, and fails it if each time leaves references behind.
 
-As CPython's `regrtest -R` does: what counts is sys.gettotalrefcount(), which only a debug build of Python has,
-and sys.getallocatedblocks(), which all have. Run it as `python -m pytest -p torture.leaks` with the tests' folder
-in PYTHONPATH. A test leaks if each of some rounds left at least one more than the one before; what fills a cache
-does so now and then. It is then run more often, before it fails.
+As CPython's `regrtest -R` does: what counts is sys.gettotalrefcount(), which only a debug build of Python
+has, and sys.getallocatedblocks(), which all have. Run it as `python -m pytest -p torture.leaks` with the
+tests' folder in PYTHONPATH. A test leaks if each of some rounds left at least one more than the one
+before; what fills a cache does so now and then. It is then run more often, before it fails.
 
 HOTLOOP_LEAKS_FOUND names a file for the tests that leak, a line of JSON for each.
 """

@@ -1,7 +1,7 @@
 """Our own tests leave no reference and no block of memory behind: each runs many times, see torture.leaks.
 
-It takes a Python that counts all references, a debug build: see debug_python.sh. A test that leaks as much on
-asyncio's own loop is no fault of ours.
+It takes a Python that counts all references, a debug build: see debug_python.sh. A test that leaks as
+much on asyncio's own loop is no fault of ours.
 """
 
 import json
