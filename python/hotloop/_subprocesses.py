@@ -41,7 +41,7 @@ class _SubprocessTransport(_unix._UnixSubprocessTransport):  # type: ignore[misc
         super().close()
 
     def forget_unconnected(self) -> None:
-        """Close the pipes that could not be connected: the end of the child would be awaited with theirs."""
+        """Close the pipes that could not be connected: the end of the child would wait for theirs."""
         files = {0: self._proc.stdin, 1: self._proc.stdout, 2: self._proc.stderr}
         for number, protocol in list(self._pipes.items()):
             if protocol is None:
@@ -92,7 +92,8 @@ class SubprocessSupport(_core.Loop):
             raise
         except BaseException:
             transport.close()
-            transport.forget_unconnected()
+            if waiter.done() and not waiter.cancelled():
+                transport.forget_unconnected()
             await asyncio.shield(transport._wait())
             raise
         return transport
