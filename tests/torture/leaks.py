@@ -13,16 +13,19 @@ from __future__ import annotations
 import gc
 import json
 import os
+import pathlib
 import sys
+import tempfile
 import threading
 import time
 
+import pytest
 from _pytest.runner import runtestprotocol
 
 # Rounds before the first that counts, rounds that count, and the same for a test that seems to leak.
 ROUNDS = ((2, 3), (5, 8))
 # A test that takes more seconds runs once, and is not measured.
-LIMIT = float(os.environ.get("HOTLOOP_LEAKS_LIMIT", "1.5"))
+LIMIT = float(os.environ.get("HOTLOOP_LEAKS_LIMIT", "0.5"))
 
 _clear_caches = getattr(sys, "_clear_internal_caches", sys._clear_type_cache)
 MEASURES = {"references": getattr(sys, "gettotalrefcount", None), "blocks": sys.getallocatedblocks}
@@ -30,7 +33,7 @@ MEASURES = {"references": getattr(sys, "gettotalrefcount", None), "blocks": sys.
 
 def measure():
     """What the process has now, by measure."""
-    deadline = time.monotonic() + 1
+    deadline = time.monotonic() + 0.1
     while threading.active_count() > 1 and time.monotonic() < deadline:
         time.sleep(0.001)  # a thread that was asked to end has references until it does
     for _ in range(3):
@@ -44,6 +47,12 @@ class Plugin:
         self.measured = 0
         self.too_long = 0
         self.leaks = []
+
+    @pytest.fixture
+    def tmp_path(self):
+        """As pytest's, which keeps something of each folder."""
+        with tempfile.TemporaryDirectory() as path:
+            yield pathlib.Path(path)
 
     def pytest_runtest_protocol(self, item, nextitem):
         item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
