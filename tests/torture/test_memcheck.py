@@ -25,7 +25,7 @@ pytestmark = [
 ]
 TESTS = pathlib.Path(__file__).parent.parent
 # In `make test` some operations, in `make torture` all of them, many times: memory is used again.
-NAMES = list(OPERATIONS) if FULL else ["echo", seeded("memcheck").choice(sorted(OPERATIONS))]
+NAMES = list(OPERATIONS) if FULL else ["growing_messages", seeded("memcheck").choice(sorted(OPERATIONS))]
 ROUNDS = int(effort(1, 12))
 VALGRIND = [
     *("valgrind", "--quiet", "--xml=yes", "--error-limit=no", "--num-callers=24"),
