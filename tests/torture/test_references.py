@@ -23,6 +23,8 @@ TESTS = pathlib.Path(__file__).parent.parent
 LEFT_OUT = {
     *("test_benchmarks", "test_differential", "test_growth", "test_leaks", "test_leaks_of_connections"),
     *("test_command", "test_stats", "test_top"),
+    # The SDK of OpenTelemetry keeps something of each provider.
+    "test_opentelemetry",
 }
 USUAL = ["test_scheduling", "test_timers", "test_tcp", "test_datagrams", "test_sockets"]
 FILES = (
