@@ -60,6 +60,13 @@ impl WriteQueue {
         }
     }
 
+    /// Adds the chunks of another queue, of which nothing is sent.
+    pub fn append(&mut self, other: WriteQueue) {
+        if other.forks == fork_count() {
+            other.first.into_iter().chain(other.others).for_each(|chunk| self.push(chunk));
+        }
+    }
+
     /// Hands chunks to `write`, which tells how many bytes it took, until nothing is left or it takes no more. What it
     /// took is counted as `written`.
     #[inline]

@@ -91,7 +91,8 @@ impl Stream {
         }
         this.core.stir();
         let written = &this.core.metrics.counts.bytes_written;
-        let progress = this.queue.borrow_mut().drain(written, |slices| socket::send(this.fd, slices));
+        let fd = this.file.descriptor();
+        let progress = this.queue.borrow_mut().drain(written, |slices| socket::send(fd, slices));
         match progress {
             Ok(Progress::Drained) => {
                 if this.blocked.replace(false) {
@@ -144,7 +145,7 @@ impl Stream {
 
     fn shut_down(this: ThisStream<'_, '_>) -> PyResult<()> {
         this.core.stir();
-        socket::shutdown_write(this.fd).or_os_error(this.py())
+        socket::shutdown_write(this.file.descriptor()).or_os_error(this.py())
     }
 
     pub fn write_eof(this: ThisStream<'_, '_>) -> PyResult<()> {
