@@ -115,7 +115,8 @@ class SignalHandling(_core.Loop):
         except BaseException as error:
             signal.set_wakeup_fd(former)
             if isinstance(error, (OSError, ValueError)):
-                # There are no descriptors, or they are refused: a signal that arrives during the wait ends it all the same.
+                # There are no descriptors, or they are refused: a signal that arrives during the wait ends it
+                # all the same.
                 return False
             raise
         self._former_wakeup_fd = former

@@ -29,6 +29,8 @@ _unix: Any = unix_events
 class _SubprocessTransport(_unix._UnixSubprocessTransport):  # type: ignore[misc]
     """asyncio's transport, which until 3.13 cannot be closed after its loop."""
 
+    _pipes: dict[int, Any]
+
     def close(self) -> None:
         # A child that is over has no loop any more.
         if not self._closed and self._loop is not None and self._loop.is_closed():

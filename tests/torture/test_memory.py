@@ -97,7 +97,7 @@ def fault(mode, kind, result):
 
 
 def is_of_task(problem, result):
-    """Whether asyncio's task was told of the shortage as it was woken: it then waits for ever, on any loop."""
+    """Whether asyncio's task was told of the shortage as it was woken: it waits for ever then."""
     return problem.startswith("a task is left") and result["told"]
 
 
