@@ -450,12 +450,12 @@ def test_a_loop_in_a_cycle_through_what_another_thread_has_scheduled(loop):
 CHAINS = {
     "handles": "for _ in range(1_000_000):\n    last = loop.call_soon(id, last)\n    if _ % 1000 == 0: run()",
     "many arguments": (
-        "for _ in range(200_000):\n    last = loop.call_soon(nothing, 1, last, 3)\n    if _ % 1000 == 0: run()"
+        "for _ in range(200_000):\n    last = loop.call_soon(nothing, 1, last, 3)\n    if not _ % 1000: run()"
     ),
     "timers": "for _ in range(300_000):\n    last = loop.call_at(0, id, last)\n    if _ % 1000 == 0: run()",
     "cancelled": "for _ in range(300_000):\n    last = copy.copy(loop.call_later(60, id, last))",
     "threadsafe": (
-        "for _ in range(300_000):\n    last = loop.call_soon_threadsafe(id, last)\n    if _ % 1000 == 0: run()"
+        "for _ in range(300_000):\n    last = loop.call_soon_threadsafe(id, last)\n    if not _ % 1000: run()"
     ),
     "operations": "for _ in range(300_000):\n    last = loop.sock_accept(last)\n    last.close()",
     "attributes": "for _ in range(300_000):\n"
