@@ -43,7 +43,11 @@ class _SubprocessTransport(_unix._UnixSubprocessTransport):  # type: ignore[misc
         super().close()
 
     def forget_unconnected(self) -> None:
-        """Close the pipes that could not be connected: the end of the child would wait for theirs."""
+        """Give up a start that has failed: the end of the child would wait for the pipes that could not be connected, and
+        for the protocol to be told of the others.
+        """
+        self._protocol = asyncio.SubprocessProtocol()
+        self._pending_calls = None
         files = {0: self._proc.stdin, 1: self._proc.stdout, 2: self._proc.stderr}
         for number, protocol in list(self._pipes.items()):
             if protocol is None:
