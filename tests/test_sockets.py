@@ -363,6 +363,23 @@ async def test_a_datagram_is_received_whole_if_it_was_asked_for(loop, kind):
         assert await task == data
 
 
+@pytest.mark.parametrize("kind", ["udp", socket.SOCK_DGRAM, socket.SOCK_SEQPACKET])
+async def test_a_datagram_larger_than_those_before_it_is_received_whole(loop, kind):
+    if kind == "udp":
+        ours, peer = udp(), udp()
+        peer.connect(ours.getsockname())
+    else:
+        ours, peer = socket.socketpair(socket.AF_UNIX, kind)
+        ours.setblocking(False)
+    with ours, peer:
+        for size in [600, 600, 2000, 30_000, 100, 60_000, 1500, 5000]:
+            data = os.urandom(size)
+            peer.send(data)
+            assert await loop.sock_recv(ours, 65536) == data
+            peer.send(data)
+            assert await loop.sock_recv(ours, 5000) == data[:5000]
+
+
 @pytest.mark.parametrize("size", [-1, 1 << 70, "1", 11])
 async def test_a_wrong_number_of_bytes_of_a_datagram(loop, datagrams, size):
     ours, _ = datagrams
