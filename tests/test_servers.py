@@ -562,3 +562,51 @@ async def test_closing_a_connection_that_lingers_lets_other_threads_run(loop):
     thread.join()
     assert time.monotonic() - start < 10
     server.close()
+
+
+INTERRUPTED_REPORT = """
+import resource, socket
+made = []
+
+class Noting(asyncio.Protocol):
+    def connection_made(self, transport):
+        made.append(transport)
+        transport.close()
+
+class Interrupt(KeyboardInterrupt):
+    pass
+
+def interrupt(loop, context):
+    raise Interrupt
+
+async def serve():
+    return await asyncio.get_running_loop().create_server(Noting, "127.0.0.1", 0)
+
+async def until_made():
+    while not made:
+        await asyncio.sleep(0.01)
+
+loop = new_event_loop()
+server = loop.run_until_complete(serve())
+client = socket.create_connection(server.sockets[0].getsockname())
+loop.set_exception_handler(interrupt)
+limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))), limits[1]))
+try:
+    loop.run_until_complete(until_made())
+except Interrupt:
+    print("interrupted")
+resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+loop.set_exception_handler(None)
+loop.run_until_complete(asyncio.wait_for(until_made(), 10))
+print("accepted")
+server.close()
+loop.run_until_complete(asyncio.sleep(0))
+loop.close()
+client.close()
+"""
+
+
+def test_an_exception_handler_that_leaves_the_event_loop_does_not_end_accepting(loop_name):
+    """What is reported is that there are no more descriptors."""
+    assert helpers.run_script(loop_name, INTERRUPTED_REPORT).stdout == "interrupted\naccepted\n"

@@ -183,10 +183,12 @@ impl Listener {
         let py = this.py();
         drop(this.core.remove_waiter(this.fd, Direction::Read, Some(&this.object())));
         let error = Object::from(os_error(py, error).value(py));
-        imports(py)?
-            .report_accept
-            .call(py, &[&this.event_loop, &error, &this.socket, &this.object()])
-            .map(drop)
+        let arguments = [&this.event_loop, &error, &this.socket, &this.object()];
+        let reported = imports(py).and_then(|imports| imports.report_accept.call(py, &arguments));
+        reported.map(drop).or_else(|error| {
+            // Nobody will call resume(). The event loop may run again after what left it.
+            resume(this).and(Err(error))
+        })
     }
 
     /// Makes a transport of a connection, in a context of its own. What goes wrong is told in debug mode only, as
