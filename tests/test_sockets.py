@@ -387,3 +387,34 @@ async def test_a_wrong_number_of_bytes_of_a_datagram(loop, datagrams, size):
         ours.recvfrom_into(bytearray(10), size)
     with pytest.raises(expected.type, match=re.escape(str(expected.value))):
         await loop.sock_recvfrom_into(ours, bytearray(10), size)
+
+
+@pytest.mark.skipif(helpers.PYTHON < (3, 12), reason="classes written in Python have no __buffer__() yet")
+@pytest.mark.parametrize("name", ["sock_sendall", "sock_recv_into"])
+async def test_a_buffer_that_closes_the_socket_leaves_its_number_alone(loop, name):
+    """It belongs to another connection by the time that the buffer is there."""
+    ours, peer = helpers.unix_pair()
+    other, other_peer = helpers.unix_pair()
+    number = ours.fileno()
+
+    class Closing:
+        def __len__(self):
+            return 5
+
+        def __buffer__(self, flags):
+            if ours.fileno() >= 0:
+                ours.close()
+                os.dup2(other.fileno(), number)
+            return memoryview(bytearray(b"stray"))
+
+    other_peer.send(b"hello")
+    try:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            await getattr(loop, name)(ours, Closing())
+        assert other.recv(100) == b"hello"
+        with pytest.raises(BlockingIOError):
+            other_peer.recv(100)
+    finally:
+        os.close(number)
+        for sock in (peer, other, other_peer):
+            sock.close()
