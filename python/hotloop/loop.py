@@ -78,16 +78,22 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
     _selector = None
 
     def __init__(self, selector: object = None) -> None:
-        asyncio.BaseEventLoop.__init__(self)
-        self._replaces_connecting = any(
-            getattr(type(self), name) is not getattr(Loop, name) for name in _core.CONNECTING
-        )
-        SignalHandling.__init__(self)
-        SubprocessSupport.__init__(self)
-        self._transports: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
-        self._unix_server_sockets: dict[socket.socket, int] = {}
-        if Loop._when_made is not None:
-            Loop._when_made(self)
+        try:
+            asyncio.BaseEventLoop.__init__(self)
+            self._replaces_connecting = any(
+                getattr(type(self), name) is not getattr(Loop, name) for name in _core.CONNECTING
+            )
+            SignalHandling.__init__(self)
+            SubprocessSupport.__init__(self)
+            self._transports: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+            self._unix_server_sockets: dict[socket.socket, int] = {}
+            if Loop._when_made is not None:
+                Loop._when_made(self)
+        except BaseException:
+            # Half a loop has nothing to close but its descriptors, and __del__() asks no more of it.
+            self._close()
+            self._closed = True
+            raise
 
     # --- Running ---
 
