@@ -86,11 +86,14 @@ impl Loop {
     ) -> PyResult<()> {
         let ours = class::class_of::<Loop>(class.py());
         let is_foreign = |name: &str| -> PyResult<bool> {
+            let name = Object::from_str(class.py(), name)?;
+            let name = name.bind(class.py());
             if let Some(attributes) = attributes
                 && attributes.contains(name)?
             {
                 return Ok(true);
             }
+            let name = name.cast::<PyString>()?;
             Ok(!class.getattr(name)?.is(&ours.getattr(name)?))
         };
         let [time, call_at, call_soon] = OVERRIDES;

@@ -21,10 +21,10 @@ use crate::core::{Core, Direction, Later, Received, Waiter, resolve};
 use crate::cpython::args::Args;
 use crate::cpython::buffer::{ReadableBuffer, new_bytes, with_writable_buffer};
 use crate::cpython::class::{self, Class, Definition, Native, Obj, This, Visitor};
-use crate::cpython::errors::{new_error, numbered, os_error};
+use crate::cpython::errors::{error_of, new_error, numbered, os_error};
 use crate::cpython::methods::{self, guard};
 use crate::cpython::module::add;
-use crate::cpython::object::{Object, ObjectCell, Resumed, resume};
+use crate::cpython::object::{Object, ObjectCell, Resumed, resume, tuple};
 use crate::handle::boolean;
 use crate::imports::imports;
 use crate::intern;
@@ -168,7 +168,9 @@ impl SocketOperation {
                     0 => buffer.len()?,
                     size => size,
                 };
-                unless_blocked(py, socket.call_method1(intern!(py, "recvfrom_into"), (buffer, size)))
+                let size = Object::from_size(py, size)?;
+                let arguments = (buffer, size.bind(py));
+                unless_blocked(py, socket.call_method1(intern!(py, "recvfrom_into"), arguments))
             }
             Operation::SendAll { data, view, sent } => {
                 let fd = self.fileno(py)?;
@@ -396,7 +398,8 @@ impl Native for SocketOperation {
         match this.state.get() {
             State::Fresh => {
                 let warned = imports(py).and_then(|imports| {
-                    Ok(imports.warn_unawaited.bind(py).call1((this.operation.name(),))?.is_none())
+                    let name = Object::from_str(py, this.operation.name())?;
+                    imports.warn_unawaited.call1(py, &name)
                 });
                 if let Err(error) = warned {
                     error.write_unraisable(py, Some(&this.as_any()));
@@ -462,7 +465,10 @@ unsafe extern "C" fn iter_next(instance: *mut ffi::PyObject) -> *mut ffi::PyObje
 
 /// What ends a coroutine with a result. A tuple as the value of StopIteration would be taken for its arguments.
 fn stop_iteration(py: Python<'_>, result: Object) -> PyErr {
-    PyStopIteration::new_err((result.into_bound(py).unbind(),))
+    match tuple(py, &[&result]) {
+        Ok(arguments) => error_of::<PyStopIteration>(py, &arguments),
+        Err(error) => error,
+    }
 }
 
 unsafe extern "C" fn am_send(
