@@ -1,4 +1,4 @@
-"""The memory of instances of the classes in Rust: long chains, what is kept to be used again, the collector."""
+"""The memory of instances of the classes in Rust: long chains, what is kept for later, the collector."""
 
 import asyncio
 import gc

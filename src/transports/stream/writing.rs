@@ -164,7 +164,7 @@ impl Stream {
     }
 
     /// Resolves the future that sendfile waits for, unless that was cancelled.
-    fn end_wait(this: ThisStream<'_, '_>, method: &str, value: &Object) -> PyResult<()> {
+    fn end_wait(this: ThisStream<'_, '_>, method: &Bound<'_, PyString>, value: &Object) -> PyResult<()> {
         let py = this.py();
         let Some(waiter) = this.empty_waiter.get() else { return Ok(()) };
         let waiter = waiter.bind(py);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _socket
 import _testcapi
 import asyncio
 import contextlib
@@ -155,9 +156,19 @@ def end(loop, patience):
     return left
 
 
+def socketpair(family=socket.AF_UNIX, type=socket.SOCK_STREAM, proto=0):
+    """socket.socketpair(), of which CPython's loses a descriptor where there is no memory for the second object."""
+    made = []
+    for half in _socket.socketpair(family, type, proto):
+        made.append(socket.socket(family, type, proto, half.fileno()))
+        half.detach()
+    return made
+
+
 def attempt(loop_name, name, first, last, patience=PATIENCE):
     """What came of it, as a dict that JSON can write."""
     witness = Witness()
+    socket.socketpair = socketpair
     gc.collect()
     before = helpers.open_descriptors()
     problems = []
