@@ -17,12 +17,12 @@ export CARGO_TARGET_DIR
 
 # The reactor by itself: without the `python` feature there is no Python to build against.
 REACTOR := --no-default-features
-SOURCES := Cargo.toml Cargo.lock pyproject.toml README.md LICENSE-APACHE LICENSE-MIT $(shell find src python -name '*.rs' -o -name '*.py' -o -name '*.pyi')
+SOURCES := build.rs Cargo.toml Cargo.lock pyproject.toml README.md LICENSE-APACHE LICENSE-MIT $(shell find src python -name '*.rs' -o -name '*.py' -o -name '*.pyi')
 LINTERS := 'ruff>=0.17,<0.18' 'mypy>=2.4,<2.5' 'check-jsonschema>=0.33' prometheus-client opentelemetry-api rich
 MATURIN := 'maturin>=1.9.4,<2'
 
 .PHONY: help run build wheel sdist test test-reactor test-python test-cpython test-wheel test-sdist test-ecosystem compatibility \
-  lint format docs bench bench-check clean
+  torture torture-reactor torture-python torture-faults torture-debug lint format docs bench bench-check clean
 .NOTPARALLEL:
 
 help: ## list these targets
@@ -64,10 +64,28 @@ test-ecosystem: $(VENV)/.hotloop $(VENV)/.ecosystem ## other people's servers, c
 compatibility: $(VENV)/.hotloop $(VENV)/.ecosystem ## the same, and docs/compatibility.md says how it went
 	$(BIN)/python -m pytest tests/ecosystem --compatibility docs/compatibility.md
 
+torture: torture-reactor torture-faults torture-python torture-debug ## what is hostile, exhausted or interrupted, for most of an hour
+
+torture-reactor: ## the reactor on a simulated kernel, and all interleavings of its threads
+	HOTLOOP_TORTURE=full cargo test $(REACTOR) --lib simulator
+	CARGO_TARGET_DIR=$(CARGO_TARGET_DIR)/loom RUSTFLAGS='--cfg loom' cargo test $(REACTOR) --lib interleavings
+
+torture-faults: ## each system call fails in turn
+	$(MAKE) VENV=$(VENV)-faults CARGO_TARGET_DIR=$(abspath $(VENV))-faults/target BUILD='--features faults' build $(VENV)-faults/.tests
+	HOTLOOP_TORTURE=full $(VENV)-faults/bin/python -m pytest tests/torture/test_system_calls.py
+
+torture-python: $(VENV)/.hotloop $(VENV)/.tests ## hostile peers, no memory, forks, signals, any arguments
+	HOTLOOP_TORTURE=full $(BIN)/python -m pytest tests/torture
+
+torture-debug: ## hotloop's own tests on a debug build, which checks that nothing is borrowed when Python code runs
+	$(MAKE) VENV=$(VENV)-debug CARGO_TARGET_DIR=$(abspath $(VENV))-debug/target BUILD= build $(VENV)-debug/.tests
+	$(VENV)-debug/bin/python -m pytest --ignore tests/torture
+
 lint: $(VENV)/.hotloop $(VENV)/.linters ## check format, style and types
 	cargo fmt --check
 	PYO3_PYTHON=$(abspath $(BIN))/python cargo clippy --all-targets -- --deny warnings
 	cargo clippy --all-targets $(REACTOR) -- --deny warnings
+	PYO3_PYTHON=$(abspath $(BIN))/python cargo clippy --all-targets --features faults -- --deny warnings
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
@@ -89,7 +107,7 @@ docs: $(VENV)/.docs ## build the site of the documentation, into site/; SERVE=1 
 	$(BIN)/mkdocs $(if $(SERVE),serve,build --strict)
 
 clean: ## remove all that was built and installed
-	rm -rf $(VENV) target benchmarks/load/target benchmarks/reactor/target dist site .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-faults $(VENV)-debug target benchmarks/load/target benchmarks/reactor/target dist site .pytest_cache .mypy_cache .ruff_cache
 
 $(VENV)/pyvenv.cfg:
 	$(PYTHON) -m venv $(VENV)

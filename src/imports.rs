@@ -33,6 +33,8 @@ pub struct Imports {
     pub check_ssl_socket: Object,
     /// The class socket.socket.
     pub socket: Object,
+    /// Its base, which is written in C.
+    pub native_socket: Object,
     pub warn_unawaited: Object,
     pub warn_unclosed: Object,
     pub report_connection: Object,
@@ -106,6 +108,7 @@ fn load(py: Python<'_>) -> PyResult<Imports> {
         make_socket: attribute(&support, "make_socket")?,
         closed_socket: attribute(&support, "closed_socket")?,
         socket: import(py, "socket")?.getattr(intern!(py, "socket"))?.into(),
+        native_socket: import(py, "_socket")?.getattr(intern!(py, "socket"))?.into(),
         check_ssl_socket: attribute(&support, "check_ssl_socket")?,
         warn_unawaited: attribute(&support, "warn_unawaited")?,
         warn_unclosed: attribute(&support, "warn_unclosed")?,

@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import socket
+import textwrap
 import threading
 import time
 
@@ -489,6 +490,76 @@ def test_forks_while_the_thread_looks():
             assert os.waitpid(pid, 0)[1] == 0
     """
     result = helpers.run_script("hotloop", source, "-W", "ignore")
+    assert result.stderr == ""
+
+
+# What a program may have Python call before a fork, and after it, while the loops are watched.
+AROUND_FORKS = {
+    "another thread ends the watching": """
+        os.register_at_fork(before=lambda: time.sleep(0.2))
+        loop, other = watched(), watched()
+        timer = threading.Timer(0.1, other.close)
+        timer.start()
+        fork()
+        timer.join()
+    """,
+    "another thread forks": """
+        os.register_at_fork(before=lambda: time.sleep(0.05))
+        loop = watched()
+        threads = [threading.Thread(target=fork) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    """,
+    "a loop is closed before the fork": """
+        os.register_at_fork(before=lambda: loop.close())
+        loop = watched()
+        fork()
+        assert loop.is_closed()
+    """,
+    "a loop is made in the child": """
+        os.register_at_fork(after_in_child=lambda: watched())
+        loop = watched()
+        fork()
+    """,
+    "a fork within a fork": """
+        def before():
+            if not forking:
+                forking.append(True)
+                fork()
+                watched()
+        forking = []
+        os.register_at_fork(before=before)
+        loop = watched()
+        fork()
+        fork()
+    """,
+}
+
+
+@pytest.mark.parametrize("what", AROUND_FORKS)
+def test_what_happens_around_a_fork(what):
+    prologue = """
+        import faulthandler
+        faulthandler.dump_traceback_later(10, exit=True)
+
+        def watched():
+            loop = new_event_loop()
+            loop.watch_blocking(0.05)
+            return loop
+
+        def fork():
+            pid = os.fork()
+            if not pid:
+                signal.alarm(10)
+                watched().close()
+                os._exit(0)
+            assert os.waitpid(pid, 0)[1] == 0
+    """
+    result = helpers.run_script(
+        "hotloop", textwrap.dedent(prologue) + textwrap.dedent(AROUND_FORKS[what]), "-W", "ignore"
+    )
     assert result.stderr == ""
 
 

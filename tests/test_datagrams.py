@@ -356,3 +356,18 @@ def test_a_callback_that_leaves_the_loop(loop, peer, error):
     assert protocol.contents == [b"one", b"leave", b"two"]
     transport.close()
     assert loop.run_until_complete(protocol.lost()) is None
+
+
+async def test_a_socket_that_the_program_closed_has_no_number(endpoint, peer):
+    # The number of its descriptor is another socket's, over which nothing is sent.
+    ours = helpers.datagram_socket()
+    number = ours.fileno()
+    protocol = await endpoint(DatagramRecorder(), sock=ours)
+    ours.close()
+    with helpers.datagram_socket() as stranger:
+        assert stranger.fileno() == number
+        protocol.transport.sendto(b"from nobody", peer.getsockname())
+        assert protocol.calls[-1] == "error_received"
+        await helpers.iterations(2)
+        with pytest.raises(BlockingIOError):
+            peer.recv(100)

@@ -231,6 +231,25 @@ def test_a_handle_knows_where_it_was_made(loop, name):
     assert repr(handle).startswith(f"<{type(handle).__name__} cancelled")
 
 
+@pytest.mark.parametrize("name", ["call_soon", "call_soon_threadsafe", "call_later"])
+def test_a_callback_without_a_repr_can_be_cancelled(loop, name):
+    class Callback:
+        def __call__(self):
+            calls.append(self)
+
+        def __repr__(self):
+            raise LookupError
+
+    calls = []
+    delay = (0,) if name == "call_later" else ()
+    handle = getattr(loop, name)(*delay, Callback())
+    with pytest.raises(LookupError):
+        handle.cancel()
+    assert handle.cancelled()
+    loop.run_until_complete(asyncio.sleep(0.001))
+    assert calls == []
+
+
 def test_a_report_tells_where_the_callback_was_scheduled(loop, reports):
     loop.call_soon(lambda: 1 / 0)
     run_once(loop)

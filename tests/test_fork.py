@@ -330,6 +330,30 @@ loop.close()
     )
 
 
+@pytest.mark.hotloop_only
+def test_descriptors_do_not_add_up_from_child_to_child(loop_name):
+    """Each child goes on with its parent's loop, and leaves the rest to a child of its own."""
+    assert (
+        run(
+            loop_name,
+            """
+loop = new_event_loop()
+counts = []
+for _ in range(5):
+    loop.run_until_complete(asyncio.sleep(0.001))
+    counts.append(len(os.listdir("/proc/self/fd")))
+    if pid := os.fork():
+        os._exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+woken(loop)
+loop.close()
+assert counts == counts[:1] * 5, counts
+print("woken", flush=True)
+""",
+        )
+        == "woken\n"
+    )
+
+
 def test_no_descriptor_of_a_loop_is_inherited_by_another_program(new_loop):
     before = helpers.open_descriptors()
     loop = new_loop()

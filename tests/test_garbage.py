@@ -1,10 +1,12 @@
 """What is dropped is freed: loops, transports, protocols and handles, in cycles too; no reference leaks."""
 
 import asyncio
+import copy
 import gc
 import os
 import socket
 import sys
+import threading
 import warnings
 import weakref
 
@@ -468,3 +470,39 @@ def test_the_objects_of_a_program_do_not_grow(loop):
     loop.run_until_complete(rounds(100))
     gc.collect()
     assert len(gc.get_objects()) - before < 50
+
+
+def test_a_destructor_that_takes_long_does_not_keep_other_threads_things(loop):
+    """It is at the end of a chain of handles, and sleeps in a thread of its own."""
+
+    class Callback:
+        def __call__(self):
+            pass
+
+    class Slow(Callback):
+        def __del__(self):
+            destroying.set()
+            done.wait(10)
+
+    def alone(callback, *args):
+        """A handle that the loop does not know."""
+        handle = loop.call_later(1000, callback, *args)
+        copied = copy.copy(handle)
+        handle.cancel()
+        return copied
+
+    destroying, done = threading.Event(), threading.Event()
+    chain = [alone(Slow())]
+    for _ in range(100):
+        chain[0] = alone(print, chain[0])
+    thread = threading.Thread(target=chain.clear)
+    thread.start()
+    assert destroying.wait(10)
+    callback = Callback()
+    seen = weakref.ref(callback)
+    alone(callback)
+    del callback
+    gone = seen() is None
+    done.set()
+    thread.join()
+    assert gone

@@ -285,3 +285,16 @@ def test_a_timer_knows_when_it_is_no_longer_scheduled(loop):
     cancelled = loop.call_later(60, callback)
     cancelled.cancel()
     assert cancelled.cancelled()
+
+
+def test_a_handle_of_asyncios_own_can_be_cancelled_when_it_is_queued(loop):
+    ran = []
+    first, second = (asyncio.Handle(ran.append, (number,), loop, None) for number in range(2))
+    if hasattr(loop, "_add_callback"):
+        loop._add_callback(first)
+        loop._add_callback(second)
+    else:
+        loop._ready.extend([first, second])
+    first.cancel()
+    drain(loop)
+    assert ran == [1]

@@ -405,3 +405,56 @@ async def test_a_sendfile_over_tls_that_is_cancelled(loop, tls, file):
         transport.abort()
         await protocol.lost()
         await served.lost()
+
+
+@pytest.mark.asyncio_bug("the end of the wait is told twice")
+async def test_a_transport_that_ends_before_the_file_is_sent(loop, attach, file):
+    # The number of its descriptor is another connection's when the file would be sent.
+    protocol, peer = await attach(Recorder())
+    transport = protocol.transport
+    number = transport.get_extra_info("socket").fileno()
+    transport.write(helpers.TOO_MUCH)
+    task = await started(loop, transport, file)
+    transport.close()
+    strangers = []
+
+    def take_number():
+        while transport._sock is None and number not in [sock.fileno() for sock in strangers]:
+            strangers.extend(socket.socketpair())
+
+    received = asyncio.ensure_future(helpers.read_to_end(peer))
+    end = loop.time() + 5
+    while not task.done() and loop.time() < end:
+        loop.call_soon(take_number)
+        await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(ConnectionError):
+        await task
+    assert await received == helpers.TOO_MUCH
+    assert strangers
+    for sock in strangers:
+        sock.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            sock.recv(1)
+    for sock in strangers:
+        sock.close()
+
+
+@pytest.mark.hotloop_only
+@pytest.mark.parametrize("end", ["abort", "close"])
+async def test_a_transport_that_ends_ends_its_sendfile(loop, tmp_path, end):
+    """asyncio's call never returns."""
+    ours, peer = helpers.unix_pair()
+    protocol = Recorder()
+    transport, _ = await loop.create_connection(lambda: protocol, sock=ours)
+    path = tmp_path / "large"
+    path.write_bytes(helpers.TOO_MUCH)
+    with path.open("rb") as file:
+        sending = asyncio.ensure_future(loop.sendfile(transport, file))
+        await asyncio.sleep(0.05)
+        getattr(transport, end)()
+        with pytest.raises(ConnectionError):
+            await asyncio.wait_for(sending, 10)
+    with peer:
+        assert len(await helpers.read_to_end(peer)) < len(helpers.TOO_MUCH)
+    assert protocol.calls[-1] == "connection_lost"

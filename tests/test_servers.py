@@ -6,7 +6,10 @@ import gc
 import resource
 import signal
 import socket
+import struct
 import subprocess
+import threading
+import time
 
 import helpers
 import pytest
@@ -502,3 +505,60 @@ def test_a_server_ends_with_an_interrupt(loop_name):
         process.kill()
         raise
     assert (output, process.returncode, errors) == ("interrupted\n", 0, "")
+
+
+@pytest.mark.asyncio_bug("it is left to the garbage collector")
+@pytest.mark.parametrize("protocol_is_made", [True, False])
+async def test_a_factory_that_closes_its_server_leaves_no_connection_open(loop, protocol_is_made):
+    def factory():
+        server.close()
+        return Recorder() if protocol_is_made else None
+
+    server = await loop.create_server(factory, "127.0.0.1", 0)
+    with connect(server.sockets[0].getsockname()) as client:
+        assert await asyncio.wait_for(helpers.read_to_end(client), 5) == b""
+
+
+@pytest.mark.asyncio_bug("it is left to the garbage collector")
+async def test_a_transport_that_its_server_refuses_is_closed(loop):
+    class Server:
+        def _attach(self, *transport):
+            raise LookupError("refused")
+
+    ours, peer = helpers.tcp_pair()
+    with peer:
+        with pytest.raises(LookupError, match="refused"):
+            loop._make_socket_transport(ours, Recorder(), server=Server())
+        del ours
+        assert await asyncio.wait_for(helpers.read_to_end(peer), 5) == b""
+
+
+async def test_closing_a_connection_that_lingers_lets_other_threads_run(loop):
+    # The one that is to read what is still on its way, for one.
+    listening = helpers.listener()
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 20))
+    served = Served(connection_made=lambda protocol, transport: transport.write(b"x" * (4 << 20)))
+    server = await loop.create_server(served, sock=listening)
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
+    client.connect(listening.getsockname())
+    began = threading.Event()
+
+    def read_later():
+        began.wait()
+        time.sleep(0.2)
+        with client, contextlib.suppress(ConnectionError):
+            while client.recv(1 << 16):
+                pass
+
+    thread = threading.Thread(target=read_later)
+    thread.start()
+    await helpers.until(lambda: served)
+    await helpers.iterations(3)
+    start = time.monotonic()
+    began.set()
+    served[0].transport.abort()
+    await served[0].lost()
+    thread.join()
+    assert time.monotonic() - start < 10
+    server.close()

@@ -306,3 +306,27 @@ def test_what_may_be_asked_of_a_closed_loop(loop):
     assert loop.get_task_factory() is None
     assert loop.stop() is None
     assert loop.remove_signal_handler(10) is False
+
+
+def test_a_destructor_may_run_a_loop_when_the_interpreter_ends(loop_name):
+    source = """
+        kind = type(new_event_loop())
+
+        class Loop(kind):
+            def __del__(self):
+                pass
+
+        class Destroyed:
+            def __init__(self):
+                self.loop = Loop()
+
+            def __del__(self, print=print):
+                self.loop.call_later(0.01, self.loop.stop)
+                self.loop.run_forever()
+                self.loop.close()
+                print("ran")
+
+        destroyed = Destroyed()
+    """
+    result = helpers.run_script(loop_name, source)
+    assert (result.stdout, result.stderr) == ("ran\n", "")

@@ -222,6 +222,38 @@ async def test_what_is_refused(loop):
     assert signal.getsignal(SIGNAL) is signal.SIG_DFL
 
 
+@pytest.mark.parametrize("poller", ["", "portable"])
+def test_signals_still_wake_a_loop_that_has_refused_a_handler(loop_name, poller):
+    source = """
+        class Woken(Exception):
+            pass
+
+        def handler(number, frame):
+            raise Woken
+
+        def refused():
+            try:
+                loop.add_signal_handler(signal.SIGKILL, print)
+            except RuntimeError:
+                pass
+
+        signal.signal(signal.SIGUSR1, handler)
+        loop = new_event_loop()
+        loop.call_soon(refused)
+        loop.call_later(10, loop.stop)
+        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+        start = time.monotonic()
+        try:
+            loop.run_forever()
+        except Woken:
+            print("woken")
+        assert time.monotonic() - start < 5
+        loop.close()
+    """
+    result = helpers.run_script(loop_name, source, env={"HOTLOOP_POLLER": poller})
+    assert (result.stdout, result.stderr) == ("woken\n", "")
+
+
 def test_a_closed_loop_handles_nothing(loop):
     loop.close()
     with pytest.raises(RuntimeError, match="Event loop is closed"):

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import socket
 import ssl
 import threading
@@ -343,3 +344,29 @@ async def test_a_thread_at_the_other_end(loop, pair):
     assert await helpers.read_exactly(ours, len(data)) == data
     await sender
     thread.join()
+
+
+@pytest.mark.parametrize("kind", [socket.SOCK_DGRAM, socket.SOCK_SEQPACKET])
+async def test_a_datagram_is_received_whole_if_it_was_asked_for(loop, kind):
+    ours, peer = socket.socketpair(socket.AF_UNIX, kind)
+    with ours, peer:
+        ours.setblocking(False)
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        task = asyncio.ensure_future(loop.sock_recv(ours, 1 << 20))
+        await helpers.iterations(2)
+        data = os.urandom(300_000)
+        for _ in range(2):
+            assert peer.send(data) == len(data)
+            assert await task == data
+            task = asyncio.ensure_future(loop.sock_recv(ours, 1 << 20))
+        peer.send(data)
+        assert await task == data
+
+
+@pytest.mark.parametrize("size", [-1, 1 << 70, "1", 11])
+async def test_a_wrong_number_of_bytes_of_a_datagram(loop, datagrams, size):
+    ours, _ = datagrams
+    with pytest.raises((ValueError, OverflowError, TypeError)) as expected:
+        ours.recvfrom_into(bytearray(10), size)
+    with pytest.raises(expected.type, match=re.escape(str(expected.value))):
+        await loop.sock_recvfrom_into(ours, bytearray(10), size)

@@ -2,6 +2,8 @@
 
 import asyncio
 import gc
+import threading
+import time
 
 import helpers
 import pytest
@@ -282,3 +284,36 @@ def test_run_forever_may_be_wrapped(make):
     loop, _ = make(run_forever=noting("run_forever", seen))
     assert loop.run_until_complete(asyncio.sleep(0, 42)) == 42
     assert seen == [("run_forever",)]
+
+
+def test_other_threads_wake_a_run_forever_of_its_own(make):
+    """It need not set `_thread_id`: asyncio's call_soon_threadsafe() always wakes the loop."""
+
+    def run_forever(self):
+        asyncio._set_running_loop(self)
+        try:
+            while not self._stopping:
+                self._run_once()
+        finally:
+            self._stopping = False
+            asyncio._set_running_loop(None)
+
+    loop, _ = make(run_forever=run_forever)
+    timer = threading.Timer(0.05, loop.call_soon_threadsafe, (loop.stop,))
+    timer.start()
+    alarm = loop.call_later(10, loop.stop)
+    start = time.monotonic()
+    loop.run_forever()
+    timer.join()
+    assert time.monotonic() - start < 5
+    alarm.cancel()
+
+
+def test_a_loop_that_is_closed_while_it_runs_ends(make):
+    loop, base = make(is_running=lambda self: False)
+    loop.call_soon(loop.close)
+    expected = AttributeError if base is asyncio.SelectorEventLoop else RuntimeError
+    future = loop.create_future()
+    with pytest.raises(expected):
+        loop.run_until_complete(future)
+    assert loop.is_closed()

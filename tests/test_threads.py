@@ -164,6 +164,35 @@ def test_an_exception_in_a_call_is_reported(loop, reports):
     assert isinstance(reports.take()["exception"], ZeroDivisionError)
 
 
+@pytest.mark.asyncio_from(3, 14)
+@pytest.mark.parametrize("ask", ["cancel", "cancelled"])
+def test_an_interrupt_while_a_callback_in_another_thread_is_waited_for(loop, ask):
+    def interrupt(number, frame):
+        raise helpers.Interrupt
+
+    def callback():
+        runs.set()
+        done.wait(10)
+
+    runs, done = threading.Event(), threading.Event()
+    handle = loop.call_soon_threadsafe(callback)
+    loop.call_soon(loop.stop)
+    thread = in_thread(loop.run_forever)
+    former = signal.signal(signal.SIGUSR1, interrupt)
+    timer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGUSR1))
+    try:
+        assert runs.wait(10)
+        timer.start()
+        with pytest.raises(helpers.Interrupt):
+            getattr(handle, ask)()
+        assert not done.is_set()
+    finally:
+        done.set()
+        timer.join()
+        thread.join()
+        signal.signal(signal.SIGUSR1, former)
+
+
 def test_a_call_from_a_destructor(loop):
     """Which may run at any time, also while the loop is busy with its own queues."""
     ran = []

@@ -449,6 +449,54 @@ def test_a_closed_socket_does_not_take_its_successor_along(loop):
     peer.close()
 
 
+async def test_a_reader_whose_handle_was_cancelled_costs_no_time(loop, ends):
+    ours, peer = ends
+    calls = []
+    for add, remove in (
+        (loop._add_reader, loop.remove_reader),
+        (loop._add_writer, loop.remove_writer),
+    ):
+        add(ours.fileno(), calls.append, "ready").cancel()
+        peer.send(b"x")
+        used = time.thread_time()
+        await asyncio.sleep(0.2)
+        assert time.thread_time() - used < 0.1
+        assert remove(ours) is False
+    assert calls == []
+
+
+async def test_a_writer_stays_when_the_handle_of_the_reader_is_cancelled(loop, ends):
+    ours, peer = ends
+    calls = []
+    loop.add_writer(ours, calls.append, "write")
+    loop._add_reader(ours.fileno(), calls.append, "read").cancel()
+    peer.send(b"x")
+    await helpers.until(lambda: len(calls) > 10)
+    assert set(calls) == {"write"}
+    assert loop.remove_writer(ours) is True
+
+
+@pytest.mark.parametrize(
+    "error",
+    [helpers.Leave, helpers.Interrupt, OSError, MemoryError, AttributeError, TypeError, ValueError],
+)
+def test_a_fileno_that_raises(loop, error):
+    class Thing:
+        def fileno(self):
+            raise error
+
+    nothing = issubclass(error, AttributeError | TypeError | ValueError)
+    for call in (
+        lambda: loop.add_reader(Thing(), print),
+        lambda: loop.add_writer(Thing(), print),
+        lambda: loop.remove_reader(Thing()),
+        lambda: loop.remove_writer(Thing()),
+    ):
+        with pytest.raises(ValueError if nothing else error) as raised:
+            call()
+        assert not nothing or "Invalid file object" in str(raised.value)
+
+
 def test_what_is_watched_is_kept(loop):
     """The socket object that was given stays, until it is watched no longer."""
     ours, peer = socket.socketpair()

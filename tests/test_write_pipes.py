@@ -4,6 +4,8 @@ import asyncio
 import contextvars
 import os
 import signal
+import threading
+import time
 
 import helpers
 import pytest
@@ -471,3 +473,29 @@ async def test_in_which_context_a_protocol_is_called(loop, pipe):
         ("resume_writing", "writer"),
         ("connection_lost", "creator"),
     ]
+
+
+async def test_a_pipe_that_somebody_made_block_lets_other_threads_run(loop, write_pipe, pipe):
+    # One of them is the reader: the write ends when it has read.
+    reader, writer = pipe
+    protocol = await write_pipe(Recorder(), writer)
+    os.set_blocking(writer.fileno(), True)
+    os.set_blocking(reader.fileno(), True)
+    writing = threading.Event()
+
+    def read():
+        writing.wait()
+        time.sleep(0.1)
+        received = bytearray()
+        while len(received) < 2 * len(TOO_MUCH):
+            received += reader.read(1 << 16)
+        return bytes(received)
+
+    reading = loop.run_in_executor(None, read)
+    writing.set()
+    protocol.transport.write(TOO_MUCH)
+    protocol.transport.write(TOO_MUCH)
+    assert await asyncio.wait_for(reading, 10) == 2 * TOO_MUCH
+    assert protocol.transport.get_write_buffer_size() == 0
+    protocol.transport.close()
+    await protocol.lost()

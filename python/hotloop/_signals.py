@@ -163,7 +163,7 @@ class SignalHandling(_core.Loop):
             signal.siginterrupt(sig, False)
         except OSError as exc:
             del self._signal_handlers[sig]
-            if not self._signal_handlers:
+            if not self._signal_handlers and not self.is_running():
                 self._give_wakeup_fd_back()
             if exc.errno == errno.EINVAL:
                 raise RuntimeError(f"sig {sig} cannot be caught") from exc

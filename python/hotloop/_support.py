@@ -167,5 +167,11 @@ def warn_unawaited(name: str) -> None:
 
 
 def fail_empty_waiter(waiter: asyncio.Future[None]) -> None:
+    """End a sendfile whose transport has ended: it sends through a descriptor of its own."""
     if not waiter.done():
         waiter.set_exception(ConnectionError("Connection is closed by peer"))
+        return
+    loop: Any = waiter.get_loop()
+    task = loop._sendfiles.pop(waiter, None)
+    if task is not None:
+        task.cancel()

@@ -87,6 +87,8 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
             SubprocessSupport.__init__(self)
             self._transports: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
             self._unix_server_sockets: dict[socket.socket, int] = {}
+            # The task that sends a file, by the future of its transport that waits for no more to be written.
+            self._sendfiles: dict[asyncio.Future[None], asyncio.Task[Any] | None] = {}
             if Loop._when_made is not None:
                 Loop._when_made(self)
         except BaseException:
@@ -281,14 +283,29 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
         resume_reading = transp.is_reading()
         transp.pause_reading()
         try:
-            await transp._make_empty_waiter()
+            waiter = transp._make_empty_waiter()
+            await waiter
+            sock = transp._sock
+            if sock is None:
+                # Its descriptor may be another connection's by now.
+                raise ConnectionError("Connection is closed by peer")
             try:
-                duplicate = os.dup(transp._sock_fd)
+                duplicate = os.dup(sock.fileno())
             except OSError as error:
                 raise exceptions.SendfileNotAvailableError("no descriptor to send through") from error
             with socket.socket(fileno=duplicate) as sock:
                 sock.setblocking(False)
-                return await self.sock_sendfile(sock, file, offset, count, fallback=False)
+                task = asyncio.current_task(self)
+                self._sendfiles[waiter] = task
+                try:
+                    return await self.sock_sendfile(sock, file, offset, count, fallback=False)
+                except asyncio.CancelledError:
+                    # The transport's end, not the program, has cancelled it.
+                    if waiter in self._sendfiles or task is None or task.uncancel() > 0:
+                        raise
+                    raise ConnectionError("Connection is closed by peer") from None
+                finally:
+                    self._sendfiles.pop(waiter, None)
         finally:
             transp._reset_empty_waiter()
             if resume_reading:

@@ -149,7 +149,11 @@ impl Core {
                 registry.own_poller()?;
                 Arc::clone(registry.poller())
             }
-            None => return Ok(()),
+            None => {
+                // A callback has closed the event loop: nothing will ever be ready.
+                self.set_stopping(true);
+                return Ok(());
+            }
         };
         let dozes = self.drowsiness.wants_doze(timeout);
         if !self.inbox.fall_asleep(dozes) {

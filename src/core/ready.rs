@@ -42,7 +42,7 @@ impl Ready {
             Ready::Timer(timer) => timer.handle().run(py, timer.as_object()),
             Ready::ThreadSafe(handle) => handle.run(py, handle.as_object()),
             Ready::Task(step) => step.run(py, event_loop),
-            Ready::Foreign(handle) => handle.call_method0(py, intern!(py, "_run")).map(drop),
+            Ready::Foreign(handle) => run_foreign(py, handle),
             Ready::Step(object, step) => step(py, object),
             Ready::Event(object, on_ready, readiness) => on_ready(py, object, *readiness),
         }
@@ -81,4 +81,12 @@ impl Ready {
     fn is_handle(&self) -> bool {
         matches!(self, Ready::Handle(_) | Ready::Timer(_) | Ready::ThreadSafe(_) | Ready::Foreign(_))
     }
+}
+
+/// Runs an asyncio.Handle, which does not itself see to it that it is not cancelled.
+fn run_foreign(py: Python<'_>, handle: &Object) -> PyResult<()> {
+    if handle.bind(py).getattr(intern!(py, "_cancelled"))?.is_truthy()? {
+        return Ok(());
+    }
+    handle.call_method0(py, intern!(py, "_run")).map(drop)
 }

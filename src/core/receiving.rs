@@ -38,7 +38,7 @@ fn note_size(usual: &Cell<usize>, size: usize) {
 pub enum Later<'a> {
     /// The number is kept here, for the next attempt.
     Kept(&'a Cell<i32>),
-    /// Nowhere: everything is received by one system call, which reports it the next time.
+    /// Nowhere: only where there are more data, so that there is no error yet, is received again.
     Unread,
 }
 
@@ -106,10 +106,7 @@ impl Core {
         let slice = blank.as_mut_slice();
         let capacity = slice.len().min(limit);
         let slice = &mut slice[..capacity];
-        let result = match later {
-            Later::Unread if capacity < limit => return self.receive_into_two(py, fd, limit, usual, blank),
-            _ => socket::recv_uninit(fd, slice),
-        };
+        let result = socket::recv_uninit(fd, slice);
         let count = match result {
             Ok(count) => count,
             Err(error) => {
@@ -119,13 +116,18 @@ impl Core {
         };
         if count == capacity && count < limit {
             // There may be more.
-            let more = |rest: &mut [u8]| match (socket::recv(fd, rest), later) {
-                (Ok(count), _) => count,
-                (Err(error), Later::Kept(place)) if !socket::is_not_ready(&error) => {
-                    place.set(error.raw_os_error().unwrap_or(libc::EIO));
-                    0
+            let more = |rest: &mut [u8]| {
+                if matches!(later, Later::Unread) && !socket::has_data(fd) {
+                    return 0;
                 }
-                (Err(_), _) => 0,
+                match (socket::recv(fd, rest), later) {
+                    (Ok(count), _) => count,
+                    (Err(error), Later::Kept(place)) if !socket::is_not_ready(&error) => {
+                        place.set(error.raw_os_error().unwrap_or(libc::EIO));
+                        0
+                    }
+                    (Err(_), _) => 0,
+                }
             };
             return self.with_buffer(|buffer| {
                 let rest = &mut buffer[..limit - capacity];
@@ -134,33 +136,6 @@ impl Core {
             });
         }
         self.received(py, blank, capacity, count, usual)
-    }
-
-    /// The same by one system call, which puts what does not fit into the loop's buffer.
-    #[inline(never)]
-    fn receive_into_two(
-        &self,
-        py: Python<'_>,
-        fd: RawFd,
-        limit: usize,
-        usual: &Cell<usize>,
-        mut blank: Blank,
-    ) -> PyResult<Received> {
-        self.with_buffer(|buffer| {
-            let slice = blank.as_mut_slice();
-            let capacity = slice.len();
-            let rest = &mut buffer[..limit - capacity];
-            match socket::recv_two(fd, slice, rest) {
-                Ok(count) if count > capacity => {
-                    self.both(py, blank, capacity, &rest[..count - capacity], usual)
-                }
-                Ok(count) => self.received(py, blank, capacity, count, usual),
-                Err(error) => {
-                    self.put_back(blank);
-                    nothing_or(py, error)
-                }
-            }
-        })
     }
 
     /// The `count` bytes that were received into a bytes object where there is room for `capacity`.

@@ -5,7 +5,7 @@
 //! when it returns, with the frame that called it still on the same line.
 
 use std::cell::RefCell;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -59,66 +59,107 @@ struct Watchdog {
 
 static WATCHDOG: Mutex<Option<Watchdog>> = Mutex::new(None);
 
+/// For the thread that watches, which never has the GIL when it takes the lock.
 fn watchdog() -> MutexGuard<'static, Option<Watchdog>> {
     WATCHDOG.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// For threads that have the GIL: whoever has the lock may be forking, and want the GIL before the lock is free.
+fn lock(py: Python<'_>) -> MutexGuard<'static, Option<Watchdog>> {
+    loop {
+        match WATCHDOG.try_lock() {
+            Ok(guard) => return guard,
+            Err(TryLockError::Poisoned(poisoned)) => return poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => py.detach(|| drop(watchdog())),
+        }
+    }
+}
+
+/// A thread that forks, perhaps in a function that Python calls before or after another fork.
+struct Forking {
+    forks: u32,
+    /// Held all the time: a child whose parent's watchdog was in it would find it locked for ever.
+    guard: Option<MutexGuard<'static, Option<Watchdog>>>,
+}
+
 thread_local! {
-    /// Held while this thread forks: a child whose parent's watchdog was in it would find it locked for ever.
-    static FORKING: RefCell<Option<MutexGuard<'static, Option<Watchdog>>>> = const { RefCell::new(None) };
+    static FORKING: RefCell<Forking> = const { RefCell::new(Forking { forks: 0, guard: None }) };
 }
 
 /// The calling thread is about to fork.
-pub fn begin_fork(_py: Python<'_>) {
-    FORKING.set(Some(watchdog()));
+pub fn begin_fork(py: Python<'_>) {
+    // Waiting can run Python code: nothing is borrowed meanwhile.
+    let guard = if FORKING.with_borrow(|forking| forking.guard.is_none()) { Some(lock(py)) } else { None };
+    FORKING.with_borrow_mut(|forking| {
+        forking.forks += 1;
+        forking.guard = forking.guard.take().or(guard);
+    });
 }
 
 /// It has, and this is the parent or the child.
 pub fn end_fork(_py: Python<'_>) {
-    FORKING.set(None);
+    FORKING.with_borrow_mut(|forking| {
+        forking.forks = forking.forks.saturating_sub(1);
+        if forking.forks == 0 {
+            forking.guard = None;
+        }
+    });
+}
+
+/// Lends `f` the state, which the calling thread has locked already if it forks. No Python code may run in it.
+fn with_watchdog<R>(py: Python<'_>, f: impl FnOnce(&mut Option<Watchdog>) -> R) -> R {
+    if FORKING.with_borrow(|forking| forking.guard.is_none()) {
+        return f(&mut lock(py));
+    }
+    FORKING.with_borrow_mut(|forking| match &mut forking.guard {
+        Some(guard) => f(guard),
+        None => unreachable!("it was there"),
+    })
 }
 
 /// Watches a loop from now on.
-pub fn watch(turns: &Arc<Turns>, id: usize) {
-    let mut guard = watchdog();
-    let process = std::process::id();
-    let state = guard.get_or_insert_default();
-    if state.process != process {
-        // What the parent watched is not running here.
-        std::mem::forget(std::mem::take(state));
-        state.process = process;
-    }
-    state.watched.retain(|watched| watched.id != id && watched.turns.strong_count() > 0);
-    state.watched.push(Watched { turns: Arc::downgrade(turns), id, seen: None });
-    state.stopping = false;
-    match &state.thread {
-        Some(thread) => thread.thread().unpark(),
-        None => {
-            let spawned = std::thread::Builder::new().name("hotloop-watchdog".to_owned()).spawn(run);
-            // Without a thread nobody watches, which is no reason to stop the program.
-            state.thread = spawned.ok();
+pub fn watch(py: Python<'_>, turns: &Arc<Turns>, id: usize) {
+    with_watchdog(py, |watchdog| {
+        let process = std::process::id();
+        let state = watchdog.get_or_insert_default();
+        if state.process != process {
+            // What the parent watched is not running here.
+            std::mem::forget(std::mem::take(state));
+            state.process = process;
         }
-    }
+        state.watched.retain(|watched| watched.id != id && watched.turns.strong_count() > 0);
+        state.watched.push(Watched { turns: Arc::downgrade(turns), id, seen: None });
+        state.stopping = false;
+        match &state.thread {
+            Some(thread) => thread.thread().unpark(),
+            None => {
+                let spawned = std::thread::Builder::new().name("hotloop-watchdog".to_owned()).spawn(run);
+                // Without a thread nobody watches, which is no reason to stop the program.
+                state.thread = spawned.ok();
+            }
+        }
+    });
 }
 
 /// Watches a loop no more.
-pub fn unwatch(id: usize) {
-    if let Some(state) = &mut *watchdog() {
-        state.watched.retain(|watched| watched.id != id);
-    }
+pub fn unwatch(py: Python<'_>, id: usize) {
+    with_watchdog(py, |watchdog| {
+        if let Some(state) = watchdog {
+            state.watched.retain(|watched| watched.id != id);
+        }
+    });
 }
 
 /// Ends the thread. The interpreter must not end before it.
 pub fn stop(py: Python<'_>) {
-    let thread = {
-        let mut guard = watchdog();
-        let Some(state) = &mut *guard else { return };
+    let thread = with_watchdog(py, |watchdog| {
+        let state = watchdog.as_mut()?;
         state.stopping = true;
         if state.process != std::process::id() {
-            return;
+            return None;
         }
         state.thread.take()
-    };
+    });
     if let Some(thread) = thread {
         thread.thread().unpark();
         // It may be waiting for the GIL.
@@ -187,7 +228,8 @@ fn look(tick: &Tick, was_stopped: bool) -> Vec<(Arc<Turns>, usize, Seen, bool)> 
 
 /// Has Python look at what the callback is doing.
 fn tell(turns: &Turns, id: usize, seen: Seen, again: bool, tick: &Tick) {
-    Python::attach(|py| {
+    // While the interpreter ends, nobody is told.
+    Python::try_attach(|py| {
         // Waiting for the GIL can have taken long enough for the callback to end.
         if turns.under_way() != Some(seen.turn) {
             return;

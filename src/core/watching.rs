@@ -46,6 +46,10 @@ impl Waiter {
         }
     }
 
+    fn is_cancelled(&self) -> bool {
+        matches!(self, Waiter::Handle(handle, _) if handle.is_cancelled())
+    }
+
     fn object(&self) -> &Object {
         match self {
             Waiter::Handle(handle, _) => handle.as_object(),
@@ -103,6 +107,17 @@ impl Watch {
             }
             Watch::Transport(..) => Interest::NONE,
         }
+    }
+
+    /// Takes away who waits with a handle that was cancelled.
+    fn take_cancelled(&mut self) -> impl Iterator<Item = Waiter> + use<> {
+        let waiters = match self {
+            Watch::Waiters { reader, writer, .. } => {
+                [reader, writer].map(|waiter| waiter.take_if(|waiter| waiter.is_cancelled()))
+            }
+            Watch::Transport(..) => [None, None],
+        };
+        waiters.into_iter().flatten()
     }
 
     /// Whether nobody waits.
@@ -184,6 +199,8 @@ impl Core {
         if events.is_empty() {
             return;
         }
+        // What it refers to may run Python code when it is dropped: after all that is borrowed.
+        let mut cancelled = Vec::new();
         let mut borrowed = self.registry.borrow_mut();
         let Some(registry) = &mut *borrowed else { return };
         let mut ready = self.ready.borrow_mut();
@@ -211,8 +228,11 @@ impl Core {
                     }
                 }
                 Watch::Waiters { reader, writer, .. } => {
+                    let waits = |waiter: &Option<Waiter>| {
+                        waiter.as_ref().is_some_and(|waiter| !waiter.is_cancelled())
+                    };
                     let waited =
-                        (readiness.readable && reader.is_some()) || (readiness.writable && writer.is_some());
+                        (readiness.readable && waits(reader)) || (readiness.writable && waits(writer));
                     if !waited {
                         unwaited.push(slot);
                     }
@@ -230,6 +250,7 @@ impl Core {
             }
         }
         for slot in unwaited {
+            cancelled.extend(registry.get_mut(slot).into_iter().flat_map(Watch::take_cancelled));
             calm(registry, slot);
         }
         if strays {

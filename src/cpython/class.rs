@@ -489,12 +489,26 @@ unsafe extern "C" fn dealloc<T: Native>(instance: *mut ffi::PyObject) {
             return;
         }
         ffi::PyObject_GC_UnTrack(instance.cast());
-        trashcan::run(instance, destroy::<T>);
+        if !trashcan::begin() {
+            trashcan::run_deep(instance, destroy_deep::<T>);
+            return;
+        }
+        destroy::<T>(instance);
+        trashcan::end();
     }
 }
 
 /// # Safety
+/// As for [`destroy`].
+#[cold]
+unsafe fn destroy_deep<T: Native>(instance: *mut ffi::PyObject) {
+    // SAFETY: as the caller says.
+    unsafe { destroy::<T>(instance) };
+}
+
+/// # Safety
 /// The instance has no references, is not tracked by the collector, and is destroyed once.
+#[inline(always)]
 unsafe fn destroy<T: Native>(instance: *mut ffi::PyObject) {
     // SAFETY: see above; the layout is that of `make_with`.
     unsafe {

@@ -25,10 +25,21 @@ pub fn new_error<T: PyTypeInfo>(py: Python<'_>, message: impl AsRef<str>) -> PyE
 /// An exception with an argument, or with several in a tuple.
 #[cold]
 pub fn error_of<T: PyTypeInfo>(py: Python<'_>, arguments: &Object) -> PyErr {
-    // SAFETY: the class and the arguments live; an exception that is being raised meanwhile would be replaced, but
-    // nobody makes one then.
-    unsafe { ffi::PyErr_SetObject(T::type_object_raw(py).cast(), arguments.as_ptr()) };
-    PyErr::fetch(py)
+    // The class is called: it may return an instance of a subclass, as OSError does, which the interpreter's own way takes for
+    // one of the class until 3.11.
+    let class = T::type_object_raw(py).cast::<ffi::PyObject>();
+    // SAFETY: the class and the arguments live; whatever is called returns a new reference or null with an exception.
+    let made = unsafe {
+        let made = match arguments.is_tuple() {
+            true => ffi::PyObject_Call(class, arguments.as_ptr(), std::ptr::null_mut()),
+            false => ffi::PyObject_CallOneArg(class, arguments.as_ptr()),
+        };
+        Object::from_owned(py, made)
+    };
+    match made {
+        Ok(made) => PyErr::from_value(made.into_bound(py)),
+        Err(error) => error,
+    }
 }
 
 /// An OSError with errno and the C library's message, of the subclass that belongs to the number.

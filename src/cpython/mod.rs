@@ -10,6 +10,7 @@
 //! - [`methods`]: their methods and attributes.
 //! - [`args`]: what a method was called with.
 //! - [`received`]: bytes objects to receive into.
+//! - [`socket`]: the descriptors of socket objects.
 //! - [`trashcan`]: how long chains of objects are destroyed.
 //! - [`ways_in`]: what happens around each call that can run Python code; [`borrowing`] is a check made there.
 //! - [`errors`]: exceptions, and errors of the operating system.
@@ -32,5 +33,6 @@ pub mod module;
 pub mod names;
 pub mod object;
 pub mod received;
+pub mod socket;
 mod trashcan;
 mod ways_in;

@@ -4,50 +4,83 @@
 //! the destruction of the one before, would overflow the stack. So beyond a depth, instances are put aside, and the
 //! innermost destruction that is still within it destroys them one after another. The interpreter does the same for
 //! its containers; its means are private and differ from version to version.
+//!
+//! A destructor may give up the GIL for long, or fork. So nobody's instances are left to another thread: the depth that all
+//! threads share, which takes no look-up of the thread, only says when each counts its own.
 
 use std::cell::{Cell, RefCell};
 
 use pyo3::ffi;
 
-/// Destructions within each other at the most. Between any two there can be as many of the interpreter's own containers.
-const DEEPEST: u32 = 32;
+/// Destructions within each other, of all threads together, before each thread counts its own. Between any two there can
+/// be as many of the interpreter's own containers.
+const SHARED: u32 = 16;
+/// Those of a thread beyond that, at the most.
+const DEEPEST: u32 = 16;
 
-type Destroy = unsafe fn(*mut ffi::PyObject);
+pub type Destroy = unsafe fn(*mut ffi::PyObject);
+
+// GIL: whoever destroys objects holds it. A forked child has no part of its parent's other threads but what they had counted.
+struct Depth(Cell<u32>);
+
+// SAFETY: touched only under the GIL.
+unsafe impl Sync for Depth {}
+
+static DEPTH: Depth = Depth(Cell::new(0));
 
 struct Trashcan {
     depth: Cell<u32>,
     aside: RefCell<Vec<(*mut ffi::PyObject, Destroy)>>,
 }
 
-// GIL: whoever destroys objects holds it. A thread that gives it up within a destruction leaves its depth to others, who
-// then put instances aside sooner.
-struct Shared(Trashcan);
+thread_local! {
+    static TRASHCAN: Trashcan = const { Trashcan { depth: Cell::new(0), aside: RefCell::new(Vec::new()) } };
+}
 
-// SAFETY: touched only under the GIL.
-unsafe impl Sync for Shared {}
+/// Begins a destruction. False if there are many within each other: then [`run_deep`] is to do it.
+#[inline(always)]
+#[must_use]
+pub fn begin() -> bool {
+    let depth = DEPTH.0.get();
+    if depth >= SHARED {
+        return false;
+    }
+    DEPTH.0.set(depth + 1);
+    true
+}
 
-static TRASHCAN: Shared = Shared(Trashcan { depth: Cell::new(0), aside: RefCell::new(Vec::new()) });
+/// Ends one that has begun.
+#[inline(always)]
+pub fn end() {
+    DEPTH.0.set(DEPTH.0.get() - 1);
+}
 
 /// Destroys an instance, now or a little later.
 ///
 /// # Safety
 /// The GIL is held. The instance is one that `destroy` can be called with, which will be done once.
-#[inline(always)]
-pub unsafe fn run(instance: *mut ffi::PyObject, destroy: Destroy) {
-    let trashcan = &TRASHCAN.0;
-    let depth = trashcan.depth.get() + 1;
-    if depth > DEEPEST {
-        trashcan.aside.borrow_mut().push((instance, destroy));
-        return;
+#[cold]
+pub unsafe fn run_deep(instance: *mut ffi::PyObject, destroy: Destroy) {
+    let within = TRASHCAN.try_with(|trashcan| {
+        let depth = trashcan.depth.get() + 1;
+        if depth > DEEPEST {
+            trashcan.aside.borrow_mut().push((instance, destroy));
+            return;
+        }
+        trashcan.depth.set(depth);
+        // SAFETY: as the caller says.
+        unsafe { destroy(instance) };
+        if depth == DEEPEST {
+            // SAFETY: the instances were put aside by this function.
+            unsafe { empty(trashcan) };
+        }
+        trashcan.depth.set(depth - 1);
+    });
+    if within.is_err() {
+        // The thread has ended but for what it destroys.
+        // SAFETY: as the caller says.
+        unsafe { destroy(instance) };
     }
-    trashcan.depth.set(depth);
-    // SAFETY: as the caller says.
-    unsafe { destroy(instance) };
-    if depth == DEEPEST {
-        // SAFETY: the instances were put aside by this function.
-        unsafe { empty(trashcan) };
-    }
-    trashcan.depth.set(trashcan.depth.get() - 1);
 }
 
 /// # Safety

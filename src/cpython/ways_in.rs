@@ -78,8 +78,6 @@ mod wrappers {
     fn PyBytes_FromObject(a: P) -> P;
     fn PyContext_Copy(a: P) -> P;
     fn PyContext_CopyCurrent() -> P;
-    fn PyContext_Enter(a: P) -> c_int;
-    fn PyContext_Exit(a: P) -> c_int;
     fn PyDict_Contains(a: P, b: P) -> c_int;
     fn PyDict_GetItemWithError(a: P, b: P) -> P;
     fn PyDict_New() -> P;

@@ -24,7 +24,7 @@ use crate::cpython::object::{Object, tuple};
 use crate::intern;
 use crate::reactor::socket;
 use crate::transports::address::Address;
-use crate::transports::socket_file::{Socket, SocketFile};
+use crate::transports::socket_file::SocketFile;
 use crate::transports::stream::Stream;
 use crate::{attribute, method, method0, method1};
 
@@ -67,7 +67,7 @@ fn connect<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object
     watchers::ensure_no_transport(this, fd, &Object::from_int(py, fd)?.bind(py))?;
     let event_loop = this.obj();
     let connected = event_loop.as_object().call_method0(py, intern!(py, "create_future"))?;
-    let file = SocketFile::new(Socket::Native(socket), fd, Some(Address::Internet(peer)));
+    let file = SocketFile::new(socket, Some(Address::Internet(peer)));
     audit::raise(py, c"socket.connect", &|py| file.python_socket(py), &|py| address(py, peer))?;
     let connection = Connection {
         event_loop,

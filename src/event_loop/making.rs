@@ -15,7 +15,7 @@ use crate::transports::address::Address;
 use crate::transports::datagram::Datagram;
 use crate::transports::endpoint::Parts;
 use crate::transports::pipe::{ReadPipe, WritePipe};
-use crate::transports::socket_file::{Socket, SocketFile};
+use crate::transports::socket_file::SocketFile;
 use crate::transports::stream::Stream;
 
 fn make_socket_transport<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
@@ -32,7 +32,7 @@ fn make_socket_transport<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> P
         socket::set_nodelay(fd);
     }
     let parts = Parts { context: given(context), ..parts(this, fd, protocol, waiter, extra) };
-    let file = SocketFile::new(Socket::Python(sock), fd, peer);
+    let file = SocketFile::of_python(py, sock, fd, peer)?;
     Ok(Stream::create(py, parts, file, given(server))?.into_object())
 }
 
@@ -47,7 +47,7 @@ fn make_datagram_transport<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) ->
     this.check_closed(this.py())?;
     let peer = socket::peer_address(fd).ok().map(Address::from);
     let parts = parts(this, fd, protocol, waiter, extra);
-    let file = SocketFile::new(Socket::Python(sock), fd, peer);
+    let file = SocketFile::of_python(py, sock, fd, peer)?;
     let header = imports(py)?.datagram_header;
     Ok(Datagram::create(py, parts, file, given(address), header)?.into_object())
 }

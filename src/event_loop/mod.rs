@@ -18,7 +18,7 @@ use std::cell::Cell;
 use std::ffi::c_int;
 use std::rc::Rc;
 
-use pyo3::exceptions::{PyRuntimeError, PyValueError};
+use pyo3::exceptions::{PyAttributeError, PyOverflowError, PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyString;
 use pyo3::{Borrowed, ffi};
@@ -217,7 +217,8 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     serving::register(module)
 }
 
-/// A file descriptor out of an integer or an object with fileno(), with the errors of the `selectors` module.
+/// A file descriptor out of an integer or an object with fileno(), with the errors of the `selectors` module: ValueError
+/// for what is none, and whatever else fileno() raises.
 fn descriptor(object: &Bound<'_, PyAny>) -> PyResult<c_int> {
     match fileno(object)? {
         fd @ 0.. => Ok(fd),
@@ -237,8 +238,20 @@ fn fileno(object: &Bound<'_, PyAny>) -> PyResult<c_int> {
     };
     match fd {
         Ok(fd) => Ok(fd),
-        Err(_) => Err(new_error::<PyValueError>(py, format!("Invalid file object: {}", object.repr()?))),
+        Err(error) if is_no_descriptor(&error, py) => {
+            Err(new_error::<PyValueError>(py, format!("Invalid file object: {}", object.repr()?)))
+        }
+        Err(error) => Err(error),
     }
+}
+
+/// Whether an error says no more than that an object is none with a descriptor.
+#[cold]
+fn is_no_descriptor(error: &PyErr, py: Python<'_>) -> bool {
+    error.is_instance_of::<PyAttributeError>(py)
+        || error.is_instance_of::<PyTypeError>(py)
+        || error.is_instance_of::<PyValueError>(py)
+        || error.is_instance_of::<PyOverflowError>(py)
 }
 
 fn invalid_descriptor(py: Python<'_>, fd: c_int) -> PyErr {

@@ -70,7 +70,7 @@ fn watch<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> 
     let id: usize = id.bind(py).extract()?;
     let threshold: Option<f64> = threshold.bind(py).extract()?;
     let Some(threshold) = threshold else {
-        watchdog::unwatch(id);
+        watchdog::unwatch(py, id);
         this.core.set_turns(None);
         return Ok(Object::none(py));
     };
@@ -80,7 +80,7 @@ fn watch<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> 
     let turns = this.core.turns().unwrap_or_default();
     turns.set_threshold(threshold);
     this.core.set_turns(Some(Arc::clone(&turns)));
-    watchdog::watch(&turns, id);
+    watchdog::watch(py, &turns, id);
     Ok(Object::none(py))
 }
 

@@ -14,14 +14,20 @@ use crate::handle::boolean;
 use crate::intern;
 use crate::{attribute, method0};
 
+/// PyO3 counts attachments by thread: what it drops below this is released at once, not at some later time.
+fn counted<R>(f: impl FnOnce(Python<'_>) -> R) -> R {
+    // SAFETY: the thread is attached, or it could not call methods. `attach` would ask whether the interpreter is ending,
+    // when destructors may still run loops.
+    unsafe { Python::attach_unchecked(f) }
+}
+
 fn run(this: ThisLoop<'_, '_>) -> PyResult<Object> {
-    // PyO3 counts attachments by thread: what it drops below this is released at once, not at some later time.
-    Python::attach(|py| this.core.run(py, &this.object()))?;
+    counted(|py| this.core.run(py, &this.object()))?;
     Ok(Object::none(this.py()))
 }
 
 fn run_once(this: ThisLoop<'_, '_>) -> PyResult<Object> {
-    Python::attach(|py| this.core.iterate(py, &this.object()))?;
+    counted(|py| this.core.iterate(py, &this.object()))?;
     Ok(Object::none(this.py()))
 }
 

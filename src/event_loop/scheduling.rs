@@ -84,9 +84,14 @@ fn call_soon_threadsafe<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> Py
         (Ready::Handle(handle.clone()), handle.into_object())
     };
     match this.thread.get() {
-        Some(thread) if thread != thread_ident() => this.core.send(entry),
-        // GIL: while nobody runs the loop, whoever holds the GIL may touch its queue.
-        _ => this.core.push(entry),
+        Some(thread) if thread == thread_ident() => this.core.push(entry),
+        Some(_) => this.core.send(entry),
+        None => {
+            // GIL: while nobody runs the loop, whoever holds the GIL may touch its queue. A subclass may run it without
+            // saying so, and then waits without the GIL.
+            this.core.push(entry);
+            this.core.rouse();
+        }
     }
     Ok(handle)
 }

@@ -22,7 +22,7 @@ use crate::intern;
 use crate::reactor::socket;
 use crate::transports::address::Address;
 use crate::transports::endpoint::Parts;
-use crate::transports::socket_file::{Socket, SocketFile, socket_of};
+use crate::transports::socket_file::{SocketFile, socket_of};
 use crate::transports::stream::Stream;
 use crate::{method, method0, method1};
 
@@ -227,7 +227,7 @@ impl Listener {
             extra: None,
             context: this.shares_context.then(|| context.clone()),
         };
-        let file = SocketFile::new(Socket::Native(fd), number, Some(peer));
+        let file = SocketFile::new(fd, Some(peer));
         Stream::create(py, parts, file, this.server.clone()).map(drop)
     }
 

@@ -17,7 +17,7 @@ use pyo3::prelude::*;
 use pyo3::{Borrowed, ffi};
 
 use super::{Loop, ThisLoop, watchers};
-use crate::core::{Core, Direction, Later, Received, Waiter, resolve};
+use crate::core::{Core, Direction, Later, RECEIVE_BUFFER, Received, Waiter, resolve};
 use crate::cpython::args::Args;
 use crate::cpython::buffer::{ReadableBuffer, new_bytes, with_writable_buffer};
 use crate::cpython::class::{self, Class, Definition, Native, Obj, This, Visitor};
@@ -164,13 +164,11 @@ impl SocketOperation {
             }
             Operation::RecvFromInto(buffer, size) => {
                 let buffer = buffer.bind(py);
-                let size: usize = match size.bind(py).extract()? {
-                    0 => buffer.len()?,
-                    size => size,
+                let size = match size.bind(py).is_truthy()? {
+                    true => size.clone(),
+                    false => Object::from_size(py, buffer.len()?)?,
                 };
-                let size = Object::from_size(py, size)?;
-                let arguments = (buffer, size.bind(py));
-                unless_blocked(py, socket.call_method1(intern!(py, "recvfrom_into"), arguments))
+                unless_blocked(py, socket.call_method1(intern!(py, "recvfrom_into"), (buffer, size.bind(py))))
             }
             Operation::SendAll { data, view, sent } => {
                 let fd = self.fileno(py)?;
@@ -231,6 +229,11 @@ impl SocketOperation {
         let fd = self.fileno(py)?;
         if size == 0 {
             return new_bytes(py, b"").map(Some);
+        }
+        if size > RECEIVE_BUFFER && !socket::is_stream(fd) {
+            // The rest of a datagram would be lost.
+            let socket = self.socket.bind(py);
+            return unless_blocked(py, socket.call_method1(intern!(py, "recv"), (size,)));
         }
         match self.core.receive(py, fd, size, &self.core.usual_size, Later::Unread)? {
             Received::Data(data, _) => Ok(Some(data)),

@@ -19,8 +19,8 @@ pub(super) trait AsHandle: Native {
 
     fn cancel(this: This<'_, '_, Self>) -> PyResult<()>;
 
-    fn is_cancelled(this: This<'_, '_, Self>) -> bool {
-        this.as_handle().is_cancelled()
+    fn is_cancelled(this: This<'_, '_, Self>) -> PyResult<bool> {
+        Ok(this.as_handle().is_cancelled())
     }
 
     fn run(this: This<'_, '_, Self>) -> PyResult<()> {
@@ -85,7 +85,7 @@ macro_rules! definition {
                 method0!(
                     $native,
                     "cancelled",
-                    |this| Ok(boolean(this.py(), <$native as AsHandle>::is_cancelled(this))),
+                    |this| Ok(boolean(this.py(), <$native as AsHandle>::is_cancelled(this)?)),
                     "cancelled($self, /)\n--\n\nReturn True if the callback was cancelled."
                 ),
                 method0!(

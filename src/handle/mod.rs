@@ -211,11 +211,10 @@ impl Handle {
         if self.cancelled.replace(true) {
             return Ok(());
         }
-        if DEBUG_WAS_ON.load(Relaxed) {
-            self.keep_repr(py, this)?;
-        }
+        let kept = if DEBUG_WAS_ON.load(Relaxed) { self.keep_repr(py, this) } else { Ok(()) };
+        // Whatever repr() did: what is cancelled is never called.
         self.discard();
-        Ok(())
+        kept
     }
 
     /// What it was is still wanted when it is reported as slow.

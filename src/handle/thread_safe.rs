@@ -5,7 +5,7 @@ use pyo3::prelude::*;
 use super::Handle;
 use super::class::AsHandle;
 use crate::cpython::class::{Class, Native, This, Visitor};
-use crate::cpython::object::{Object, thread_ident};
+use crate::cpython::object::{Object, check_signals, thread_ident};
 use crate::reactor::run_lock::RunLock;
 
 /// A callback that other threads may cancel, as asyncio has them from 3.14 on: while it runs, its state cannot be
@@ -16,12 +16,14 @@ pub struct ThreadSafeHandle {
 }
 
 /// Waits until the callback does not run in another thread. Nobody can begin to run it then before the caller releases
-/// the GIL.
-fn wait(running: &RunLock, py: Python<'_>) {
+/// the GIL. The error is what a signal's handler raised meanwhile.
+fn wait(running: &RunLock, py: Python<'_>) -> PyResult<()> {
     let thread = thread_ident();
     while running.is_elsewhere(thread) {
         py.detach(|| running.wait(thread));
+        check_signals(py)?;
     }
+    Ok(())
 }
 
 impl ThreadSafeHandle {
@@ -66,13 +68,13 @@ impl AsHandle for ThreadSafeHandle {
     }
 
     fn cancel(this: This<'_, '_, Self>) -> PyResult<()> {
-        wait(&this.running, this.py());
+        wait(&this.running, this.py())?;
         this.get().handle.cancel_as(this.py(), &this.object())
     }
 
-    fn is_cancelled(this: This<'_, '_, Self>) -> bool {
-        wait(&this.running, this.py());
-        this.handle.is_cancelled()
+    fn is_cancelled(this: This<'_, '_, Self>) -> PyResult<bool> {
+        wait(&this.running, this.py())?;
+        Ok(this.handle.is_cancelled())
     }
 
     fn run(this: This<'_, '_, Self>) -> PyResult<()> {

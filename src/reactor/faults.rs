@@ -23,10 +23,10 @@ pub enum Call {
     GetPeerName,
     GetSockName,
     GetSockOpt,
+    Ioctl,
     Read,
     Recv,
     RecvMany,
-    RecvMessage,
     Send,
     SendMessage,
     SendTo,
@@ -38,9 +38,9 @@ pub enum Call {
 }
 
 #[cfg(feature = "faults")]
-pub use injected::{NAMES, attempt, counts, inject, length, lengths, reset, slices};
+pub use injected::{NAMES, attempt, counts, inject, length, reset, slices};
 #[cfg(not(feature = "faults"))]
-pub use none::{attempt, length, lengths, slices};
+pub use none::{attempt, length, slices};
 
 #[cfg(not(feature = "faults"))]
 mod none {
@@ -58,12 +58,6 @@ mod none {
     #[inline(always)]
     pub fn length(_call: Call, length: usize) -> io::Result<usize> {
         Ok(length)
-    }
-
-    /// The same of two buffers.
-    #[inline(always)]
-    pub fn lengths(_call: Call, lengths: [usize; 2]) -> io::Result<[usize; 2]> {
-        Ok(lengths)
     }
 
     /// The part of the buffers that the call may transfer.
@@ -96,10 +90,10 @@ mod injected {
         "getpeername",
         "getsockname",
         "getsockopt",
+        "ioctl",
         "read",
         "recv",
         "recvmmsg",
-        "recvmsg",
         "send",
         "sendmsg",
         "sendto",
@@ -188,12 +182,6 @@ mod injected {
             Some(0) => Ok(length.min(1)),
             Some(errno) => Err(failed(errno)),
         }
-    }
-
-    /// The same of two buffers.
-    pub fn lengths(call: Call, [first, second]: [usize; 2]) -> io::Result<[usize; 2]> {
-        let both = length(call, first + second)?;
-        Ok([first.min(both), second.min(both - first.min(both))])
     }
 
     /// The part of the buffers that the call may transfer.

@@ -44,6 +44,14 @@ pub fn kind(fd: RawFd) -> io::Result<Kind> {
     })
 }
 
+/// Whether a write can wait in spite of [`set_nonblocking`]: any process that shares the open file can have made
+/// it so, as children do with a terminal that they are given.
+pub fn can_wait(fd: RawFd) -> bool {
+    // SAFETY: a call without pointers.
+    let flags = unsafe { libc::fcntl(fd, libc::F_GETFL) };
+    flags >= 0 && flags & libc::O_NONBLOCK == 0
+}
+
 /// Makes reads and writes return at once.
 pub fn set_nonblocking(fd: RawFd) -> io::Result<()> {
     faults::attempt(Call::Fcntl)?;
@@ -66,7 +74,9 @@ mod tests {
     fn moves_bytes_and_never_waits() {
         let (reader, writer) = io::pipe().unwrap();
         let (reader_fd, writer_fd) = (reader.as_raw_fd(), writer.as_raw_fd());
+        assert!(can_wait(reader_fd));
         set_nonblocking(reader_fd).unwrap();
+        assert!(!can_wait(reader_fd));
         set_nonblocking(writer_fd).unwrap();
         assert_eq!(kind(reader_fd).unwrap(), Kind::Fifo);
         assert_eq!(read(reader_fd, &mut [0; 4]).unwrap_err().kind(), io::ErrorKind::WouldBlock);

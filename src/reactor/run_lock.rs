@@ -1,6 +1,11 @@
 //! Keeps other threads from a handle while its callback runs.
 
+use std::time::Duration;
+
 use super::sync::{Condvar, Mutex, MutexGuard};
+
+/// The longest wait, after which the caller can see to signals.
+const LONGEST_WAIT: Duration = Duration::from_millis(50);
 
 /// The thread that runs a callback has it, any number of times over; other threads wait until that has ended.
 /// Threads are named by numbers of the caller's.
@@ -33,14 +38,16 @@ impl RunLock {
         self.state().is_elsewhere(thread)
     }
 
-    /// Waits until the callback does not run in a thread other than this one. By the time that the caller looks, it may run
-    /// again.
+    /// Waits until the callback does not run in a thread other than this one, or for [`LONGEST_WAIT`]. By the time that the
+    /// caller looks, it may run again.
     pub fn wait(&self, thread: u64) {
         let mut state = self.state();
-        state.waiters += 1;
-        while state.is_elsewhere(thread) {
-            state = self.done.wait(state).unwrap_or_else(|poisoned| poisoned.into_inner());
+        if !state.is_elsewhere(thread) {
+            return;
         }
+        state.waiters += 1;
+        let waited = self.done.wait_timeout(state, LONGEST_WAIT);
+        (state, _) = waited.unwrap_or_else(|poisoned| poisoned.into_inner());
         state.waiters -= 1;
     }
 

@@ -79,19 +79,12 @@ pub fn recv_uninit(fd: RawFd, buffer: &mut [MaybeUninit<u8>]) -> io::Result<usiz
     check(unsafe { transfer::recv(fd, buffer.as_mut_ptr().cast(), length, libc::MSG_DONTWAIT) })
 }
 
-/// Receives into one buffer and what does not fit there into another, by one system call.
-pub fn recv_two(fd: RawFd, first: &mut [MaybeUninit<u8>], second: &mut [u8]) -> io::Result<usize> {
-    let lengths = faults::lengths(Call::RecvMessage, [first.len(), second.len()])?;
-    let mut vectors = [
-        libc::iovec { iov_base: first.as_mut_ptr().cast(), iov_len: lengths[0] },
-        libc::iovec { iov_base: second.as_mut_ptr().cast(), iov_len: lengths[1] },
-    ];
-    // SAFETY: all zeroes is a valid msghdr: no address, no control data.
-    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
-    message.msg_iov = vectors.as_mut_ptr();
-    message.msg_iovlen = vectors.len() as _;
-    // SAFETY: the vectors are of buffers that are valid for writes of at least those lengths.
-    check(unsafe { libc::recvmsg(fd, &mut message, libc::MSG_DONTWAIT) })
+/// Whether data wait to be received: then receiving them tells no error.
+pub fn has_data(fd: RawFd) -> bool {
+    let mut count: libc::c_int = 0;
+    // SAFETY: the request writes an int, which lives through the call.
+    let mut ask = || check(unsafe { libc::ioctl(fd, libc::FIONREAD, &raw mut count) } as isize);
+    faults::attempt(Call::Ioctl).and_then(|()| ask()).is_ok() && count > 0
 }
 
 #[cfg(any(target_os = "linux", target_os = "android", target_os = "freebsd"))]
@@ -164,16 +157,26 @@ pub fn connect(fd: RawFd, address: &SocketAddr) -> io::Result<()> {
     check(unsafe { libc::connect(fd, address.as_ptr().cast(), address.len()) } as isize).map(drop)
 }
 
-/// The error that is pending on the socket, which then is no longer.
-pub fn take_error(fd: RawFd) -> io::Result<Option<io::Error>> {
+/// An option of the socket whose value is a number.
+fn option(fd: RawFd, name: libc::c_int) -> io::Result<libc::c_int> {
     let mut number: libc::c_int = 0;
     let mut length = size_of_val(&number) as libc::socklen_t;
     faults::attempt(Call::GetSockOpt)?;
     // SAFETY: the option's value is an int that lives through the call.
-    check(unsafe {
-        libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_ERROR, (&raw mut number).cast(), &mut length)
-    } as isize)?;
+    check(unsafe { libc::getsockopt(fd, libc::SOL_SOCKET, name, (&raw mut number).cast(), &mut length) }
+        as isize)?;
+    Ok(number)
+}
+
+/// The error that is pending on the socket, which then is no longer.
+pub fn take_error(fd: RawFd) -> io::Result<Option<io::Error>> {
+    let number = option(fd, libc::SO_ERROR)?;
     Ok((number != 0).then(|| io::Error::from_raw_os_error(number)))
+}
+
+/// Whether what is not received by one call is there for the next, which it is not of datagrams and the like.
+pub fn is_stream(fd: RawFd) -> bool {
+    option(fd, libc::SO_TYPE).is_ok_and(|kind| kind == libc::SOCK_STREAM)
 }
 
 /// Ends the sending direction.
@@ -181,6 +184,11 @@ pub fn shutdown_write(fd: RawFd) -> io::Result<()> {
     faults::attempt(Call::Shutdown)?;
     // SAFETY: a call without pointers.
     check(unsafe { libc::shutdown(fd, libc::SHUT_WR) } as isize).map(drop)
+}
+
+/// Whether closing the socket waits until the peer has what was sent (SO_LINGER, which connections inherit).
+pub fn lingers(socket: &OwnedFd) -> bool {
+    socket2::SockRef::from(socket).linger().is_ok_and(|time| time.is_some())
 }
 
 /// Which file a descriptor stands for: no other file that is open has the same identity. None if it is closed.
@@ -252,11 +260,9 @@ mod tests {
             send(there.as_raw_fd(), &[IoSlice::new(&flood)]).unwrap_err().kind(),
             io::ErrorKind::WouldBlock
         );
-        let (mut first, mut second) = ([MaybeUninit::new(0); 3], [0; 3]);
-        (&here).write_all(b"three").unwrap();
-        assert_eq!(recv_two(there.as_raw_fd(), &mut first, &mut second).unwrap(), 5);
-        // SAFETY: they were made with zeroes.
-        assert_eq!((first.map(|byte| unsafe { byte.assume_init() }), &second), (*b"thr", b"ee\0"));
+        assert!(!has_data(there.as_raw_fd()));
+        here.write_all(b"three").unwrap();
+        assert!(has_data(there.as_raw_fd()));
         drop(here);
         assert_eq!(
             send(there.as_raw_fd(), &[IoSlice::new(b"x")]).unwrap_err().kind(),

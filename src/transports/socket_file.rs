@@ -8,7 +8,8 @@ use pyo3::prelude::*;
 use super::address::Address;
 use crate::cpython::borrowing::StateCell;
 use crate::cpython::class::Visitor;
-use crate::cpython::object::Object;
+use crate::cpython::object::{Object, has_other_threads};
+use crate::cpython::socket::DescriptorPlace;
 use crate::imports::imports;
 use crate::intern;
 use crate::reactor::socket::{self, identity};
@@ -53,6 +54,8 @@ pub struct SocketFile {
     socket: StateCell<Socket>,
     fd: RawFd,
     closed: Cell<bool>,
+    /// Where the socket.socket keeps its descriptor, if there is one: the program can close it.
+    place: Cell<Option<DescriptorPlace>>,
     peer: Option<Address>,
     /// The local address, noted when the socket is closed.
     local: StateCell<Option<Address>>,
@@ -62,13 +65,46 @@ impl SocketFile {
     /// What get_extra_info() knows of a socket.
     pub const EXTRA: &'static [&'static str] = &["socket", "sockname", "peername"];
 
-    pub fn new(socket: Socket, fd: RawFd, peer: Option<Address>) -> SocketFile {
+    pub fn new(socket: OwnedFd, peer: Option<Address>) -> SocketFile {
+        let fd = socket.as_raw_fd();
         SocketFile {
-            socket: StateCell::new(socket),
+            socket: StateCell::new(Socket::Native(socket)),
+            fd,
+            closed: Cell::new(false),
+            place: Cell::new(None),
+            peer,
+            local: StateCell::default(),
+        }
+    }
+
+    /// The same for an object that the program, or asyncio, has made.
+    pub fn of_python(
+        py: Python<'_>,
+        socket: Object,
+        fd: RawFd,
+        peer: Option<Address>,
+    ) -> PyResult<SocketFile> {
+        Ok(SocketFile {
+            place: Cell::new(DescriptorPlace::find(py, &socket, fd)?),
+            socket: StateCell::new(Socket::Python(socket)),
             fd,
             closed: Cell::new(false),
             peer,
             local: StateCell::default(),
+        })
+    }
+
+    /// The descriptor to make system calls on. It is -1, which the kernel refuses, once the transport or the program has
+    /// closed the socket: the number may be another file's by then.
+    #[inline]
+    pub fn descriptor(&self) -> RawFd {
+        if self.closed.get() {
+            return -1;
+        }
+        match self.place.get() {
+            // SAFETY: the object is kept until `closed` is set.
+            Some(place) if unsafe { place.get() } != self.fd => -1,
+            _ => self.fd,
         }
     }
 
@@ -100,6 +136,7 @@ impl SocketFile {
             None => imports(py)?.closed_socket.call(py, &[])?,
         };
         if !self.closed.get() {
+            self.place.set(DescriptorPlace::find(py, &made, self.fd)?);
             self.socket.replace(Socket::Python(made.clone()));
         }
         Ok(made)
@@ -122,7 +159,7 @@ impl SocketFile {
         let noted = self.local.borrow().clone();
         let asked = match noted {
             Some(address) => address.to_python(py)?,
-            None => match socket::local_address(self.fd) {
+            None => match socket::local_address(self.descriptor()) {
                 Ok(address) => Address::from(address).to_python(py)?,
                 Err(_) => Some(Object::none(py)),
             },
@@ -142,15 +179,22 @@ impl SocketFile {
     }
 
     pub fn close(&self, py: Python<'_>) -> PyResult<()> {
+        let fd = self.descriptor();
         self.closed.set(true);
         if self.local.borrow().is_none() {
-            let address = socket::local_address(self.fd).ok().map(Address::from);
+            let address = socket::local_address(fd).ok().map(Address::from);
             self.local.replace(address);
         }
-        let socket = self.socket.replace(Socket::Closed);
-        match &socket {
+        match self.socket.replace(Socket::Closed) {
             Socket::Python(socket) => socket.call_method0(py, intern!(py, "close")).map(drop),
-            Socket::Native(_) | Socket::Closed => Ok(()),
+            Socket::Native(fd) => {
+                if has_other_threads(py) && socket::lingers(&fd) {
+                    // It waits for the peer, who may be one of them.
+                    py.detach(|| drop(fd));
+                }
+                Ok(())
+            }
+            Socket::Closed => Ok(()),
         }
     }
 

@@ -60,6 +60,13 @@ impl WriteQueue {
         }
     }
 
+    /// Adds the chunks of another queue, of which nothing is sent.
+    pub fn append(&mut self, other: WriteQueue) {
+        if other.forks == fork_count() {
+            other.first.into_iter().chain(other.others).for_each(|chunk| self.push(chunk));
+        }
+    }
+
     /// Hands chunks to `write`, which tells how many bytes it took, until nothing is left or it takes no more. What it
     /// took is counted as `written`.
     #[inline]
@@ -69,16 +76,18 @@ impl WriteQueue {
         write: impl Fn(&[IoSlice<'_>]) -> io::Result<usize>,
     ) -> io::Result<Progress> {
         self.leave_to_parent();
-        let enough = self.size.saturating_sub(TURN);
+        let mut left = TURN;
         while let Some(first) = &self.first {
-            if enough > 0 && self.size <= enough {
+            if left == 0 {
                 return Ok(Progress::Blocked);
             }
             let first = &first.as_slice()[self.sent..];
+            // One system call, too, can go on for as long as the peer reads.
+            let first = &first[..first.len().min(left)];
             let result = if self.others.is_empty() {
                 write(&[IoSlice::new(first)])
             } else {
-                self.write_several(first, &write)
+                self.write_several(first, left, &write)
             };
             match result {
                 Ok(count) => {
@@ -88,6 +97,7 @@ impl WriteQueue {
                         return Ok(Progress::Drained);
                     }
                     self.advance(count);
+                    left = left.saturating_sub(count);
                 }
                 // One that was interrupted is tried again in the next iteration, after the signal's handlers.
                 Err(error) if is_not_ready(&error) => return Ok(Progress::Blocked),
@@ -111,13 +121,21 @@ impl WriteQueue {
     fn write_several(
         &self,
         first: &[u8],
+        limit: usize,
         write: impl Fn(&[IoSlice<'_>]) -> io::Result<usize>,
     ) -> io::Result<usize> {
         let mut slices = [IoSlice::new(&[]); MAX_SLICES];
         slices[0] = IoSlice::new(first);
         let mut count = 1;
+        let mut left = limit - first.len();
         for (slice, chunk) in slices[1..].iter_mut().zip(&self.others) {
-            *slice = IoSlice::new(chunk.as_slice());
+            if left == 0 {
+                break;
+            }
+            let chunk = chunk.as_slice();
+            let chunk = &chunk[..chunk.len().min(left)];
+            *slice = IoSlice::new(chunk);
+            left -= chunk.len();
             count += 1;
         }
         write(&slices[..count])

@@ -21,6 +21,9 @@
 mod alarm;
 
 use std::io;
+#[cfg(target_os = "linux")]
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+#[cfg(not(target_os = "linux"))]
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::Once;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -182,6 +185,13 @@ impl Poller {
     /// Declares that the poller's descriptors were closed behind its back. Their numbers may be somebody else's by now, so
     /// that they are not closed when it is dropped.
     pub fn abandon(&self) {
+        #[cfg(target_os = "linux")]
+        if let Some(alarm) = &self.alarm
+            && alarm.is_in(self.inner().as_raw_fd())
+        {
+            // They are there all the same.
+            return;
+        }
         self.abandoned.store(true, Ordering::Relaxed);
     }
 
@@ -401,10 +411,14 @@ impl Drop for Poller {
             return;
         }
         // `polling` would take its notifier out of the set that is shared with the parent, which could then never be
-        // woken again. Closing the child's descriptor of the set is all that may be done here, and not even that if
-        // somebody has closed it.
+        // woken again. If the set cannot be let go of, closing the child's descriptor of it is all that may be done here,
+        // and not even that if somebody has closed it.
         if let Some(poller) = self.poller.take() {
             let set = poller.as_fd().as_raw_fd();
+            #[cfg(target_os = "linux")]
+            if is_intact && let_go(set) {
+                return;
+            }
             std::mem::forget(poller);
             if is_intact {
                 // SAFETY: `poller` was the owner of the descriptor, and is forgotten.
@@ -416,6 +430,21 @@ impl Drop for Poller {
             std::mem::forget(self.alarm.take());
         }
     }
+}
+
+/// Has the number of an inherited set stand for something else, which its owner can use and close without the parent's
+/// noticing. False if there is no descriptor for that.
+#[cfg(target_os = "linux")]
+fn let_go(set: RawFd) -> bool {
+    // SAFETY: a call without pointers.
+    let nothing = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC) };
+    if nothing < 0 {
+        return false;
+    }
+    // SAFETY: the descriptor was just made, and is nobody else's.
+    let nothing = unsafe { OwnedFd::from_raw_fd(nothing) };
+    // SAFETY: a call without pointers, which closes the inherited descriptor.
+    unsafe { libc::dup3(nothing.as_raw_fd(), set, libc::O_CLOEXEC) >= 0 }
 }
 
 fn to_polling(key: usize, interest: Interest) -> polling::Event {

@@ -83,8 +83,7 @@ impl Datagram {
             undelivered: StateCell::default(),
         };
         let datagram = Obj::new(py, datagram)?;
-        endpoint::attach(py, &datagram)?;
-        endpoint::schedule_made(py, &datagram)?;
+        endpoint::start(py, &datagram, || Ok(()))?;
         Ok(datagram)
     }
 }

@@ -37,7 +37,7 @@ impl Datagram {
                 if !this.is_wanted() {
                     break;
                 }
-                let count = match batch.receive(this.fd, slots) {
+                let count = match batch.receive(this.file.descriptor(), slots) {
                     Ok(count) => count,
                     Err(error) => return Datagram::receive_failed(this, error),
                 };

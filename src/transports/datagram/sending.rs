@@ -76,13 +76,13 @@ impl Datagram {
         let py = this.py();
         this.core.stir();
         let written = &this.core.metrics.counts.bytes_written;
+        let fd = this.file.descriptor();
         if this.file.has_peer() {
-            let sent = with_buffer(py, data, |data| told(py, send_to(this.fd, data, None), written));
+            let sent = with_buffer(py, data, |data| told(py, send_to(fd, data, None), written));
             return Ok(sent.unwrap_or_else(Sent::Failed));
         }
         if let Some(address) = address.and_then(|address| this.addresses.for_kernel(py, address)) {
-            let sent =
-                with_buffer(py, data, |data| told(py, send_to(this.fd, data, Some(&address)), written));
+            let sent = with_buffer(py, data, |data| told(py, send_to(fd, data, Some(&address)), written));
             return Ok(sent.unwrap_or_else(Sent::Failed));
         }
         let address = address.cloned().unwrap_or_else(|| Object::none(py));

@@ -11,19 +11,21 @@ use std::ops::Deref;
 use std::os::fd::RawFd;
 use std::rc::Rc;
 
+use pyo3::exceptions::PyPermissionError;
 use pyo3::prelude::*;
 
 use super::flow::FlowControl;
 use crate::core::{Core, Direction, Readiness, Ready, Waiter, resolve};
 use crate::cpython::class::{self, Native, Obj, This, Visitor};
 use crate::cpython::object::{Object, ObjectCell, copy_context, run_in_context};
+use crate::handle::reraise_fatal;
 use crate::imports::imports;
 use crate::intern;
 use crate::reactor::poller::Interest;
 use crate::reactor::registry::Slot;
 
-use ending::call_connection_lost;
 pub use ending::{abort, close, fail, finalize, finish_closing, forget, lose};
+use ending::{call_connection_lost, release};
 pub use telling::{log, pause_protocol, report, resume_protocol, tell};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -285,8 +287,21 @@ pub trait Transport: Native + Deref<Target = Endpoint> {
     }
 }
 
+/// Has the event loop watch a new transport, does what else its kind needs, and schedules connection_made(). A transport
+/// for which that fails closes its descriptor: nobody gets to know of it.
+pub fn start<T: Transport>(
+    py: Python<'_>,
+    transport: &Obj<T>,
+    prepare: impl FnOnce() -> PyResult<()>,
+) -> PyResult<()> {
+    attach(py, transport)?;
+    let started = prepare().and_then(|()| schedule_made(py, transport));
+    // The first error is the one to tell.
+    started.inspect_err(|_| drop(release(transport.this(py))))
+}
+
 /// Has the event loop watch a new transport.
-pub fn attach<T: Transport>(py: Python<'_>, transport: &Obj<T>) -> PyResult<()> {
+fn attach<T: Transport>(py: Python<'_>, transport: &Obj<T>) -> PyResult<()> {
     if T::SHARES {
         return Ok(());
     }
@@ -296,7 +311,7 @@ pub fn attach<T: Transport>(py: Python<'_>, transport: &Obj<T>) -> PyResult<()> 
 }
 
 /// Schedules connection_made().
-pub fn schedule_made<T: Transport>(py: Python<'_>, transport: &Obj<T>) -> PyResult<()> {
+fn schedule_made<T: Transport>(py: Python<'_>, transport: &Obj<T>) -> PyResult<()> {
     transport.note_source(py)?;
     transport.core.push(Ready::Step(transport.as_object().clone(), connection_made::<T>));
     Ok(())
@@ -323,10 +338,20 @@ pub fn sync_interest<T: Transport>(this: This<'_, '_, T>) -> PyResult<()> {
 
 /// The same for a transport that is in use: one that cannot be watched would wait for ever, so it ends.
 pub fn watch<T: Transport>(this: This<'_, '_, T>) -> PyResult<()> {
-    match sync_interest(this) {
-        Ok(()) => Ok(()),
-        Err(error) => fail(this, error, "Fatal error: the descriptor cannot be watched"),
+    sync_interest(this).or_else(|error| fail(this, error, CANNOT_WATCH))
+}
+
+const CANNOT_WATCH: &str = "Fatal error: the descriptor cannot be watched";
+
+/// The same for a new one. A device that nobody can wait for stays open, as in asyncio: it can be closed, and written to.
+#[cold]
+fn cannot_watch<T: Transport>(this: This<'_, '_, T>, error: PyErr) -> PyResult<()> {
+    let py = this.py();
+    if !error.is_instance_of::<PyPermissionError>(py) {
+        return fail(this, error, CANNOT_WATCH);
     }
+    this.wants_read.set(false);
+    report(this, CANNOT_WATCH, &reraise_fatal(py, error)?)
 }
 
 /// Watches one direction of a descriptor that others may watch, too, or no longer.
@@ -419,7 +444,7 @@ fn connection_made<T: Transport>(py: Python<'_>, object: &Object) -> PyResult<()
         if this.starts_reading() {
             this.wants_read.set(true);
         }
-        let watched = watch(this);
+        let watched = sync_interest(this).or_else(|error| cannot_watch(this, error));
         let resolved = match this.waiter.take() {
             Some(waiter) => resolve(py, &waiter),
             None => Ok(()),

@@ -16,7 +16,7 @@ use pyo3::prelude::*;
 
 use crate::cpython::errors::OrOsError;
 use crate::cpython::errors::new_error;
-use crate::cpython::object::Object;
+use crate::cpython::object::{Object, has_other_threads};
 use crate::intern;
 use crate::reactor::pipe::{self, Kind};
 
@@ -25,10 +25,15 @@ fn prepare(py: Python<'_>, file: &Object, refusal: &str) -> PyResult<(RawFd, Kin
     let fd: RawFd = file.bind(py).call_method0(intern!(py, "fileno"))?.extract()?;
     let kind = pipe::kind(fd).or_os_error(py)?;
     if kind == Kind::Other {
-        return Err(new_error::<PyValueError>(py, refusal.to_owned()));
+        return Err(new_error::<PyValueError>(py, refusal));
     }
     pipe::set_nonblocking(fd).or_os_error(py)?;
     Ok((fd, kind))
+}
+
+/// Whether other threads are to run while something is written, because that can wait: one of them may be who reads it.
+fn lets_others_run(py: Python<'_>, fd: RawFd) -> bool {
+    has_other_threads(py) && pipe::can_wait(fd)
 }
 
 fn extra_info(py: Python<'_>, file: &Object, name: &Bound<'_, PyAny>) -> PyResult<Option<Object>> {

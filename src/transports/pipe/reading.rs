@@ -38,8 +38,7 @@ impl ReadPipe {
         let (fd, _) = prepare(py, &file, "Pipe transport is for pipes/sockets only.")?;
         let pipe = ReadPipe { endpoint: Endpoint::new(py, Parts { fd, ..parts })?, file };
         let pipe = Obj::new(py, pipe)?;
-        endpoint::attach(py, &pipe)?;
-        endpoint::schedule_made(py, &pipe)?;
+        endpoint::start(py, &pipe, || Ok(()))?;
         Ok(pipe)
     }
 

@@ -1,11 +1,12 @@
 //! The end of a pipe that is written to.
 
+use std::io;
 use std::ops::Deref;
 
 use pyo3::exceptions::PyBrokenPipeError;
 use pyo3::prelude::*;
 
-use super::{extra_info, prepare};
+use super::{extra_info, lets_others_run, prepare};
 use crate::cpython::borrowing::StateCell;
 use crate::cpython::buffer::Bytes;
 use crate::cpython::class::{Class, Native, Obj, This, Visitor};
@@ -47,8 +48,7 @@ impl WritePipe {
             tells_of_reader: kind != Kind::CharacterDevice,
         };
         let pipe = Obj::new(py, pipe)?;
-        endpoint::attach(py, &pipe)?;
-        endpoint::schedule_made(py, &pipe)?;
+        endpoint::start(py, &pipe, || Ok(()))?;
         Ok(pipe)
     }
 
@@ -73,7 +73,11 @@ impl WritePipe {
         let py = this.py();
         this.core.stir();
         let written = &this.core.metrics.counts.bytes_written;
-        let progress = this.queue.borrow_mut().drain(written, |slices| pipe::write(this.fd, slices));
+        let progress = if lets_others_run(py, this.fd) {
+            WritePipe::drain_waiting(this)
+        } else {
+            this.queue.borrow_mut().drain(written, |slices| pipe::write(this.fd, slices))
+        };
         match progress {
             Ok(Progress::Drained) => {
                 if this.blocked.replace(false) {
@@ -94,6 +98,25 @@ impl WritePipe {
                 this.note_loss();
                 endpoint::fail(this, os_error(py, error), "Fatal write error on pipe transport")
             }
+        }
+    }
+
+    /// Writes while other threads run. What one of them may write to the transport meanwhile, against the rules, comes after.
+    #[cold]
+    fn drain_waiting(this: ThisWritePipe<'_, '_>) -> io::Result<Progress> {
+        let (py, fd) = (this.py(), this.fd);
+        // Nothing is borrowed meanwhile, and who writes only queues.
+        let mut queue = this.queue.take();
+        let blocked = this.blocked.replace(true);
+        let written = &this.core.metrics.counts.bytes_written;
+        let progress = queue.drain(written, |slices| py.detach(|| pipe::write(fd, slices)));
+        this.blocked.set(blocked);
+        let mut place = this.queue.borrow_mut();
+        let meanwhile = std::mem::replace(&mut *place, queue);
+        place.append(meanwhile);
+        match progress {
+            Ok(Progress::Drained) if !place.is_empty() => Ok(Progress::Blocked),
+            progress => progress,
         }
     }
 }

@@ -81,12 +81,13 @@ impl Stream {
             empty_waiter: ObjectCell::default(),
         };
         let stream = Obj::new(py, stream)?;
-        endpoint::attach(py, &stream)?;
-        if let Some(server) = server {
-            call_server(py, &server, intern!(py, "_attach"), stream.as_object())?;
-            stream.server.set(Some(server));
-        }
-        endpoint::schedule_made(py, &stream)?;
+        endpoint::start(py, &stream, || {
+            if let Some(server) = server {
+                call_server(py, &server, intern!(py, "_attach"), stream.as_object())?;
+                stream.server.set(Some(server));
+            }
+            Ok(())
+        })?;
         Ok(stream)
     }
 }

@@ -65,8 +65,9 @@ impl Stream {
 
     fn receive(this: ThisStream<'_, '_>, protocol: &Object) -> Result<Received, Failure> {
         let py = this.py();
+        let fd = this.file.descriptor();
         let received =
-            this.core.receive(py, this.fd, RECEIVE_BUFFER, &this.usual_size, Later::Kept(&this.read_error));
+            this.core.receive(py, fd, RECEIVE_BUFFER, &this.usual_size, Later::Kept(&this.read_error));
         let data = match received.map_err(|error| (error, READ_FAILED))? {
             core::Received::Data(_, 0) => return Ok(Received::End),
             core::Received::Data(data, count) => {
@@ -93,7 +94,7 @@ impl Stream {
             return Err(empty());
         }
         let received = with_writable_buffer(py, &buffer, |memory| {
-            (!memory.is_empty()).then(|| socket::recv(this.fd, memory))
+            (!memory.is_empty()).then(|| socket::recv(this.file.descriptor(), memory))
         });
         match received.map_err(|error| (error, READ_FAILED))?.ok_or_else(empty)? {
             Ok(0) => Ok(Received::End),

@@ -4,6 +4,7 @@ use std::io;
 
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
+use pyo3::types::PyString;
 
 use super::{Stream, ThisStream};
 use crate::cpython::buffer::Bytes;
@@ -91,7 +92,8 @@ impl Stream {
         }
         this.core.stir();
         let written = &this.core.metrics.counts.bytes_written;
-        let progress = this.queue.borrow_mut().drain(written, |slices| socket::send(this.fd, slices));
+        let fd = this.file.descriptor();
+        let progress = this.queue.borrow_mut().drain(written, |slices| socket::send(fd, slices));
         match progress {
             Ok(Progress::Drained) => {
                 if this.blocked.replace(false) {
@@ -116,7 +118,7 @@ impl Stream {
         let error = os_error(this.py(), error);
         let exception = Object::from(error.value(this.py()));
         endpoint::fail(this, error, "Fatal write error on socket transport")?;
-        Stream::end_wait(this, "set_exception", &exception)
+        Stream::end_wait(this, intern!(this.py(), "set_exception"), &exception)
     }
 
     /// The socket can be written to again.
@@ -132,7 +134,7 @@ impl Stream {
         if this.is_lost() || !this.queue.borrow().is_empty() {
             return Ok(());
         }
-        Stream::end_wait(this, "set_result", &Object::none(py))?;
+        Stream::end_wait(this, intern!(py, "set_result"), &Object::none(py))?;
         if endpoint::finish_closing(this)? {
             return Ok(());
         }
@@ -144,7 +146,7 @@ impl Stream {
 
     fn shut_down(this: ThisStream<'_, '_>) -> PyResult<()> {
         this.core.stir();
-        socket::shutdown_write(this.fd).or_os_error(this.py())
+        socket::shutdown_write(this.file.descriptor()).or_os_error(this.py())
     }
 
     pub fn write_eof(this: ThisStream<'_, '_>) -> PyResult<()> {
