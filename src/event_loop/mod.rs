@@ -69,7 +69,8 @@ impl Loop {
         let portable = std::env::var_os("HOTLOOP_POLLER").is_some_and(|value| value == "portable");
         Ok(Loop {
             core: Rc::new(Core::new(portable).or_os_error(py)?),
-            closed: Cell::new(false),
+            // Until BaseEventLoop.__init__() opens it: one that was never made whole has nothing to close.
+            closed: Cell::new(true),
             thread: Cell::new(None),
             has_task_factory: Cell::new(false),
             foreign_call_at: Cell::new(false),

@@ -25,7 +25,7 @@ pytestmark = [
 ]
 TESTS = pathlib.Path(__file__).parent.parent
 # Allocations to fail of each program, and of each way to fail it.
-ALLOCATIONS = int(effort.effort(4, 400))
+ALLOCATIONS = int(effort.effort(2, 400))
 # The same on asyncio's own loop, where something is wrong.
 COMPARED = 2000
 PANIC = "a panic"
@@ -95,6 +95,8 @@ def fault(mode, kind, result):
         return PANIC
     if result["ended"] != 0:
         return crash(mode, kind, result)
+    if is_of_frame(result):
+        return None
     if result["error"] is not None and not result["shortage"] and not result["overdue"]:
         return "an exception that does not come of the shortage"
     if result["overdue"] and kind == "once" and not result["told"]:
@@ -104,8 +106,17 @@ def fault(mode, kind, result):
     return None
 
 
+def is_of_frame(result):
+    """Whether it is CPython 3.11, which fails without an exception where there is no memory for a frame."""
+    where = result["where"] or ""
+    return (
+        where.startswith(("SystemError: error return without", "SystemError: <function "))
+        and result["shortage"] is False
+    )
+
+
 def is_of_task(problem, result):
-    """Whether asyncio's task was told of the shortage as it was woken: it then waits for ever, on any loop."""
+    """Whether asyncio's task was told of the shortage as it was woken: it then waits for good, on any loop."""
     return problem.startswith("a task is left") and result["told"]
 
 

@@ -157,7 +157,7 @@ def end(loop, patience):
 
 
 def socketpair(family=socket.AF_UNIX, type=socket.SOCK_STREAM, proto=0):
-    """socket.socketpair(), of which CPython's loses a descriptor where there is no memory for the second object."""
+    """socket.socketpair(). CPython's loses a descriptor where there is no memory for the second object."""
     made = []
     for half in _socket.socketpair(family, type, proto):
         made.append(socket.socket(family, type, proto, half.fileno()))

@@ -23,15 +23,15 @@ import traceback
 from .. import effort
 from . import attempt, programs
 
-# How many allocations fail of the kind `on`. It is not all of them: until one succeeds, CPython tries again where it has
-# no memory for the number of the instruction at which an exception came, and so it would for ever.
+# How many allocations fail of the kind `on`. It is not all of them: CPython tries again and again where it has
+# no memory for the number of the instruction at which an exception came.
 MANY = 1000
 # Attempts at a time: most of those that take long wait.
-CHILDREN = 16
+CHILDREN = 32
 # How long an attempt may take, in seconds: longer than any does on a busy machine.
-LIMIT = 60.0
+LIMIT = 20.0
 # The patience of an attempt that is made again, because the first may have been one that was just slow.
-MORE_PATIENCE = 5.0
+MORE_PATIENCE = 3.0
 
 
 class Child:
@@ -87,8 +87,13 @@ class Child:
 
 
 def is_of_time(result):
-    """Whether something did not come in time."""
-    return bool(result["ended"] == "hang" or result.get("overdue") or result.get("problems"))
+    """Whether something did not come in time, and nobody was told of a shortage that explains it."""
+    if result["ended"] == "hang":
+        return True
+    late = result.get("overdue") or not all(
+        problem.startswith("a descriptor") for problem in result.get("problems", ())
+    )
+    return bool(late) and not result["told"]
 
 
 def attempts(loop_name, wanted):
