@@ -50,6 +50,15 @@ def _with_signature_of(function: _Function) -> Callable[[Callable[..., Any]], _F
     return functools.wraps(function)  # type: ignore[return-value]
 
 
+def _replaces_connecting(cls: type) -> bool:
+    """Whether methods are overridden that create_connection() goes through.
+
+    Not a part of Loop.__init__(): before 3.12, a function leaks its arguments, the loop, where there is no memory
+    for one that a generator expression refers to.
+    """
+    return any(getattr(cls, name) is not getattr(Loop, name) for name in _core.CONNECTING)
+
+
 class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEventLoop):
     """An asyncio event loop that runs callbacks, timers and transports in Rust.
 
@@ -80,9 +89,7 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
     def __init__(self, selector: object = None) -> None:
         try:
             asyncio.BaseEventLoop.__init__(self)
-            self._replaces_connecting = any(
-                getattr(type(self), name) is not getattr(Loop, name) for name in _core.CONNECTING
-            )
+            self._replaces_connecting = _replaces_connecting(type(self))
             SignalHandling.__init__(self)
             SubprocessSupport.__init__(self)
             self._transports: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
