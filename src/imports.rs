@@ -14,6 +14,7 @@ pub struct Imports {
     tasks: Object,
     futures: Object,
     pub buffered_protocol: Object,
+    pub invalid_state_error: Object,
     /// asyncio's task in C, and the type of what it gives call_soon() to have a step run.
     pub c_task: Object,
     c_future: Object,
@@ -93,6 +94,7 @@ fn load(py: Python<'_>) -> PyResult<Imports> {
         tasks: attribute(&asyncio, "tasks")?.bind(py).getattr(intern!(py, "__dict__"))?.into(),
         futures: attribute(&asyncio, "futures")?.bind(py).getattr(intern!(py, "__dict__"))?.into(),
         buffered_protocol: attribute(&asyncio, "BufferedProtocol")?,
+        invalid_state_error: attribute(&asyncio, "InvalidStateError")?,
         c_task: attribute(&support, "c_task")?,
         c_future: attribute(&support, "c_future")?,
         get_running_loop: asyncio.getattr(intern!(py, "_get_running_loop"))?.into(),

@@ -43,8 +43,8 @@ class _SubprocessTransport(_unix._UnixSubprocessTransport):  # type: ignore[misc
         super().close()
 
     def forget_unconnected(self) -> None:
-        """Give up a start that has failed: the end of the child would wait for the pipes that could not be connected, and
-        for the protocol to be told of the others.
+        """Give up a start that has failed: the end of the child would wait for the pipes that could not be
+        connected, and for the protocol to be told of the others.
         """
         self._protocol = asyncio.SubprocessProtocol()
         self._pending_calls = None

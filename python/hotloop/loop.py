@@ -50,6 +50,15 @@ def _with_signature_of(function: _Function) -> Callable[[Callable[..., Any]], _F
     return functools.wraps(function)  # type: ignore[return-value]
 
 
+def _replaces_connecting(cls: type) -> bool:
+    """Whether methods are overridden that create_connection() goes through.
+
+    Not a part of Loop.__init__(): before 3.12, a function leaks its arguments, the loop, where there is no memory
+    for one that a generator expression refers to.
+    """
+    return any(getattr(cls, name) is not getattr(Loop, name) for name in _core.CONNECTING)
+
+
 class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEventLoop):
     """An asyncio event loop that runs callbacks, timers and transports in Rust.
 
@@ -78,18 +87,22 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
     _selector = None
 
     def __init__(self, selector: object = None) -> None:
-        asyncio.BaseEventLoop.__init__(self)
-        self._replaces_connecting = any(
-            getattr(type(self), name) is not getattr(Loop, name) for name in _core.CONNECTING
-        )
-        SignalHandling.__init__(self)
-        SubprocessSupport.__init__(self)
-        self._transports: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
-        self._unix_server_sockets: dict[socket.socket, int] = {}
-        # The task that sends a file, by the future of its transport that waits for no more to be written.
-        self._sendfiles: dict[asyncio.Future[None], asyncio.Task[Any] | None] = {}
-        if Loop._when_made is not None:
-            Loop._when_made(self)
+        try:
+            asyncio.BaseEventLoop.__init__(self)
+            self._replaces_connecting = _replaces_connecting(type(self))
+            SignalHandling.__init__(self)
+            SubprocessSupport.__init__(self)
+            self._transports: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+            self._unix_server_sockets: dict[socket.socket, int] = {}
+            # The task that sends a file, by the future of its transport that waits for no more to be written.
+            self._sendfiles: dict[asyncio.Future[None], asyncio.Task[Any] | None] = {}
+            if Loop._when_made is not None:
+                Loop._when_made(self)
+        except BaseException:
+            # Half a loop has nothing to close but its descriptors, and __del__() asks no more of it.
+            self._close()
+            self._closed = True
+            raise
 
     # --- Running ---
 

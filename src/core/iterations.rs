@@ -8,6 +8,7 @@ use crate::cpython::module::import;
 use crate::cpython::object::Object;
 use crate::handle::reraise_fatal;
 use crate::imports::imports;
+use crate::intern;
 use crate::reactor::clock::{self, Instant};
 
 /// Callbacks run between two looks at what waits to be sent.
@@ -104,10 +105,7 @@ impl Core {
             if self.schedule.debug() { entry.run_watched(py, event_loop) } else { entry.run(py, event_loop) };
         let Some(turn) = turns.end() else { return result };
         let seconds = self.pace.tick.seconds(clock::ticks().wrapping_sub(turn.began));
-        let what = entry.object().bind(py);
-        let told = import(py, "hotloop._observing.watching")
-            .and_then(|module| module.call_method1("end", (event_loop.bind(py), turn.number, what, seconds)));
-        let told = told.map(drop).or_else(|error| {
+        let told = tell_end(py, event_loop, turn.number, entry.object(), seconds).or_else(|error| {
             // What fails to be told is no failure of the program; Ctrl-C, which any Python code can meet, is for it.
             if error.is_instance_of::<PyException>(py) {
                 error.write_unraisable(py, None);
@@ -151,6 +149,14 @@ impl Core {
         }
         result
     }
+}
+
+/// Tells the watchdog's Python half that a callback which it has noticed is over.
+#[cold]
+fn tell_end(py: Python<'_>, event_loop: &Object, turn: u64, subject: &Object, seconds: f64) -> PyResult<()> {
+    let (turn, seconds) = (Object::from_size(py, turn as usize)?, Object::from_float(py, seconds)?);
+    let module = Object::from(import(py, "hotloop._observing.watching")?);
+    module.call_method(py, intern!(py, "end"), &[event_loop, &turn, subject, &seconds]).map(drop)
 }
 
 /// Hands an error that a callback of the event loop's own raised to the exception handler, with what the callback was for.

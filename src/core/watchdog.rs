@@ -12,6 +12,9 @@ use std::time::{Duration, Instant};
 use pyo3::prelude::*;
 
 use crate::cpython::module::import;
+use crate::cpython::object::Object;
+use crate::handle::boolean;
+use crate::intern;
 use crate::reactor::clock::{self, Tick};
 use crate::reactor::turns::{Turn, Turns};
 
@@ -234,10 +237,23 @@ fn tell(turns: &Turns, id: usize, seen: Seen, again: bool, tick: &Tick) {
         let now = clock::ticks();
         let ran = tick.seconds(now.wrapping_sub(seen.turn.began));
         let observed = tick.seconds(now.wrapping_sub(seen.at));
-        let arguments = (id, seen.turn.number, ran, observed, seen.processor, again);
-        let told = import(py, "hotloop._observing.watching")
-            .and_then(|module| module.call_method1("observe", arguments));
-        if let Err(error) = told {
+        let observe = || -> PyResult<Object> {
+            let processor = match seen.processor {
+                Some(seconds) => Object::from_float(py, seconds)?,
+                None => Object::none(py),
+            };
+            let arguments = [
+                &Object::from_size(py, id)?,
+                &Object::from_size(py, seen.turn.number as usize)?,
+                &Object::from_float(py, ran)?,
+                &Object::from_float(py, observed)?,
+                &processor,
+                &boolean(py, again),
+            ];
+            let module = Object::from(import(py, "hotloop._observing.watching")?);
+            module.call_method(py, intern!(py, "observe"), &arguments)
+        };
+        if let Err(error) = observe() {
             error.write_unraisable(py, None);
         }
     });

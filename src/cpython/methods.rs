@@ -50,7 +50,7 @@ fn restore_panic(py: Python<'_>, panic: Box<dyn std::any::Any + Send>) {
         (_, Some(message)) => message.clone(),
         _ => "panic".to_owned(),
     };
-    PanicException::new_err(message).restore(py);
+    restore(py, PanicException::new_err(message));
 }
 
 /// A method that takes any arguments.

@@ -69,7 +69,8 @@ impl Loop {
         let portable = std::env::var_os("HOTLOOP_POLLER").is_some_and(|value| value == "portable");
         Ok(Loop {
             core: Rc::new(Core::new(portable).or_os_error(py)?),
-            closed: Cell::new(false),
+            // Until BaseEventLoop.__init__() opens it: one that was never made whole has nothing to close.
+            closed: Cell::new(true),
             thread: Cell::new(None),
             has_task_factory: Cell::new(false),
             foreign_call_at: Cell::new(false),
@@ -86,11 +87,14 @@ impl Loop {
     ) -> PyResult<()> {
         let ours = class::class_of::<Loop>(class.py());
         let is_foreign = |name: &str| -> PyResult<bool> {
+            let name = Object::from_str(class.py(), name)?;
+            let name = name.bind(class.py());
             if let Some(attributes) = attributes
                 && attributes.contains(name)?
             {
                 return Ok(true);
             }
+            let name = name.cast::<PyString>()?;
             Ok(!class.getattr(name)?.is(&ours.getattr(name)?))
         };
         let [time, call_at, call_soon] = OVERRIDES;

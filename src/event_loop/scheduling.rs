@@ -48,7 +48,8 @@ fn check_in_debug(this: ThisLoop<'_, '_>, method: &str, callback: &Object) -> Py
     if method != "call_soon_threadsafe" {
         this.as_any().call_method0(intern!(py, "_check_thread"))?;
     }
-    this.as_any().call_method1(intern!(py, "_check_callback"), (callback.bind(py), method)).map(drop)
+    let method = Object::from_str(py, method)?;
+    this.object().call_method(py, intern!(py, "_check_callback"), &[callback, &method]).map(drop)
 }
 
 fn call_soon<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {

@@ -21,10 +21,10 @@ use crate::core::{Core, Direction, Later, RECEIVE_BUFFER, Received, Waiter, reso
 use crate::cpython::args::Args;
 use crate::cpython::buffer::{ReadableBuffer, new_bytes, with_writable_buffer_and};
 use crate::cpython::class::{self, Class, Definition, Native, Obj, This, Visitor};
-use crate::cpython::errors::{new_error, numbered, os_error};
+use crate::cpython::errors::{error_of, new_error, numbered, os_error};
 use crate::cpython::methods::{self, guard};
 use crate::cpython::module::add;
-use crate::cpython::object::{Object, ObjectCell, Resumed, resume};
+use crate::cpython::object::{Object, ObjectCell, Resumed, resume, tuple};
 use crate::handle::boolean;
 use crate::imports::imports;
 use crate::intern;
@@ -404,7 +404,8 @@ impl Native for SocketOperation {
         match this.state.get() {
             State::Fresh => {
                 let warned = imports(py).and_then(|imports| {
-                    Ok(imports.warn_unawaited.bind(py).call1((this.operation.name(),))?.is_none())
+                    let name = Object::from_str(py, this.operation.name())?;
+                    imports.warn_unawaited.call1(py, &name)
                 });
                 if let Err(error) = warned {
                     error.write_unraisable(py, Some(&this.as_any()));
@@ -470,7 +471,10 @@ unsafe extern "C" fn iter_next(instance: *mut ffi::PyObject) -> *mut ffi::PyObje
 
 /// What ends a coroutine with a result. A tuple as the value of StopIteration would be taken for its arguments.
 fn stop_iteration(py: Python<'_>, result: Object) -> PyErr {
-    PyStopIteration::new_err((result.into_bound(py).unbind(),))
+    match tuple(py, &[&result]) {
+        Ok(arguments) => error_of::<PyStopIteration>(py, &arguments),
+        Err(error) => error,
+    }
 }
 
 unsafe extern "C" fn am_send(

@@ -149,7 +149,8 @@ impl Endpoint {
         if count < 5 {
             return Ok(());
         }
-        imports(py)?.logger.bind(py).call_method1(intern!(py, "warning"), (message,)).map(drop)
+        let message = Object::from_str(py, message)?;
+        imports(py)?.logger.call_method1(py, intern!(py, "warning"), &message).map(drop)
     }
 
     pub fn note_loss(&self) {

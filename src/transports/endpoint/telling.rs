@@ -73,7 +73,10 @@ fn tell_flow<T: Transport>(this: This<'_, '_, T>, method: &Bound<'_, PyString>) 
 /// Writes to asyncio's log what happened to a transport.
 pub fn log<T: Transport>(this: This<'_, '_, T>, level: &str, message: &str) -> PyResult<()> {
     let py = this.py();
-    imports(py)?.logger.bind(py).call_method1(level, (message, this.as_any())).map(drop)
+    let (level, message) = (Object::from_str(py, level)?, Object::from_str(py, message)?);
+    let level = level.bind(py);
+    let level = level.cast::<PyString>()?;
+    imports(py)?.logger.call_method(py, &level, &[&message, &this.object()]).map(drop)
 }
 
 /// Tells the protocol to pause if more waits to be sent than the high-water mark.

@@ -12,6 +12,7 @@ use std::cell::Cell;
 use std::ops::Deref;
 
 use pyo3::prelude::*;
+use pyo3::types::PyString;
 
 use super::endpoint::{self, Endpoint, Transport};
 use super::socket_file::SocketFile;
@@ -20,6 +21,7 @@ use crate::cpython::borrowing::StateCell;
 use crate::cpython::class::{Class, Native, Obj, This, Visitor};
 use crate::cpython::object::{Object, ObjectCell};
 use crate::imports::imports;
+use crate::intern;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum ProtocolKind {
@@ -81,7 +83,7 @@ impl Stream {
         let stream = Obj::new(py, stream)?;
         endpoint::start(py, &stream, || {
             if let Some(server) = server {
-                call_server(py, &server, "_attach", stream.as_object())?;
+                call_server(py, &server, intern!(py, "_attach"), stream.as_object())?;
                 stream.server.set(Some(server));
             }
             Ok(())
@@ -120,7 +122,7 @@ impl Transport for Stream {
     fn close_file(&self, py: Python<'_>, this: &Object) -> PyResult<()> {
         let closed = self.file.close(py);
         let detached = match self.server.take() {
-            Some(server) => call_server(py, &server, "_detach", this),
+            Some(server) => call_server(py, &server, intern!(py, "_detach"), this),
             None => Ok(()),
         };
         closed.and(detached)
@@ -150,12 +152,16 @@ fn kind_of(py: Python<'_>, protocol: &Object) -> PyResult<ProtocolKind> {
 }
 
 /// Tells a server of a connection; before 3.13 it only counts them.
-fn call_server(py: Python<'_>, server: &Object, method: &str, transport: &Object) -> PyResult<()> {
-    let server = server.bind(py);
+fn call_server(
+    py: Python<'_>,
+    server: &Object,
+    method: &Bound<'_, PyString>,
+    transport: &Object,
+) -> PyResult<()> {
     if imports(py)?.server_takes_transport {
-        server.call_method1(method, (transport.bind(py),)).map(drop)
+        server.call_method1(py, method, transport).map(drop)
     } else {
-        server.call_method0(method).map(drop)
+        server.call_method0(py, method).map(drop)
     }
 }
 

@@ -4,6 +4,7 @@ use std::io;
 
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
+use pyo3::types::PyString;
 
 use super::{Stream, ThisStream};
 use crate::cpython::buffer::Bytes;
@@ -117,7 +118,7 @@ impl Stream {
         let error = os_error(this.py(), error);
         let exception = Object::from(error.value(this.py()));
         endpoint::fail(this, error, "Fatal write error on socket transport")?;
-        Stream::end_wait(this, "set_exception", &exception)
+        Stream::end_wait(this, intern!(this.py(), "set_exception"), &exception)
     }
 
     /// The socket can be written to again.
@@ -133,7 +134,7 @@ impl Stream {
         if this.is_lost() || !this.queue.borrow().is_empty() {
             return Ok(());
         }
-        Stream::end_wait(this, "set_result", &Object::none(py))?;
+        Stream::end_wait(this, intern!(py, "set_result"), &Object::none(py))?;
         if endpoint::finish_closing(this)? {
             return Ok(());
         }
@@ -165,7 +166,7 @@ impl Stream {
     }
 
     /// Resolves the future that sendfile waits for, unless that was cancelled.
-    fn end_wait(this: ThisStream<'_, '_>, method: &str, value: &Object) -> PyResult<()> {
+    fn end_wait(this: ThisStream<'_, '_>, method: &Bound<'_, PyString>, value: &Object) -> PyResult<()> {
         let py = this.py();
         let Some(waiter) = this.empty_waiter.get() else { return Ok(()) };
         let waiter = waiter.bind(py);

@@ -2,13 +2,13 @@
 each attempt.
 
 PROGRAMS have commas between them. MODE is cold or warm: whether they were run before. KIND is `once` or
-`on`: whether one
-allocation fails, or all from it on. NUMBERS is how many allocations to fail of each program, or `=` and
-which one.
+`on`: whether one allocation fails, or it and many after it. NUMBERS is how many allocations to fail of each
+program, or `=` and which one.
 """
 
 from __future__ import annotations
 
+import collections
 import faulthandler
 import gc
 import json
@@ -18,56 +18,107 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 
 from .. import effort
 from . import attempt, programs
 
+# How many allocations fail of the kind `on`. It is not all of them: CPython tries again and again where it has
+# no memory for the number of the instruction at which an exception came.
+MANY = 1000
+# Attempts at a time: most of those that take long wait.
+CHILDREN = 32
+# How long an attempt may take, in seconds: longer than any does on a busy machine.
+LIMIT = 20.0
+# The patience of an attempt that is made again, because the first may have been one that was just slow.
+MORE_PATIENCE = 3.0
 
-def in_child(loop_name, name, first, last, log):
-    """Make an attempt in a child of this process. Returns what it said and how it ended."""
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(reader)
-        os.dup2(log.fileno(), 2)
-        os.dup2(log.fileno(), 1)
-        faulthandler.enable(2)
-        status = 1
-        try:
-            result = attempt.attempt(loop_name, name, first, last)
-            os.write(writer, json.dumps(result).encode())
-            status = 0
-        except BaseException:
-            import traceback
 
-            traceback.print_exc()
-            sys.stderr.flush()
-        finally:
-            os._exit(status)
-    os.close(writer)
-    data = b""
-    deadline = time.monotonic() + attempt.LIMIT
-    while True:
-        ready, _, _ = select.select([reader], [], [], max(0, deadline - time.monotonic()))
-        if not ready:
-            os.kill(child, signal.SIGABRT)  # faulthandler prints where it is
-            time.sleep(0.2)
-            os.kill(child, signal.SIGKILL)
-            break
-        chunk = os.read(reader, 65536)
-        if not chunk:
-            break
-        data += chunk
-    os.close(reader)
-    hung = not ready
-    _, status = os.waitpid(child, 0)
-    log.seek(0)
-    result = json.loads(data) if data and not hung else {}
-    result["log"] = log.read().decode(errors="replace")
-    log.seek(0)
-    log.truncate()
-    result["ended"] = "hang" if hung else os.waitstatus_to_exitcode(status)
-    return result
+class Child:
+    """An attempt in a process of its own."""
+
+    def __init__(self, loop_name, name, first, last, patience):
+        self.name, self.first, self.last, self.patience = name, first, last, patience
+        self.log = tempfile.TemporaryFile()  # noqa: SIM115  (open until end())
+        self.data = b""
+        self.hung = False
+        self.deadline = time.monotonic() + LIMIT
+        self.reader, writer = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.close(self.reader)
+            os.dup2(self.log.fileno(), 1)
+            os.dup2(self.log.fileno(), 2)
+            faulthandler.enable(2)
+            status = 1
+            try:
+                result = attempt.attempt(loop_name, name, first, last, patience)
+                os.write(writer, json.dumps(result).encode())
+                status = 0
+            except BaseException:
+                traceback.print_exc()
+                sys.stderr.flush()
+            finally:
+                os._exit(status)
+        os.close(writer)
+
+    def receive(self):
+        """Take what it says. Returns whether that was all."""
+        chunk = os.read(self.reader, 65536)
+        self.data += chunk
+        return not chunk
+
+    def kill(self):
+        self.hung = True
+        os.kill(self.pid, signal.SIGABRT)  # faulthandler prints where it is
+        time.sleep(0.2)
+        os.kill(self.pid, signal.SIGKILL)
+
+    def end(self):
+        """What it said and how it ended."""
+        os.close(self.reader)
+        _, status = os.waitpid(self.pid, 0)
+        result = json.loads(self.data) if self.data and not self.hung else {}
+        self.log.seek(0)
+        result["log"] = self.log.read().decode(errors="replace")
+        self.log.close()
+        result["ended"] = "hang" if self.hung else os.waitstatus_to_exitcode(status)
+        return {"program": self.name, "number": self.first, **result}
+
+
+def is_of_time(result):
+    """Whether something did not come in time, and nobody was told of a shortage that explains it."""
+    if result["ended"] == "hang":
+        return True
+    late = result.get("overdue") or not all(
+        problem.startswith("a descriptor") for problem in result.get("problems", ())
+    )
+    return bool(late) and not result["told"]
+
+
+def attempts(loop_name, wanted):
+    """What came of each (name, first, last) that is wanted. An attempt that has waited for nothing is made
+    again, with more patience, unless many allocations fail: then it is what is to be expected."""
+    waiting = collections.deque((*each, attempt.PATIENCE) for each in wanted)
+    children = {}
+    while waiting or children:
+        while waiting and len(children) < CHILDREN:
+            child = Child(loop_name, *waiting.popleft())
+            children[child.reader] = child
+        first = min(child.deadline for child in children.values())
+        ready, _, _ = select.select(list(children), [], [], max(0, first - time.monotonic()))
+        over = [child for child in map(children.get, ready) if child.receive()]
+        for child in children.values():
+            if child not in over and time.monotonic() > child.deadline:
+                child.kill()
+                over.append(child)
+        for child in over:
+            del children[child.reader]
+            result = child.end()
+            if is_of_time(result) and child.patience < MORE_PATIENCE and child.last == child.first + 1:
+                waiting.append((child.name, child.first, child.last, MORE_PATIENCE))
+            else:
+                yield result
 
 
 def choose(count, most, name):
@@ -76,8 +127,7 @@ def choose(count, most, name):
     return every if len(every) <= most else sorted(effort.seeded(name).sample(every, most))
 
 
-def main(loop_name, names, mode, kind, numbers):
-    names = names.split(",")
+def run(loop_name, names, mode, kind, numbers):
     for name in names:
         programs.prepare(name)
         if name != "import":
@@ -88,16 +138,28 @@ def main(loop_name, names, mode, kind, numbers):
                 assert not result["problems"], result
     gc.collect()
     gc.freeze()
-    with tempfile.TemporaryFile() as log:
-        for name in names:
-            if numbers.startswith("="):
-                chosen = [int(numbers[1:])]
-            else:
-                counted = in_child(loop_name, name, None, None, log)
-                chosen = choose(counted["count"], int(numbers), f"{name} {mode} {kind}")
-            for number in chosen:
-                result = in_child(loop_name, name, number, number + 1 if kind == "once" else 0, log)
-                print(json.dumps({"program": name, "number": number, **result}), flush=True)
+    if numbers.startswith("="):
+        chosen = [(name, int(numbers[1:])) for name in names]
+    else:
+        counted = attempts(loop_name, [(name, None, None) for name in names])
+        chosen = [
+            (result["program"], number)
+            for result in sorted(counted, key=lambda result: result["program"])
+            for number in choose(result["count"], int(numbers), f"{result['program']} {mode} {kind}")
+        ]
+    wanted = [(name, number, number + (1 if kind == "once" else MANY)) for name, number in chosen]
+    for result in attempts(loop_name, wanted):
+        print(json.dumps(result), flush=True)
+
+
+def main(loop_name, names, mode, kind, numbers):
+    names = names.split(",")
+    # It is imported by all others.
+    if "import" in names:
+        names.remove("import")
+        run(loop_name, ["import"], mode, kind, numbers)
+    if names:
+        run(loop_name, names, mode, kind, numbers)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,332 @@
+"""Programs: descriptors, sockets, transports, servers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+
+from .parts import (
+    DATA,
+    MUCH,
+    Buffered,
+    Datagrams,
+    Protocol,
+    connected,
+    contexts,
+    discard,
+    pair,
+    program,
+    served,
+)
+
+
+@program
+def add_reader(loop, clean):
+    ours, peer = pair(clean)
+
+    def receive():
+        ours.recv(1)
+        loop.stop()
+
+    def act():
+        peer.send(b"x")
+        loop.add_reader(ours, receive)
+        loop.add_writer(ours, abs, 1)
+        loop.run_forever()
+        loop.remove_writer(ours)
+        loop.remove_reader(ours)
+
+    clean.callback(lambda: loop.is_closed() or (loop.remove_reader(ours), loop.remove_writer(ours)))
+    return act
+
+
+@program
+def errors(loop, clean):
+    """What is raised for wrong arguments has a message, which needs memory, too."""
+    transport, _ = connected(loop, clean, Protocol(loop))
+    wrong = [
+        lambda: loop.call_soon(),
+        lambda: loop.call_later(None, abs),
+        lambda: loop.call_at("text", abs),
+        lambda: loop.add_reader(-1, abs),
+        lambda: loop.remove_reader("text"),
+        lambda: loop.call_soon(abs, nonsense=1),
+        lambda: transport.write("text"),
+        lambda: transport.set_write_buffer_limits(1, 2),
+        lambda: loop.add_reader(transport.get_extra_info("socket"), abs),
+        lambda: loop.add_reader(1 << 20, abs),
+    ]
+
+    def act():
+        for call in wrong:
+            with contextlib.suppress(TypeError, ValueError, RuntimeError, OSError):
+                call()
+
+    return act
+
+
+@program
+def sock_recv(loop, clean):
+    ours, peer = pair(clean)
+
+    async def main():
+        receiving = loop.create_task(loop.sock_recv(ours, 100))
+        await asyncio.sleep(0)
+        await loop.sock_sendall(peer, b"hello")
+        await receiving
+        peer.send(b"hello")
+        await loop.sock_recv_into(ours, bytearray(10))
+
+    return lambda: loop.run_until_complete(main())
+
+
+@program
+def sock_sendall(loop, clean):
+    ours, peer = pair(clean)
+
+    async def main():
+        sending = loop.create_task(loop.sock_sendall(ours, MUCH))
+        left = len(MUCH)
+        while left:
+            left -= len(await loop.sock_recv(peer, 1 << 20))
+        await sending
+
+    return lambda: loop.run_until_complete(main())
+
+
+@program
+def sock_connect(loop, clean):
+    server = socket.socket()
+    clean.callback(server.close)
+    server.bind(("127.0.0.1", 0))
+    server.listen(100)
+    server.setblocking(False)
+    ours = socket.socket()
+    clean.callback(ours.close)
+    ours.setblocking(False)
+
+    async def main():
+        accepting = loop.create_task(loop.sock_accept(server))
+        await loop.sock_connect(ours, server.getsockname())
+        accepted, _ = await accepting
+        accepted.close()
+
+    return lambda: loop.run_until_complete(main())
+
+
+@program
+def sock_datagrams(loop, clean):
+    both = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2)]
+    for sock in both:
+        clean.callback(sock.close)
+        sock.bind(("127.0.0.1", 0))
+        sock.setblocking(False)
+
+    async def main():
+        for _ in range(2):
+            await loop.sock_sendto(both[0], b"hello", both[1].getsockname())
+        await loop.sock_recvfrom(both[1], 100)
+        await loop.sock_recvfrom_into(both[1], bytearray(10))
+
+    return lambda: loop.run_until_complete(main())
+
+
+@program
+def connect(loop, clean):
+    """Also accept, and all that comes with them."""
+    address = served(loop, clean)
+
+    async def main():
+        protocol = Protocol(loop)
+        transport, _ = await loop.create_connection(lambda: protocol, *address)
+        try:
+            transport.write(DATA)
+            await protocol.arrived
+        finally:
+            transport.close()
+        await protocol.lost
+
+    return lambda: loop.run_until_complete(main())
+
+
+@program
+def serve(loop, clean):
+    async def main():
+        server = await loop.create_server(lambda: Protocol(loop), "127.0.0.1", 0)
+        server.close()
+        await server.wait_closed()
+
+    return lambda: loop.run_until_complete(main())
+
+
+@program
+def read(loop, clean):
+    protocol = Protocol(loop)
+    _, peer = connected(loop, clean, protocol)
+
+    async def main():
+        peer.send(DATA)
+        await protocol.arrived
+
+    return lambda: loop.run_until_complete(main())
+
+
+@program
+def buffered_read(loop, clean):
+    protocol = Buffered(loop)
+    _, peer = connected(loop, clean, protocol)
+
+    async def main():
+        peer.send(DATA)
+        await protocol.arrived
+
+    return lambda: loop.run_until_complete(main())
+
+
+@program
+def write(loop, clean):
+    protocol = Protocol(loop)
+    transport, peer = connected(loop, clean, protocol)
+
+    async def main():
+        transport.write(DATA)
+        transport.write(bytearray(DATA))
+        transport.writelines([DATA, memoryview(DATA)])
+        transport.get_extra_info("peername")
+        transport.get_extra_info("socket")
+        repr(transport)
+        transport.pause_reading()
+        transport.resume_reading()
+        transport.write_eof()
+        await loop.sock_recv(peer, 10_000)
+
+    return lambda: loop.run_until_complete(main())
+
+
+@program
+def large_write(loop, clean):
+    protocol = Protocol(loop)
+    transport, peer = connected(loop, clean, protocol)
+
+    async def main():
+        transport.write(MUCH)
+        left = len(MUCH)
+        while left:
+            data = await loop.sock_recv(peer, 1 << 20)
+            if not data:
+                break
+            left -= len(data)
+
+    return lambda: loop.run_until_complete(main())
+
+
+@program
+def lose(loop, clean):
+    protocol = Protocol(loop)
+    _, peer = connected(loop, clean, protocol)
+
+    async def main():
+        peer.close()
+        await protocol.lost
+
+    return lambda: loop.run_until_complete(main())
+
+
+@program
+def streams(loop, clean):
+    address = served(loop, clean)
+
+    async def main():
+        reader, writer = await asyncio.open_connection(*address)
+        try:
+            writer.write(DATA)
+            await writer.drain()
+            await reader.read(10)
+        finally:
+            writer.close()
+        await writer.wait_closed()
+
+    return lambda: loop.run_until_complete(main())
+
+
+@program
+def unix(loop, clean):
+    path = f"\0hotloop-{os.getpid()}"
+    server = loop.run_until_complete(loop.create_unix_server(lambda: Protocol(loop, echo=True), path))
+    clean.callback(server.close)
+
+    async def main():
+        protocol = Protocol(loop)
+        transport, _ = await loop.create_unix_connection(lambda: protocol, path)
+        try:
+            transport.write(DATA)
+            await protocol.arrived
+        finally:
+            transport.close()
+
+    return lambda: loop.run_until_complete(main())
+
+
+@program
+def tls(loop, clean):
+    server, client = contexts()
+    address = served(loop, clean, ssl=server)
+
+    async def main():
+        protocol = Protocol(loop)
+        transport, _ = await loop.create_connection(
+            lambda: protocol, *address, ssl=client, server_hostname="localhost"
+        )
+        try:
+            transport.write(DATA)
+            await protocol.arrived
+        finally:
+            transport.close()
+        await protocol.lost
+
+    return lambda: loop.run_until_complete(main())
+
+
+@program
+def datagrams(loop, clean):
+    transport, protocol = loop.run_until_complete(
+        loop.create_datagram_endpoint(lambda: Datagrams(loop), local_addr=("127.0.0.1", 0))
+    )
+    clean.callback(discard, transport)
+    address = transport.get_extra_info("sockname")
+
+    async def main():
+        client, _ = await loop.create_datagram_endpoint(lambda: Datagrams(loop), remote_addr=address)
+        try:
+            client.sendto(b"hello")
+            await protocol.arrived
+        finally:
+            client.close()
+
+    return lambda: loop.run_until_complete(main())
+
+
+@program
+def pipes(loop, clean):
+    descriptors = os.pipe()
+    reader, writer = os.fdopen(descriptors[0], "rb", 0), os.fdopen(descriptors[1], "wb", 0)
+    clean.callback(reader.close)
+    clean.callback(writer.close)
+
+    async def main():
+        protocol = Protocol(loop)
+        reading, _ = await loop.connect_read_pipe(lambda: protocol, reader)
+        try:
+            writing, _ = await loop.connect_write_pipe(lambda: Protocol(loop), writer)
+            try:
+                writing.write(DATA)
+                await protocol.arrived
+            finally:
+                writing.close()
+            await protocol.lost
+        finally:
+            reading.close()
+
+    return lambda: loop.run_until_complete(main())
