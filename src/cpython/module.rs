@@ -7,7 +7,9 @@ use std::cell::UnsafeCell;
 use std::ffi::{CStr, c_int, c_void};
 
 use pyo3::ffi;
+use pyo3::panic::PanicException;
 use pyo3::prelude::*;
+use pyo3::type_object::PyTypeInfo;
 
 use super::methods::guard;
 use super::object::Object;
@@ -117,10 +119,34 @@ pub unsafe fn exec(
 ) -> c_int {
     // SAFETY: the module lives through the call, and the GIL is held.
     unsafe {
+        if !make_panic_class(Python::assume_attached()) {
+            return -1;
+        }
         guard(-1, |py| {
             let module = Bound::from_borrowed_ptr(py, module).cast_into_unchecked::<PyModule>();
             fill(&module)?;
             Ok(0)
         })
     }
+}
+
+/// Makes PyO3's class of panics. PyO3 makes it when it first fetches an exception; if that fails, out of memory, it fetches
+/// the exception of that, and waits for itself for good. False, with an exception, if there is no memory for a class.
+#[cold]
+fn make_panic_class(py: Python<'_>) -> bool {
+    // SAFETY: the GIL is held; the class is dropped at once. It shows that there is memory for another.
+    unsafe {
+        let class = ffi::PyErr_NewExceptionWithDoc(
+            c"hotloop._core.Attempt".as_ptr(),
+            std::ptr::null(),
+            std::ptr::null_mut(),
+            std::ptr::null_mut(),
+        );
+        if class.is_null() {
+            return false;
+        }
+        ffi::Py_DECREF(class);
+    }
+    PanicException::type_object_raw(py);
+    true
 }
