@@ -22,7 +22,7 @@ LINTERS := 'ruff>=0.17,<0.18' 'mypy>=2.4,<2.5' 'check-jsonschema>=0.33' promethe
 MATURIN := 'maturin>=1.9.4,<2'
 
 .PHONY: help run build wheel sdist test test-reactor test-python test-cpython test-wheel test-sdist test-ecosystem compatibility \
-  torture torture-reactor torture-python torture-faults torture-debug lint format docs bench bench-check clean
+  torture torture-reactor torture-python torture-faults torture-debug torture-debug-python lint format docs bench bench-check clean
 .NOTPARALLEL:
 
 help: ## list these targets
@@ -64,7 +64,7 @@ test-ecosystem: $(VENV)/.hotloop $(VENV)/.ecosystem ## other people's servers, c
 compatibility: $(VENV)/.hotloop $(VENV)/.ecosystem ## the same, and docs/compatibility.md says how it went
 	$(BIN)/python -m pytest tests/ecosystem --compatibility docs/compatibility.md
 
-torture: torture-reactor torture-faults torture-python torture-debug ## what is hostile, exhausted or interrupted, for most of an hour
+torture: torture-reactor torture-faults torture-python torture-debug torture-debug-python ## what is hostile, exhausted or interrupted, for most of an hour
 
 torture-reactor: ## the reactor on a simulated kernel, and all interleavings of its threads
 	HOTLOOP_TORTURE=full cargo test $(REACTOR) --lib simulator
@@ -80,6 +80,9 @@ torture-python: $(VENV)/.hotloop $(VENV)/.tests ## hostile peers, no memory, for
 torture-debug: ## hotloop's own tests on a debug build, which checks that nothing is borrowed when Python code runs
 	$(MAKE) VENV=$(VENV)-debug CARGO_TARGET_DIR=$(abspath $(VENV))-debug/target BUILD= build $(VENV)-debug/.tests
 	$(VENV)-debug/bin/python -m pytest --ignore tests/torture
+
+torture-debug-python: ## the same on a debug build of CPython, if there is one; INSTALL=1 installs Debian's
+	tests/torture/debug_python.sh
 
 lint: $(VENV)/.hotloop $(VENV)/.linters ## check format, style and types
 	cargo fmt --check

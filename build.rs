@@ -28,7 +28,7 @@ mod python {
             return;
         }
         println!("cargo:rustc-cfg=guards_ways_in");
-        for name in ["_Py_Dealloc", "PyVectorcall_Function"] {
+        for name in ["_Py_Dealloc", "_Py_DecRef", "PyVectorcall_Function"] {
             println!("cargo:rustc-link-arg-cdylib=-Wl,--wrap={name}");
         }
         for line in include_str!("src/cpython/ways_in.rs").lines() {

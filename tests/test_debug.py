@@ -250,6 +250,55 @@ def test_a_callback_without_a_repr_can_be_cancelled(loop, name):
     assert calls == []
 
 
+@pytest.mark.parametrize("name", ["call_soon", "call_soon_threadsafe", "call_later"])
+def test_a_callback_that_another_thread_is_cancelling_is_not_called(loop, name):
+    class Callback:
+        def __call__(self):
+            calls.append(self)
+
+        def __repr__(self):
+            cancelling.set()
+            assert gone_by.wait(10)
+            return "a callback"
+
+    calls = []
+    cancelling, gone_by = threading.Event(), threading.Event()
+    delay = (0,) if name == "call_later" else ()
+    handle = getattr(loop, name)(*delay, Callback())
+    thread = threading.Thread(target=handle.cancel)
+    thread.start()
+    assert cancelling.wait(10)
+    loop.run_until_complete(asyncio.sleep(0.001))
+    gone_by.set()
+    thread.join()
+    assert calls == []
+    assert handle._repr is not None
+
+
+@pytest.mark.hotloop_only
+def test_what_must_leave_the_loop_does_so_though_the_loop_cannot_note_the_end_of_the_callback(new_loop):
+    """asyncio raises what the attribute raised, in whose context it is."""
+    loop = new_loop()
+
+    class Stubborn(type(loop)):
+        def __setattr__(self, name, value):
+            if interrupted and name == "_current_handle":
+                raise LookupError
+            super().__setattr__(name, value)
+
+    def interrupt():
+        interrupted.append(True)
+        raise helpers.Interrupt
+
+    interrupted = []
+    stubborn = Stubborn()
+    stubborn.set_debug(True)
+    stubborn.call_soon(interrupt)
+    with pytest.raises(helpers.Interrupt):
+        run_once(stubborn)
+    stubborn.close()
+
+
 def test_a_report_tells_where_the_callback_was_scheduled(loop, reports):
     loop.call_soon(lambda: 1 / 0)
     run_once(loop)

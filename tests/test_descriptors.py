@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import select
 import socket
 
 import helpers
@@ -191,3 +192,70 @@ async def test_a_descriptor_that_a_copy_keeps_open_does_not_spin_the_loop(loop, 
     os.close(copy)
     for sock in (peer, other, other_peer):
         sock.close()
+
+
+@pytest.mark.hotloop_only
+@pytest.mark.skipif(not hasattr(select, "epoll"), reason="the descriptors are epoll's")
+@pytest.mark.parametrize("kind", ["socket", "pipe", "timer"])
+def test_a_loop_that_lost_its_descriptors_takes_nothing_from_who_got_their_numbers(loop_name, kind):
+    """As in a daemon that closes all descriptors, and makes another loop before the first is collected."""
+    if kind == "timer" and not hasattr(os, "timerfd_create"):
+        pytest.skip("this Python makes no timers")
+    helpers.run_script(
+        loop_name,
+        f"kind = {kind!r}"
+        + """
+import fcntl, gc, select
+def targets():
+    found = {}
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            found[int(name)] = os.readlink("/proc/self/fd/" + name)
+        except OSError:
+            pass  # what listdir() has opened
+    return found
+before = targets()
+loop = new_event_loop()
+made = {fd: target for fd, target in targets().items() if fd not in before}
+sources = []
+for _ in made:
+    if kind == "socket":
+        ours, peer = socket.socketpair()
+        source, peer = ours.detach(), peer.detach()
+        os.write(peer, b"0123456789")
+    elif kind == "pipe":
+        source, peer = os.pipe()
+        os.write(peer, b"0123456789")
+    else:
+        source = os.timerfd_create(time.CLOCK_MONOTONIC)
+        os.timerfd_settime(source, initial=0.001)
+        peer = os.eventfd(0)
+    sources.append([fcntl.fcntl(fd, fcntl.F_DUPFD, 400) for fd in (source, peer)])
+os.closerange(3, 400)
+[number] = [fd for fd, target in made.items() if "eventpoll" in target]
+with select.epoll() as epoll:
+    spare = fcntl.fcntl(epoll.fileno(), fcntl.F_DUPFD, 400)
+os.dup2(spare, number)
+epoll = select.epoll.fromfd(spare)
+taken = [(fd, *sources.pop()) for fd in made if fd != number]
+for fd, source, _ in taken:
+    os.dup2(source, fd)
+    os.set_blocking(fd, False)
+    epoll.register(fd, select.EPOLLIN)
+time.sleep(0.01)
+del loop
+gc.collect()
+for fd, source, peer in taken:
+    got = os.read(source, 100)
+    assert got == (b"0123456789" if kind != "timer" else (1).to_bytes(8, sys.byteorder)), got
+    if kind == "socket":
+        os.set_blocking(peer, False)
+        try:
+            assert not os.read(peer, 100)
+        except BlockingIOError:
+            pass
+os._exit(0)
+""",
+        "-W",
+        "ignore::ResourceWarning",
+    )

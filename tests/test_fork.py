@@ -354,6 +354,36 @@ print("woken", flush=True)
     )
 
 
+def test_parent_and_child_can_close_the_same_loop_at_the_same_moment(loop_name):
+    """Whoever closes it looks whether its descriptors are still there: the other one must not be misled."""
+    run(
+        loop_name,
+        """
+import mmap
+flags = mmap.mmap(-1, 4096)  # shared with the child
+def meet(mine, other):
+    flags[mine] = 1
+    while not flags[other]:
+        pass
+def descriptors():
+    return len(os.listdir("/proc/self/fd"))
+before = descriptors()
+for _ in range(1000):
+    loop = new_event_loop()
+    flags[0] = flags[1] = 0
+    pid = os.fork()
+    if pid == 0:
+        meet(0, 1)
+        loop.close()
+        os._exit(descriptors() - before)
+    meet(1, 0)
+    loop.close()
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    assert (status, descriptors()) == (0, before), (status, descriptors(), before)
+""",
+    )
+
+
 def test_no_descriptor_of_a_loop_is_inherited_by_another_program(new_loop):
     before = helpers.open_descriptors()
     loop = new_loop()

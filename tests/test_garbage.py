@@ -506,3 +506,19 @@ def test_a_destructor_that_takes_long_does_not_keep_other_threads_things(loop):
     done.set()
     thread.join()
     assert gone
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_copies_of_a_handle_in_a_cycle_are_collected(loop, count):
+    class Argument:
+        pass
+
+    argument = Argument()
+    seen = weakref.ref(argument)
+    argument.handle = loop.call_later(1000, print, *[argument] * count)
+    argument.copied = copy.copy(argument.handle)
+    argument.handle.cancel()
+    argument.again = copy.copy(argument.copied)
+    del argument
+    gc.collect()
+    assert seen() is None

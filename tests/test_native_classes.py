@@ -261,6 +261,8 @@ def test_the_class_of_loops_can_be_derived_from(loop):
             return 5.0
 
     sub = Sub()
+    # What BaseEventLoop.__init__() does.
+    sub._closed = False
     sub.mine = sub
     assert sub.call_later(1, int).when() == 6.0
     ref = weakref.finalize(sub.call_soon(int), int)

@@ -24,11 +24,15 @@ def sockets():
 
 
 CHAINS = {
-    "handles": "for _ in range(1_000_000):\n    last = loop.call_soon(id, last)\n    if _ % 1000 == 0: run()",
-    "many arguments": "for _ in range(200_000):\n    last = loop.call_soon(nothing, 1, last, 3)\n    if _ % 1000 == 0: run()",
-    "timers": "for _ in range(300_000):\n    last = loop.call_at(0, id, last)\n    if _ % 1000 == 0: run()",
+    "handles": "for _ in range(1_000_000):\n    last = loop.call_soon(id, last)\n    if not _ % 1000: run()",
+    "many arguments": (
+        "for _ in range(200_000):\n    last = loop.call_soon(nothing, 1, last, 3)\n    if not _ % 1000: run()"
+    ),
+    "timers": "for _ in range(300_000):\n    last = loop.call_at(0, id, last)\n    if not _ % 1000: run()",
     "cancelled": "for _ in range(300_000):\n    last = copy.copy(loop.call_later(60, id, last))",
-    "threadsafe": "for _ in range(300_000):\n    last = loop.call_soon_threadsafe(id, last)\n    if _ % 1000 == 0: run()",
+    "threadsafe": (
+        "for _ in range(300_000):\n    last = loop.call_soon_threadsafe(id, last)\n    if not _ % 1000: run()"
+    ),
     "operations": "for _ in range(300_000):\n    last = loop.sock_accept(last)\n    last.close()",
     "attributes": "for _ in range(300_000):\n"
     "    before, last = last, loop.sock_accept(None)\n    last.before = before\n    last.close()",

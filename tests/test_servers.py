@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import gc
+import os
 import resource
 import signal
 import socket
@@ -562,3 +563,87 @@ async def test_closing_a_connection_that_lingers_lets_other_threads_run(loop):
     thread.join()
     assert time.monotonic() - start < 10
     server.close()
+
+
+INTERRUPTED_REPORT = """
+import resource, socket
+made = []
+
+class Noting(asyncio.Protocol):
+    def connection_made(self, transport):
+        made.append(transport)
+        transport.close()
+
+class Interrupt(KeyboardInterrupt):
+    pass
+
+def interrupt(loop, context):
+    raise Interrupt
+
+async def serve():
+    return await asyncio.get_running_loop().create_server(Noting, "127.0.0.1", 0)
+
+async def until_made():
+    while not made:
+        await asyncio.sleep(0.01)
+
+loop = new_event_loop()
+server = loop.run_until_complete(serve())
+client = socket.create_connection(server.sockets[0].getsockname())
+loop.set_exception_handler(interrupt)
+limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))), limits[1]))
+try:
+    loop.run_until_complete(until_made())
+except Interrupt:
+    print("interrupted")
+resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+loop.set_exception_handler(None)
+loop.run_until_complete(asyncio.wait_for(until_made(), 10))
+print("accepted")
+server.close()
+loop.run_until_complete(asyncio.sleep(0))
+loop.close()
+client.close()
+"""
+
+
+def test_an_exception_handler_that_leaves_the_event_loop_does_not_end_accepting(loop_name):
+    """What is reported is that there are no more descriptors."""
+    assert helpers.run_script(loop_name, INTERRUPTED_REPORT).stdout == "interrupted\naccepted\n"
+
+
+async def test_connections_of_another_listening_socket_that_has_the_number_are_left_alone(loop, reports):
+    """The program has closed the server's socket in the midst of accepting."""
+    ours, other = helpers.listener(), helpers.listener()
+    number = ours.fileno()
+    names = []
+
+    def factory():
+        # Several connections are accepted at a time from the second time on.
+        if factory.calls == 1:
+            ours.close()
+            os.dup2(other.fileno(), number)
+        factory.calls += 1
+        return helpers.Recorder(
+            connection_made=lambda protocol, transport: names.append(transport.get_extra_info("sockname"))
+        )
+
+    factory.calls = 0
+    addresses = [ours.getsockname(), other.getsockname()]
+    with contextlib.ExitStack() as stack:
+        stack.callback(other.close)
+        for address in [addresses[0]] * 6 + [addresses[1]] * 3:
+            client = stack.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex(address)
+        server = await loop.create_server(factory, sock=ours)
+        await asyncio.sleep(0.05)
+        # asyncio refuses to stop watching a socket that is closed.
+        with contextlib.suppress(ValueError):
+            server.close()
+        os.close(number)
+        assert set(names) == {addresses[0]}
+        for _ in range(3):
+            other.accept()[0].close()
+    reports.clear()

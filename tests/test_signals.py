@@ -165,6 +165,44 @@ def test_somebody_elses_wakeup_descriptor_is_given_back(loop, handlers):
             assert signal.set_wakeup_fd(-1) == peer.fileno()
 
 
+def test_somebody_elses_wakeup_descriptor_hears_of_every_signal(loop, monkeypatch):
+    """Also of one that arrives as the loop finds out whether there is such a descriptor."""
+    if getattr(loop, "_poller", None) == "portable":
+        pytest.skip("the loop needs the descriptor for itself")
+
+    def set_and_send(*args, set_wakeup_fd=signal.set_wakeup_fd, **kwargs):
+        former = set_wakeup_fd(*args, **kwargs)
+        send()
+        return former
+
+    handled = []
+    signal.signal(SIGNAL, lambda *_: handled.append(SIGNAL))
+    ours, peer = helpers.unix_pair()
+    with ours, peer:
+        signal.set_wakeup_fd(peer.fileno())
+        monkeypatch.setattr(signal, "set_wakeup_fd", set_and_send)
+        for _ in range(2):
+            loop.run_until_complete(asyncio.sleep(0))
+        send()
+        monkeypatch.undo()
+        assert signal.set_wakeup_fd(-1) == peer.fileno()
+        assert list(ours.recv(100)) == handled
+
+
+@pytest.mark.parametrize("how", ["closed", "blocking"])
+def test_a_loop_runs_where_somebody_elses_wakeup_descriptor_is_of_no_use(loop, how):
+    ours, peer = helpers.unix_pair()
+    with ours, peer:
+        signal.set_wakeup_fd(peer.fileno())
+        if how == "closed":
+            peer.close()
+        else:
+            peer.setblocking(True)
+        for _ in range(2):
+            loop.run_until_complete(asyncio.sleep(0.001))
+        loop.close()
+
+
 async def test_a_handler_runs_in_the_context_in_which_it_was_added(loop):
     variable = contextvars.ContextVar("variable", default=None)
     seen = []

@@ -363,6 +363,23 @@ async def test_a_datagram_is_received_whole_if_it_was_asked_for(loop, kind):
         assert await task == data
 
 
+@pytest.mark.parametrize("kind", ["udp", socket.SOCK_DGRAM, socket.SOCK_SEQPACKET])
+async def test_a_datagram_larger_than_those_before_it_is_received_whole(loop, kind):
+    if kind == "udp":
+        ours, peer = udp(), udp()
+        peer.connect(ours.getsockname())
+    else:
+        ours, peer = socket.socketpair(socket.AF_UNIX, kind)
+        ours.setblocking(False)
+    with ours, peer:
+        for size in [600, 600, 2000, 30_000, 100, 60_000, 1500, 5000]:
+            data = os.urandom(size)
+            peer.send(data)
+            assert await loop.sock_recv(ours, 65536) == data
+            peer.send(data)
+            assert await loop.sock_recv(ours, 5000) == data[:5000]
+
+
 @pytest.mark.parametrize("size", [-1, 1 << 70, "1", 11])
 async def test_a_wrong_number_of_bytes_of_a_datagram(loop, datagrams, size):
     ours, _ = datagrams
@@ -370,3 +387,34 @@ async def test_a_wrong_number_of_bytes_of_a_datagram(loop, datagrams, size):
         ours.recvfrom_into(bytearray(10), size)
     with pytest.raises(expected.type, match=re.escape(str(expected.value))):
         await loop.sock_recvfrom_into(ours, bytearray(10), size)
+
+
+@pytest.mark.skipif(helpers.PYTHON < (3, 12), reason="classes written in Python have no __buffer__() yet")
+@pytest.mark.parametrize("name", ["sock_sendall", "sock_recv_into"])
+async def test_a_buffer_that_closes_the_socket_leaves_its_number_alone(loop, name):
+    """It belongs to another connection by the time that the buffer is there."""
+    ours, peer = helpers.unix_pair()
+    other, other_peer = helpers.unix_pair()
+    number = ours.fileno()
+
+    class Closing:
+        def __len__(self):
+            return 5
+
+        def __buffer__(self, flags):
+            if ours.fileno() >= 0:
+                ours.close()
+                os.dup2(other.fileno(), number)
+            return memoryview(bytearray(b"stray"))
+
+    other_peer.send(b"hello")
+    try:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            await getattr(loop, name)(ours, Closing())
+        assert other.recv(100) == b"hello"
+        with pytest.raises(BlockingIOError):
+            other_peer.recv(100)
+    finally:
+        os.close(number)
+        for sock in (peer, other, other_peer):
+            sock.close()

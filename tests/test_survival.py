@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import errno
+import itertools
 import os
 import socket
 import subprocess
@@ -75,9 +76,10 @@ async def test_a_reset_behind_data_is_told_to_sock_recv(loop):
             peer.sendall(b"y" * size)
             helpers.reset(peer)
             received = 0
-            with pytest.raises(ConnectionResetError):
+            with contextlib.suppress(ConnectionResetError):
                 while data := await loop.sock_recv(ours, 1 << 16):
                     received += len(data)
+                pytest.fail("the reset was taken for the end of the stream")
             assert received in (0, size)
 
 
@@ -303,7 +305,7 @@ def test_a_peer_that_reads_fast_does_not_stop_the_loop(loop):
             return sizes
 
     sizes = loop.run_until_complete(main())
-    largest = max(before - after for before, after in zip(sizes, sizes[1:], strict=False))
+    largest = max(before - after for before, after in itertools.pairwise(sizes))
     # get_write_buffer_size() sends, too.
     assert largest <= 2 * ((4 << 20) + (1 << 20))
 

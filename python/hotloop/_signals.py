@@ -102,23 +102,36 @@ class SignalHandling(_core.Loop):
         if self._former_wakeup_fd is not None or threading.current_thread() is not threading.main_thread():
             return False
         try:
-            former = signal.set_wakeup_fd(-1)
-        except ValueError:
-            # Not the main interpreter.
-            return False
-        if former >= 0 and self._poller != "portable":
-            # The program uses it for itself; a signal that arrives during the wait ends it all the same.
-            signal.set_wakeup_fd(former)
+            fd = self._wakeup_socket().fileno()
+            if fd < 0:
+                return False
+            former = signal.set_wakeup_fd(fd, warn_on_full_buffer=False)
+        except (OSError, ValueError):
+            # There are no descriptors, or they are refused, or this is not the main interpreter. A signal
+            # that arrives during the wait ends it all the same.
             return False
         try:
-            self._take_wakeup_fd()
-        except BaseException as error:
-            signal.set_wakeup_fd(former)
-            if isinstance(error, (OSError, ValueError)):
-                # There are no descriptors, or they are refused: a signal that arrives during the wait ends it all the same.
+            if former >= 0 and former != fd and self._poller != "portable" and self._leave_signals_to(former):
+                # The program uses it for itself; a signal that arrives during the wait ends it all the same.
                 return False
+        except BaseException:
+            signal.set_wakeup_fd(former)
             raise
-        self._former_wakeup_fd = former
+        self._former_wakeup_fd = former if former != fd else -1
+        _in_force.add(fd)
+        return True
+
+    def _leave_signals_to(self, fd: int) -> bool:
+        """Put the program's wakeup descriptor back; return False if it is of no use any more."""
+        try:
+            signal.set_wakeup_fd(fd)
+        except (OSError, ValueError):
+            # It was closed, or blocks by now.
+            return False
+        if self._ssock is not None:
+            # Signals that came in between are the program's, too.
+            with contextlib.suppress(OSError):
+                os.write(fd, self._ssock.recv(4096))
         return True
 
     def _stop_waking_on_signals(self) -> None:

@@ -29,6 +29,8 @@ _unix: Any = unix_events
 class _SubprocessTransport(_unix._UnixSubprocessTransport):  # type: ignore[misc]
     """asyncio's transport, which until 3.13 cannot be closed after its loop."""
 
+    _pipes: dict[int, Any]
+
     def close(self) -> None:
         # A child that is over has no loop any more.
         if not self._closed and self._loop is not None and self._loop.is_closed():
@@ -41,7 +43,11 @@ class _SubprocessTransport(_unix._UnixSubprocessTransport):  # type: ignore[misc
         super().close()
 
     def forget_unconnected(self) -> None:
-        """Close the pipes that could not be connected: the end of the child would wait for theirs."""
+        """Give up a start that has failed: the end of the child would wait for the pipes that could not be
+        connected, and for the protocol to be told of the others.
+        """
+        self._protocol = asyncio.SubprocessProtocol()
+        self._pending_calls = None
         files = {0: self._proc.stdin, 1: self._proc.stdout, 2: self._proc.stderr}
         for number, protocol in list(self._pipes.items()):
             if protocol is None:

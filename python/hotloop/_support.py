@@ -93,7 +93,8 @@ def report_handle(handle: Any, exception: BaseException) -> None:
 def report_entry(loop: Any, subject: Any, exception: BaseException) -> None:
     """Report an exception of the event loop's own code: asyncio's is in callbacks, which report theirs so.
 
-    *subject* is what the code was run for: a transport, a listener, a handle that could not be reported, or the loop.
+    *subject* is what the code was run for: a transport, a listener, a handle that could not be reported, or
+    the loop.
     """
     if isinstance(subject, asyncio.Handle):
         report_handle(subject, exception)

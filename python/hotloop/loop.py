@@ -53,8 +53,8 @@ def _with_signature_of(function: _Function) -> Callable[[Callable[..., Any]], _F
 def _replaces_connecting(cls: type) -> bool:
     """Whether methods are overridden that create_connection() goes through.
 
-    Not a part of Loop.__init__(): before 3.12, a function leaks its arguments, the loop, where there is no memory
-    for one that a generator expression refers to.
+    Not a part of Loop.__init__(): before 3.12, a function whose arguments a generator expression refers to
+    leaks them, here the loop, where there is no memory.
     """
     return any(getattr(cls, name) is not getattr(Loop, name) for name in _core.CONNECTING)
 

@@ -44,6 +44,9 @@ pub use watching::{Direction, Waiter, Watch};
 /// One receive gets at the most this many bytes: asyncio's `max_size`.
 pub const RECEIVE_BUFFER: usize = 256 * 1024;
 
+/// How often a wake-up is tried that fails. The next one that is asked for tries again.
+const WAKE_ATTEMPTS: u32 = 3;
+
 pub struct Core {
     pub schedule: Rc<Schedule>,
     ready: StateCell<VecDeque<Ready>>,
@@ -154,8 +157,9 @@ impl Core {
 
     /// An error is nothing that the caller can mend, who has done what was asked: asyncio ignores it, too.
     fn wake(&self) {
-        let result = self.registry.borrow().as_ref().map(|registry| registry.poller().wake());
-        if result.is_some_and(|result| result.is_err()) {
+        let registry = self.registry.borrow();
+        let Some(registry) = &*registry else { return };
+        if (0..WAKE_ATTEMPTS).all(|_| registry.poller().wake().is_err()) {
             self.inbox.sleep.wake_failed();
         }
     }

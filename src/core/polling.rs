@@ -18,7 +18,7 @@ use crate::reactor::poller;
 /// long as the loop is busy otherwise, or for the interpreter's switch interval.
 const RELEASE_INTERVAL: f64 = 200e-6;
 
-/// In place of a wait, while there is nothing to wait on.
+/// In place of a wait, while there is nothing to wait on, or a wait ends at once and there is no way to mend that.
 const PAUSE: Duration = Duration::from_millis(1);
 
 /// A timer is due when this much is left, in seconds: the step of the clock, as in asyncio.
@@ -99,10 +99,11 @@ impl Core {
             _ => (self.wait(py, now.seconds, &mut events, timeout), true),
         };
         let check = events.interrupted || waited;
-        if result.is_ok() {
-            self.take_in(py, &events);
-        }
+        let in_vain = result.is_ok() && self.take_in(py, &events);
         self.events.set(Some(events));
+        if in_vain {
+            py.detach(|| std::thread::sleep(PAUSE));
+        }
         match result {
             Ok(()) => self.wait_failed.set(false),
             Err(error) => self.recover(py, event_loop, error)?,

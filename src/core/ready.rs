@@ -38,8 +38,12 @@ impl Ready {
     #[inline]
     pub fn run(&self, py: Python<'_>, event_loop: &Object) -> PyResult<()> {
         match self {
+            // One that is being cancelled may still have its callback, while repr() says what it was.
+            Ready::Handle(handle) if handle.is_cancelled() => Ok(()),
             Ready::Handle(handle) => handle.run(py, handle.as_object()),
+            Ready::Timer(timer) if timer.handle().is_cancelled() => Ok(()),
             Ready::Timer(timer) => timer.handle().run(py, timer.as_object()),
+            Ready::ThreadSafe(handle) if handle.is_cancelled() => Ok(()),
             Ready::ThreadSafe(handle) => handle.run(py, handle.as_object()),
             Ready::Task(step) => step.run(py, event_loop),
             Ready::Foreign(handle) => run_foreign(py, handle),
@@ -54,9 +58,11 @@ impl Ready {
         event_loop.bind(py).setattr(intern!(py, "_current_handle"), handle.bind(py))?;
         let start = clock::now();
         let result = self.run(py, event_loop);
-        let duration = Object::from_float(py, clock::now() - start)?;
-        event_loop.bind(py).setattr(intern!(py, "_current_handle"), py.None())?;
-        result?;
+        let duration = clock::now() - start;
+        let reset = event_loop.bind(py).setattr(intern!(py, "_current_handle"), py.None());
+        // What the callback raised can be SystemExit or KeyboardInterrupt: nothing may come before it.
+        result.and(reset)?;
+        let duration = Object::from_float(py, duration)?;
         imports(py)?.report_slow.call(py, &[event_loop, self.object(), &duration]).map(drop)
     }
 

@@ -33,12 +33,18 @@ fn note_size(usual: &Cell<usize>, size: usize) {
     usual.set(if size >= former { size } else { former - (former - size) / 8 });
 }
 
+/// Room for what usually comes, and some more.
+fn room(usual: &Cell<usize>) -> usize {
+    usual.get() + usual.get() / 4
+}
+
 /// Where an error goes that comes behind data of the same attempt: the kernel tells it once.
 #[derive(Clone, Copy)]
 pub enum Later<'a> {
     /// The number is kept here, for the next attempt.
     Kept(&'a Cell<i32>),
-    /// Nowhere: only where there are more data, so that there is no error yet, is received again.
+    /// Nowhere: only where there are more data, so that there is no error yet, is received again. The socket need not be a
+    /// stream.
     Unread,
 }
 
@@ -66,7 +72,9 @@ impl Core {
         later: Later<'_>,
     ) -> PyResult<Received> {
         let limit = limit.min(RECEIVE_BUFFER);
-        if usual.get() < SMALL {
+        // What does not fit into a smaller bytes object would be lost of a datagram.
+        let is_datagram = || limit > room(usual) && !socket::is_stream(fd);
+        if usual.get() < SMALL || (matches!(later, Later::Unread) && is_datagram()) {
             self.receive_and_copy(py, fd, limit, usual)
         } else {
             self.receive_into_bytes(py, fd, limit, usual, later)
@@ -91,7 +99,7 @@ impl Core {
         })
     }
 
-    /// Receives into a bytes object, with room for what usually comes and some more.
+    /// Receives into a bytes object that has [`room`].
     #[inline(always)]
     fn receive_into_bytes(
         &self,
@@ -101,8 +109,7 @@ impl Core {
         usual: &Cell<usize>,
         later: Later<'_>,
     ) -> PyResult<Received> {
-        let size = (usual.get() + usual.get() / 4).min(limit);
-        let mut blank = self.blank_bytes(py, size)?;
+        let mut blank = self.blank_bytes(py, room(usual).min(limit))?;
         let slice = blank.as_mut_slice();
         let capacity = slice.len().min(limit);
         let slice = &mut slice[..capacity];

@@ -195,14 +195,16 @@ impl Core {
     }
 
     /// Queues what has become ready.
-    pub(super) fn take_in(&self, py: Python<'_>, events: &poller::Ready) {
+    /// Returns whether the kernel told of nothing but files that are not watched, and will again: a new poller is needed,
+    /// and cannot be had.
+    pub(super) fn take_in(&self, py: Python<'_>, events: &poller::Ready) -> bool {
         if events.is_empty() {
-            return;
+            return false;
         }
         // What it refers to may run Python code when it is dropped: after all that is borrowed.
         let mut cancelled = Vec::new();
         let mut borrowed = self.registry.borrow_mut();
-        let Some(registry) = &mut *borrowed else { return };
+        let Some(registry) = &mut *borrowed else { return false };
         let mut ready = self.ready.borrow_mut();
         let mut strays = false;
         let mut unwaited = Vec::new();
@@ -256,6 +258,7 @@ impl Core {
         if strays {
             registry.suspect_strays();
         }
+        strays && registry.keeps_strays() && ready.is_empty()
     }
 
     fn with_registry<R>(

@@ -89,10 +89,21 @@ unsafe fn bytes_of(object: &Object) -> &[u8] {
 }
 
 /// Lends `f` the memory of an object's writable buffer. No Python code may run in it, which could write there, too.
+#[inline]
 pub fn with_writable_buffer<R>(
     py: Python<'_>,
     object: &Object,
     f: impl FnOnce(&mut [u8]) -> R,
+) -> PyResult<R> {
+    with_writable_buffer_and(py, object, || Ok(()), |(), memory| f(memory))
+}
+
+/// The same, with what `prepare` returns, which is called when the object has given its buffer and can run Python code.
+pub fn with_writable_buffer_and<T, R>(
+    py: Python<'_>,
+    object: &Object,
+    prepare: impl FnOnce() -> PyResult<T>,
+    f: impl FnOnce(T, &mut [u8]) -> R,
 ) -> PyResult<R> {
     /// Released when dropped, which does nothing to one that was not filled in.
     struct View(ffi::Py_buffer);
@@ -108,11 +119,12 @@ pub fn with_writable_buffer<R>(
     if unsafe { ffi::PyObject_GetBuffer(object.as_ptr(), &mut view.0, ffi::PyBUF_WRITABLE) } < 0 {
         return Err(PyErr::fetch(py));
     }
+    let prepared = prepare()?;
     if view.0.len == 0 {
-        return Ok(f(&mut []));
+        return Ok(f(prepared, &mut []));
     }
     // SAFETY: the exporter keeps `len` writable bytes in place until the view is released.
-    Ok(f(unsafe { std::slice::from_raw_parts_mut(view.0.buf.cast(), view.0.len as usize) }))
+    Ok(f(prepared, unsafe { std::slice::from_raw_parts_mut(view.0.buf.cast(), view.0.len as usize) }))
 }
 
 /// A readable view of a buffer that a Python object lends, released when dropped.

@@ -338,7 +338,7 @@ fn make_with<'py, T: Native>(
     }
     // SAFETY: all zeroes ends the list.
     members.push(unsafe { std::mem::zeroed() });
-    slot(ffi::Py_tp_members, Box::leak(members.into_boxed_slice()).as_mut_ptr().cast());
+    slot(ffi::Py_tp_members, members.as_mut_ptr().cast());
     slot(0, std::ptr::null_mut());
 
     let mut spec = ffi::PyType_Spec {
@@ -348,7 +348,8 @@ fn make_with<'py, T: Native>(
         flags: (ffi::Py_TPFLAGS_DEFAULT | ffi::Py_TPFLAGS_HAVE_GC | flags) as _,
         slots: slots.as_mut_ptr(),
     };
-    // SAFETY: the spec is complete and ends where it must; what it points to and the class keeps was leaked above.
+    // SAFETY: the spec is complete and ends where it must. The class keeps pointers to the methods and the attributes, which
+    // were leaked above, and to static strings; it has a copy of the members.
     let class: Bound<'py, PyType> = unsafe {
         let class = ffi::PyType_FromSpecWithBases(&mut spec, definition.base.as_ptr());
         Bound::from_owned_ptr_or_err(py, class)?.cast_into_unchecked()

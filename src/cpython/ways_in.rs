@@ -151,22 +151,49 @@ mod wrappers {
         }
     }
 
+    /// The two functions that destroy objects: Rust's code calls the first when it dropped the last reference, or has the
+    /// second drop references, where the interpreter counts them all (`Py_REF_DEBUG`).
     mod dealloc {
         use super::*;
 
         unsafe extern "C-unwind" {
             #[link_name = "__real__Py_Dealloc"]
-            fn real(object: *mut ffi::PyObject);
+            fn real_dealloc(object: *mut ffi::PyObject);
+            #[link_name = "__real__Py_DecRef"]
+            fn real_decref(object: *mut ffi::PyObject);
+            #[allow(clashing_extern_declarations, reason = "only its name is used")]
+            #[link_name = "_Py_Dealloc"]
+            fn wrapped_dealloc();
+            #[allow(clashing_extern_declarations, reason = "only its name is used")]
+            #[link_name = "_Py_DecRef"]
+            fn wrapped_decref();
         }
 
+        /// The linker knows what is real only of names that are used.
+        #[used]
+        static USED: [unsafe extern "C-unwind" fn(); 2] = [wrapped_dealloc, wrapped_decref];
+
         #[unsafe(export_name = "__wrap__Py_Dealloc")]
-        unsafe extern "C-unwind" fn wrapper(object: *mut ffi::PyObject) {
+        unsafe extern "C-unwind" fn dealloc(object: *mut ffi::PyObject) {
             // SAFETY: the object is the one that the interpreter's function was called with.
             unsafe {
                 if cfg!(debug_assertions) && is_plain(object) {
-                    real(object);
+                    real_dealloc(object);
                 } else {
-                    enter(|| real(object));
+                    enter(|| real_dealloc(object));
+                }
+            }
+        }
+
+        #[unsafe(export_name = "__wrap__Py_DecRef")]
+        unsafe extern "C-unwind" fn decref(object: *mut ffi::PyObject) {
+            // SAFETY: the object is the one that the interpreter's function was called with, and is there until its last
+            // reference is dropped.
+            unsafe {
+                if ffi::Py_REFCNT(object) > 1 || cfg!(debug_assertions) && is_plain(object) {
+                    real_decref(object);
+                } else {
+                    enter(|| real_decref(object));
                 }
             }
         }

@@ -16,6 +16,7 @@ use crate::cpython::class::{self, Class, Definition, Native, Obj, This, Visitor}
 use crate::cpython::errors::os_error;
 use crate::cpython::module::add;
 use crate::cpython::object::{Object, Stack, copy_context, copy_of_context, dict, run_in_context, tuple};
+use crate::cpython::socket::DescriptorPlace;
 use crate::handle::reraise_fatal;
 use crate::imports::imports;
 use crate::intern;
@@ -33,6 +34,8 @@ pub struct Listener {
     protocol_factory: Object,
     socket: Object,
     fd: RawFd,
+    /// Where the socket keeps its descriptor: the program can close it, and the number can be another socket's then.
+    place: Option<DescriptorPlace>,
     server: Option<Object>,
     backlog: usize,
     /// How many connections to accept before looking at other descriptors: one more call, to hear that no more are
@@ -80,6 +83,7 @@ fn start_serving<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<
         core: Rc::clone(&this.core),
         event_loop: this.object(),
         protocol_factory,
+        place: DescriptorPlace::find(py, &socket, fd)?,
         socket,
         fd,
         server: given(server),
@@ -139,7 +143,9 @@ impl Listener {
     }
 
     fn accept(&self, py: Python<'_>) -> PyResult<Accepted> {
-        match socket::accept(self.fd) {
+        // SAFETY: the listener keeps the socket.
+        let fd = self.place.map_or(self.fd, |place| unsafe { place.get() });
+        match socket::accept(fd) {
             Ok((fd, peer)) => Ok(Accepted::Connection(fd, peer.into())),
             Err(error) if socket::is_not_ready(&error) => Ok(Accepted::None),
             Err(error) => match (error.kind(), error.raw_os_error()) {
@@ -183,10 +189,12 @@ impl Listener {
         let py = this.py();
         drop(this.core.remove_waiter(this.fd, Direction::Read, Some(&this.object())));
         let error = Object::from(os_error(py, error).value(py));
-        imports(py)?
-            .report_accept
-            .call(py, &[&this.event_loop, &error, &this.socket, &this.object()])
-            .map(drop)
+        let arguments = [&this.event_loop, &error, &this.socket, &this.object()];
+        let reported = imports(py).and_then(|imports| imports.report_accept.call(py, &arguments));
+        reported.map(drop).or_else(|error| {
+            // Nobody will call resume(). The event loop may run again after what left it.
+            resume(this).and(Err(error))
+        })
     }
 
     /// Makes a transport of a connection, in a context of its own. What goes wrong is told in debug mode only, as

@@ -19,7 +19,7 @@ use pyo3::{Borrowed, ffi};
 use super::{Loop, ThisLoop, watchers};
 use crate::core::{Core, Direction, Later, RECEIVE_BUFFER, Received, Waiter, resolve};
 use crate::cpython::args::Args;
-use crate::cpython::buffer::{ReadableBuffer, new_bytes, with_writable_buffer};
+use crate::cpython::buffer::{ReadableBuffer, new_bytes, with_writable_buffer_and};
 use crate::cpython::class::{self, Class, Definition, Native, Obj, This, Visitor};
 use crate::cpython::errors::{error_of, new_error, numbered, os_error};
 use crate::cpython::methods::{self, guard};
@@ -149,8 +149,10 @@ impl SocketOperation {
         match &self.operation {
             Operation::Recv(size) => self.recv(py, size),
             Operation::RecvInto(buffer) => {
-                let fd = self.fileno(py)?;
-                let received = with_writable_buffer(py, buffer, |memory| match memory {
+                // The descriptor is asked for when there is a buffer: making one can run Python code, which may close the
+                // socket.
+                let descriptor = || self.fileno(py);
+                let received = with_writable_buffer_and(py, buffer, descriptor, |fd, memory| match memory {
                     [] => Ok(0),
                     memory => socket::recv(fd, memory),
                 })?;
@@ -171,11 +173,12 @@ impl SocketOperation {
                 unless_blocked(py, socket.call_method1(intern!(py, "recvfrom_into"), (buffer, size.bind(py))))
             }
             Operation::SendAll { data, view, sent } => {
-                let fd = self.fileno(py)?;
                 let buffer = match view.take() {
                     Some(buffer) => buffer,
                     None => ReadableBuffer::new(data, py)?,
                 };
+                // As above.
+                let fd = self.fileno(py)?;
                 self.core.stir();
                 let rest = &buffer.as_slice()[sent.get()..];
                 let result = if rest.is_empty() { Ok(0) } else { socket::send(fd, &[IoSlice::new(rest)]) };

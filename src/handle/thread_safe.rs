@@ -31,6 +31,10 @@ impl ThreadSafeHandle {
         ThreadSafeHandle { handle, running: RunLock::default() }
     }
 
+    pub fn is_cancelled(&self) -> bool {
+        self.handle.is_cancelled()
+    }
+
     pub fn run(&self, py: Python<'_>, this: &Object) -> PyResult<()> {
         let (running, thread) = (&self.running, thread_ident());
         let _run = loop {

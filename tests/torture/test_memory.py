@@ -119,7 +119,7 @@ def is_of_frame(result):
 
 
 def is_of_task(problem, result):
-    """Whether asyncio's task was told of the shortage as it was woken: it then waits for good, on any loop."""
+    """Whether asyncio's task was told of the shortage as it was woken: it waits for good then."""
     return problem.startswith("a task is left") and result["told"]
 
 

@@ -3,6 +3,8 @@
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::{sleep, yield_now};
+use std::time::Duration;
 
 use super::super::faults::{self, Call};
 
@@ -11,14 +13,34 @@ use super::super::faults::{self, Call};
 pub struct Alarm {
     fd: OwnedFd,
     mark: u64,
+    /// What fstat() says that it is: no file, socket or pipe.
+    mode: libc::mode_t,
 }
 
 /// The next alarm's mark: another one for each alarm of this process and of those that it was forked from.
-static NEXT_MARK: AtomicU64 = AtomicU64::new(1);
+static NEXT_MARK: AtomicU64 = AtomicU64::new(0);
 
 /// Rings below the mark: more than there are in a lifetime.
 const RING_BITS: u32 = 40;
-const MARK_MASK: u64 = (1 << 23) - 1;
+/// Marks are from 1 to this one: a count without a mark is one that somebody has taken.
+const MARKS: u64 = (1 << 23) - 1;
+
+/// How many times a count is looked for that another process has taken, which puts it back at once...
+const ATTEMPTS: u32 = 1000;
+/// ...with pauses after so many: it may have lost the processor.
+const HASTY: u32 = 100;
+const PAUSE: Duration = Duration::from_micros(100);
+
+fn mode(fd: RawFd) -> io::Result<libc::mode_t> {
+    // SAFETY: all zeroes is such a value; it outlives the call, and is written by it alone.
+    unsafe {
+        let mut status: libc::stat = std::mem::zeroed();
+        match libc::fstat(fd, &mut status) {
+            0 => Ok(status.st_mode),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+}
 
 /// A key that nobody else uses: `polling` keeps the one of all ones, and [`super::super::registry`] never sets the top bit.
 pub const ALARM_KEY: usize = usize::MAX - 1;
@@ -33,7 +55,8 @@ impl Alarm {
         }
         // SAFETY: the descriptor was just made, and is nobody else's.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        let alarm = Alarm { fd, mark: NEXT_MARK.fetch_add(1, Ordering::Relaxed) & MARK_MASK };
+        let mode = mode(fd.as_raw_fd())?;
+        let alarm = Alarm { fd, mode, mark: 1 + NEXT_MARK.fetch_add(1, Ordering::Relaxed) % MARKS };
         alarm.add(alarm.mark << RING_BITS)?;
         faults::attempt(Call::EpollAdd)?;
         alarm.control(poller.as_raw_fd(), libc::EPOLL_CTL_ADD)?;
@@ -61,12 +84,49 @@ impl Alarm {
 
     /// Whether the number stands for this alarm and not for a later one, which may have got the same numbers.
     fn has_mark(&self) -> bool {
+        if !self.may_be_ours() {
+            return false;
+        }
+        for attempt in 0..ATTEMPTS {
+            match self.read_mark() {
+                // A forked process that has the alarm, too, looks at the mark at the same moment.
+                Ok(0) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Ok(mark) => return mark == self.mark,
+                Err(_) => return false,
+            }
+            if attempt < HASTY { yield_now() } else { sleep(PAUSE) }
+        }
+        false
+    }
+
+    /// Whether the number stands for an eventfd that does not block. Of anything else nothing may be read: it would be lost
+    /// to whoever has the number now.
+    fn may_be_ours(&self) -> bool {
+        let fd = self.fd.as_raw_fd();
+        // SAFETY: all zeroes is such a value; it outlives the call, and is written by it alone.
+        let is_timer = || unsafe {
+            let mut time: libc::itimerspec = std::mem::zeroed();
+            libc::timerfd_gettime(fd, &mut time) == 0
+        };
+        // SAFETY: a call without pointers.
+        let blocks = || unsafe { libc::fcntl(fd, libc::F_GETFL) & libc::O_NONBLOCK == 0 };
+        // Of what is of an eventfd's mode, only a timerfd also lets eight bytes be read.
+        mode(fd).is_ok_and(|mode| mode == self.mode) && !is_timer() && !blocks()
+    }
+
+    /// The mark in the count, which is taken and put back.
+    fn read_mark(&self) -> io::Result<u64> {
         let mut count = [0; 8];
         // SAFETY: `count` is eight writable bytes.
         let read = unsafe { libc::read(self.fd.as_raw_fd(), count.as_mut_ptr().cast(), count.len()) };
+        if read < 0 {
+            return Err(io::Error::last_os_error());
+        }
         let count = u64::from_ne_bytes(count);
         // Whoever has the alarm, too, needs the mark, and is at the most woken for nothing.
-        read == 8 && self.add(count).is_ok() && count >> RING_BITS == self.mark
+        self.add(count)?;
+        Ok(count >> RING_BITS)
     }
 
     fn control(&self, epoll: RawFd, operation: libc::c_int) -> io::Result<()> {

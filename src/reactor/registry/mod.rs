@@ -296,6 +296,11 @@ impl<W, K: Kernel> Registry<W, K> {
         self.strays.suspected = true;
     }
 
+    /// Whether strays are left because there could be no new poller. Tried again from time to time.
+    pub fn keeps_strays(&self) -> bool {
+        self.strays.pause > 0
+    }
+
     /// Sees to it that the poller is of use: to be called before each wait. Makes another one if the present one belongs to
     /// the process that this one was forked from, or has registrations that must not be there. An error means that there is
     /// none to wait on; the next call tries again.

@@ -261,6 +261,11 @@ pub trait Transport: Native + Deref<Target = Endpoint> {
     /// Whether the descriptor can be another transport's, too, as that of a terminal which is read and written.
     const SHARES: bool = false;
 
+    /// Whether the descriptor is a device's, of which the kernel refuses to watch some.
+    fn is_device(&self) -> bool {
+        false
+    }
+
     /// Whether reading begins when connection_made() was called.
     fn starts_reading(&self) -> bool {
         self.is_reading()
@@ -347,7 +352,7 @@ const CANNOT_WATCH: &str = "Fatal error: the descriptor cannot be watched";
 #[cold]
 fn cannot_watch<T: Transport>(this: This<'_, '_, T>, error: PyErr) -> PyResult<()> {
     let py = this.py();
-    if !error.is_instance_of::<PyPermissionError>(py) {
+    if !this.is_device() || !error.is_instance_of::<PyPermissionError>(py) {
         return fail(this, error, CANNOT_WATCH);
     }
     this.wants_read.set(false);

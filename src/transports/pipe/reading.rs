@@ -12,12 +12,14 @@ use crate::cpython::class::{Class, Native, Obj, This, Visitor};
 use crate::cpython::errors::os_error;
 use crate::cpython::object::Object;
 use crate::intern;
-use crate::reactor::{pipe, socket};
+use crate::reactor::pipe::{self, Kind};
+use crate::reactor::socket;
 use crate::transports::endpoint::{self, Endpoint, Parts, Transport};
 
 pub struct ReadPipe {
     endpoint: Endpoint,
     pub(super) file: Object,
+    kind: Kind,
 }
 
 pub type ThisReadPipe<'a, 'py> = This<'a, 'py, ReadPipe>;
@@ -35,8 +37,8 @@ const READ_FAILED: &str = "Fatal read error on pipe transport";
 impl ReadPipe {
     /// Makes a transport and schedules connection_made().
     pub fn create(py: Python<'_>, parts: Parts, file: Object) -> PyResult<Obj<ReadPipe>> {
-        let (fd, _) = prepare(py, &file, "Pipe transport is for pipes/sockets only.")?;
-        let pipe = ReadPipe { endpoint: Endpoint::new(py, Parts { fd, ..parts })?, file };
+        let (fd, kind) = prepare(py, &file, "Pipe transport is for pipes/sockets only.")?;
+        let pipe = ReadPipe { endpoint: Endpoint::new(py, Parts { fd, ..parts })?, file, kind };
         let pipe = Obj::new(py, pipe)?;
         endpoint::start(py, &pipe, || Ok(()))?;
         Ok(pipe)
@@ -84,6 +86,10 @@ impl Transport for ReadPipe {
 
     fn writable(_this: ThisReadPipe<'_, '_>) -> PyResult<()> {
         Ok(())
+    }
+
+    fn is_device(&self) -> bool {
+        self.kind == Kind::CharacterDevice
     }
 
     fn has_queued(&self) -> bool {

@@ -23,7 +23,7 @@ import traceback
 from .. import effort
 from . import attempt, programs
 
-# How many allocations fail of the kind `on`. It is not all of them: CPython tries again and again where it has
+# How many allocations fail of the kind `on`. It is not all of them: CPython tries again where it has
 # no memory for the number of the instruction at which an exception came.
 MANY = 1000
 # Attempts at a time: most of those that take long wait.

@@ -215,7 +215,7 @@ def pair(kind=socket.SOCK_STREAM):
 
 
 def things(loop):
-    """An instance of each class of the extension, or of those that Python can reach, and what they work with."""
+    """An instance of each class of the extension that Python can reach, and what they work with."""
     made = {"loop": loop, "ours": [], "peers": []}
     quiet = Protocol(int)
     for kind in (socket.SOCK_STREAM, socket.SOCK_STREAM, socket.SOCK_STREAM, socket.SOCK_DGRAM):
