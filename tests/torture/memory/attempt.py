@@ -67,7 +67,7 @@ def is_shortage(error):
     seen = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
-        if isinstance(error, MemoryError):
+        if isinstance(error, MemoryError) or str(error) in ("can't allocate lock", "can't start new thread"):
             return True
         if isinstance(error, BaseExceptionGroup) and any(map(is_shortage, error.exceptions)):
             return True

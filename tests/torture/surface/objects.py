@@ -175,7 +175,12 @@ async def coroutine(act):
 def overriding(base, name, act, result):
     """A class of loops with a method of its own."""
     acts = Acts(act, result)
-    return type("Overriding", (base,), {name: lambda self, *args, **kwargs: acts()})
+
+    def init(self):
+        base.__init__(self)
+        self._closed = False  # which the core alone is until asyncio's half has been made, too
+
+    return type("Overriding", (base,), {"__init__": init, name: lambda self, *args, **kwargs: acts()})
 
 
 def in_thread(act):
