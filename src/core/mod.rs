@@ -71,8 +71,10 @@ pub struct Core {
     batch: Cell<Option<Box<Batch>>>,
     events: Cell<Option<Box<poller::Ready>>>,
     pub pace: Pace,
-    /// When the GIL was last released, in seconds of the clock.
+    /// When the GIL was last released, or that was thought of, in seconds of the clock.
     released: Cell<f64>,
+    /// How long other threads had used a processor by then, in seconds.
+    others_ran: Cell<f64>,
     /// Whether the last wait failed, which was reported then.
     wait_failed: Cell<bool>,
     drowsiness: Drowsiness,
@@ -99,6 +101,7 @@ impl Core {
             events: Cell::new(None),
             pace: Pace::default(),
             released: Cell::new(f64::NEG_INFINITY),
+            others_ran: Cell::new(0.0),
             wait_failed: Cell::new(false),
             drowsiness: Drowsiness::default(),
             metrics: Metrics::default(),

@@ -10,13 +10,18 @@ use super::{Core, Ready, report_error};
 use crate::cpython::errors::os_error;
 use crate::cpython::object::{Object, check_signals, has_other_threads};
 use crate::intern;
-use crate::reactor::clock::Instant;
+use crate::reactor::clock::{self, Instant};
 use crate::reactor::doze::doze;
 use crate::reactor::poller;
 
 /// Seconds after which a poll that does not wait gives other threads a chance to run. One that wants the GIL waits for as
 /// long as the loop is busy otherwise, or for the interpreter's switch interval.
 const RELEASE_INTERVAL: f64 = 200e-6;
+
+/// For so many seconds then, since a thread needs that long to wake up.
+const HANDOVER: f64 = 50e-6;
+/// Seconds of a processor that tell of other threads that run, and not of one that took a message.
+const OTHERS_RUN: f64 = 2e-6;
 
 /// In place of a wait, while there is nothing to wait on, or a wait ends at once and there is no way to mend that.
 const PAUSE: Duration = Duration::from_millis(1);
@@ -113,7 +118,8 @@ impl Core {
 
     /// Looks at the descriptors without waiting. Other threads that want to run get the GIL now and then.
     fn peek(&self, py: Python<'_>, now: f64, events: &mut poller::Ready) -> io::Result<()> {
-        let release = now - self.released.get() >= RELEASE_INTERVAL && has_other_threads(py);
+        let release =
+            now - self.released.get() >= RELEASE_INTERVAL && has_other_threads(py) && self.others_run(now);
         let poller = match &mut *self.registry.borrow_mut() {
             None => None,
             Some(registry) => {
@@ -128,14 +134,25 @@ impl Core {
         };
         if let Some(poller) = poller {
             py.detach(|| {
-                // Whoever waits for the GIL has to wake up first.
-                std::thread::yield_now();
+                // Whoever waits for the GIL has to wake up first. One that finds it taken again would begin to wait anew, and
+                // never ask for it.
+                let end = clock::now() + HANDOVER;
+                while clock::now() < end {
+                    std::thread::yield_now();
+                }
                 poller.wait(events, Some(Duration::ZERO))
             })?;
-            self.released.set(now);
         }
         self.pace.end_peek(events.is_empty());
         Ok(())
+    }
+
+    /// Whether other threads have used a processor since the last time that this was asked: those that wait for the GIL do,
+    /// each time that the interpreter's switch interval is over, and those that wait for work don't.
+    fn others_run(&self, now: f64) -> bool {
+        self.released.set(now);
+        let others = clock::processor_time_of_others();
+        others - self.others_ran.replace(others) > OTHERS_RUN
     }
 
     fn wait(

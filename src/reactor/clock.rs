@@ -3,6 +3,17 @@
 use std::cell::Cell;
 use std::sync::OnceLock;
 
+/// How long all other threads of the process have used a processor, in seconds.
+pub fn processor_time_of_others() -> f64 {
+    let read = |clock: libc::clockid_t| {
+        let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        // SAFETY: `time` outlives the call.
+        unsafe { libc::clock_gettime(clock, &mut time) };
+        time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9
+    };
+    read(libc::CLOCK_PROCESS_CPUTIME_ID) - read(libc::CLOCK_THREAD_CPUTIME_ID)
+}
+
 /// Seconds since an unspecified moment.
 pub fn now() -> f64 {
     #[cfg(test)]
