@@ -15,7 +15,7 @@ def test_files(sdist: Path) -> None:
         paths = [Path(*Path(member.name).parts[1:]) for member in archive if member.isfile()]
     assert {path.parts[0] for path in paths} == {
         *("Cargo.lock", "Cargo.toml", "LICENSE-APACHE", "LICENSE-MIT", "PKG-INFO", "README.md"),
-        *("pyproject.toml", "python", "src"),
+        *("build.rs", "pyproject.toml", "python", "src"),
     }
     assert {path.suffix for path in paths if path.parts[0] in ("python", "src")} == {
         ".py",
