@@ -191,7 +191,7 @@ def test_the_dict_of_a_transport(loop, transport):
         transport.__dict__ = 5
     del transport.other
     with pytest.raises(AttributeError):
-        transport.other  # noqa: B018
+        transport.other  # noqa: B018  (it raises)
     transport.close()
     quietly(loop)
 

@@ -26,6 +26,7 @@ _Unix: Any = asyncio.SelectorEventLoop
 _unix: Any = unix_events
 
 
+# Type checkers know nothing of its base, which is asyncio's own.
 class _SubprocessTransport(_unix._UnixSubprocessTransport):  # type: ignore[misc]
     """asyncio's transport, which until 3.13 cannot be closed after its loop."""
 
