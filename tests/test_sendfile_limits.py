@@ -458,3 +458,19 @@ async def test_a_transport_that_ends_ends_its_sendfile(loop, tmp_path, end):
     with peer:
         assert len(await helpers.read_to_end(peer)) < len(helpers.TOO_MUCH)
     assert protocol.calls[-1] == "connection_lost"
+
+
+@pytest.mark.asyncio_bug("its transport reports that the future of its sendfile is cancelled already")
+async def test_a_sendfile_that_the_program_cancels_as_its_transport_ends(loop, tmp_path):
+    """What the program asked for is what it gets."""
+    ours, peer = helpers.unix_pair()
+    transport, _ = await loop.create_connection(Recorder, sock=ours)
+    path = tmp_path / "large"
+    path.write_bytes(helpers.TOO_MUCH)
+    with peer, path.open("rb") as file:
+        sending = asyncio.ensure_future(loop.sendfile(transport, file))
+        await asyncio.sleep(0.05)
+        transport.abort()
+        sending.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(sending, 10)
