@@ -36,6 +36,9 @@ use alarm::{ALARM_KEY, Alarm};
 
 use super::faults::{self, Call};
 
+/// A portable wait is over after this long, with nothing, so that whoever waits can look for signals.
+const LONGEST_PORTABLE_WAIT: Duration = Duration::from_secs(1);
+
 /// What a descriptor is watched for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Interest {
@@ -263,10 +266,11 @@ impl Poller {
     fn wait_portably(&self, ready: &mut Ready, timeout: Option<Duration>) -> io::Result<()> {
         ready.portable.clear();
         ready.events.clear();
-        // `polling` waits on when a signal cuts its wait short. Whoever needs to see signals has them written to a
-        // descriptor and watches that, as the event loop does.
+        // `polling` waits on when a signal cuts its wait short. The event loop has signals written to a descriptor and watches
+        // that; a program that takes this away waits for them a little.
+        let timeout = timeout.map_or(LONGEST_PORTABLE_WAIT, |timeout| timeout.min(LONGEST_PORTABLE_WAIT));
         faults::attempt(Call::EpollWait)?;
-        self.inner().wait(&mut ready.portable, timeout)?;
+        self.inner().wait(&mut ready.portable, Some(timeout))?;
         ready.events.extend(ready.portable.iter().map(|event| Event {
             key: event.key,
             readable: event.readable,
@@ -471,95 +475,4 @@ fn borrow<'fd>(fd: RawFd) -> io::Result<BorrowedFd<'fd>> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::io::{Read, Write};
-    use std::os::fd::AsRawFd;
-    use std::os::unix::net::UnixStream;
-    use std::time::Instant;
-
-    fn both() -> [Poller; 2] {
-        [Poller::new(false).unwrap(), Poller::new(true).unwrap()]
-    }
-
-    const MOMENT: Option<Duration> = Some(Duration::from_millis(20));
-
-    #[test]
-    fn reports_what_is_ready_as_long_as_it_is() {
-        for poller in both() {
-            let (mut here, mut there) = UnixStream::pair().unwrap();
-            let mut ready = Ready::default();
-            poller.add(here.as_raw_fd(), 7, Interest::READABLE).unwrap();
-            poller.wait(&mut ready, Some(Duration::ZERO)).unwrap();
-            assert!(ready.is_empty());
-            there.write_all(b"x").unwrap();
-            let event = Event { key: 7, readable: true, writable: false, only_priority: false };
-            for _ in 0..2 {
-                poller.wait(&mut ready, None).unwrap();
-                assert_eq!(ready.events().collect::<Vec<_>>(), [event]);
-            }
-            here.read_exact(&mut [0]).unwrap();
-            poller.modify(here.as_raw_fd(), 8, Interest::WRITABLE).unwrap();
-            poller.wait(&mut ready, None).unwrap();
-            assert_eq!(
-                ready.events().collect::<Vec<_>>(),
-                [Event { key: 8, readable: false, writable: true, only_priority: false }]
-            );
-            poller.delete(here.as_raw_fd()).unwrap();
-            poller.wait(&mut ready, MOMENT).unwrap();
-            assert!(ready.is_empty());
-        }
-    }
-
-    #[test]
-    fn waits_no_shorter_than_asked() {
-        for poller in both() {
-            let mut ready = Ready::default();
-            for timeout in [Duration::from_micros(300), Duration::from_millis(5)] {
-                let start = Instant::now();
-                poller.wait(&mut ready, Some(timeout)).unwrap();
-                assert!(start.elapsed() >= timeout);
-            }
-        }
-    }
-
-    #[test]
-    fn wakes_again_and_again() {
-        for poller in both() {
-            let mut ready = Ready::default();
-            for _ in 0..3 {
-                poller.wake().unwrap();
-                poller.wake().unwrap();
-                let start = Instant::now();
-                poller.wait(&mut ready, Some(Duration::from_secs(20))).unwrap();
-                assert!(start.elapsed() < Duration::from_secs(10));
-                assert!(ready.is_empty());
-                let start = Instant::now();
-                poller.wait(&mut ready, MOMENT).unwrap();
-                assert!(start.elapsed() >= MOMENT.unwrap(), "a wake-up is spent by one wait");
-            }
-        }
-    }
-
-    #[test]
-    fn errors_are_told() {
-        let poller = Poller::new(false).unwrap();
-        assert!(poller.add(-1, 1, Interest::READABLE).is_err());
-        assert!(poller.modify(-1, 1, Interest::READABLE).is_err());
-        let file = std::fs::File::open("/proc/self/exe").unwrap();
-        assert_eq!(
-            poller.add(file.as_raw_fd(), 1, Interest::READABLE).unwrap_err().raw_os_error(),
-            Some(libc::EPERM),
-            "epoll refuses regular files"
-        );
-    }
-
-    #[cfg(target_os = "linux")]
-    #[test]
-    fn rounds_milliseconds_up() {
-        assert_eq!(to_milliseconds(Duration::ZERO), 0);
-        assert_eq!(to_milliseconds(Duration::from_nanos(1)), 1);
-        assert_eq!(to_milliseconds(Duration::from_micros(1001)), 2);
-        assert_eq!(to_milliseconds(Duration::MAX), libc::c_int::MAX);
-    }
-}
+mod tests;
