@@ -38,7 +38,7 @@ pub use future::resolve;
 pub use iterations::report_error;
 pub use metrics::{Count, Metrics};
 pub use ready::{OnReady, Readiness, Ready, Step};
-pub use receiving::{Later, Received};
+pub use receiving::Received;
 pub use watching::{Direction, Waiter, Watch};
 
 /// One receive gets at the most this many bytes: asyncio's `max_size`.

@@ -38,16 +38,6 @@ fn room(usual: &Cell<usize>) -> usize {
     usual.get() + usual.get() / 4
 }
 
-/// Where an error goes that comes behind data of the same attempt: the kernel tells it once.
-#[derive(Clone, Copy)]
-pub enum Later<'a> {
-    /// The number is kept here, for the next attempt.
-    Kept(&'a Cell<i32>),
-    /// Nowhere: only where there are more data, so that there is no error yet, is received again. The socket need not be a
-    /// stream.
-    Unread,
-}
-
 impl Core {
     /// A bytes object with a copy of what was received.
     pub fn bytes_of(&self, py: Python<'_>, data: &[u8]) -> PyResult<Object> {
@@ -60,25 +50,75 @@ impl Core {
         Ok(unsafe { self.hand_out(blank, count) })
     }
 
-    /// Receives at most `limit` bytes, and no more than [`RECEIVE_BUFFER`]. `usual` remembers, from one call to the next,
-    /// how much comes.
+    /// Receives at most [`RECEIVE_BUFFER`] bytes of a stream. `usual` remembers, from one call to the next, how much comes.
+    /// The number of an error that comes behind data is left in `later`, for the next attempt: the kernel tells it once.
     #[inline(always)]
     pub fn receive(
         &self,
         py: Python<'_>,
         fd: RawFd,
+        usual: &Cell<usize>,
+        later: &Cell<i32>,
+    ) -> PyResult<Received> {
+        if usual.get() < SMALL {
+            return self.receive_and_copy(py, fd, RECEIVE_BUFFER, usual);
+        }
+        let mut blank = self.blank_bytes(py, room(usual).min(RECEIVE_BUFFER))?;
+        let slice = blank.as_mut_slice();
+        let capacity = slice.len().min(RECEIVE_BUFFER);
+        let count = match socket::recv_uninit(fd, &mut slice[..capacity]) {
+            Ok(count) => count,
+            Err(error) => {
+                self.put_back(blank);
+                return nothing_or(py, error);
+            }
+        };
+        if count == capacity && count < RECEIVE_BUFFER {
+            // There may be more.
+            return self.with_buffer(|buffer| {
+                let rest = &mut buffer[..RECEIVE_BUFFER - capacity];
+                let more = match socket::recv(fd, rest) {
+                    Ok(count) => count,
+                    Err(error) if socket::is_not_ready(&error) => 0,
+                    Err(error) => {
+                        later.set(error.raw_os_error().unwrap_or(libc::EIO));
+                        0
+                    }
+                };
+                self.both(py, blank, capacity, &rest[..more], usual)
+            });
+        }
+        self.received(py, blank, capacity, count, usual)
+    }
+
+    /// Receives at most `limit` bytes, and no more than [`RECEIVE_BUFFER`], in one call: of a datagram, what a call leaves is
+    /// lost, and an error that a second one met would be.
+    pub fn receive_at_once(
+        &self,
+        py: Python<'_>,
+        fd: RawFd,
         limit: usize,
         usual: &Cell<usize>,
-        later: Later<'_>,
     ) -> PyResult<Received> {
         let limit = limit.min(RECEIVE_BUFFER);
-        // What does not fit into a smaller bytes object would be lost of a datagram.
-        let is_datagram = || limit > room(usual) && !socket::is_stream(fd);
-        if usual.get() < SMALL || (matches!(later, Later::Unread) && is_datagram()) {
-            self.receive_and_copy(py, fd, limit, usual)
-        } else {
-            self.receive_into_bytes(py, fd, limit, usual, later)
+        if usual.get() < SMALL {
+            return self.receive_and_copy(py, fd, limit, usual);
         }
+        let mut blank = self.blank_bytes(py, room(usual).min(limit))?;
+        let capacity = blank.as_mut_slice().len().min(limit);
+        self.with_buffer(|buffer| {
+            let rest = &mut buffer[..limit - capacity];
+            match socket::recv_into_both(fd, &mut blank.as_mut_slice()[..capacity], rest) {
+                Ok(count) if count > capacity => {
+                    self.both(py, blank, capacity, &rest[..count - capacity], usual)
+                }
+                Ok(count) => self.received(py, blank, capacity, count, usual),
+                Err(error) => {
+                    self.put_back(blank);
+                    nothing_or(py, error)
+                }
+            }
+        })
     }
 
     /// Receives into the loop's buffer.
@@ -97,52 +137,6 @@ impl Core {
             }
             Err(error) => nothing_or(py, error),
         })
-    }
-
-    /// Receives into a bytes object that has [`room`].
-    #[inline(always)]
-    fn receive_into_bytes(
-        &self,
-        py: Python<'_>,
-        fd: RawFd,
-        limit: usize,
-        usual: &Cell<usize>,
-        later: Later<'_>,
-    ) -> PyResult<Received> {
-        let mut blank = self.blank_bytes(py, room(usual).min(limit))?;
-        let slice = blank.as_mut_slice();
-        let capacity = slice.len().min(limit);
-        let slice = &mut slice[..capacity];
-        let result = socket::recv_uninit(fd, slice);
-        let count = match result {
-            Ok(count) => count,
-            Err(error) => {
-                self.put_back(blank);
-                return nothing_or(py, error);
-            }
-        };
-        if count == capacity && count < limit {
-            // There may be more.
-            let more = |rest: &mut [u8]| {
-                if matches!(later, Later::Unread) && !socket::has_data(fd) {
-                    return 0;
-                }
-                match (socket::recv(fd, rest), later) {
-                    (Ok(count), _) => count,
-                    (Err(error), Later::Kept(place)) if !socket::is_not_ready(&error) => {
-                        place.set(error.raw_os_error().unwrap_or(libc::EIO));
-                        0
-                    }
-                    (Err(_), _) => 0,
-                }
-            };
-            return self.with_buffer(|buffer| {
-                let rest = &mut buffer[..limit - capacity];
-                let more = more(rest);
-                self.both(py, blank, capacity, &rest[..more], usual)
-            });
-        }
-        self.received(py, blank, capacity, count, usual)
     }
 
     /// The `count` bytes that were received into a bytes object where there is room for `capacity`.

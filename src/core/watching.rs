@@ -110,14 +110,13 @@ impl Watch {
     }
 
     /// Takes away who waits with a handle that was cancelled.
-    fn take_cancelled(&mut self) -> impl Iterator<Item = Waiter> + use<> {
-        let waiters = match self {
-            Watch::Waiters { reader, writer, .. } => {
-                [reader, writer].map(|waiter| waiter.take_if(|waiter| waiter.is_cancelled()))
+    fn take_cancelled(&mut self, taken: &mut Vec<Waiter>) {
+        let Watch::Waiters { reader, writer, .. } = self else { return };
+        for place in [reader, writer] {
+            if place.as_ref().is_some_and(Waiter::is_cancelled) {
+                taken.extend(place.take());
             }
-            Watch::Transport(..) => [None, None],
-        };
-        waiters.into_iter().flatten()
+        }
     }
 
     /// Whether nobody waits.
@@ -201,8 +200,6 @@ impl Core {
         if events.is_empty() {
             return false;
         }
-        // What it refers to may run Python code when it is dropped: after all that is borrowed.
-        let mut cancelled = Vec::new();
         let mut borrowed = self.registry.borrow_mut();
         let Some(registry) = &mut *borrowed else { return false };
         let mut ready = self.ready.borrow_mut();
@@ -251,14 +248,26 @@ impl Core {
                 }
             }
         }
+        if !strays && unwaited.is_empty() {
+            return false;
+        }
+        let nothing = ready.is_empty();
+        drop(ready);
+        let mut cancelled = Vec::new();
         for slot in unwaited {
-            cancelled.extend(registry.get_mut(slot).into_iter().flat_map(Watch::take_cancelled));
+            if let Some(watch) = registry.get_mut(slot) {
+                watch.take_cancelled(&mut cancelled);
+            }
             calm(registry, slot);
         }
         if strays {
             registry.suspect_strays();
         }
-        strays && registry.keeps_strays() && ready.is_empty()
+        let in_vain = strays && registry.keeps_strays() && nothing;
+        // What it refers to may run Python code when it is dropped.
+        drop(borrowed);
+        drop(cancelled);
+        in_vain
     }
 
     fn with_registry<R>(

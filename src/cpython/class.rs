@@ -151,7 +151,7 @@ impl<T: Native> Obj<T> {
     }
 
     pub fn this<'a, 'py>(&'a self, py: Python<'py>) -> This<'a, 'py, T> {
-        This { object: self.object.bind(py), native: PhantomData }
+        This { object: self.object.bind(py), value: self }
     }
 }
 
@@ -173,7 +173,7 @@ impl<T: Native> Deref for Obj<T> {
 /// `self` in a method: a borrowed reference to an instance, through which its `T` is reached.
 pub struct This<'a, 'py, T: Native> {
     object: Borrowed<'a, 'py, PyAny>,
-    native: PhantomData<T>,
+    value: &'a T,
 }
 
 impl<T: Native> Clone for This<'_, '_, T> {
@@ -188,7 +188,8 @@ impl<'a, 'py, T: Native> This<'a, 'py, T> {
     /// # Safety
     /// `object` is an instance of T's class.
     pub unsafe fn new(object: Borrowed<'a, 'py, PyAny>) -> Self {
-        This { object, native: PhantomData }
+        // SAFETY: see above; the instance lives for 'a.
+        This { object, value: unsafe { value(object.as_ptr()) } }
     }
 
     pub fn py(self) -> Python<'py> {
@@ -209,8 +210,7 @@ impl<'a, 'py, T: Native> This<'a, 'py, T> {
 
     /// The value, for as long as the reference to the instance is good.
     pub fn get(self) -> &'a T {
-        // SAFETY: a This refers to an instance of T's class that lives for 'a.
-        unsafe { value(self.object.as_ptr()) }
+        self.value
     }
 }
 
@@ -246,7 +246,8 @@ pub fn downcast<'a, 'py, T: Native>(object: Borrowed<'a, 'py, PyAny>) -> PyResul
     if !is_instance::<T>(object.as_ptr()) {
         return Err(new_error::<PyTypeError>(object.py(), "an instance of another class"));
     }
-    Ok(This { object, native: PhantomData })
+    // SAFETY: it is an instance.
+    Ok(unsafe { This::new(object) })
 }
 
 /// What a class is made of, besides its value.

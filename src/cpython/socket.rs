@@ -21,6 +21,9 @@ struct SocketObject {
 pub struct DescriptorPlace(NonNull<RawFd>);
 
 impl DescriptorPlace {
+    /// The place of no socket: there is no descriptor.
+    pub const CLOSED: DescriptorPlace = DescriptorPlace(NonNull::from_ref(&-1));
+
     /// None for an object that is no socket.socket, or does not have `fd` where it should be.
     pub fn find(py: Python<'_>, socket: &Object, fd: RawFd) -> PyResult<Option<DescriptorPlace>> {
         let class = imports(py)?.native_socket.as_ptr().cast::<ffi::PyTypeObject>();

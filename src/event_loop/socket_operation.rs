@@ -17,7 +17,7 @@ use pyo3::prelude::*;
 use pyo3::{Borrowed, ffi};
 
 use super::{Loop, ThisLoop, watchers};
-use crate::core::{Core, Direction, Later, RECEIVE_BUFFER, Received, Waiter, resolve};
+use crate::core::{Core, Direction, RECEIVE_BUFFER, Received, Waiter, resolve};
 use crate::cpython::args::Args;
 use crate::cpython::buffer::{ReadableBuffer, new_bytes, with_writable_buffer_and};
 use crate::cpython::class::{self, Class, Definition, Native, Obj, This, Visitor};
@@ -238,7 +238,7 @@ impl SocketOperation {
             let socket = self.socket.bind(py);
             return unless_blocked(py, socket.call_method1(intern!(py, "recv"), (size,)));
         }
-        match self.core.receive(py, fd, size, &self.core.usual_size, Later::Unread)? {
+        match self.core.receive_at_once(py, fd, size, &self.core.usual_size)? {
             Received::Data(data, _) => Ok(Some(data)),
             Received::Nothing => Ok(None),
         }

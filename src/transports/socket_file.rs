@@ -54,7 +54,8 @@ pub struct SocketFile {
     socket: StateCell<Socket>,
     fd: RawFd,
     closed: Cell<bool>,
-    /// Where the socket.socket keeps its descriptor, if there is one: the program can close it.
+    /// Where the socket.socket keeps its descriptor, if there is one, since the program can close it; [`DescriptorPlace::CLOSED`]
+    /// once the transport has.
     place: Cell<Option<DescriptorPlace>>,
     peer: Option<Address>,
     /// The local address, noted when the socket is closed.
@@ -98,11 +99,8 @@ impl SocketFile {
     /// closed the socket: the number may be another file's by then.
     #[inline]
     pub fn descriptor(&self) -> RawFd {
-        if self.closed.get() {
-            return -1;
-        }
         match self.place.get() {
-            // SAFETY: the object is kept until `closed` is set.
+            // SAFETY: the object is kept until the place is another.
             Some(place) if unsafe { place.get() } != self.fd => -1,
             _ => self.fd,
         }
@@ -181,6 +179,7 @@ impl SocketFile {
     pub fn close(&self, py: Python<'_>) -> PyResult<()> {
         let fd = self.descriptor();
         self.closed.set(true);
+        self.place.set(Some(DescriptorPlace::CLOSED));
         if self.local.borrow().is_none() {
             let address = socket::local_address(fd).ok().map(Address::from);
             self.local.replace(address);

@@ -45,19 +45,28 @@ impl WriteQueue {
     }
 
     /// Adds a chunk. An empty one could never be sent, so it is left out.
-    #[inline]
+    #[inline(always)]
     pub fn push(&mut self, chunk: Bytes) {
         let length = chunk.as_slice().len();
         if length == 0 {
             return;
         }
-        self.leave_to_parent();
-        self.size += length;
-        if self.first.is_none() {
-            self.first = Some(chunk);
-        } else {
-            self.others.push_back(chunk);
+        if self.first.is_some() {
+            return self.push_behind(chunk, length);
         }
+        self.forks = fork_count();
+        self.size = length;
+        self.first = Some(chunk);
+    }
+
+    #[inline(never)]
+    fn push_behind(&mut self, chunk: Bytes, length: usize) {
+        if self.is_left_to_parent() {
+            self.clear();
+            return self.push(chunk);
+        }
+        self.size += length;
+        self.others.push_back(chunk);
     }
 
     /// Adds the chunks of another queue, of which nothing is sent.
@@ -75,31 +84,53 @@ impl WriteQueue {
         written: &Count,
         write: impl Fn(&[IoSlice<'_>]) -> io::Result<usize>,
     ) -> io::Result<Progress> {
-        self.leave_to_parent();
+        if self.is_left_to_parent() {
+            self.clear();
+        }
+        // Most often there is one chunk, and it goes as a whole.
         let mut left = TURN;
+        if self.others.is_empty() && self.size <= TURN {
+            let Some(first) = &self.first else { return Ok(Progress::Drained) };
+            match write(&[IoSlice::new(&first.as_slice()[self.sent..])]) {
+                Ok(count) if count == self.size => {
+                    written.add(count);
+                    self.first = None;
+                    self.sent = 0;
+                    self.size = 0;
+                    return Ok(Progress::Drained);
+                }
+                Ok(count) => {
+                    self.advance(count, written);
+                    left -= count;
+                }
+                // One that was interrupted is tried again in the next iteration, after the signal's handlers.
+                Err(error) if is_not_ready(&error) => return Ok(Progress::Blocked),
+                Err(error) => return Err(error),
+            }
+        }
+        self.drain_chunks(left, written, write)
+    }
+
+    /// The same, for at most `left` bytes.
+    #[inline(never)]
+    fn drain_chunks(
+        &mut self,
+        mut left: usize,
+        written: &Count,
+        write: impl Fn(&[IoSlice<'_>]) -> io::Result<usize>,
+    ) -> io::Result<Progress> {
         while let Some(first) = &self.first {
             if left == 0 {
                 return Ok(Progress::Blocked);
             }
-            let first = &first.as_slice()[self.sent..];
             // One system call, too, can go on for as long as the peer reads.
+            let first = &first.as_slice()[self.sent..];
             let first = &first[..first.len().min(left)];
-            let result = if self.others.is_empty() {
-                write(&[IoSlice::new(first)])
-            } else {
-                self.write_several(first, left, &write)
-            };
-            match result {
+            match self.write_several(first, left, &write) {
                 Ok(count) => {
-                    written.add(count);
-                    if count == self.size {
-                        self.clear();
-                        return Ok(Progress::Drained);
-                    }
-                    self.advance(count);
+                    self.advance(count, written);
                     left = left.saturating_sub(count);
                 }
-                // One that was interrupted is tried again in the next iteration, after the signal's handlers.
                 Err(error) if is_not_ready(&error) => return Ok(Progress::Blocked),
                 Err(error) => return Err(error),
             }
@@ -107,14 +138,10 @@ impl WriteQueue {
         Ok(Progress::Drained)
     }
 
-    /// Drops what was queued before this process was forked.
+    /// Whether what is queued was queued before this process was forked.
     #[inline]
-    fn leave_to_parent(&mut self) {
-        let forks = fork_count();
-        if self.forks != forks {
-            self.forks = forks;
-            self.clear();
-        }
+    fn is_left_to_parent(&self) -> bool {
+        self.forks != fork_count()
     }
 
     #[inline(never)]
@@ -141,8 +168,9 @@ impl WriteQueue {
         write(&slices[..count])
     }
 
-    /// Drops what was sent, which is less than all.
-    fn advance(&mut self, count: usize) {
+    /// Drops what was sent.
+    fn advance(&mut self, count: usize, written: &Count) {
+        written.add(count);
         self.size -= count;
         self.sent += count;
         while let Some(first) = &self.first {

@@ -6,7 +6,7 @@ use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 
 use super::{ProtocolKind, Stream, ThisStream};
-use crate::core::{self, Later, RECEIVE_BUFFER};
+use crate::core;
 use crate::cpython::buffer::with_writable_buffer;
 use crate::cpython::errors::new_error;
 use crate::cpython::errors::os_error;
@@ -44,13 +44,8 @@ fn call(py: Python<'_>, protocol: &Object, method: &'static Name, argument: &Obj
 impl Stream {
     pub(super) fn read(this: ThisStream<'_, '_>) -> PyResult<()> {
         let Some(protocol) = this.protocol.get() else { return Ok(()) };
-        let known = this.read_error.replace(0);
-        if known != 0 {
-            return endpoint::fail(
-                this,
-                os_error(this.py(), io::Error::from_raw_os_error(known)),
-                READ_FAILED,
-            );
+        if this.read_error.get() != 0 {
+            return Stream::fail_with_known_error(this);
         }
         let received = match this.kind.get() {
             ProtocolKind::Streaming => Stream::receive(this, &protocol),
@@ -63,11 +58,17 @@ impl Stream {
         }
     }
 
+    /// The error that came behind data.
+    #[cold]
+    fn fail_with_known_error(this: ThisStream<'_, '_>) -> PyResult<()> {
+        let error = io::Error::from_raw_os_error(this.read_error.replace(0));
+        endpoint::fail(this, os_error(this.py(), error), READ_FAILED)
+    }
+
     fn receive(this: ThisStream<'_, '_>, protocol: &Object) -> Result<Received, Failure> {
         let py = this.py();
         let fd = this.file.descriptor();
-        let received =
-            this.core.receive(py, fd, RECEIVE_BUFFER, &this.usual_size, Later::Kept(&this.read_error));
+        let received = this.core.receive(py, fd, &this.usual_size, &this.read_error);
         let data = match received.map_err(|error| (error, READ_FAILED))? {
             core::Received::Data(_, 0) => return Ok(Received::End),
             core::Received::Data(data, count) => {
