@@ -1,7 +1,7 @@
 """Fixtures: a test that takes a loop runs on asyncio's own and on hotloop, unless it is marked hotloop_only.
 
 HOTLOOP_TESTS_LOOPS names the loops to run on (`asyncio`, `hotloop`, or both with a comma between them); with
-`asyncio` alone the extension need not have been built.
+`asyncio` alone the extension need not have been built. `uvloop`, if it is installed, fails many of them.
 """
 
 import asyncio

@@ -23,6 +23,10 @@ if "hotloop" in LOOP_NAMES:
     import hotloop
 
     FACTORIES["hotloop"] = hotloop.new_event_loop
+if "uvloop" in LOOP_NAMES:  # to see what it does in the same tests; many fail
+    import uvloop
+
+    FACTORIES["uvloop"] = uvloop.new_event_loop
 
 PYTHON = sys.version_info[:2]
 HAS_IPV6 = socket.has_ipv6 and os.path.exists("/proc/net/if_inet6")
@@ -406,9 +410,9 @@ import sys
 sys.path += [path for path in {path!r} if path not in sys.path]
 import asyncio, os, signal, socket, threading, time, warnings
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background ignores it
-if {name!r} == "hotloop":
-    import hotloop
-    new_event_loop, run, install = hotloop.new_event_loop, hotloop.run, getattr(hotloop, "install", None)
+if {name!r} != "asyncio":
+    import {name} as module
+    new_event_loop, run, install = module.new_event_loop, module.run, getattr(module, "install", None)
 else:
     new_event_loop, run, install = asyncio.new_event_loop, asyncio.run, lambda: None
 """
