@@ -174,6 +174,11 @@ fn calm(registry: &mut Registry<Watch>, slot: Slot) {
     }
 }
 
+/// What a transport does with events that come before it has begun.
+fn ignore(_py: Python<'_>, _transport: &Object, _readiness: Readiness) -> PyResult<()> {
+    Ok(())
+}
+
 impl Core {
     /// The objects on whose behalf descriptors are watched.
     pub fn watched_objects(&self, py: Python<'_>) -> Vec<Object> {
@@ -293,10 +298,11 @@ impl Core {
         }
     }
 
-    /// Gives a descriptor to a transport; waiters that were left from an earlier file of that number are dropped. If the
-    /// kernel is still asked for something that was waited for, it is asked for what the transport will want first.
-    pub fn attach(&self, py: Python<'_>, fd: RawFd, transport: &Object, on_ready: OnReady) -> PyResult<Slot> {
-        let watch = Watch::Transport(Hold::Strong(transport.clone()), on_ready);
+    /// Gives a descriptor to a transport, which hears of events after [`Core::begin`]; waiters that were left from an earlier
+    /// file of that number are dropped. If the kernel is still asked for something that was waited for, it is asked for what
+    /// the transport will want first.
+    pub fn attach(&self, py: Python<'_>, fd: RawFd, transport: &Object) -> PyResult<Slot> {
+        let watch = Watch::Transport(Hold::Strong(transport.clone()), ignore);
         let mut borrowed = self.registry.borrow_mut();
         let Some(registry) = &mut *borrowed else {
             drop(borrowed);
@@ -317,6 +323,16 @@ impl Core {
         drop(borrowed);
         drop(stale);
         Ok(slot)
+    }
+
+    /// Has a transport hear of the events of polls from now on. An event that is in the ready queue by now would come before
+    /// the tasks that connection_made(), and whoever waits for it, have woken; the kernel tells of it again.
+    pub fn begin(&self, slot: Slot, on_ready: OnReady) {
+        if let Some(Watch::Transport(_, place)) =
+            self.registry.borrow_mut().as_mut().and_then(|registry| registry.get_mut(slot))
+        {
+            *place = on_ready;
+        }
     }
 
     /// Keeps a transport alive from now on, or no longer.

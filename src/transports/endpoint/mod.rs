@@ -311,7 +311,7 @@ fn attach<T: Transport>(py: Python<'_>, transport: &Obj<T>) -> PyResult<()> {
         return Ok(());
     }
     let object = transport.as_object();
-    transport.slot.set(Some(transport.core.attach(py, transport.fd, object, on_ready::<T>)?));
+    transport.slot.set(Some(transport.core.attach(py, transport.fd, object)?));
     Ok(())
 }
 
@@ -443,6 +443,9 @@ pub fn in_read_context<T: Transport>(
 fn connection_made<T: Transport>(py: Python<'_>, object: &Object) -> PyResult<()> {
     let this = transport::<T>(py, object)?;
     let Some(context) = this.made_context.take() else { return Ok(()) };
+    if let Some(slot) = this.slot.get() {
+        this.core.begin(slot, on_ready::<T>);
+    }
     run_in_context(py, &context, || {
         // Even if it leaves the event loop, with SystemExit, the connection is to be in order afterwards.
         let told = tell(this, intern!(py, "connection_made"), &[object]);
