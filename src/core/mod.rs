@@ -35,6 +35,7 @@ use crate::reactor::turns::Turns;
 use crate::reactor::waker::Inbox;
 
 pub use future::resolve;
+use iterations::Sending;
 pub use iterations::report_error;
 pub use metrics::{Count, Metrics};
 pub use ready::{OnReady, Readiness, Ready, Step};
@@ -56,8 +57,7 @@ pub struct Core {
     registry: StateCell<Option<Registry<Watch>>>,
     /// Transports with something to send at the end of the iteration.
     unsent: StateCell<Vec<(Object, Step)>>,
-    /// Whether callbacks of an iteration are being run, so that there will be an end of the iteration.
-    iterating: Cell<bool>,
+    sending: Cell<Sending>,
     stopping: Cell<bool>,
     /// Whether time() is not ours, because a subclass or the program has another: it decides when timers are due.
     foreign_clock: Cell<bool>,
@@ -91,7 +91,7 @@ impl Core {
             inbox: Inbox::default(),
             registry: StateCell::new(Some(Registry::new(Poller::new(portable)?))),
             unsent: StateCell::default(),
-            iterating: Cell::new(false),
+            sending: Cell::new(Sending::AtOnce),
             stopping: Cell::new(false),
             foreign_clock: Cell::new(false),
             buffer: Cell::new(None),
