@@ -576,3 +576,67 @@ def test_a_child_process_that_ends_does_not_disturb_the_loop(loop):
         process = subprocess.Popen(["true"])
         loop.run_until_complete(asyncio.sleep(0.02))
         assert process.wait() == 0
+
+
+def test_what_a_handler_of_pythons_schedules_runs_before_what_became_ready(loop):
+    """The loop finds both at the end of one wait."""
+    reader, writer = os.pipe()
+    order, rounds = [], 50
+
+    def note(what):
+        order.append(what)
+        if len(order) == 2 * rounds:
+            loop.stop()
+
+    def received():
+        os.read(reader, 1)
+        note("received")
+
+    def work():
+        for done in range(1, rounds + 1):
+            time.sleep(0.001)
+            send()
+            os.write(writer, b"x")
+            start = time.monotonic()
+            while len(order) < 2 * done and time.monotonic() - start < 10:
+                time.sleep(0.0005)
+
+    signal.signal(SIGNAL, lambda *_: loop.call_soon_threadsafe(note, "handled"))
+    loop.add_reader(reader, received)
+    thread = threading.Thread(target=work)
+    thread.start()
+    loop.run_forever()
+    thread.join()
+    loop.remove_reader(reader)
+    os.close(reader)
+    os.close(writer)
+    assert order == ["handled", "received"] * rounds
+
+
+def test_data_that_come_with_an_exception_of_a_handler_are_received_in_the_next_run(loop):
+    reader, writer = os.pipe()
+    received = []
+
+    def receive():
+        received.append(os.read(reader, 10))
+        loop.stop()
+
+    class Interrupted(BaseException):
+        pass
+
+    def interrupt(*_):
+        os.write(writer, b"data")
+        raise Interrupted
+
+    signal.signal(SIGNAL, interrupt)
+    loop.add_reader(reader, receive)
+    timer = threading.Timer(0.03, send)
+    timer.start()
+    with pytest.raises(Interrupted):
+        loop.run_forever()
+    timer.join()
+    loop.run_forever()
+    loop.remove_reader(reader)
+    os.close(reader)
+    os.close(writer)
+    assert received == [b"data"]
