@@ -317,3 +317,25 @@ def test_a_loop_that_is_closed_while_it_runs_ends(make):
     with pytest.raises(expected):
         loop.run_until_complete(future)
     assert loop.is_closed()
+
+
+def test_a_class_that_a_loop_is_given_later_counts(make):
+    loop, _ = make()
+    loop.__class__ = type("Late", (type(loop),), {"time": lambda self: 5.0})
+    timer = loop.call_later(1, print)
+    assert timer.when() == 6.0
+    timer.cancel()
+
+
+def test_timers_are_due_by_a_clock_that_says_no_number(make):
+    loop, _ = make()
+    calls = []
+    loop.call_later(1000, calls.append, 1)
+    loop.time = lambda: float("nan")
+    alarm = threading.Timer(5, loop.call_soon_threadsafe, (loop.stop,))
+    alarm.start()
+    loop.call_later(2000, loop.stop)
+    loop.run_forever()
+    alarm.cancel()
+    alarm.join()
+    assert calls == [1]
