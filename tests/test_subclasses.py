@@ -309,6 +309,25 @@ def test_other_threads_wake_a_run_forever_of_its_own(make):
     alarm.cancel()
 
 
+@pytest.mark.parametrize("of", ["class", "instance"])
+def test_each_iteration_is_the_subclasses_own(make, of):
+    iterations = []
+
+    def run_once(self):
+        iterations.append(self)
+        base._run_once(self)
+
+    loop, base = make(**({"_run_once": run_once} if of == "class" else {}))
+    if of == "instance":
+        loop._run_once = lambda: run_once(loop)
+    assert loop.run_until_complete(asyncio.sleep(0.001, "done")) == "done"
+    assert len(iterations) > 1
+    seen = len(iterations)
+    loop.stop()
+    loop.run_forever()
+    assert len(iterations) == seen + 1
+
+
 def test_a_loop_that_is_closed_while_it_runs_ends(make):
     loop, base = make(is_running=lambda self: False)
     loop.call_soon(loop.close)
