@@ -354,6 +354,8 @@ def test_timers_are_due_by_a_clock_that_says_no_number(make):
     alarm = threading.Timer(5, loop.call_soon_threadsafe, (loop.stop,))
     alarm.start()
     loop.call_later(2000, loop.stop)
+    # Or a wait would be as long, which asyncio refuses.
+    loop.call_soon(int)
     loop.run_forever()
     alarm.cancel()
     alarm.join()
