@@ -640,3 +640,44 @@ def test_data_that_come_with_an_exception_of_a_handler_are_received_in_the_next_
     os.close(reader)
     os.close(writer)
     assert received == [b"data"]
+
+
+def test_a_handler_that_is_added_after_an_interrupt_is_for_the_next_one(loop):
+    """As of a program that cleans up then, and stops doing so if it is interrupted again."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    timer = threading.Timer(0.03, send, (signal.SIGINT,))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        loop.run_forever()
+    timer.join()
+    loop.add_signal_handler(signal.SIGINT, loop.stop)
+    assert loop.run_until_complete(asyncio.sleep(0.01, "cleaned up")) == "cleaned up"
+    loop.call_soon(send, signal.SIGINT)
+    with pytest.raises(RuntimeError, match="Event loop stopped before Future completed"):
+        loop.run_until_complete(asyncio.sleep(10))
+    loop.remove_signal_handler(signal.SIGINT)
+
+
+@pytest.mark.parametrize("running", [True, False])
+def test_a_signal_that_a_handler_of_pythons_has_had_is_not_for_the_loops(loop, running):
+    calls = []
+    signal.signal(SIGNAL, lambda *_: calls.append("python"))
+
+    def add():
+        loop.add_signal_handler(SIGNAL, calls.append, "loop")
+
+    def receive():
+        send()
+        if running:
+            add()
+        loop.stop()
+
+    loop.call_soon(receive)
+    loop.run_forever()
+    if not running:
+        add()
+    loop.run_until_complete(asyncio.sleep(0.01))
+    assert calls == ["python"]
+    send()
+    loop.run_until_complete(helpers.until(lambda: "loop" in calls))
+    loop.remove_signal_handler(SIGNAL)

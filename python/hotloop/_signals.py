@@ -169,6 +169,9 @@ class SignalHandling(_core.Loop):
             self._take_wakeup_fd()
         except (ValueError, OSError) as exc:
             raise RuntimeError(str(exc)) from exc
+        if sig not in self._signal_handlers:
+            # What came before was for the former handler, such as a Ctrl-C that has ended a run of the loop.
+            self._read_from_self()
         self._signal_handlers[sig] = asyncio.Handle(callback, args, loop, None)
         try:
             signal.signal(sig, _noop)
