@@ -681,3 +681,27 @@ def test_a_signal_that_a_handler_of_pythons_has_had_is_not_for_the_loops(loop, r
     send()
     loop.run_until_complete(helpers.until(lambda: "loop" in calls))
     loop.remove_signal_handler(SIGNAL)
+
+
+@pytest.mark.hotloop_only  # asyncio sets it for handlers only.
+@pytest.mark.parametrize("call", [1, 2])
+def test_an_interrupt_while_the_wakeup_descriptor_is_set_leaves_it_to_nobody_else(loop, monkeypatch, call):
+    """Its number is another file's when the loop is closed, which signals must not be written to."""
+    calls = 0
+    real = signal.set_wakeup_fd
+
+    def interrupted(*args, **kwargs):
+        nonlocal calls
+        former = real(*args, **kwargs)
+        calls += 1
+        if calls == call:
+            raise KeyboardInterrupt
+        return former
+
+    monkeypatch.setattr(signal, "set_wakeup_fd", interrupted)
+    loop.stop()
+    with pytest.raises(KeyboardInterrupt):
+        loop.run_forever()
+    monkeypatch.undo()
+    loop.close()
+    assert signal.set_wakeup_fd(-1) == -1
