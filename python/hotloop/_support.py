@@ -69,7 +69,12 @@ class DatagramTransport(transports._FlowControlMixin, asyncio.DatagramTransport)
 
 def _format_callback(handle: Any) -> str:
     kwargs = {"debug": handle._loop.get_debug()} if _FORMAT_TAKES_DEBUG else {}
-    source: str = format_helpers._format_callback_source(handle._callback, handle._args, **kwargs)
+    callback = handle._callback
+    try:
+        source: str = format_helpers._format_callback_source(callback, handle._args, **kwargs)
+    except Exception as error:
+        # Its repr() is the program's own, and must not keep anybody from being told.
+        return f"<{type(callback).__name__}, whose repr() raised {type(error).__name__}>"
     return source
 
 
