@@ -32,6 +32,8 @@ pub struct Imports {
     pub make_socket: Object,
     pub closed_socket: Object,
     pub check_ssl_socket: Object,
+    pub has_own_method: Object,
+    pub send_by_method: Object,
     /// The class socket.socket.
     pub socket: Object,
     /// Its base, which is written in C.
@@ -112,6 +114,8 @@ fn load(py: Python<'_>) -> PyResult<Imports> {
         socket: import(py, "socket")?.getattr(intern!(py, "socket"))?.into(),
         native_socket: import(py, "_socket")?.getattr(intern!(py, "socket"))?.into(),
         check_ssl_socket: attribute(&support, "check_ssl_socket")?,
+        has_own_method: attribute(&support, "has_own_method")?,
+        send_by_method: attribute(&support, "send_by_method")?,
         warn_unawaited: attribute(&support, "warn_unawaited")?,
         warn_unclosed: attribute(&support, "warn_unclosed")?,
         report_connection: attribute(&support, "report_connection")?,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _socket
 import asyncio
 import inspect
 import socket
@@ -68,7 +69,12 @@ class DatagramTransport(transports._FlowControlMixin, asyncio.DatagramTransport)
 
 def _format_callback(handle: Any) -> str:
     kwargs = {"debug": handle._loop.get_debug()} if _FORMAT_TAKES_DEBUG else {}
-    source: str = format_helpers._format_callback_source(handle._callback, handle._args, **kwargs)
+    callback = handle._callback
+    try:
+        source: str = format_helpers._format_callback_source(callback, handle._args, **kwargs)
+    except Exception as error:
+        # Its repr() is the program's own, and must not keep anybody from being told.
+        return f"<{type(callback).__name__}, whose repr() raised {type(error).__name__}>"
     return source
 
 
@@ -143,6 +149,24 @@ def report_connection(loop: Any, exception: BaseException) -> None:
     loop.call_exception_handler(
         {"message": "Error on transport creation for incoming connection", "exception": exception}
     )
+
+
+def has_own_method(sock: Any, name: str) -> bool:
+    """Whether a method of *sock* is not the one that all sockets have from C."""
+    method = getattr(sock, name)
+    return not isinstance(sock, socket.socket) or method != getattr(_socket.socket, name).__get__(sock)
+
+
+def send_by_method(sock: Any, data: Any, sent: int) -> tuple[int, bool]:
+    """Send data, of which some has been sent, by the method of a socket.
+
+    Return how much has been sent by now, and whether that is all.
+    """
+    if sent:
+        sent += sock.send(memoryview(data).cast("B")[sent:])
+    else:
+        sent = sock.send(data)
+    return sent, sent >= memoryview(data).nbytes
 
 
 def make_socket(fd: int) -> socket.socket:
