@@ -3,7 +3,9 @@
 import array
 import asyncio
 import contextlib
+import ctypes
 import gc
+import mmap
 import os
 import socket
 import weakref
@@ -83,6 +85,20 @@ async def test_writes_arrive_in_their_order(attach):
     assert await helpers.read_exactly(peer, len(expected)) == expected
 
 
+def array_of(data):
+    return array.array("b", data)
+
+
+def map_of(data):
+    memory = mmap.mmap(-1, len(data))
+    memory.write(data)
+    return memory
+
+
+def characters_of(data):
+    return (ctypes.c_char * len(data))(*data)
+
+
 async def test_any_sort_of_bytes_can_be_written(attach):
     protocol, peer = await attach(Recorder())
 
@@ -136,6 +152,14 @@ async def test_a_view_of_wide_items_that_has_to_wait(attach):
     numbers = array.array("Q", range(1 << 20))
     protocol.transport.write(memoryview(numbers))
     assert await helpers.read_exactly(peer, 8 << 20) == numbers.tobytes()
+
+
+@pytest.mark.parametrize("make", [array_of, map_of, characters_of])
+async def test_whatever_has_a_buffer_can_be_a_line(attach, make):
+    protocol, peer = await attach(Recorder())
+    protocol.transport.writelines([b"<", make(b"data"), b">"])
+    protocol.transport.writelines([make(b"more")])
+    assert await helpers.read_exactly(peer, 10) == b"<data>more"
 
 
 async def test_what_is_not_bytes_is_refused(attach):
