@@ -499,6 +499,20 @@ async def test_extra_information(loop, attach, kind):
     assert transport.get_extra_info("socket").fileno() == -1
 
 
+async def test_what_is_done_to_the_socket_comes_after_what_was_written(attach):
+    protocol, peer = await attach(Recorder())
+    sock = protocol.transport.get_extra_info("socket")
+    protocol.transport.write(b"written, ")
+    os.write(sock.fileno(), b"sent, ")
+    protocol.transport.write(b"written, ")
+    with sock.dup() as duplicate:
+        duplicate.send(b"sent, ")
+    protocol.transport.write(b"written")
+    sock.shutdown(socket.SHUT_WR)
+    assert await helpers.read_to_end(peer) == b"written, sent, written, sent, written"
+    assert protocol.calls == ["connection_made"]
+
+
 async def test_the_representation_tells_the_state(attach):
     protocol, _peer = await attach(Recorder())
     transport = protocol.transport
