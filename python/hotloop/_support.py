@@ -7,8 +7,10 @@ import asyncio
 import inspect
 import socket
 import sys
+import threading
 import traceback
 import warnings
+import weakref
 from asyncio import base_events, constants, format_helpers, transports, trsock
 from asyncio.log import logger
 
@@ -65,6 +67,34 @@ class DatagramTransport(transports._FlowControlMixin, asyncio.DatagramTransport)
     """The classes that a datagram transport of asyncio's is an instance of."""
 
     __slots__ = ()
+
+
+class StreamSocket(trsock.TransportSocket):
+    """What a stream tells of its socket: what is done to it comes after what was written."""
+
+    __slots__ = ("_transport",)
+
+    def __init__(self, sock: socket.socket, transport: Any) -> None:
+        super().__init__(sock)
+        self._transport = weakref.ref(transport)
+
+    def _send_what_was_written(self) -> None:
+        transport = self._transport()
+        # Other threads leave it to the loop.
+        if transport is not None and transport._loop._thread_id == threading.get_ident():
+            transport.get_write_buffer_size()
+
+    def fileno(self) -> int:
+        self._send_what_was_written()
+        return super().fileno()
+
+    def dup(self) -> socket.socket:
+        self._send_what_was_written()
+        return super().dup()
+
+    def shutdown(self, how: int) -> None:
+        self._send_what_was_written()
+        super().shutdown(how)
 
 
 def _format_callback(handle: Any) -> str:
