@@ -647,3 +647,45 @@ async def test_connections_of_another_listening_socket_that_has_the_number_are_l
         for _ in range(3):
             other.accept()[0].close()
     reports.clear()
+
+
+@pytest.mark.parametrize("of", ["class", "instance"])
+async def test_a_listening_sockets_own_accept_is_called(loop, of):
+    accepted = []
+
+    class Choosy(socket.socket):
+        """Turns every other connection away, as programs do that accept by another's leave."""
+
+        if of == "class":
+
+            def accept(self):
+                return accept(self)
+
+    def accept(sock):
+        connection, address = socket.socket.accept(sock)
+        accepted.append(address)
+        if len(accepted) % 2:
+            return connection, address
+        connection.close()
+        raise BlockingIOError
+
+    sock = Choosy()
+    if of == "instance":
+        sock.accept = lambda: accept(sock)
+    sock.bind(("127.0.0.1", 0))
+    served = Served()
+    server = await loop.create_server(served, sock=sock)
+    address = sock.getsockname()
+    clients = []
+    for _ in range(4):
+        clients.append(connect(address))
+        await helpers.until(lambda: len(accepted) == len(clients))
+    await helpers.until(lambda: len(served) == 2)
+    assert [client.getsockname() for client in clients] == accepted
+    for client in clients:
+        client.close()
+    for protocol in served:
+        await protocol.lost()
+    server.close()
+    await server.wait_closed()
+    await refused(address)

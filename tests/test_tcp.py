@@ -248,6 +248,19 @@ async def test_a_factory_that_fails(loop):
         await protocols[0].lost()
 
 
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+async def test_a_factory_that_makes_no_protocol(loop):
+    """The usual mistake is a function that forgets to return it."""
+    with helpers.listener() as server:
+        address = server.getsockname()
+        with pytest.raises(AttributeError, match="connection_made"):
+            await loop.create_connection(lambda: None, *address)
+        sock = socket.create_connection(address)
+        with pytest.raises(AttributeError, match="connection_made"):
+            await loop.create_connection(lambda: None, sock=sock)
+        sock.close()
+
+
 async def test_an_accepted_socket(loop):
     with helpers.listener() as server:
         client = socket.create_connection(server.getsockname())

@@ -454,3 +454,37 @@ def test_signals_and_threads_together(loop):
     assert calls["thread"] == 200
     assert 1 <= calls["signal"] <= 200
     assert loop.remove_signal_handler(signal.SIGUSR1)
+
+
+def test_what_a_thread_schedules_before_it_sends_runs_first(loop):
+    """The loop finds both at the end of one wait."""
+    ours, peer = helpers.unix_pair()
+    order, rounds, again = [], 200, threading.Event()
+
+    def note(what):
+        order.append(what)
+        if len(order) == 2 * rounds:
+            loop.stop()
+        if len(order) % 2 == 0:
+            again.set()
+
+    def received():
+        ours.recv(1)
+        note("received")
+
+    def work():
+        for _ in range(rounds):
+            time.sleep(0.0002)
+            loop.call_soon_threadsafe(note, "scheduled")
+            peer.send(b"x")
+            again.wait(10)
+            again.clear()
+
+    loop.add_reader(ours, received)
+    thread = in_thread(work)
+    loop.run_forever()
+    thread.join()
+    loop.remove_reader(ours)
+    ours.close()
+    peer.close()
+    assert order == ["scheduled", "received"] * rounds

@@ -3,7 +3,9 @@
 import array
 import asyncio
 import contextlib
+import ctypes
 import gc
+import mmap
 import os
 import socket
 import weakref
@@ -83,6 +85,20 @@ async def test_writes_arrive_in_their_order(attach):
     assert await helpers.read_exactly(peer, len(expected)) == expected
 
 
+def array_of(data):
+    return array.array("b", data)
+
+
+def map_of(data):
+    memory = mmap.mmap(-1, len(data))
+    memory.write(data)
+    return memory
+
+
+def characters_of(data):
+    return (ctypes.c_char * len(data))(*data)
+
+
 async def test_any_sort_of_bytes_can_be_written(attach):
     protocol, peer = await attach(Recorder())
 
@@ -136,6 +152,14 @@ async def test_a_view_of_wide_items_that_has_to_wait(attach):
     numbers = array.array("Q", range(1 << 20))
     protocol.transport.write(memoryview(numbers))
     assert await helpers.read_exactly(peer, 8 << 20) == numbers.tobytes()
+
+
+@pytest.mark.parametrize("make", [array_of, map_of, characters_of])
+async def test_whatever_has_a_buffer_can_be_a_line(attach, make):
+    protocol, peer = await attach(Recorder())
+    protocol.transport.writelines([b"<", make(b"data"), b">"])
+    protocol.transport.writelines([make(b"more")])
+    assert await helpers.read_exactly(peer, 10) == b"<data>more"
 
 
 async def test_what_is_not_bytes_is_refused(attach):
@@ -473,6 +497,20 @@ async def test_extra_information(loop, attach, kind):
         assert transport.get_extra_info("sockname") == peer.getpeername()
         assert transport.get_extra_info("peername") == peer.getsockname()
     assert transport.get_extra_info("socket").fileno() == -1
+
+
+async def test_what_is_done_to_the_socket_comes_after_what_was_written(attach):
+    protocol, peer = await attach(Recorder())
+    sock = protocol.transport.get_extra_info("socket")
+    protocol.transport.write(b"written, ")
+    os.write(sock.fileno(), b"sent, ")
+    protocol.transport.write(b"written, ")
+    with sock.dup() as duplicate:
+        duplicate.send(b"sent, ")
+    protocol.transport.write(b"written")
+    sock.shutdown(socket.SHUT_WR)
+    assert await helpers.read_to_end(peer) == b"written, sent, written, sent, written"
+    assert protocol.calls == ["connection_made"]
 
 
 async def test_the_representation_tells_the_state(attach):

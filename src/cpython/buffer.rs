@@ -163,6 +163,12 @@ impl Drop for ReadableBuffer {
     }
 }
 
+/// Whether an object lends its memory: bytes and their kin, arrays, maps of files.
+pub fn has_buffer(object: &Object) -> bool {
+    // SAFETY: the object lives.
+    unsafe { ffi::PyObject_CheckBuffer(object.as_ptr()) != 0 }
+}
+
 /// Lends the memory of a bytes-like object to `f`, which must not run Python code.
 pub fn with_buffer<R>(py: Python<'_>, object: &Object, f: impl FnOnce(&[u8]) -> R) -> PyResult<R> {
     // SAFETY: the object lives.

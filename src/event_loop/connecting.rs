@@ -152,7 +152,7 @@ fn transport<'py>(
     socket::set_nodelay(this.fd);
     let event_loop = this.event_loop.as_object();
     let made = event_loop.call_method0(py, intern!(py, "create_future"))?;
-    let parts = parts(this.event_loop.this(py), this.fd, protocol.clone(), Some(made.clone()), None);
+    let parts = parts(this.event_loop.this(py), this.fd, protocol.clone(), Some(made.clone()), None)?;
     let transport = Stream::create(py, parts, file, None)?.into_object();
     tuple(py, &[&transport, &protocol, &made])
 }

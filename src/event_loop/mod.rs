@@ -173,7 +173,7 @@ unsafe extern "C" fn set_attribute(
             if CONNECTING.contains(&name) {
                 class::downcast::<Loop>(event_loop)?.replaces_connecting.set(true);
             }
-            if OVERRIDES.contains(&name) {
+            if OVERRIDES.contains(&name) || name == "__class__" {
                 let attributes = event_loop.getattr(intern!(py, "__dict__"))?;
                 let this = class::downcast::<Loop>(event_loop)?;
                 this.note_overrides(event_loop.get_type().as_any(), Some(&attributes))?;

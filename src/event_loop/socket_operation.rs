@@ -11,7 +11,8 @@ use std::os::fd::RawFd;
 use std::rc::Rc;
 
 use pyo3::exceptions::{
-    PyBlockingIOError, PyInterruptedError, PyRuntimeError, PyStopIteration, PyTypeError, PyValueError,
+    PyBlockingIOError, PyBufferError, PyInterruptedError, PyRuntimeError, PyStopIteration, PyTypeError,
+    PyValueError,
 };
 use pyo3::prelude::*;
 use pyo3::{Borrowed, ffi};
@@ -57,6 +58,16 @@ impl Operation {
         }
     }
 
+    /// The method of sockets in whose place this makes the system call itself.
+    fn native_method(&self) -> Option<&'static str> {
+        match self {
+            Operation::Recv(..) => Some("recv"),
+            Operation::RecvInto(..) => Some("recv_into"),
+            Operation::SendAll { .. } => Some("send"),
+            _ => None,
+        }
+    }
+
     fn direction(&self) -> Direction {
         match self {
             Operation::SendAll { .. } | Operation::SendTo(..) | Operation::Connect { .. } => Direction::Write,
@@ -82,6 +93,8 @@ pub struct SocketOperation {
     socket: Object,
     operation: Operation,
     state: Cell<State>,
+    /// Whether the socket has a method of its own for it, as an instance of a subclass can, or an object like a socket.
+    by_method: Cell<bool>,
     /// The descriptor that was found not to be ready a moment ago.
     tried: Cell<Option<RawFd>>,
     /// While waiting: what readiness resolves, and the iterator that awaits it.
@@ -99,6 +112,7 @@ impl SocketOperation {
             socket,
             operation,
             state: Cell::new(State::Fresh),
+            by_method: Cell::new(false),
             tried: Cell::new(None),
             future: ObjectCell::default(),
             awaiting: ObjectCell::default(),
@@ -126,7 +140,12 @@ impl SocketOperation {
     fn check(&self, py: Python<'_>) -> PyResult<()> {
         let imports = imports(py)?;
         if !self.socket.bind(py).get_type().is(imports.socket.bind(py)) {
-            imports.check_ssl_socket.call(py, &[&self.socket])?;
+            imports.check_ssl_socket.call1(py, &self.socket)?;
+            if let Some(method) = self.operation.native_method() {
+                let method = Object::from_str(py, method)?;
+                let has_own = imports.has_own_method.call(py, &[&self.socket, &method])?;
+                self.by_method.set(has_own.bind(py).is_truthy()?);
+            }
         }
         if self.core.schedule.debug() {
             let timeout = self.socket.bind(py).call_method0(intern!(py, "gettimeout"))?;
@@ -147,7 +166,13 @@ impl SocketOperation {
     fn attempt(&self, py: Python<'_>) -> PyResult<Option<Object>> {
         let socket = self.socket.bind(py);
         match &self.operation {
+            Operation::Recv(size) if self.by_method.get() => {
+                unless_blocked(py, socket.call_method1(intern!(py, "recv"), (size.bind(py),)))
+            }
             Operation::Recv(size) => self.recv(py, size),
+            Operation::RecvInto(buffer) if self.by_method.get() => {
+                unless_blocked(py, socket.call_method1(intern!(py, "recv_into"), (buffer.bind(py),)))
+            }
             Operation::RecvInto(buffer) => {
                 // The descriptor is asked for when there is a buffer: making one can run Python code, which may close the
                 // socket.
@@ -155,7 +180,17 @@ impl SocketOperation {
                 let received = with_writable_buffer_and(py, buffer, descriptor, |fd, memory| match memory {
                     [] => Ok(0),
                     memory => socket::recv(fd, memory),
-                })?;
+                });
+                let received = match received {
+                    Err(error) if error.is_instance_of::<PyBufferError>(py) => {
+                        // The socket's method says it in words of its own.
+                        return unless_blocked(
+                            py,
+                            socket.call_method1(intern!(py, "recv_into"), (buffer.bind(py),)),
+                        );
+                    }
+                    received => received?,
+                };
                 match ready(py, received)? {
                     Some(received) => Ok(Some(Object::from_size(py, received)?)),
                     None => Ok(None),
@@ -172,6 +207,16 @@ impl SocketOperation {
                 };
                 unless_blocked(py, socket.call_method1(intern!(py, "recvfrom_into"), (buffer, size.bind(py))))
             }
+            Operation::SendAll { data, sent, .. } if self.by_method.get() => {
+                let so_far = Object::from_size(py, sent.get())?;
+                let progress = imports(py)?.send_by_method.call(py, &[&self.socket, data, &so_far]);
+                let Some(progress) = unless_blocked(py, progress.map(|all| all.into_bound(py)))? else {
+                    return Ok(None);
+                };
+                let (so_far, is_all): (usize, bool) = progress.bind(py).extract()?;
+                sent.set(so_far);
+                Ok(is_all.then(|| Object::none(py)))
+            }
             Operation::SendAll { data, view, sent } => {
                 let buffer = match view.take() {
                     Some(buffer) => buffer,
@@ -181,7 +226,8 @@ impl SocketOperation {
                 let fd = self.fileno(py)?;
                 self.core.stir();
                 let rest = &buffer.as_slice()[sent.get()..];
-                let result = if rest.is_empty() { Ok(0) } else { socket::send(fd, &[IoSlice::new(rest)]) };
+                // Nothing at all is sent, too: it can be a datagram.
+                let result = socket::send(fd, &[IoSlice::new(rest)]);
                 let left = rest.len();
                 view.set(Some(buffer));
                 let Some(count) = ready(py, result)? else { return Ok(None) };
@@ -541,6 +587,11 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
                 this.py(),
                 this.state.get() == State::Running
             ))),
+            attribute!(SocketOperation, "cr_suspended", |this| Ok(boolean(
+                this.py(),
+                matches!(this.state.get(), State::Waiting(_) | State::Woken)
+            ))),
+            attribute!(SocketOperation, "cr_origin", |this| Ok(Object::none(this.py()))),
             attribute!(SocketOperation, "cr_await", |this| Ok(this
                 .future
                 .get()

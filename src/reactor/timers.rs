@@ -118,11 +118,12 @@ impl<T> Timers<T> {
         Some(self.take(position))
     }
 
-    /// Removes the earliest timer if it is due at `now`.
+    /// Removes the earliest timer if it is due at `now`. If that is not a number, all are due, as in asyncio.
     pub fn pop_due(&mut self, now: f64) -> Option<T> {
         match self.heap.first() {
-            Some(node) if node.deadline.time() <= now => Some(self.take(0)),
-            _ => None,
+            Some(node) if node.deadline.time() > now => None,
+            Some(_) => Some(self.take(0)),
+            None => None,
         }
     }
 
@@ -248,6 +249,14 @@ mod tests {
         assert_eq!(drain_due(&mut timers, 1e300), [2]);
         assert_eq!(timers.len(), 1);
         assert_eq!(timers.drain(), [1]);
+    }
+
+    #[test]
+    fn all_are_due_at_what_is_not_a_number() {
+        let mut timers = Timers::default();
+        timers.insert(2.0, 2);
+        timers.insert(1.0, 1);
+        assert_eq!(drain_due(&mut timers, f64::NAN), [1, 2]);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyType;
 
 use super::{Stream, ThisStream};
-use crate::cpython::buffer::Bytes;
+use crate::cpython::buffer::{Bytes, has_buffer};
 use crate::cpython::class::{self, Definition};
 use crate::cpython::errors::new_error;
 use crate::cpython::methods::call_bare;
@@ -24,14 +24,26 @@ use crate::{
 fn chunk(py: Python<'_>, data: &Object) -> PyResult<Bytes> {
     match methods::chunk(py, data)? {
         Some(chunk) => Ok(chunk),
-        None => {
-            let name = data.bind(py).get_type().name()?;
-            Err(new_error::<PyTypeError>(
-                py,
-                format!("data argument must be a bytes, bytearray, or memoryview object, not '{name}'"),
-            ))
-        }
+        None => Err(not_bytes_like(py, data)?),
     }
+}
+
+/// An item of writelines(), which takes whatever has a buffer: asyncio joins the items, or makes memoryviews of them.
+fn line(py: Python<'_>, data: &Object) -> PyResult<Bytes> {
+    match Bytes::from_exact(data) {
+        Some(bytes) => Ok(bytes),
+        None if has_buffer(data) => Bytes::copy_of(py, data),
+        None => Err(not_bytes_like(py, data)?),
+    }
+}
+
+#[cold]
+fn not_bytes_like(py: Python<'_>, data: &Object) -> PyResult<PyErr> {
+    let name = data.bind(py).get_type().name()?;
+    Ok(new_error::<PyTypeError>(
+        py,
+        format!("data argument must be a bytes, bytearray, or memoryview object, not '{name}'"),
+    ))
 }
 
 #[inline]
@@ -74,8 +86,8 @@ fn writelines<'py>(this: ThisStream<'_, 'py>, lines: Borrowed<'_, 'py, PyAny>) -
     let py = this.py();
     check_writable(this, "writelines")?;
     let mut chunks = Vec::new();
-    for line in lines.try_iter()? {
-        chunks.push(chunk(py, &line?.into())?);
+    for item in lines.try_iter()? {
+        chunks.push(line(py, &item?.into())?);
     }
     if chunks.iter().any(|chunk| !chunk.as_slice().is_empty()) {
         Stream::write_several(this, chunks)?;
@@ -121,7 +133,7 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
                 "writelines",
                 "list_of_data",
                 writelines,
-                "Send an iterable of bytes, like write() of them joined."
+                "Send an iterable of bytes-like objects, like write() of them joined."
             ),
         method0!(
                 Stream,

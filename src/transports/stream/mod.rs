@@ -129,7 +129,12 @@ impl Transport for Stream {
     }
 
     fn extra_info(this: ThisStream<'_, '_>, name: &Bound<'_, PyAny>) -> PyResult<Option<Object>> {
-        this.file.extra_info(this.py(), name)
+        let py = this.py();
+        if name.eq(intern!(py, "socket"))? {
+            let arguments = [&this.file.python_socket(py)?, &this.object()];
+            return imports(py)?.stream_socket.call(py, &arguments).map(Some);
+        }
+        this.file.extra_info(py, name)
     }
 
     fn set_protocol(&self, py: Python<'_>, protocol: Object) -> PyResult<()> {

@@ -90,11 +90,7 @@ impl Stream {
         if this.is_lost() {
             return Ok(());
         }
-        this.core.stir();
-        let written = &this.core.metrics.counts.bytes_written;
-        let fd = this.file.descriptor();
-        let progress = this.queue.borrow_mut().drain(written, |slices| socket::send(fd, slices));
-        match progress {
+        match Stream::drain(this) {
             Ok(Progress::Drained) => {
                 if this.blocked.replace(false) {
                     endpoint::watch(this)?;
@@ -110,6 +106,15 @@ impl Stream {
             }
             Err(error) => Stream::cannot_send(this, error),
         }
+    }
+
+    /// Sends as much as the socket takes.
+    #[inline]
+    fn drain(this: ThisStream<'_, '_>) -> io::Result<Progress> {
+        this.core.stir();
+        let written = &this.core.metrics.counts.bytes_written;
+        let fd = this.file.descriptor();
+        this.queue.borrow_mut().drain(written, |slices| socket::send(fd, slices))
     }
 
     #[cold]
@@ -205,16 +210,21 @@ impl Stream {
 fn flush_step(py: Python<'_>, object: &Object) -> PyResult<()> {
     let this = endpoint::transport::<Stream>(py, object)?;
     this.flush_scheduled.set(false);
-    if this.blocked.get() {
+    if this.blocked.get() || this.is_lost() {
         return Ok(());
     }
     if this.queue.borrow().is_empty() {
         return Ok(());
     }
-    Stream::flush(this)?;
-    if this.blocked.get() {
-        // The present context is not the writer's, which is gone.
-        this.forget_writer();
+    match Stream::drain(this) {
+        Ok(Progress::Drained) if this.phase.get() == Phase::Open => Ok(()),
+        Ok(Progress::Drained) => endpoint::in_connection_context(this, || endpoint::lose(this, None)),
+        Ok(Progress::Blocked) => {
+            this.blocked.set(true);
+            // The writer's context is gone.
+            this.forget_writer();
+            endpoint::watch_in_connection_context(this)
+        }
+        Err(error) => endpoint::in_connection_context(this, || Stream::cannot_send(this, error)),
     }
-    Ok(())
 }
