@@ -1,7 +1,7 @@
 //! The stream transport: TCP and Unix sockets.
 //!
-//! What is written is sent at the end of the iteration, all of it at once, so that a busy server does not wake its
-//! peers one by one in the middle of its work. Nobody can tell: whatever looks at what was sent (the buffer's size,
+//! A program with one thing to do at a time sends within write(). Otherwise what is written is sent at the end of the
+//! iteration, all of it at once, so that a busy server does not wake its peers one by one in the middle of its work. Nobody can tell: whatever looks at what was sent (the buffer's size,
 //! close(), abort(), write_eof()) has it sent first.
 
 pub mod class;

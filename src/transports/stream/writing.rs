@@ -17,7 +17,7 @@ use crate::transports::endpoint::{self, Phase, Transport};
 use crate::transports::write_queue::Progress;
 
 impl Stream {
-    /// Queues a chunk, to be sent at the end of the iteration.
+    /// Queues a chunk, to be sent at the end of the iteration or sooner.
     #[inline]
     pub fn write(this: ThisStream<'_, '_>, chunk: Bytes) -> PyResult<()> {
         if this.is_lost() {
