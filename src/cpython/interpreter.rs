@@ -10,7 +10,7 @@ use pyo3::exceptions::PyImportError;
 use pyo3::ffi;
 use pyo3::prelude::*;
 
-use super::errors::new_error;
+use super::errors::{fetch, new_error};
 use super::module::import;
 use super::object::Object;
 use crate::intern;
@@ -48,12 +48,46 @@ pub fn claim(py: Python<'_>) -> PyResult<()> {
         (0, false) => {
             // SAFETY: the dict and the string live.
             if unsafe { ffi::PyDict_SetItem(dict, mark.as_ptr(), mark.as_ptr()) } < 0 {
-                return Err(PyErr::fetch(py));
+                return Err(fetch(py));
             }
             CLAIMED.store(true, Relaxed);
             Ok(())
         }
-        _ => Err(PyErr::fetch(py)),
+        _ => Err(fetch(py)),
+    }
+}
+
+/// The interpreter that has the extension, for a thread that was not started by Python.
+#[derive(Clone, Copy)]
+pub struct Interpreter(*mut ffi::PyInterpreterState);
+
+// SAFETY: only the pointer is sent; what uses it says when it may.
+unsafe impl Send for Interpreter {}
+
+impl Interpreter {
+    /// The running one.
+    pub fn of(_py: Python<'_>) -> Interpreter {
+        // SAFETY: a thread that holds the GIL has an interpreter.
+        Interpreter(unsafe { ffi::PyInterpreterState_Get() })
+    }
+
+    /// Calls `f` with the GIL, in a thread that has no thread state. None if there is no memory for one, where
+    /// PyGILState_Ensure() would end the process, or if the interpreter is ending.
+    ///
+    /// # Safety
+    /// The interpreter has not ended.
+    pub unsafe fn try_attach<R>(self, f: impl FnOnce(Python<'_>) -> R) -> Option<R> {
+        // SAFETY: the interpreter is there; needs no GIL.
+        if unsafe { ffi::PyThreadState_New(self.0) }.is_null() {
+            return None;
+        }
+        Python::try_attach(|py| {
+            let result = f(py);
+            // SAFETY: the GIL is held. A thread state that was not made by PyGILState_Ensure() counts a use of its own:
+            // without it, PyO3's is the last, which deletes the thread state.
+            unsafe { ffi::PyGILState_Release(ffi::PyGILState_STATE::PyGILState_LOCKED) };
+            result
+        })
     }
 }
 
