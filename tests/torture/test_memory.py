@@ -1,9 +1,11 @@
 """Whatever allocation fails, a MemoryError comes of it at the most, and the loop goes on."""
 
+import collections
 import json
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 
@@ -18,10 +20,6 @@ except ImportError:
     _testcapi = None
 
 pytestmark = [
-    pytest.mark.skipif(
-        sys.version_info[:2] in {(3, 12), (3, 13)} and not effort.FULL,
-        reason="crashes in the collector after a failed allocation: gdb tells whose, in the full part",
-    ),
     pytest.mark.hotloop_only,
     pytest.mark.skipif(
         not hasattr(_testcapi, "set_nomemory"), reason="needs CPython's _testcapi.set_nomemory()"
@@ -30,85 +28,63 @@ pytestmark = [
 TESTS = pathlib.Path(__file__).parent.parent
 # Allocations to fail of each program, and of each way to fail it.
 ALLOCATIONS = int(effort.effort(2, 60))
-# The same on asyncio's own loop, where something is wrong.
-COMPARED = 400
-PANIC = "a panic"
-UNCLEAR = "a crash whose place only gdb can tell"
-# What CPython's own code does wrong when it has no memory: the function in which it crashes.
-CRASHES_OF_PYTHON = {
-    "dictiter_dealloc": "an iterator of a dict is freed that was not tracked yet",
-    "buffered_dealloc": "a buffered file is freed that was not tracked yet",
-    "fstring_compile_expr": "the parser does not look whether there was memory for a part of an f-string",
-    "_PyThreadState_SetCurrent": "PyGILState_Ensure() goes on without a thread state",
-    "PyFunction_NewWithQualName": "the code of a function that could not be made was released twice",
-}
+# As many at most of asyncio's own loop, for each program in which something is wrong.
+COMPARED = int(effort.effort(128, 600))
+# Repeats of what has crashed: where it fails is not always quite the same.
+REPEATS = 3
 
 
-def run(*arguments, command=()):
-    return subprocess.run(
-        [*command, sys.executable, "-m", "torture.memory.runner", *map(str, arguments)],
-        cwd=TESTS,
-        env={**os.environ, "PYTHONPATH": str(TESTS)},
-        capture_output=True,
-        text=True,
-        timeout=880,
-    )
+def command(*arguments):
+    return [sys.executable, "-m", "torture.memory.runner", *map(str, arguments)]
+
+
+def environment():
+    # With another seed other allocations would fail.
+    return {**os.environ, "PYTHONPATH": str(TESTS), "PYTHONHASHSEED": "0"}
 
 
 def attempts(*arguments):
-    result = run(*arguments)
+    result = subprocess.run(
+        command(*arguments), cwd=TESTS, env=environment(), capture_output=True, text=True, timeout=880
+    )
     assert result.returncode == 0, result
     return [json.loads(line) for line in result.stdout.splitlines()]
 
 
-def backtrace(*arguments):
-    """Where it crashed, told by gdb: the names of the functions, innermost first; None without gdb."""
-    gdb = [
-        "gdb",
-        "-batch",
-        "-ex",
-        "set follow-fork-mode child",
-        "-ex",
-        "run",
-        "-ex",
-        "backtrace 30",
-        "--args",
-    ]
-    try:
-        said = run(*arguments, command=gdb).stdout
-    except FileNotFoundError:
-        return None
-    return "\n".join(line for line in said.splitlines() if line.startswith("#"))
+def functions(backtrace):
+    """The innermost functions of the interpreter, or of the extension, in which a process has crashed."""
+    found = [re.match(r"#\d+ +(?:0x\w+ in )?([\w:<>]+)", line) for line in backtrace]
+    names = [match[1] for match in found if match]
+    # What the C library does with a block that is freed twice.
+    library = re.compile(r"_*(pthread_kill|GI_|libc_message|malloc_printerr|int_free)|raise|abort|_PyObject_Free")
+    return [name for name in names if not library.match(name)][:4]
 
 
-def is_of_python(found):
-    innermost = (found or "").splitlines()[:4]
-    return any(name in line for name in CRASHES_OF_PYTHON for line in innermost)
+def crash(names, mode, kind, result):
+    """Where the process has crashed, as gdb sees it; None if the interpreter crashes there without any loop."""
+    from torture.memory import crashes
+
+    numbers = ",".join([str(result["number"])] * REPEATS)
+    for repeated in attempts("hotloop", names, mode, kind, f"{result['program']}={numbers}", "gdb"):
+        if found := functions(repeated["backtrace"]):
+            return None if set(found[:2]) & crashes.of_this_python() else f"a crash in {' < '.join(found)}"
+    return f"a crash with status {result['ended']}"
 
 
-def crash(mode, kind, result):
-    """What is wrong where the process has crashed, None if it is CPython itself."""
-    found = backtrace("hotloop", result["program"], mode, kind, f"={result['number']}")
-    if found is None:
-        return UNCLEAR
-    return None if is_of_python(found) else f"status {result['ended']}\n{found}"
-
-
-def fault(mode, kind, result):
+def fault(result):
     """What is wrong with what came of an attempt, or None."""
     if result["ended"] == "hang":
         return "it hangs"
     if "panicked at" in result["log"]:
-        return PANIC
+        return "a panic"
     if result["ended"] != 0:
-        return crash(mode, kind, result)
-    if is_of_frame(result):
-        return None
-    if result["error"] is not None and not (result["shortage"] or result["overdue"] or result["told"]):
-        return "an exception that does not come of the shortage"
-    if result["overdue"] and kind == "once" and not result["told"]:
+        return "a crash"
+    told = result["told"] or is_of_frame(result)
+    if result["error"] is not None and not (result["shortage"] or result["overdue"] or is_of_frame(result)):
+        return f"a {result['error']}, which does not come of the shortage"
+    if result["overdue"] and result["kind"] == "once" and not told:
         return "what it waits for does not come, and nobody was told why"
-    if [problem for problem in result["problems"] if not is_of_task(problem, result)]:
+    if problems(result):
         return "it leaves something behind"
     return None
 
@@ -116,48 +92,43 @@ def fault(mode, kind, result):
 def is_of_frame(result):
     """Whether it is CPython 3.11, which fails without an exception where there is no memory for a frame."""
     where = result["where"] or ""
-    return (
-        where.startswith(("SystemError: error return without", "SystemError: <function "))
-        and result["shortage"] is False
-    )
+    frameless = where.startswith(("SystemError: error return without", "SystemError: <function "))
+    return frameless and sys.version_info < (3, 12)
 
 
-def is_of_task(problem, result):
-    """Whether asyncio's task was told of the shortage as it was woken: it waits for good then."""
-    return problem.startswith("a task is left") and result["told"]
+def problems(result):
+    """What it leaves behind. asyncio's task that was told of the shortage as it was woken waits for good: that is
+    none.
+    """
+    found = []
+    for problem in result["problems"]:
+        if not (problem.startswith("a task is left") and result["told"]):
+            found.append(re.sub(r" name='.*?'| at 0x\w+| at /\S+:\d+| wait_for=.*|\[\d+\]", "", problem))
+    return found
 
 
-def where(result):
-    """The place in the standard library, where asyncio's own loop comes, too; None if it is elsewhere."""
-    place = (result.get("where") or "").partition(" in ")[2].partition(" < ")[0]
-    if not place and (found := re.search(r'File "(.*?)", line (\d+) in (.*)', result["log"])):
-        place = f"{os.path.basename(found[1])}:{found[2]} {found[3]}"
-    # Not the line: those at which allocations are drawn to fail differ.
-    place = re.sub(r":\d+ ", " ", place)
-    ours = ("loop.py", "_", "scheduling.py", "networking.py")
-    return place if place and not place.startswith(ours) else None
+def symptom(result):
+    """What is wrong, told apart within one program only: not by the place, which depends on the loop's code."""
+    hangs_in = re.findall(r'File ".*?", line \d+ in (\w+)', result["log"])[:1] if result["ended"] == "hang" else []
+    left = collections.Counter() if result["ended"] != 0 else collections.Counter(problems(result))
+    return fault(result), tuple(hangs_in), tuple(sorted(left.items()))
 
 
-def is_certain(what):
-    """Whether it is wrong whatever asyncio's own loop does."""
-    return what == PANIC or what.startswith("status")
-
-
-def not_as_asyncio(mode, kind, faults):
-    """Leaves out what asyncio's own loop does at the same place of the standard library. Its loop is asked in
-    the full part only; the other one leaves out all that is at such places."""
-    doubtful = [result for what, result in faults if not is_certain(what) and where(result)]
-    if effort.FULL:
-        names = {result["program"] for result in doubtful} - programs.HOTLOOP_ONLY
-        theirs = set()
-        if names:
-            # Its loop makes its sockets as it is made, ours when it runs first.
-            names.add("make")
-            for result in attempts("asyncio", ",".join(sorted(names)), mode, kind, COMPARED):
-                if result["ended"] != 0 or result["problems"] or not result["shortage"]:
-                    theirs.add(where(result))
-        doubtful = [result for result in doubtful if where(result) in theirs]
-    return [(what, result) for what, result in faults if not any(result is other for other in doubtful)]
+def is_of_asyncio(mode, kind, program, found):
+    """Which of the faults that were found in a program asyncio's own loop has in the same one."""
+    missing = {symptom(result) for result in found}
+    known = set()
+    arguments = ("asyncio", program, mode, kind, f"{program}~{found[0]['part']}")
+    with subprocess.Popen(
+        command(*arguments), cwd=TESTS, env=environment(), stdout=subprocess.PIPE, text=True
+    ) as theirs:
+        for number, line in enumerate(theirs.stdout):
+            result = {**json.loads(line), "kind": kind}
+            known.add(symptom(result))
+            if missing <= known or number >= COMPARED:
+                theirs.terminate()
+                break
+    return [symptom(result) in known for result in found]
 
 
 @pytest.mark.timeout(900)
@@ -169,12 +140,29 @@ def test_without_memory(mode, kind, record_property):
     results = attempts("hotloop", ",".join(names), mode, kind, ALLOCATIONS)
     assert {result["program"] for result in results} == set(names)
     record_property("allocations failed", len(results))
-    faults = [(fault(mode, kind, result), result) for result in results]
-    faults = not_as_asyncio(mode, kind, [(what, result) for what, result in faults if what])
-    if faults and all(what == UNCLEAR for what, _ in faults):
+    found = collections.defaultdict(list)
+    for result in results:
+        result["kind"] = kind
+        if fault(result):
+            found[result["program"]].append(result)
+    faults = []
+    for program, wrong in found.items():
+        certain = program in programs.HOTLOOP_ONLY
+        theirs = [False] * len(wrong) if certain else is_of_asyncio(mode, kind, program, wrong)
+        faults += [result for result, is_theirs in zip(wrong, theirs, strict=True) if not is_theirs]
+    told = []
+    for result in faults:
+        what = fault(result)
+        if what == "a crash":
+            if shutil.which("gdb") is None:
+                continue
+            what = crash(",".join(names), mode, kind, result)
+        if what is not None:
+            told.append(
+                f"torture.memory.runner hotloop {','.join(names)} {mode} {kind} "
+                f"{result['program']}={result['number']}: {what}\n"
+                + "\n".join(f"  {key}: {value}" for key, value in result.items() if value)
+            )
+    assert not told, "\n\n".join(told)
+    if any(fault(result) == "a crash" for result in faults) and shutil.which("gdb") is None:
         pytest.skip("without gdb it can't be told whose a crash is")
-    assert not faults, "\n\n".join(
-        f"torture.memory.runner hotloop {result['program']} {mode} {kind} ={result['number']}: {what}\n"
-        + "\n".join(f"  {key}: {value}" for key, value in result.items() if value)
-        for what, result in sorted(faults, key=lambda fault: (fault[1]["program"], fault[1]["number"]))
-    )
