@@ -22,7 +22,7 @@ from . import programs
 # How long an operation may wait for what a failed allocation has prevented, in seconds.
 PATIENCE = 0.5
 # More allocations than any operation makes.
-MOST = 1 << 20
+MOST = 1 << 16
 
 
 def factory(loop_name):

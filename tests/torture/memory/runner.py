@@ -37,6 +37,7 @@ GDB = [
 ]
 # Attempts at a time: most of those that take long wait.
 CHILDREN = 32
+ORDERED_CHILDREN = 8
 # How long an attempt may take, in seconds: longer than any does on a busy machine.
 LIMIT = 20.0
 # The patience of an attempt that is made again, because the first may have been one that was just slow.
@@ -110,13 +111,13 @@ def is_of_time(result):
     return bool(late) and not result["told"]
 
 
-def attempts(loop_name, wanted, traced=False):
+def attempts(loop_name, wanted, traced=False, at_a_time=CHILDREN):
     """What came of each (name, first, last) that is wanted. An attempt that has waited for nothing is made
     again, with more patience, unless many allocations fail: then it is what is to be expected."""
     waiting = collections.deque((*each, attempt.PATIENCE) for each in wanted)
     children = {}
     while waiting or children:
-        while waiting and len(children) < CHILDREN:
+        while waiting and len(children) < at_a_time:
             child = Child(loop_name, *waiting.popleft(), traced)
             children[child.reader] = child
         first = min(child.deadline for child in children.values())
@@ -142,6 +143,8 @@ def choose(count, most, name):
 
 
 def run(loop_name, names, mode, kind, numbers, traced):
+    # The collector looks at what the programs make only.
+    gc.freeze()
     for name in names:
         programs.prepare(name)
         if name != "import":
@@ -173,7 +176,9 @@ def run(loop_name, names, mode, kind, numbers, traced):
         middle = float(which) * counts[name]
         chosen = [(name, number) for number in sorted(range(counts[name]), key=lambda n: abs(n - middle))]
     wanted = [(name, number, number + (1 if kind == "once" else MANY)) for name, number in chosen]
-    for result in attempts(loop_name, wanted, traced):
+    # Of those in an order, whoever asks stops at what it looks for.
+    at_a_time = ORDERED_CHILDREN if found and how == "~" else CHILDREN
+    for result in attempts(loop_name, wanted, traced, at_a_time):
         result["part"] = result["number"] / counts.get(result["program"], 1)
         print(json.dumps(result), flush=True)
 
