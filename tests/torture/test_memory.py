@@ -35,6 +35,8 @@ ALLOCATIONS = int(effort.effort(2, 60))
 COMPARISONS = 6
 # As many at most of asyncio's own loop, for each program in which something is wrong.
 COMPARED = int(effort.effort(128, 600))
+# What is wrong whatever asyncio's loop does.
+CERTAIN = {"a panic", "a crash"}
 LEFT = "it leaves something behind"
 # Repeats of what has crashed: where it fails is not always quite the same.
 REPEATS = 3
@@ -73,20 +75,23 @@ def crash(names, mode, kind, result):
     numbers = ",".join([str(result["number"])] * REPEATS)
     for repeated in attempts("hotloop", names, mode, kind, f"{result['program']}={numbers}", "gdb"):
         if found := innermost(repeated["backtrace"]):
-            return None if set(found[:2]) & crashes.of_this_python() else f"a crash in {' < '.join(found)}"
+            ours = any("hotloop" in line for line in repeated["backtrace"][:5])
+            known = not ours and set(found[:2]) & crashes.of_this_python()
+            return None if known else f"a crash in {' < '.join(found)}"
     return f"a crash with status {result['ended']}"
 
 
 def fault(result):
     """What is wrong with what came of an attempt, or None."""
     if result["ended"] == "hang":
-        return "it hangs"
+        return None if is_of_thread(result) else "it hangs"
     if "panicked at" in result["log"]:
         return "a panic"
     if result["ended"] != 0:
         return "a crash"
     told = result["told"] or is_of_frame(result)
-    if result["error"] is not None and not (result["shortage"] or result["overdue"] or is_of_frame(result)):
+    explained = result["shortage"] or result["overdue"] or is_of_frame(result) or is_of_peer(result)
+    if result["error"] is not None and not explained:
         return f"a {result['error']}, which does not come of the shortage"
     if result["overdue"] and result["kind"] == "once" and not told:
         return "what it waits for does not come, and nobody was told why"
@@ -100,6 +105,19 @@ def is_of_frame(result):
     where = result["where"] or ""
     frameless = where.startswith(("SystemError: error return without", "SystemError: <function "))
     return frameless and sys.version_info < (3, 12)
+
+
+def is_of_peer(result):
+    """Whether a server has refused a connection: asyncio says why only in debug mode."""
+    refused = (result["where"] or "").startswith("ConnectionResetError:  in sslproto.py")
+    return result["program"] == "tls" and refused and "_on_handshake_complete" in result["where"]
+
+
+def is_of_thread(result):
+    """Whether threading.Thread.start() has waited for good for a thread that could not say that it has started."""
+    from torture.memory import crashes, runner
+
+    return runner.is_of_thread(result) and crashes.STARTING in crashes.of_this_python()
 
 
 def problems(result):
@@ -159,6 +177,10 @@ def test_without_memory(mode, kind, record_property):
         if fault(result):
             found[result["program"]].append(result)
     faults = [result for name in programs.HOTLOOP_ONLY for result in found.pop(name, ())]
+    for name, wrong in found.items():
+        faults += [result for result in wrong if fault(result) in CERTAIN]
+        found[name] = [result for result in wrong if fault(result) not in CERTAIN]
+    found = {name: wrong for name, wrong in found.items() if wrong}
     with concurrent.futures.ThreadPoolExecutor(COMPARISONS) as pool:
         compared = pool.map(functools.partial(not_of_asyncio, mode, kind), found, found.values())
         faults += itertools.chain.from_iterable(compared)

@@ -1,4 +1,4 @@
-"""What CPython itself does wrong when it has no memory: programs without any event loop that crash it.
+"""What CPython itself does wrong when it has no memory: programs without any event loop that crash it, or hang.
 
 `python -m torture.memory.crashes` says which of them crash the running Python.
 """
@@ -10,10 +10,13 @@ import collections
 import functools
 import gc
 import os
+import pathlib
+import signal
 import sys
+import threading
 
 # Allocations of which each fails in turn.
-ALLOCATIONS = 40
+ALLOCATIONS = 60
 
 
 def dict_iterator():
@@ -30,6 +33,11 @@ def code_of_function():
     return lambda: exec(code, {}), lambda: repr(code.co_consts)
 
 
+def thread_start():
+    """threading.Thread.start() waits for good for a thread that has no memory to say that it has started."""
+    return lambda: threading.Thread(target=int).start(), None
+
+
 def growing_dict():
     """PyDict_SetDefaultRef() of 3.13.0 goes on where a dict could not grow, and counts an item that is not there:
     whatever looks at the dict crashes, as at asyncio's current tasks and at the namespaces of classes.
@@ -43,10 +51,13 @@ def growing_dict():
     return act, lambda: [each.update(g=None) for each in dicts]
 
 
+# Where it hangs.
+STARTING = "Thread.start"
 # By the functions of which one is among the innermost of the backtrace.
 IN_COLLECTOR = ("_PyObject_IS_GC", "visit_decref", "visit_reachable", "tupletraverse", "dict_traverse")
 IN_DICT = ("unicode_get_hash", "build_indices_unicode", "build_indices_generic", "dictresize", "dict_dealloc")
 CRASHES = {
+    thread_start: (STARTING,),
     dict_iterator: ("dictiter_dealloc",),
     code_of_function: (*IN_COLLECTOR, "code_dealloc", "tupledealloc"),
     growing_dict: (*IN_COLLECTOR, *IN_DICT),
@@ -54,13 +65,14 @@ CRASHES = {
 
 
 def crashes(program):
-    """Whether it crashes the running Python."""
+    """Whether it crashes the running Python, or never ends."""
     act, look = program()
     gc.collect()
     gc.freeze()
     for number in range(ALLOCATIONS):
         pid = os.fork()
         if pid == 0:
+            signal.alarm(2)
             try:
                 _testcapi.set_nomemory(number, number + 1)
                 try:
@@ -83,13 +95,16 @@ def of_this_python():
     """The functions of the interpreter in which a crash is its own."""
     import subprocess
 
-    said = subprocess.run(
+    # In that folder, `torture` is found.
+    result = subprocess.run(
         [sys.executable, "-m", __name__],
+        cwd=pathlib.Path(__file__).parents[2],
         env={**os.environ, "PYTHONMALLOC": "debug"},
         capture_output=True,
         text=True,
-        check=True,
-    ).stdout.split()
+    )
+    assert result.returncode == 0, result
+    said = result.stdout.split()
     return {name for program, names in CRASHES.items() if program.__name__ in said for name in names}
 
 
