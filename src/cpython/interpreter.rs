@@ -78,7 +78,7 @@ impl Interpreter {
     /// The interpreter has not ended.
     pub unsafe fn try_attach<R>(self, f: impl FnOnce(Python<'_>) -> R) -> Option<R> {
         // SAFETY: the interpreter is there; needs no GIL.
-        if unsafe { ffi::PyThreadState_New(self.0) }.is_null() {
+        if unsafe { new_thread_state(self.0) }.is_null() {
             return None;
         }
         Python::try_attach(|py| {
@@ -88,6 +88,31 @@ impl Interpreter {
             unsafe { ffi::PyGILState_Release(ffi::PyGILState_STATE::PyGILState_LOCKED) };
             result
         })
+    }
+}
+
+#[cfg(Py_3_12)]
+use ffi::PyThreadState_New as new_thread_state;
+
+#[cfg(not(Py_3_12))]
+unsafe extern "C" {
+    fn _PyThreadState_Prealloc(interpreter: *mut ffi::PyInterpreterState) -> *mut ffi::PyThreadState;
+    fn _PyThreadState_SetCurrent(state: *mut ffi::PyThreadState);
+}
+
+/// What PyThreadState_New() does. Until 3.11, that follows a null pointer where there is no memory for a thread state.
+///
+/// # Safety
+/// The interpreter is there.
+#[cfg(not(Py_3_12))]
+unsafe fn new_thread_state(interpreter: *mut ffi::PyInterpreterState) -> *mut ffi::PyThreadState {
+    // SAFETY: as the caller says; the thread state is this thread's.
+    unsafe {
+        let state = _PyThreadState_Prealloc(interpreter);
+        if !state.is_null() {
+            _PyThreadState_SetCurrent(state);
+        }
+        state
     }
 }
 

@@ -35,8 +35,8 @@ def prepare(name):
 def compile_dataclasses():
     """Have the methods of dataclasses compiled, and import the rest again later.
 
-    CPython's compiler and parser do not survive a failed allocation: until 3.12 at least they follow null pointers
-    and free blocks twice, with any source. Nor is a SyntaxError what should come of it.
+    The compiler and the parser of CPython 3.11 do not survive a failed allocation: they follow null pointers and free
+    blocks twice, with any source. Nor is a SyntaxError what should come of it.
     """
     codes = {}
 

@@ -4,8 +4,8 @@ for each attempt.
 PROGRAMS have commas between them. MODE is cold or warm: whether they were run before. KIND is `once` or
 `on`: whether one allocation fails, or it and many after it. NUMBERS is how many allocations to fail of each
 program, or PROGRAM=NUMBER,NUMBER... for certain ones of one program, after the same preparations: with the
-same PYTHONHASHSEED the same allocations fail then. PROGRAM~PART is all of one program, those first that come after
-about that part of all. With `gdb` an attempt that crashes tells where.
+same PYTHONHASHSEED the same allocations fail then. PROGRAM~PART:MOST is so many of one program, those first
+that come after about that part of all. With `gdb` an attempt that crashes tells where.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ CHILDREN = 32
 ORDERED_CHILDREN = 8
 # How long an attempt may take, in seconds, and one that is made again: longer than any does on a busy machine.
 LIMIT = 6.0
-MORE_LIMIT = 20.0
+MORE_LIMIT = 12.0
 # The patience of an attempt that is made again, because the first may have been one that was just slow.
 MORE_PATIENCE = 3.0
 
@@ -74,7 +74,12 @@ class Child:
             finally:
                 os._exit(status)
         os.close(writer)
-        self.gdb = subprocess.Popen([*GDB, "-p", str(self.pid)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) if traced else None
+        self.gdb = None
+        if traced:
+            gdb = [*GDB, "-p", str(self.pid)]
+            self.gdb = subprocess.Popen(
+                gdb, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            )
 
     def receive(self):
         """Take what it says. Returns whether that was all."""
@@ -179,8 +184,10 @@ def run(loop_name, names, mode, kind, numbers, traced):
     elif how == "=":
         chosen = [(name, int(number)) for number in which.split(",")]
     else:
-        middle = float(which) * counts[name]
-        chosen = [(name, number) for number in sorted(range(counts[name]), key=lambda n: abs(n - middle))]
+        part, _, most = which.partition(":")
+        middle = float(part) * counts[name]
+        ordered = sorted(range(counts[name]), key=lambda number: abs(number - middle))
+        chosen = [(name, number) for number in ordered[: int(most)]]
     wanted = [(name, number, number + (1 if kind == "once" else MANY)) for name, number in chosen]
     # Of those in an order, whoever asks stops at what it looks for.
     at_a_time = ORDERED_CHILDREN if found and how == "~" else CHILDREN
