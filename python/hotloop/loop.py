@@ -113,7 +113,7 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
         self._check_closed()
         self._check_running()
         self._set_coroutine_origin_tracking(self._debug)
-        old_hooks = sys.get_asyncgen_hooks()
+        firstiter, finalizer = sys.get_asyncgen_hooks()
         self._thread_id = threading.get_ident()
         try:
             sys.set_asyncgen_hooks(self._asyncgen_firstiter_hook, self._asyncgen_finalizer_hook)
@@ -130,9 +130,14 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
         finally:
             self._stopping = False
             self._thread_id = None
-            events._set_running_loop(None)
-            self._set_coroutine_origin_tracking(False)
-            sys.set_asyncgen_hooks(*old_hooks)
+            # Each can fail where there is no memory, which is no reason to leave out the others.
+            try:
+                events._set_running_loop(None)
+            finally:
+                try:
+                    self._set_coroutine_origin_tracking(False)
+                finally:
+                    sys.set_asyncgen_hooks(firstiter, finalizer)
 
     def _run_by_method(self) -> None:
         """What asyncio does, which calls the _run_once() of a subclass."""

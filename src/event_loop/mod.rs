@@ -235,7 +235,9 @@ fn fileno(object: &Bound<'_, PyAny>) -> PyResult<c_int> {
     let fd = if object.is_instance_of::<PyInt>() {
         object.extract::<c_int>()
     } else {
-        object.call_method0(intern!(py, "fileno")).and_then(|fd| fd.extract::<c_int>())
+        Object::from(object)
+            .call_method0(py, intern!(py, "fileno"))
+            .and_then(|fd| fd.bind(py).extract::<c_int>())
     };
     match fd {
         Ok(fd) => Ok(fd),

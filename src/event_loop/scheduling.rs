@@ -3,14 +3,13 @@
 use pyo3::exceptions::PyTypeError;
 use pyo3::ffi::PyMethodDef;
 use pyo3::prelude::*;
-use pyo3::types::PyTuple;
 
 use super::{Loop, ThisLoop};
 use crate::core::Ready;
 use crate::cpython::args::Args;
 use crate::cpython::class::{Native, Obj};
 use crate::cpython::errors::new_error;
-use crate::cpython::object::{Object, copy_context, dict, thread_ident, tuple};
+use crate::cpython::object::{Object, call_method_with_keywords, copy_context, dict, thread_ident};
 use crate::handle::{Arguments, Call, Handle, TaskStep, ThreadSafeHandle, TimerHandle, is_of_task};
 use crate::intern;
 use crate::reactor::clock;
@@ -46,7 +45,7 @@ fn make_handle<'py>(
 fn check_in_debug(this: ThisLoop<'_, '_>, method: &str, callback: &Object) -> PyResult<()> {
     let py = this.py();
     if method != "call_soon_threadsafe" {
-        this.as_any().call_method0(intern!(py, "_check_thread"))?;
+        this.object().call_method0(py, intern!(py, "_check_thread"))?;
     }
     let method = Object::from_str(py, method)?;
     this.object().call_method(py, intern!(py, "_check_callback"), &[callback, &method]).map(drop)
@@ -120,14 +119,14 @@ fn call_later_by_methods<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> P
     if delay.is_none() {
         return Err(new_error::<PyTypeError>(py, "delay must not be None"));
     }
-    let event_loop = this.as_any();
-    let when = event_loop.call_method0(intern!(py, "time"))?.add(delay.bind(py))?;
+    let event_loop = this.object();
+    let when = event_loop.call_method0(py, intern!(py, "time"))?.bind(py).add(delay.bind(py))?;
     let mut all = vec![Object::from(when), callback];
     all.extend(args.rest(2));
-    let all = tuple(py, &all.iter().collect::<Vec<_>>())?.into_bound(py).cast_into::<PyTuple>()?;
     let keywords = dict(py)?;
     keywords.set_item(intern!(py, "context"), context.map(|context| context.into_bound(py)))?;
-    Ok(event_loop.call_method(intern!(py, "call_at"), all, Some(&keywords))?.into())
+    let all: Vec<_> = all.iter().collect();
+    call_method_with_keywords(py, &event_loop, intern!(py, "call_at"), &all, &keywords)
 }
 
 fn call_later<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {

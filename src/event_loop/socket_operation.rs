@@ -148,8 +148,8 @@ impl SocketOperation {
             }
         }
         if self.core.schedule.debug() {
-            let timeout = self.socket.bind(py).call_method0(intern!(py, "gettimeout"))?;
-            if timeout.is_none() || timeout.ne(0)? {
+            let timeout = self.socket.call_method0(py, intern!(py, "gettimeout"))?;
+            if timeout.is_none() || timeout.bind(py).is_truthy()? {
                 return Err(new_error::<PyValueError>(py, "the socket must be non-blocking"));
             }
         }
@@ -164,14 +164,14 @@ impl SocketOperation {
 
     /// Tries to do the operation; None if the socket is not ready.
     fn attempt(&self, py: Python<'_>) -> PyResult<Option<Object>> {
-        let socket = self.socket.bind(py);
+        let socket = &self.socket;
         match &self.operation {
             Operation::Recv(size) if self.by_method.get() => {
-                unless_blocked(py, socket.call_method1(intern!(py, "recv"), (size.bind(py),)))
+                unless_blocked(py, socket.call_method1(py, intern!(py, "recv"), size))
             }
             Operation::Recv(size) => self.recv(py, size),
             Operation::RecvInto(buffer) if self.by_method.get() => {
-                unless_blocked(py, socket.call_method1(intern!(py, "recv_into"), (buffer.bind(py),)))
+                unless_blocked(py, socket.call_method1(py, intern!(py, "recv_into"), buffer))
             }
             Operation::RecvInto(buffer) => {
                 // The descriptor is asked for when there is a buffer: making one can run Python code, which may close the
@@ -184,10 +184,7 @@ impl SocketOperation {
                 let received = match received {
                     Err(error) if error.is_instance_of::<PyBufferError>(py) => {
                         // The socket's method says it in words of its own.
-                        return unless_blocked(
-                            py,
-                            socket.call_method1(intern!(py, "recv_into"), (buffer.bind(py),)),
-                        );
+                        return unless_blocked(py, socket.call_method1(py, intern!(py, "recv_into"), buffer));
                     }
                     received => received?,
                 };
@@ -197,20 +194,19 @@ impl SocketOperation {
                 }
             }
             Operation::RecvFrom(size) => {
-                unless_blocked(py, socket.call_method1(intern!(py, "recvfrom"), (size.bind(py),)))
+                unless_blocked(py, socket.call_method1(py, intern!(py, "recvfrom"), size))
             }
             Operation::RecvFromInto(buffer, size) => {
-                let buffer = buffer.bind(py);
                 let size = match size.bind(py).is_truthy()? {
                     true => size.clone(),
-                    false => Object::from_size(py, buffer.len()?)?,
+                    false => Object::from_size(py, buffer.bind(py).len()?)?,
                 };
-                unless_blocked(py, socket.call_method1(intern!(py, "recvfrom_into"), (buffer, size.bind(py))))
+                unless_blocked(py, socket.call_method(py, intern!(py, "recvfrom_into"), &[buffer, &size]))
             }
             Operation::SendAll { data, sent, .. } if self.by_method.get() => {
                 let so_far = Object::from_size(py, sent.get())?;
                 let progress = imports(py)?.send_by_method.call(py, &[&self.socket, data, &so_far]);
-                let Some(progress) = unless_blocked(py, progress.map(|all| all.into_bound(py)))? else {
+                let Some(progress) = unless_blocked(py, progress)? else {
                     return Ok(None);
                 };
                 let (so_far, is_all): (usize, bool) = progress.bind(py).extract()?;
@@ -236,15 +232,14 @@ impl SocketOperation {
             }
             Operation::SendTo(data, address) => {
                 self.core.stir();
-                let arguments = (data.bind(py), address.bind(py));
-                unless_blocked(py, socket.call_method1(intern!(py, "sendto"), arguments))
+                unless_blocked(py, socket.call_method(py, intern!(py, "sendto"), &[data, address]))
             }
             Operation::Accept => {
-                let accepted = unless_blocked(py, socket.call_method0(intern!(py, "accept")))?;
+                let accepted = unless_blocked(py, socket.call_method0(py, intern!(py, "accept")))?;
                 if let Some(accepted) = &accepted {
                     self.core.metrics.counts.accepted.add(1);
-                    let connection = accepted.bind(py).get_item(0)?;
-                    connection.call_method1(intern!(py, "setblocking"), (false,))?;
+                    let connection = Object::from(accepted.bind(py).get_item(0)?);
+                    connection.call_method1(py, intern!(py, "setblocking"), &boolean(py, false))?;
                     // asyncio's result is a pair, as accept()'s is.
                 }
                 Ok(accepted)
@@ -253,12 +248,15 @@ impl SocketOperation {
                 self.core.stir();
                 if !begun.replace(true) {
                     let connected =
-                        unless_blocked(py, socket.call_method1(intern!(py, "connect"), (address.bind(py),)))?;
+                        unless_blocked(py, socket.call_method1(py, intern!(py, "connect"), address))?;
                     self.core.metrics.counts.connected.add(usize::from(connected.is_some()));
                     return Ok(connected);
                 }
+                let option = [libc::SOL_SOCKET, libc::SO_ERROR];
+                let [level, name] = option.map(|number| Object::from_int(py, number));
                 let error: c_int = socket
-                    .call_method1(intern!(py, "getsockopt"), (libc::SOL_SOCKET, libc::SO_ERROR))?
+                    .call_method(py, intern!(py, "getsockopt"), &[&level?, &name?])?
+                    .bind(py)
                     .extract()?;
                 if error != 0 {
                     let message = format!("Connect call failed {}", address.bind(py).str()?);
@@ -271,20 +269,18 @@ impl SocketOperation {
     }
 
     fn recv(&self, py: Python<'_>, size: &Object) -> PyResult<Option<Object>> {
-        let size: isize = size.bind(py).extract()?;
-        let Ok(size) = usize::try_from(size) else {
+        let Ok(count) = usize::try_from(size.bind(py).extract::<isize>()?) else {
             return Err(new_error::<PyValueError>(py, "negative buffersize in recv"));
         };
         let fd = self.fileno(py)?;
-        if size == 0 {
+        if count == 0 {
             return new_bytes(py, b"").map(Some);
         }
-        if size > RECEIVE_BUFFER && !socket::is_stream(fd) {
+        if count > RECEIVE_BUFFER && !socket::is_stream(fd) {
             // The rest of a datagram would be lost.
-            let socket = self.socket.bind(py);
-            return unless_blocked(py, socket.call_method1(intern!(py, "recv"), (size,)));
+            return unless_blocked(py, self.socket.call_method1(py, intern!(py, "recv"), size));
         }
-        match self.core.receive_at_once(py, fd, size, &self.core.usual_size)? {
+        match self.core.receive_at_once(py, fd, count, &self.core.usual_size)? {
             Received::Data(data, _) => Ok(Some(data)),
             Received::Nothing => Ok(None),
         }
@@ -388,9 +384,9 @@ fn ready<T>(py: Python<'_>, result: io::Result<T>) -> PyResult<Option<T>> {
 }
 
 /// [`ready`] for Python's socket methods.
-fn unless_blocked(py: Python<'_>, result: PyResult<Bound<'_, PyAny>>) -> PyResult<Option<Object>> {
+fn unless_blocked(py: Python<'_>, result: PyResult<Object>) -> PyResult<Option<Object>> {
     match result {
-        Ok(result) => Ok(Some(result.into())),
+        Ok(result) => Ok(Some(result)),
         Err(error)
             if error.is_instance_of::<PyBlockingIOError>(py)
                 || error.is_instance_of::<PyInterruptedError>(py) =>
@@ -477,7 +473,7 @@ fn throw<'py>(this: ThisOperation<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Obj
     let value = value.filter(|value| !value.is_none());
     let error = match value {
         Some(value) if value.bind(py).is_instance(&thrown)? => PyErr::from_value(value.into_bound(py)),
-        Some(value) => PyErr::from_value(thrown.call1((value.into_bound(py),))?),
+        Some(value) => PyErr::from_value(Object::from(thrown).call1(py, &value)?.into_bound(py)),
         None => PyErr::from_value(thrown),
     };
     if let Some(traceback) = traceback.filter(|traceback| !traceback.is_none()) {

@@ -21,11 +21,11 @@ use crate::{method, method1};
 pub fn ensure_no_transport(this: ThisLoop<'_, '_>, fd: RawFd, given: &Bound<'_, PyAny>) -> PyResult<()> {
     let py = this.py();
     let Some(transport) = this.core.transport_of(py, fd) else { return Ok(()) };
-    let transport = transport.bind(py);
-    if transport.call_method0(intern!(py, "is_closing"))?.is_truthy()? {
+    if transport.call_method0(py, intern!(py, "is_closing"))?.bind(py).is_truthy()? {
         return Ok(());
     }
-    let message = format!("File descriptor {} is used by transport {}", given.repr()?, transport.repr()?);
+    let message =
+        format!("File descriptor {} is used by transport {}", given.repr()?, transport.bind(py).repr()?);
     Err(new_error::<PyRuntimeError>(py, message))
 }
 

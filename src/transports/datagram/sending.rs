@@ -87,10 +87,10 @@ impl Datagram {
         }
         let address = address.cloned().unwrap_or_else(|| Object::none(py));
         let socket = this.file.python_socket(py)?;
-        let sent = socket.bind(py).call_method1(intern!(py, "sendto"), (data.bind(py), address.bind(py)));
+        let sent = socket.call_method(py, intern!(py, "sendto"), &[data, &address]);
         Ok(match sent {
             Ok(sent) => {
-                written.add(sent.extract().unwrap_or(0));
+                written.add(sent.bind(py).extract().unwrap_or(0));
                 Sent::Done
             }
             Err(error)

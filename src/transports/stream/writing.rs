@@ -174,9 +174,8 @@ impl Stream {
     fn end_wait(this: ThisStream<'_, '_>, method: &Bound<'_, PyString>, value: &Object) -> PyResult<()> {
         let py = this.py();
         let Some(waiter) = this.empty_waiter.get() else { return Ok(()) };
-        let waiter = waiter.bind(py);
-        if !waiter.call_method0(intern!(py, "done"))?.is_truthy()? {
-            waiter.call_method1(method, (value.bind(py),))?;
+        if !waiter.call_method0(py, intern!(py, "done"))?.bind(py).is_truthy()? {
+            waiter.call_method1(py, method, value)?;
         }
         Ok(())
     }

@@ -1,0 +1,118 @@
+"""What CPython itself does wrong when it has no memory: programs without any event loop that crash it, or hang.
+
+`python -m torture.memory.crashes` says which of them crash the running Python.
+"""
+
+from __future__ import annotations
+
+import _testcapi
+import collections
+import functools
+import gc
+import os
+import pathlib
+import signal
+import sys
+import threading
+
+# Allocations of which each fails in turn.
+ALLOCATIONS = 60
+
+
+def dict_iterator():
+    """dictiter_new() destroys an iterator over items that is not tracked yet, for which there is no tuple."""
+    dicts = [{} for _ in range(3000)]
+    return lambda: collections.deque(iter(d.items()) for d in dicts), None
+
+
+def code_of_function():
+    """PyFunction_NewWithQualName() of 3.12.1 and 3.13.0 releases a function's code twice if there is no memory
+    for the function: whatever looks at the constants of the code around it crashes, the collector for one.
+    """
+    code = compile("def f(): pass\n", "<string>", "exec")
+    return lambda: exec(code, {}), lambda: repr(code.co_consts)
+
+
+def thread_start():
+    """threading.Thread.start() waits for good for a thread that has no memory to say that it has started."""
+    return lambda: threading.Thread(target=int).start(), None
+
+
+def growing_dict():
+    """PyDict_SetDefaultRef() of 3.13.0 goes on where a dict could not grow, and counts an item that is not there:
+    whatever looks at the dict crashes, as at asyncio's current tasks and at the namespaces of classes.
+    """
+    dicts = [dict.fromkeys("abcde") for _ in range(100)]
+
+    def act():
+        for each in dicts:
+            each.setdefault("f")
+
+    return act, lambda: [each.update(g=None) for each in dicts]
+
+
+# Where it hangs.
+STARTING = "Thread.start"
+# By the functions of which one is among the innermost of the backtrace.
+IN_COLLECTOR = ("_PyObject_IS_GC", "visit_decref", "visit_reachable", "tupletraverse", "dict_traverse")
+IN_DICT = ("unicode_get_hash", "build_indices_unicode", "build_indices_generic", "dictresize", "dict_dealloc")
+CRASHES = {
+    thread_start: (STARTING,),
+    dict_iterator: ("dictiter_dealloc",),
+    code_of_function: (*IN_COLLECTOR, "code_dealloc", "tupledealloc"),
+    growing_dict: (*IN_COLLECTOR, *IN_DICT),
+}
+
+
+def crashes(program):
+    """Whether it crashes the running Python, or never ends."""
+    act, look = program()
+    gc.collect()
+    gc.freeze()
+    for number in range(ALLOCATIONS):
+        pid = os.fork()
+        if pid == 0:
+            signal.alarm(2)
+            try:
+                _testcapi.set_nomemory(number, number + 1)
+                try:
+                    act()
+                except BaseException:
+                    pass
+                finally:
+                    _testcapi.remove_mem_hooks()
+                if look is not None:
+                    look()
+            finally:
+                os._exit(0)
+        if os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) < 0:
+            return True
+    return False
+
+
+@functools.cache
+def of_this_python():
+    """The functions of the interpreter in which a crash is its own."""
+    import subprocess
+
+    # In that folder, `torture` is found.
+    result = subprocess.run(
+        [sys.executable, "-m", __name__],
+        cwd=pathlib.Path(__file__).parents[2],
+        env={**os.environ, "PYTHONMALLOC": "debug"},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result
+    said = result.stdout.split()
+    return {name for program, names in CRASHES.items() if program.__name__ in said for name in names}
+
+
+def main():
+    for program in CRASHES:
+        if crashes(program):
+            print(program.__name__, flush=True)
+
+
+if __name__ == "__main__":
+    main()
