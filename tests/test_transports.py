@@ -36,6 +36,7 @@ async def test_a_transport_is_one_of_asyncios(attach):
     assert protocol.transport.can_write_eof() is True
     assert protocol.transport.is_reading() is True
     assert protocol.transport.is_closing() is False
+    assert protocol.transport.max_size == 256 * 1024
 
 
 async def test_data_received_gets_bytes(attach):

@@ -6,6 +6,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyType;
 
 use super::{Stream, ThisStream};
+use crate::core::RECEIVE_BUFFER;
 use crate::cpython::buffer::{Bytes, has_buffer};
 use crate::cpython::class::{self, Definition};
 use crate::cpython::errors::new_error;
@@ -198,6 +199,7 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     };
     let class = class::make::<Stream>(definition)?;
     class.setattr(intern!(py, "_start_tls_compatible"), true)?;
+    class.setattr(intern!(py, "max_size"), Object::from_size(py, RECEIVE_BUFFER)?.bind(py))?;
     class.setattr(
         intern!(py, "_sendfile_compatible"),
         import(py, "asyncio.constants")?
