@@ -166,6 +166,15 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
                 },
                 "_reset_empty_waiter($self, /)\n--\n\nAllow writing again."
             ),
+        method0!(
+                Stream,
+                "_send_in_thread",
+                |this| {
+                    Stream::send_in_thread(this);
+                    none(this)
+                },
+                "_send_in_thread($self, /)\n--\n\nSend what was written, in another thread than the event loop's."
+            ),
         method1!(
                 Stream,
                 "_force_close",
