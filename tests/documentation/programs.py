@@ -75,7 +75,7 @@ def send_line(running):
         sock.sendall(b"hello\n")
         running.wait_for_output("hello")
         running.interrupt()
-        assert sock.recv(100) == b""
+    # CPython 3.12 waits for it to be closed.
 
 
 def introspected(running):
