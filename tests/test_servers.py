@@ -373,6 +373,19 @@ async def test_a_factory_that_fails_costs_its_connection_only(loop):
         await asyncio.gather(*(protocol.lost() for protocol in served))
 
 
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+async def test_a_connection_for_which_the_factory_makes_no_protocol_is_closed(loop):
+    calls = []
+    server = await loop.create_server(lambda: calls.append(1), "127.0.0.1", 0)
+    client = connect(server.sockets[0].getsockname())
+    await helpers.until(lambda: calls)
+    await helpers.iterations(3)
+    gc.collect()
+    assert await asyncio.wait_for(helpers.read_to_end(client), 5) == b""
+    client.close()
+    server.close()
+
+
 async def test_a_factory_that_fails_is_reported_in_debug_mode(loop, reports):
     def factory():
         raise ValueError("no protocol")

@@ -165,6 +165,34 @@ def test_somebody_elses_wakeup_descriptor_is_given_back(loop, handlers):
             assert signal.set_wakeup_fd(-1) == peer.fileno()
 
 
+@pytest.mark.parametrize("whose", ["another loop's", "the program's"])
+def test_signals_are_not_written_to_whoever_has_the_number_of_a_closed_wakeup_descriptor(new_loop, whose):
+    if whose == "another loop's":
+        other = new_loop()
+        other.add_signal_handler(signal.SIGUSR2, print)
+        close = other.close
+    else:
+        ours, peer = helpers.unix_pair()
+        signal.set_wakeup_fd(peer.fileno())
+
+        def close():
+            ours.close()
+            peer.close()
+
+    loop = new_loop()
+    loop.add_signal_handler(SIGNAL, print)
+    close()
+    strangers = [sock for _ in range(3) for sock in helpers.unix_pair()]
+    loop.close()
+    signal.signal(SIGNAL, lambda *_: None)
+    send()
+    for sock in strangers:
+        with pytest.raises(BlockingIOError):
+            sock.recv(1)
+    for sock in strangers:
+        sock.close()
+
+
 def test_somebody_elses_wakeup_descriptor_hears_of_every_signal(loop, monkeypatch):
     """Also of one that arrives as the loop finds out whether there is such a descriptor."""
     if getattr(loop, "_poller", None) == "portable":

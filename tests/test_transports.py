@@ -641,3 +641,32 @@ async def test_a_closed_socket_has_no_number_for_the_end_of_what_is_written(loop
     finally:
         for sock in (peer, *strangers):
             sock.close()
+
+
+async def test_a_socket_that_is_closed_while_its_transport_is_made_has_no_number(loop):
+    ours, peer = socket.socketpair()
+    strangers = []
+
+    class Closing(Recorder):
+        @property
+        def connection_made(self):
+            if not strangers:
+                number = ours.fileno()
+                ours.close()
+                strangers.extend(socket.socketpair())
+                assert number in [sock.fileno() for sock in strangers]
+                for sock in strangers:
+                    sock.send(b"not for the protocol")
+            return super().connection_made
+
+    protocol = Closing()
+    try:
+        transport, _ = await loop.create_connection(lambda: protocol, sock=ours)
+        transport.write(b"not for strangers")
+        assert isinstance(await protocol.lost(), OSError)
+        assert protocol.data == b""
+        for sock in strangers:
+            assert sock.recv(100) == b"not for the protocol"
+    finally:
+        for sock in (peer, *strangers):
+            sock.close()

@@ -42,6 +42,15 @@ def _forget_parents_descriptor() -> None:
 os.register_at_fork(after_in_child=_forget_parents_descriptor)
 
 
+def _file_of(fd: int) -> tuple[int, int] | None:
+    """What tells the file of a descriptor from one that gets its number later; None if there is no file."""
+    try:
+        status = os.fstat(fd)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
 def _noop(signum: int, frame: object) -> None:
     """The Python-level handler of a signal that a loop handles: the wakeup descriptor does the work."""
 
@@ -57,6 +66,8 @@ class SignalHandling(_core.Loop):
         self._csock: socket.socket | None = None
         # The wakeup descriptor to put back; None while this loop's is not in force.
         self._former_wakeup_fd: int | None = None
+        # Its file.
+        self._former_file: tuple[int, int] | None = None
 
     # --- The wakeup descriptor ---
 
@@ -94,6 +105,7 @@ class SignalHandling(_core.Loop):
                 _in_force.discard(fd)
             raise
         if former != fd:
+            self._former_file = _file_of(former) if former >= 0 else None
             self._former_wakeup_fd = former
         return former
 
@@ -101,10 +113,14 @@ class SignalHandling(_core.Loop):
         if self._former_wakeup_fd is None or self._csock is None:
             return
         fd = self._csock.fileno()
+        former = self._former_wakeup_fd
+        if former >= 0 and _file_of(former) != self._former_file:
+            # It was closed meanwhile: signals must not be written to whoever has its number now.
+            former = -1
         try:
-            current = signal.set_wakeup_fd(self._former_wakeup_fd)
+            current = signal.set_wakeup_fd(former)
         except (ValueError, OSError):
-            # It was closed meanwhile.
+            # It was closed meanwhile, or blocks by now.
             current = signal.set_wakeup_fd(-1)
         if current not in (fd, -1):
             # Somebody else has taken it since.

@@ -32,8 +32,9 @@ fn make_socket_transport<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> P
     if peer.as_ref().is_none_or(Address::is_internet) {
         socket::set_nodelay(fd);
     }
-    let parts = Parts { context: given(context), ..parts(this, fd, protocol, waiter, extra)? };
+    // First: looking at the protocol can run Python code, which may close the socket.
     let file = SocketFile::of_python(py, sock, fd, peer)?;
+    let parts = Parts { context: given(context), ..parts(this, fd, protocol, waiter, extra)? };
     Ok(Stream::create(py, parts, file, given(server))?.into_object())
 }
 
@@ -47,14 +48,19 @@ fn make_datagram_transport<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) ->
     watchers::ensure_no_transport(this, fd, &sock.bind(py))?;
     this.check_closed(this.py())?;
     let peer = socket::peer_address(fd).ok().map(Address::from);
-    let parts = parts(this, fd, protocol, waiter, extra)?;
+    // First: looking at the protocol can run Python code, which may close the socket.
     let file = SocketFile::of_python(py, sock, fd, peer)?;
+    let parts = parts(this, fd, protocol, waiter, extra)?;
     let header = imports(py)?.datagram_header;
     Ok(Datagram::create(py, parts, file, given(address), header)?.into_object())
 }
 
-/// What a transport of the event loop is made of. AttributeError for what is no protocol: asyncio looks for connection_made()
-/// when it makes the transport.
+/// AttributeError for what is no protocol: asyncio looks for connection_made() when it makes a transport.
+pub(super) fn check_protocol(py: Python<'_>, protocol: &Object) -> PyResult<()> {
+    protocol.bind(py).getattr(intern!(py, "connection_made")).map(drop)
+}
+
+/// What a transport of the event loop is made of.
 pub(super) fn parts(
     this: ThisLoop<'_, '_>,
     fd: std::os::fd::RawFd,
@@ -62,8 +68,7 @@ pub(super) fn parts(
     waiter: Option<Object>,
     extra: Option<Object>,
 ) -> PyResult<Parts> {
-    let py = this.py();
-    protocol.bind(py).getattr(intern!(py, "connection_made"))?;
+    check_protocol(this.py(), &protocol)?;
     Ok(Parts {
         core: Rc::clone(&this.core),
         event_loop: this.object(),

@@ -8,6 +8,7 @@ use pyo3::ffi::PyMethodDef;
 use pyo3::prelude::*;
 use std::io;
 
+use super::making::check_protocol;
 use super::{Loop, ThisLoop, given};
 use crate::core::{Core, Direction, Waiter};
 use crate::cpython::args::{Args, all};
@@ -224,6 +225,7 @@ impl Listener {
     ) -> PyResult<()> {
         let py = this.py();
         let protocol = this.protocol_factory.call(py, &[])?;
+        check_protocol(py, &protocol)?;
         if cfg!(not(target_os = "linux")) && peer.is_internet() {
             socket::set_nodelay(fd.as_raw_fd());
         }
