@@ -31,8 +31,8 @@ pytestmark = [
 TESTS = pathlib.Path(__file__).parent.parent
 # Allocations to fail of each program, and of each way to fail it.
 ALLOCATIONS = int(effort.effort(2, 60))
-# More than the smallest programs make.
-EACH = 200
+# More than the small programs make, of which each allocation fails.
+EACH = 1000
 # How many programs are compared with asyncio's loop at a time: most of it is waiting.
 COMPARISONS = 6
 # As many at most of asyncio's own loop, for each program in which something is wrong.

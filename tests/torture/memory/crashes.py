@@ -16,7 +16,7 @@ import sys
 import threading
 
 # Allocations of which each fails in turn.
-ALLOCATIONS = 60
+ALLOCATIONS = 300
 
 
 def dict_iterator():
@@ -51,6 +51,20 @@ def growing_dict():
     return act, lambda: [each.update(g=None) for each in dicts]
 
 
+def formatted_string():
+    """fstring_compile_expr() of 3.11 does not look whether there was memory for a parser of its own.
+    optimize_and_assemble_code_unit() of 3.12.1 releases a control flow graph that was never made;
+    compiler_enter_scope() of 3.13.0 adds to a sequence of instructions that was never made.
+    """
+    source = "def f(self): return f'{self.one!r}, {self.two!r}'"
+
+    def act():
+        compile(source, "<string>", "exec")
+
+    act()
+    return act, None
+
+
 # Where it hangs.
 STARTING = "Thread.start"
 # By the functions of which one is among the innermost of the backtrace.
@@ -61,6 +75,7 @@ CRASHES = {
     dict_iterator: ("dictiter_dealloc",),
     code_of_function: (*IN_COLLECTOR, "code_dealloc", "tupledealloc"),
     growing_dict: (*IN_COLLECTOR, *IN_DICT),
+    formatted_string: ("fstring_compile_expr", "fstring_find_expr", "_PyCfgBuilder_Fini", "codegen_addop_i"),
 }
 
 
