@@ -689,3 +689,26 @@ async def test_a_listening_sockets_own_accept_is_called(loop, of):
     server.close()
     await server.wait_closed()
     await refused(address)
+
+
+async def test_a_server_that_is_closed_as_a_connection_waits_for_its_own_accept(loop):
+    class Own(socket.socket):
+        def accept(self):
+            return super().accept()
+
+    def close():
+        loop.remove_reader(ours)
+        server.close()
+
+    sock = Own()
+    sock.bind(("127.0.0.1", 0))
+    server = await loop.create_server(asyncio.Protocol, sock=sock)
+    ours, peer = socket.socketpair()
+    loop.add_reader(ours, close)
+    await asyncio.sleep(0)
+    client = connect(sock.getsockname())
+    peer.send(b"x")  # both are seen by the same look at the descriptors
+    await helpers.until(lambda: sock.fileno() < 0)
+    await helpers.iterations(3)
+    for each in (client, ours, peer):
+        each.close()

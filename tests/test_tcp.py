@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import socket
 import time
 
@@ -255,6 +256,7 @@ async def test_a_factory_that_makes_no_protocol(loop):
         address = server.getsockname()
         with pytest.raises(AttributeError, match="connection_made"):
             await loop.create_connection(lambda: None, *address)
+        gc.collect()  # asyncio's transport, which still has the number that the next socket gets
         sock = socket.create_connection(address)
         with pytest.raises(AttributeError, match="connection_made"):
             await loop.create_connection(lambda: None, sock=sock)

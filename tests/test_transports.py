@@ -8,6 +8,7 @@ import gc
 import mmap
 import os
 import socket
+import threading
 import weakref
 
 import helpers
@@ -36,6 +37,7 @@ async def test_a_transport_is_one_of_asyncios(attach):
     assert protocol.transport.can_write_eof() is True
     assert protocol.transport.is_reading() is True
     assert protocol.transport.is_closing() is False
+    assert protocol.transport.max_size == 256 * 1024
 
 
 async def test_data_received_gets_bytes(attach):
@@ -511,6 +513,42 @@ async def test_what_is_done_to_the_socket_comes_after_what_was_written(attach):
     sock.shutdown(socket.SHUT_WR)
     assert await helpers.read_to_end(peer) == b"written, sent, written, sent, written"
     assert protocol.calls == ["connection_made"]
+
+
+async def test_what_another_thread_does_to_the_socket_comes_after_what_was_written(attach):
+    protocol, peer = await attach(Recorder())
+    sock = protocol.transport.get_extra_info("socket")
+
+    def in_thread(function, *args):
+        thread = threading.Thread(target=function, args=args)
+        thread.start()
+        thread.join()
+
+    def send():
+        with sock.dup() as duplicate:
+            duplicate.send(b"sent, ")
+
+    for _ in range(2):
+        protocol.transport.write(b"written, ")
+        in_thread(send)
+    protocol.transport.write(b"written")
+    in_thread(sock.shutdown, socket.SHUT_WR)
+    assert await helpers.read_to_end(peer) == b"written, sent, written, sent, written"
+    assert protocol.calls == ["connection_made"]
+
+
+async def test_a_write_whose_error_another_thread_meets_ends_the_connection(loop, attach):
+    protocol, peer = await attach(Recorder())
+    protocol.transport.pause_reading()
+    helpers.reset(peer)
+    # What is written in an iteration of several callbacks is not sent at once.
+    loop.call_soon(int)
+    await asyncio.sleep(0)
+    protocol.transport.write(b"x")
+    thread = threading.Thread(target=protocol.transport.get_extra_info("socket").fileno)
+    thread.start()
+    thread.join()
+    assert isinstance(await protocol.lost(), OSError)
 
 
 async def test_the_representation_tells_the_state(attach):

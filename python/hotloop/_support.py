@@ -80,9 +80,13 @@ class StreamSocket(trsock.TransportSocket):
 
     def _send_what_was_written(self) -> None:
         transport = self._transport()
-        # Other threads leave it to the loop.
-        if transport is not None and transport._loop._thread_id == threading.get_ident():
+        if transport is None:
+            return
+        if transport._loop._thread_id == threading.get_ident():
             transport.get_write_buffer_size()
+        else:
+            # What follows from an error, or from a full socket, is left to the loop.
+            transport._send_in_thread()
 
     def fileno(self) -> int:
         self._send_what_was_written()

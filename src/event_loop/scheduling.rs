@@ -106,7 +106,8 @@ fn call_at_time<'py>(
     let ([time, callback], context) = args.leading(method, [name, "callback"], intern!(py, "context"))?;
     let when = when(&time.bind(py))?;
     this.check_closed(this.py())?;
-    let handle = make_handle(this, method, callback, args, 2, context)?;
+    // asyncio's call_later() calls call_at(), which is what debug mode's errors name.
+    let handle = make_handle(this, "call_at", callback, args, 2, context)?;
     Ok(TimerHandle::schedule(py, when, handle, &this.core.schedule)?.into_object())
 }
 

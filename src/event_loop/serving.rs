@@ -120,7 +120,7 @@ fn stop_serving<'py>(this: ThisLoop<'_, 'py>, sock: pyo3::Borrowed<'_, 'py, PyAn
     {
         listener.stopped.set(true);
     }
-    drop(waiter);
+    Waiter::dismiss(py, waiter)?;
     sock.call_method0(py, intern!(py, "close"))?;
     Ok(Object::none(py))
 }

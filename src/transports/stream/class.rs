@@ -6,6 +6,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyType;
 
 use super::{Stream, ThisStream};
+use crate::core::RECEIVE_BUFFER;
 use crate::cpython::buffer::{Bytes, has_buffer};
 use crate::cpython::class::{self, Definition};
 use crate::cpython::errors::new_error;
@@ -165,6 +166,15 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
                 },
                 "_reset_empty_waiter($self, /)\n--\n\nAllow writing again."
             ),
+        method0!(
+                Stream,
+                "_send_in_thread",
+                |this| {
+                    Stream::send_in_thread(this);
+                    none(this)
+                },
+                "_send_in_thread($self, /)\n--\n\nSend what was written, in another thread than the event loop's."
+            ),
         method1!(
                 Stream,
                 "_force_close",
@@ -198,6 +208,7 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     };
     let class = class::make::<Stream>(definition)?;
     class.setattr(intern!(py, "_start_tls_compatible"), true)?;
+    class.setattr(intern!(py, "max_size"), Object::from_size(py, RECEIVE_BUFFER)?.bind(py))?;
     class.setattr(
         intern!(py, "_sendfile_compatible"),
         import(py, "asyncio.constants")?

@@ -74,6 +74,15 @@ impl Stream {
         if this.blocked.get() || this.queue.borrow().is_empty() { Ok(()) } else { Stream::flush(this) }
     }
 
+    /// Sends what is queued, in another thread than the event loop's, which hears of errors and of a full socket when it sends
+    /// the rest.
+    pub fn send_in_thread(this: ThisStream<'_, '_>) {
+        // GIL: the event loop's thread is not sending meanwhile.
+        if !this.blocked.get() && !this.is_lost() {
+            let _ = Stream::drain(this);
+        }
+    }
+
     /// Sends what is queued; what the socket does not take waits until it becomes writable.
     #[inline]
     fn flush(this: ThisStream<'_, '_>) -> PyResult<()> {
