@@ -31,8 +31,8 @@ pytestmark = [
 TESTS = pathlib.Path(__file__).parent.parent
 # Allocations to fail of each program, and of each way to fail it.
 ALLOCATIONS = int(effort.effort(2, 60))
-# More than the smallest programs make.
-EACH = 200
+# More than the small programs make, of which each allocation fails.
+EACH = 1000
 # How many programs are compared with asyncio's loop at a time: most of it is waiting.
 COMPARISONS = 6
 # As many at most of asyncio's own loop, for each program in which something is wrong.
@@ -66,12 +66,12 @@ def innermost(backtrace):
     found = [re.match(r"#\d+ +(?:0x\w+ in )?([\w:<>]+)", line) for line in backtrace]
     names = [match[1] for match in found if match]
     # What the C library does with a block that is freed twice.
-    library = re.compile(r"_*(pthread_kill|GI_|libc_message|malloc_printerr|int_free)|raise|abort|_PyObject_Free")
-    return [name for name in names if not library.match(name)][:4]
+    library = "_*(pthread_kill|GI_|libc_message|malloc_printerr|int_free)|raise|abort|_PyObject_Free"
+    return [name for name in names if not re.match(library, name)][:4]
 
 
 def crash(names, mode, kind, result):
-    """Where the process has crashed, as gdb sees it; None if the interpreter crashes there without any loop."""
+    """Where the process has crashed, as gdb sees it; None if the interpreter crashes there without a loop."""
     from torture.memory import crashes
 
     numbers = ",".join([str(result["number"])] * REPEATS)
@@ -116,10 +116,11 @@ def is_of_peer(result):
 
 
 def is_of_thread(result):
-    """Whether threading.Thread.start() has waited for good for a thread that could not say that it has started."""
-    from torture.memory import crashes, runner
+    """Whether it hangs as threads do in this Python with no loop."""
+    from torture.memory import crashes
 
-    return runner.is_of_thread(result) and crashes.STARTING in crashes.of_this_python()
+    waits = [each for each in (crashes.STARTING, crashes.LEAVING) if re.search(each, result["log"])]
+    return bool(waits) and not crashes.of_this_python().isdisjoint(waits)
 
 
 def problems(result):
@@ -131,8 +132,8 @@ def problems(result):
 
 
 def is_of_task(tasks, result):
-    """Whether tasks wait for one that asyncio's C code has lost, or for gather(): as they were woken, there was no memory, and
-    they are not woken again. The event loop is told, and tells, if there is memory for that.
+    """Whether tasks wait for one that asyncio's C code has lost, or for gather(): as they were woken, there
+    was no memory, and they are not woken again. The event loop is told, and tells, if it has memory for that.
     """
     is_lost = [not re.search(r"wait_for=<(?!_Gathering)\w+ (pending|cancelling)", task) for task in tasks]
     return any(is_lost) and (result["told"] or result["kind"] == "on")
@@ -176,8 +177,8 @@ def test_without_memory(mode, kind, record_property):
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("kind", ["once", "on"])
 def test_each_allocation(kind, record_property):
-    """Of programs in which a few did harm: a callback's exception that there was no memory to report became a panic,
-    and the thread that watches ended the process where there was none for its thread state.
+    """Of programs in which a few did harm: a callback's exception that there was no memory to report became a
+    panic, and the thread that watches ended the process where there was none for its thread state.
     """
     check(["failing_callback", "watching"], "warm", kind, EACH, record_property)
 

@@ -27,6 +27,8 @@ def prepare(name):
     """What takes long and is the same for all runs of a program, or is not to be tried without memory."""
     if name == "tls":
         contexts()
+    if name in ("tls", "getaddrinfo"):
+        "localhost".encode("idna")  # imports a module with functions: see crashes.code_of_function()
     if name in ("metrics", "watching"):
         compile_dataclasses()
 
@@ -35,8 +37,8 @@ def prepare(name):
 def compile_dataclasses():
     """Have the methods of dataclasses compiled, and import the rest again later.
 
-    The compiler and the parser of CPython 3.11 do not survive a failed allocation: they follow null pointers and free
-    blocks twice, with any source. Nor is a SyntaxError what should come of it.
+    The compiler of CPython 3.11 to 3.13 does not survive a failed allocation: see crashes.formatted_string().
+    Nor is a SyntaxError what should come of it.
     """
     codes = {}
 

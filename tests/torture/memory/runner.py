@@ -15,6 +15,7 @@ import faulthandler
 import gc
 import json
 import os
+import pathlib
 import re
 import select
 import signal
@@ -25,7 +26,7 @@ import time
 import traceback
 
 from .. import effort
-from . import attempt, programs
+from . import attempt, crashes, programs
 
 # How many allocations fail of the kind `on`. It is not all of them: CPython tries again where it has
 # no memory for the number of the instruction at which an exception came.
@@ -38,9 +39,12 @@ GDB = [
 # Attempts at a time: most of those that take long wait.
 CHILDREN = 32
 ORDERED_CHILDREN = 8
-# How long an attempt may take, in seconds, and one that is made again: longer than any does on a busy machine.
+# How long an attempt may take, in seconds, and one that is made again: longer than any does on a busy
+# machine.
 LIMIT = 6.0
 MORE_LIMIT = 12.0
+# The same for one that gdb follows, which reads symbols first.
+TRACED_LIMIT = 60.0
 # The patience of an attempt that is made again, because the first may have been one that was just slow.
 MORE_PATIENCE = 3.0
 
@@ -53,16 +57,19 @@ class Child:
         self.log = tempfile.TemporaryFile()  # noqa: SIM115  (open until end())
         self.data = b""
         self.hung = False
-        self.deadline = time.monotonic() + (LIMIT if patience == attempt.PATIENCE else MORE_LIMIT)
+        limit = LIMIT if patience == attempt.PATIENCE else MORE_LIMIT
+        self.deadline = time.monotonic() + (TRACED_LIMIT if traced else limit)
         self.reader, writer = os.pipe()
+        start, starter = os.pipe()
         self.pid = os.fork()
         if self.pid == 0:
             os.close(self.reader)
+            os.close(starter)
             os.dup2(self.log.fileno(), 1)
             os.dup2(self.log.fileno(), 2)
             faulthandler.enable(2)
-            while traced and "TracerPid:\t0" in open("/proc/self/status").read():  # noqa: SIM115
-                time.sleep(0.01)
+            os.read(start, 1)  # whether it is traced or not: it has to make the same allocations
+            os.close(start)
             status = 1
             try:
                 result = attempt.attempt(loop_name, name, first, last, patience)
@@ -74,12 +81,17 @@ class Child:
             finally:
                 os._exit(status)
         os.close(writer)
+        os.close(start)
         self.gdb = None
         if traced:
             gdb = [*GDB, "-p", str(self.pid)]
-            self.gdb = subprocess.Popen(
-                gdb, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-            )
+            self.gdb = subprocess.Popen(gdb, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+            while self.gdb.poll() is None and not self.is_traced():
+                time.sleep(0.01)
+        os.close(starter)
+
+    def is_traced(self):
+        return "TracerPid:\t0" not in pathlib.Path(f"/proc/{self.pid}/status").read_text()
 
     def receive(self):
         """Take what it says. Returns whether that was all."""
@@ -108,8 +120,8 @@ class Child:
 
 
 def is_of_thread(result):
-    """Whether an attempt hangs in Thread.start()."""
-    return bool(re.search(r'threading.py", line \d+ in start\b', result["log"]))
+    """Whether an attempt hangs as CPython's threads do without memory."""
+    return any(re.search(each, result["log"]) for each in (crashes.STARTING, crashes.LEAVING))
 
 
 def is_of_time(result):
@@ -153,9 +165,15 @@ def choose(count, most, name):
     return every if len(every) <= most else sorted(effort.seeded(name).sample(every, most))
 
 
-def run(loop_name, names, mode, kind, numbers, traced):
-    # The collector looks at what the programs make only.
+def freeze():
+    """Have the collector look at what is made from now on only."""
+    gc.collect()
+    crashes.circumvent()
     gc.freeze()
+
+
+def run(loop_name, names, mode, kind, numbers, traced):
+    freeze()
     for name in names:
         programs.prepare(name)
         if name != "import":
@@ -164,8 +182,7 @@ def run(loop_name, names, mode, kind, numbers, traced):
                 result = attempt.attempt(loop_name, name, attempt.MOST, 0)
                 assert result["error"] is None, result
                 assert not result["problems"], result
-    gc.collect()
-    gc.freeze()
+    freeze()
     counts = {}
     if found := re.fullmatch(r"(\w+)([=~])(.*)", numbers):
         name, how, which = found.groups()
