@@ -551,6 +551,8 @@ async def test_a_receive_is_suspended_while_it_waits(loop, pair):
     ours, peer = pair
     receiving = loop.sock_recv(ours, 10)
     assert not receiving.cr_suspended
+    if helpers.PYTHON >= (3, 15):
+        assert inspect.getcoroutinestate(receiving) == inspect.CORO_CREATED
     task = loop.create_task(receiving)
     await asyncio.sleep(0)
     assert inspect.getcoroutinestate(receiving) == inspect.CORO_SUSPENDED

@@ -86,7 +86,9 @@ class Outcome:
 class Running:
     """A program that runs, in a folder of its own."""
 
-    def __init__(self, loop_name, examples, ports, source, command=("example.py",), typed="", env=None):
+    def __init__(
+        self, loop_name, examples, ports, source, command=("example.py",), typed="", env=None, unbuffered=True
+    ):
         self.loop_name = loop_name
         self.examples = examples
         self.ports = ports
@@ -101,12 +103,12 @@ class Running:
             (self.folder / "errors").open("w") as stderr,
         ):
             self.process = subprocess.Popen(
-                [sys.executable, "-u", *COMMANDS[loop_name], *command],
+                [sys.executable, *COMMANDS[loop_name], *command],
                 stdin=stdin,
                 stdout=stdout,
                 stderr=stderr,
                 cwd=self.folder,
-                env={**os.environ, **(env or {})},
+                env={**os.environ, "PYTHONUNBUFFERED": "1" if unbuffered else "", **(env or {})},
             )
 
     def wait_for(self, condition):
@@ -172,8 +174,10 @@ def run(program, this, examples, loop_name):
         typed = ""
         if program.typed:
             typed = "".join(f"{line}\n" for line in re.findall("^>>> (.*)", source, re.MULTILINE))
+        # A line of a thread is printed in two pieces where it is not buffered.
+        unbuffered = not program.unordered
         with contextlib.closing(
-            Running(loop_name, examples, ports, source, program.command, typed, env)
+            Running(loop_name, examples, ports, source, program.command, typed, env, unbuffered)
         ) as running:
             if program.talk is not None:
                 program.talk(running)

@@ -168,6 +168,16 @@ unsafe extern "C" fn am_send(
     }
 }
 
+/// The state as the inspect module names it.
+fn state_name(state: State) -> &'static str {
+    match state {
+        State::Fresh => "CORO_CREATED",
+        State::Running => "CORO_RUNNING",
+        State::Waiting(_) | State::Woken => "CORO_SUSPENDED",
+        State::Done => "CORO_CLOSED",
+    }
+}
+
 fn name(this: ThisOperation<'_, '_>) -> PyResult<Object> {
     Object::from_str(this.py(), this.operation.name())
 }
@@ -208,6 +218,10 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
                 this.py(),
                 matches!(this.state.get(), State::Waiting(_) | State::Woken)
             ))),
+            attribute!(SocketOperation, "cr_state", |this| Object::from_str(
+                this.py(),
+                state_name(this.state.get())
+            )),
             attribute!(SocketOperation, "cr_origin", |this| Ok(Object::none(this.py()))),
             attribute!(SocketOperation, "cr_await", |this| Ok(this
                 .future
