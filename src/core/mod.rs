@@ -22,6 +22,7 @@ use pyo3::prelude::*;
 
 use crate::cpython::borrowing::StateCell;
 use crate::cpython::class::Visitor;
+use crate::cpython::errors::no_memory;
 use crate::cpython::object::Object;
 use crate::cpython::received::{self, Blank};
 use crate::handle::Schedule;
@@ -33,14 +34,18 @@ use crate::reactor::poller::{self, Poller};
 use crate::reactor::registry::Registry;
 use crate::reactor::turns::Turns;
 use crate::reactor::waker::Inbox;
+use crate::reserve::zeroes;
 
 pub use future::resolve;
 use iterations::Sending;
 pub use iterations::report_error;
 pub use metrics::{Count, Metrics};
 pub use ready::{OnReady, Readiness, Ready, Step};
-pub use receiving::Received;
+pub use receiving::{LEAST, Received};
 pub use watching::{Direction, Waiter, Watch};
+
+/// Places that the program's callbacks leave free in the ready queue, for what the loop queues on its own.
+const HEADROOM: usize = 256;
 
 /// One receive gets at the most this many bytes: asyncio's `max_size`.
 pub const RECEIVE_BUFFER: usize = 256 * 1024;
@@ -135,6 +140,17 @@ impl Core {
 
     // --- The ready queue ---
 
+    /// Makes room for another callback of the program's. MemoryError if there is none.
+    #[inline(always)]
+    pub fn reserve(&self, py: Python<'_>) -> PyResult<()> {
+        let mut ready = self.ready.borrow_mut();
+        if ready.capacity() - ready.len() >= HEADROOM || ready.try_reserve(2 * HEADROOM).is_ok() {
+            return Ok(());
+        }
+        drop(ready);
+        Err(no_memory(py))
+    }
+
     #[inline(always)]
     pub fn push(&self, entry: Ready) {
         if self.inbox.is_filled() {
@@ -144,11 +160,15 @@ impl Core {
         self.ready.borrow_mut().push_back(entry);
     }
 
-    /// Queues from another thread, and wakes the event loop if it is asleep.
-    pub fn send(&self, entry: Ready) {
+    /// Queues from another thread, and wakes the event loop if it is asleep. MemoryError if there is no room.
+    pub fn send(&self, py: Python<'_>, entry: Ready) -> PyResult<()> {
+        if !self.inbox.reserve() {
+            return Err(no_memory(py));
+        }
         if self.inbox.deliver((entry, clock::ticks())) {
             self.wake();
         }
+        Ok(())
     }
 
     /// Ends a wait that is under way in another thread.
@@ -169,8 +189,12 @@ impl Core {
 
     #[cold]
     fn collect_inbox(&self) {
-        let entries = self.inbox.collect();
         let mut ready = self.ready.borrow_mut();
+        if ready.try_reserve(self.inbox.count() + HEADROOM).is_err() {
+            // They stay where they are until there is memory.
+            return;
+        }
+        let entries = self.inbox.collect();
         let others = ready.len();
         self.metrics.begin_batches(others);
         for (entry, since) in entries {
@@ -223,20 +247,37 @@ impl Core {
         self.received.borrow_mut().put_back(blank);
     }
 
-    /// Lends the memory for datagrams to `f`.
-    pub fn with_batch<R>(&self, f: impl FnOnce(&mut Batch) -> R) -> R {
-        let mut batch = self.batch.take().unwrap_or_default();
+    /// Lends the memory for datagrams to `f`. MemoryError if there is none.
+    pub fn with_batch<R>(&self, py: Python<'_>, f: impl FnOnce(&mut Batch) -> R) -> PyResult<R> {
+        let mut batch =
+            self.batch.take().or_else(|| Batch::new().map(Box::new)).ok_or_else(|| no_memory(py))?;
         let result = f(&mut batch);
         self.batch.set(Some(batch));
-        result
+        Ok(result)
     }
 
-    /// Lends the receive buffer to `f`.
-    pub fn with_buffer<R>(&self, f: impl FnOnce(&mut [u8]) -> R) -> R {
-        let mut buffer = self.buffer.take().unwrap_or_else(|| vec![0; RECEIVE_BUFFER].into_boxed_slice());
+    /// Whether there is a receive buffer, of [`RECEIVE_BUFFER`] bytes, so that [`Core::with_buffer`] cannot fail.
+    pub fn has_buffer(&self) -> bool {
+        let buffer = self.buffer.take();
+        let is_there = buffer.is_some();
+        self.buffer.set(buffer);
+        is_there
+    }
+
+    /// Lends the receive buffer to `f`, which has at least so many bytes. MemoryError if there is no memory for them.
+    pub fn with_buffer<R>(
+        &self,
+        py: Python<'_>,
+        least: usize,
+        f: impl FnOnce(&mut [u8]) -> R,
+    ) -> PyResult<R> {
+        let buffer = self.buffer.take().or_else(|| zeroes(RECEIVE_BUFFER)).or_else(|| zeroes(least));
+        let mut buffer = buffer.ok_or_else(|| no_memory(py))?;
         let result = f(&mut buffer);
-        self.buffer.set(Some(buffer));
-        result
+        if buffer.len() == RECEIVE_BUFFER {
+            self.buffer.set(Some(buffer));
+        }
+        Ok(result)
     }
 
     // --- The end ---

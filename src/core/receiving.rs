@@ -27,6 +27,9 @@ const SMALL: usize = 480;
 /// ...and what is larger than this is not to take up much more memory than it needs: a program may keep it.
 const LARGE: usize = 8 * 1024;
 
+/// Bytes to receive at a time where there is no memory for the usual buffer.
+pub const LEAST: usize = 8 * 1024;
+
 /// Follows what comes: up at once, down slowly.
 fn note_size(usual: &Cell<usize>, size: usize) {
     let former = usual.get();
@@ -61,7 +64,7 @@ impl Core {
         later: &Cell<i32>,
     ) -> PyResult<Received> {
         if usual.get() < SMALL {
-            return self.receive_and_copy(py, fd, RECEIVE_BUFFER, usual);
+            return self.receive_and_copy(py, fd, RECEIVE_BUFFER, LEAST, usual);
         }
         let mut blank = self.blank_bytes(py, room(usual).min(RECEIVE_BUFFER))?;
         let slice = blank.as_mut_slice();
@@ -73,9 +76,9 @@ impl Core {
                 return nothing_or(py, error);
             }
         };
-        if count == capacity && count < RECEIVE_BUFFER {
+        if count == capacity && count < RECEIVE_BUFFER && self.has_buffer() {
             // There may be more.
-            return self.with_buffer(|buffer| {
+            return self.with_buffer(py, RECEIVE_BUFFER, |buffer| {
                 let rest = &mut buffer[..RECEIVE_BUFFER - capacity];
                 let more = match socket::recv(fd, rest) {
                     Ok(count) => count,
@@ -86,7 +89,7 @@ impl Core {
                     }
                 };
                 self.both(py, blank, capacity, &rest[..more], usual)
-            });
+            })?;
         }
         self.received(py, blank, capacity, count, usual)
     }
@@ -102,11 +105,11 @@ impl Core {
     ) -> PyResult<Received> {
         let limit = limit.min(RECEIVE_BUFFER);
         if usual.get() < SMALL {
-            return self.receive_and_copy(py, fd, limit, usual);
+            return self.receive_and_copy(py, fd, limit, limit, usual);
         }
         let mut blank = self.blank_bytes(py, room(usual).min(limit))?;
         let capacity = blank.as_mut_slice().len().min(limit);
-        self.with_buffer(|buffer| {
+        self.with_buffer(py, (limit - capacity).max(1), |buffer| {
             let rest = &mut buffer[..limit - capacity];
             match socket::recv_into_both(fd, &mut blank.as_mut_slice()[..capacity], rest) {
                 Ok(count) if count > capacity => {
@@ -118,25 +121,29 @@ impl Core {
                     nothing_or(py, error)
                 }
             }
-        })
+        })?
     }
 
-    /// Receives into the loop's buffer.
+    /// Receives into the loop's buffer: `limit` bytes at the most, or where there is no memory for those, `least`.
     #[inline(never)]
     fn receive_and_copy(
         &self,
         py: Python<'_>,
         fd: RawFd,
         limit: usize,
+        least: usize,
         usual: &Cell<usize>,
     ) -> PyResult<Received> {
-        self.with_buffer(|buffer| match socket::recv(fd, &mut buffer[..limit]) {
-            Ok(count) => {
-                note_size(usual, count);
-                Ok(Received::Data(new_bytes(py, &buffer[..count])?, count))
+        self.with_buffer(py, least, |buffer| {
+            let limit = limit.min(buffer.len());
+            match socket::recv(fd, &mut buffer[..limit]) {
+                Ok(count) => {
+                    note_size(usual, count);
+                    Ok(Received::Data(new_bytes(py, &buffer[..count])?, count))
+                }
+                Err(error) => nothing_or(py, error),
             }
-            Err(error) => nothing_or(py, error),
-        })
+        })?
     }
 
     /// The `count` bytes that were received into a bytes object where there is room for `capacity`.

@@ -89,6 +89,16 @@ impl<T> Timers<T> {
         self.heap.first().map(|node| node.deadline.time())
     }
 
+    /// Makes room for another timer. False if there is no memory.
+    #[must_use]
+    #[inline]
+    pub fn reserve(&mut self) -> bool {
+        // As many places can become free as there are slots.
+        self.heap.try_reserve(1).is_ok()
+            && self.slots.try_reserve(1).is_ok()
+            && self.free.try_reserve(self.slots.len() + 1 - self.free.len()).is_ok()
+    }
+
     /// Adds a timer. A deadline that is not a number is due at once.
     pub fn insert(&mut self, deadline: f64, payload: T) -> TimerKey {
         let slot = match self.free.pop() {

@@ -6,7 +6,7 @@ use pyo3::exceptions::PyOSError;
 use pyo3::prelude::*;
 
 use super::{extra_info, prepare};
-use crate::core::Ready;
+use crate::core::{LEAST, Ready};
 use crate::cpython::buffer::new_bytes;
 use crate::cpython::class::{Class, Native, Obj, This, Visitor};
 use crate::cpython::errors::os_error;
@@ -65,16 +65,18 @@ impl Transport for ReadPipe {
 
     fn readable(this: ThisReadPipe<'_, '_>) -> PyResult<()> {
         let py = this.py();
-        let data = this.core.with_buffer(|buffer| match pipe::read(this.fd, buffer) {
+        let data = this.core.with_buffer(py, LEAST, |buffer| match pipe::read(this.fd, buffer) {
             Ok(0) => Ok(None),
             Ok(count) => {
                 this.core.metrics.counts.bytes_read.add(count);
                 Ok(Some(new_bytes(py, &buffer[..count])))
             }
             Err(error) => Err(error),
-        });
+        })?;
         let data = match data {
-            Ok(Some(data)) => data?,
+            Ok(Some(Ok(data))) => data,
+            // What was read is lost: nothing may follow it as if it were not.
+            Ok(Some(Err(error))) => return endpoint::fail(this, error, READ_FAILED),
             Ok(None) => return ReadPipe::end_of_file(this),
             Err(error) if socket::is_not_ready(&error) => {
                 return Ok(());
