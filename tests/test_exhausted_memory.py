@@ -158,3 +158,59 @@ def test_what_is_queued_until_there_is_no_memory(loop_name, call):
         assert await loop.create_task(asyncio.sleep(0.01, "on")) == "on"
     """
     helpers.run_script(loop_name, source + "\n    run(main())\n")
+
+
+def test_what_is_received_without_memory_for_it_stays_whole(loop_name):
+    source = (
+        FILL
+        + """
+    import asyncio, fcntl, os, socket
+
+    DATA = os.urandom(180_000)
+
+    class Protocol(asyncio.Protocol):
+        def __init__(self):
+            self.received = []
+
+        def data_received(self, data):
+            self.received.append(data)
+
+        def connection_lost(self, error):
+            self.received.append(error)
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda loop, context: None)
+        ours, peer = socket.socketpair()
+        ours.setblocking(False)
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        reader, writer = os.pipe()
+        fcntl.fcntl(writer, 1031, 1 << 20)  # F_SETPIPE_SZ
+        _, protocol = await loop.connect_read_pipe(Protocol, open(reader, "rb", 0))
+        # What is set aside once is there by now.
+        peer.send(b"x")
+        assert await loop.sock_recv(ours, 1000) == b"x"
+        os.write(writer, b"x")
+        while not protocol.received:
+            await asyncio.sleep(0)
+
+        peer.send(DATA)
+        os.write(writer, DATA)
+        kept = fill()
+        received = b""
+        try:
+            received += await loop.sock_recv(ours, len(DATA))
+        except MemoryError:
+            pass
+        await asyncio.sleep(0.01)
+        del kept
+        while len(received) < len(DATA):
+            received += await asyncio.wait_for(loop.sock_recv(ours, len(DATA)), 5)
+        assert received == DATA
+        os.write(writer, b"end")
+        while protocol.received[-1][-3:] != b"end":
+            await asyncio.sleep(0.001)
+        assert b"".join(protocol.received) == b"x" + DATA + b"end"
+    """
+    )
+    helpers.run_script(loop_name, source + "\n    run(main())\n")

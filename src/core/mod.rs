@@ -21,6 +21,7 @@ use std::sync::Arc;
 use pyo3::prelude::*;
 
 use crate::cpython::borrowing::StateCell;
+use crate::cpython::buffer::{joined, new_bytes};
 use crate::cpython::class::Visitor;
 use crate::cpython::errors::no_memory;
 use crate::cpython::object::Object;
@@ -68,6 +69,8 @@ pub struct Core {
     foreign_clock: Cell<bool>,
     /// Lent to one receive at a time.
     buffer: Cell<Option<Box<[u8]>>>,
+    /// An object for what was received when there is no memory for another.
+    spare: Cell<Option<Blank>>,
     /// Bytes objects that streams receive into.
     received: StateCell<received::Received>,
     /// How much comes at a time to sockets that are read from without a transport, roughly.
@@ -100,6 +103,7 @@ impl Core {
             stopping: Cell::new(false),
             foreign_clock: Cell::new(false),
             buffer: Cell::new(None),
+            spare: Cell::new(None),
             received: StateCell::default(),
             usual_size: Cell::new(0),
             batch: Cell::new(None),
@@ -256,28 +260,58 @@ impl Core {
         Ok(result)
     }
 
-    /// Whether there is a receive buffer, of [`RECEIVE_BUFFER`] bytes, so that [`Core::with_buffer`] cannot fail.
+    /// Whether there is all that [`Core::with_buffer`] needs for [`RECEIVE_BUFFER`] bytes, so that it cannot fail.
     pub fn has_buffer(&self) -> bool {
-        let buffer = self.buffer.take();
-        let is_there = buffer.is_some();
+        let (buffer, spare) = (self.buffer.take(), self.spare.take());
+        let is_there = buffer.is_some() && spare.is_some();
         self.buffer.set(buffer);
+        self.spare.set(spare);
         is_there
     }
 
-    /// Lends the receive buffer to `f`, which has at least so many bytes. MemoryError if there is no memory for them.
+    /// Lends the receive buffer to `f`, which has at least `least` bytes. MemoryError if there is no memory for them, and for the
+    /// object that [`Core::received_bytes`] is to make of them.
     pub fn with_buffer<R>(
         &self,
         py: Python<'_>,
         least: usize,
         f: impl FnOnce(&mut [u8]) -> R,
     ) -> PyResult<R> {
+        let spare = match self.spare.take() {
+            Some(spare) => spare,
+            None => Blank::new(py, RECEIVE_BUFFER).or_else(|_| Blank::new(py, least))?,
+        };
+        let room = spare.capacity();
+        self.spare.set(Some(spare));
         let buffer = self.buffer.take().or_else(|| zeroes(RECEIVE_BUFFER)).or_else(|| zeroes(least));
         let mut buffer = buffer.ok_or_else(|| no_memory(py))?;
-        let result = f(&mut buffer);
+        let size = buffer.len().min(room);
+        let result = f(&mut buffer[..size]);
         if buffer.len() == RECEIVE_BUFFER {
             self.buffer.set(Some(buffer));
         }
+        if room < RECEIVE_BUFFER {
+            // The next time may need more.
+            self.spare.set(None);
+        }
         Ok(result)
+    }
+
+    /// A bytes object of what was received into the buffer, in two parts. If there is no memory for a new one, it is the object
+    /// that was set aside for this: what was taken out of a socket must not be lost.
+    pub fn received_bytes(&self, py: Python<'_>, first: &[u8], rest: &[u8]) -> PyResult<Object> {
+        let made = if rest.is_empty() { new_bytes(py, first) } else { joined(py, first, rest) };
+        made.or_else(|error| {
+            let Some(mut blank) = self.spare.take() else { return Err(error) };
+            let length = first.len() + rest.len();
+            if blank.capacity() < length {
+                return Err(error);
+            }
+            let bytes = first.iter().chain(rest);
+            blank.as_mut_slice().iter_mut().zip(bytes).for_each(|(place, byte)| _ = place.write(*byte));
+            // SAFETY: they were just written.
+            Ok(unsafe { self.hand_out(blank, length) })
+        })
     }
 
     // --- The end ---
@@ -297,7 +331,7 @@ impl Core {
         if let Some(mut registry) = registry {
             drop(registry.drain());
         }
-        drop(self.received.take());
+        drop((self.received.take(), self.spare.take()));
         flushed
     }
 

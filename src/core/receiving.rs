@@ -7,7 +7,7 @@ use std::os::fd::RawFd;
 use pyo3::prelude::*;
 
 use super::{Core, RECEIVE_BUFFER};
-use crate::cpython::buffer::{joined, new_bytes};
+use crate::cpython::buffer::new_bytes;
 use crate::cpython::errors::os_error;
 use crate::cpython::object::Object;
 use crate::cpython::received::Blank;
@@ -109,7 +109,7 @@ impl Core {
         }
         let mut blank = self.blank_bytes(py, room(usual).min(limit))?;
         let capacity = blank.as_mut_slice().len().min(limit);
-        self.with_buffer(py, (limit - capacity).max(1), |buffer| {
+        self.with_buffer(py, limit, |buffer| {
             let rest = &mut buffer[..limit - capacity];
             match socket::recv_into_both(fd, &mut blank.as_mut_slice()[..capacity], rest) {
                 Ok(count) if count > capacity => {
@@ -139,7 +139,7 @@ impl Core {
             match socket::recv(fd, &mut buffer[..limit]) {
                 Ok(count) => {
                     note_size(usual, count);
-                    Ok(Received::Data(new_bytes(py, &buffer[..count])?, count))
+                    Ok(Received::Data(self.received_bytes(py, &buffer[..count], &[])?, count))
                 }
                 Err(error) => nothing_or(py, error),
             }
@@ -161,9 +161,10 @@ impl Core {
         if count < least {
             // Too little to keep that much memory for.
             // SAFETY: so many bytes were received.
-            let data = new_bytes(py, unsafe { blank.written(count) });
-            self.put_back(blank);
-            return data.map(|data| Received::Data(data, count));
+            if let Ok(data) = new_bytes(py, unsafe { blank.written(count) }) {
+                self.put_back(blank);
+                return Ok(Received::Data(data, count));
+            }
         }
         // SAFETY: so many bytes were received.
         Ok(Received::Data(unsafe { self.hand_out(blank, count) }, count))
@@ -181,7 +182,7 @@ impl Core {
     ) -> PyResult<Received> {
         note_size(usual, count + rest.len());
         // SAFETY: so many bytes were received.
-        let data = joined(py, unsafe { blank.written(count) }, rest);
+        let data = self.received_bytes(py, unsafe { blank.written(count) }, rest);
         self.put_back(blank);
         data.map(|data| Received::Data(data, count + rest.len()))
     }

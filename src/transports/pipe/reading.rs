@@ -7,7 +7,6 @@ use pyo3::prelude::*;
 
 use super::{extra_info, prepare};
 use crate::core::{LEAST, Ready};
-use crate::cpython::buffer::new_bytes;
 use crate::cpython::class::{Class, Native, Obj, This, Visitor};
 use crate::cpython::errors::os_error;
 use crate::cpython::object::Object;
@@ -69,14 +68,12 @@ impl Transport for ReadPipe {
             Ok(0) => Ok(None),
             Ok(count) => {
                 this.core.metrics.counts.bytes_read.add(count);
-                Ok(Some(new_bytes(py, &buffer[..count])))
+                Ok(Some(this.core.received_bytes(py, &buffer[..count], &[])))
             }
             Err(error) => Err(error),
         })?;
         let data = match data {
-            Ok(Some(Ok(data))) => data,
-            // What was read is lost: nothing may follow it as if it were not.
-            Ok(Some(Err(error))) => return endpoint::fail(this, error, READ_FAILED),
+            Ok(Some(data)) => data?,
             Ok(None) => return ReadPipe::end_of_file(this),
             Err(error) if socket::is_not_ready(&error) => {
                 return Ok(());
