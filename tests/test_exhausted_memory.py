@@ -214,3 +214,17 @@ def test_what_is_received_without_memory_for_it_stays_whole(loop_name):
     """
     )
     helpers.run_script(loop_name, source + "\n    run(main())\n")
+
+
+def test_a_loop_with_many_timers_is_closed(loop_name):
+    source = (
+        FILL
+        + """
+    loop = new_event_loop()
+    for _ in range(200_000):
+        loop.call_later(1000, print)
+    kept = fill()
+    loop.close()
+    """
+    )
+    helpers.run_script(loop_name, source)

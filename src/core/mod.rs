@@ -321,13 +321,10 @@ impl Core {
         let flushed = self.flush(py, event_loop);
         let registry = self.registry.borrow_mut().take();
         let ready = self.ready.take();
-        let timers = self.schedule.timers.borrow_mut().drain();
         let sent = self.inbox.collect();
-        for timer in &timers {
-            timer.set_fired();
-        }
+        self.drop_timers();
         // Dropping runs Python code: nothing is borrowed any more.
-        drop((ready, timers, sent));
+        drop((ready, sent));
         if let Some(mut registry) = registry {
             drop(registry.drain());
         }
@@ -335,12 +332,23 @@ impl Core {
         flushed
     }
 
+    /// Drops the timers that there are, one by one: dropping runs Python code, which may add others.
+    fn drop_timers(&self) {
+        let count = self.schedule.timers.try_borrow().map_or(0, |timers| timers.len());
+        for _ in 0..count {
+            let timer = self.schedule.timers.try_borrow_mut().ok().and_then(|mut timers| timers.pop_any());
+            let Some(timer) = timer else { return };
+            timer.set_fired();
+            drop(timer);
+        }
+    }
+
     pub fn clear(&self) {
         let registry = self.registry.try_borrow_mut().ok().and_then(|mut registry| registry.take());
         let ready = self.ready.try_borrow_mut().map(|mut ready| std::mem::take(&mut *ready));
-        let timers = self.schedule.timers.try_borrow_mut().map(|mut timers| timers.drain());
         let unsent = self.unsent.try_borrow_mut().map(|mut unsent| std::mem::take(&mut *unsent));
-        drop((ready, timers, unsent, self.inbox.collect()));
+        drop((ready, unsent, self.inbox.collect()));
+        self.drop_timers();
         if let Some(mut registry) = registry {
             drop(registry.drain());
         }

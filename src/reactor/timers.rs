@@ -137,13 +137,10 @@ impl<T> Timers<T> {
         }
     }
 
-    /// Removes every timer, in no particular order.
-    pub fn drain(&mut self) -> Vec<T> {
-        let mut payloads = Vec::with_capacity(self.heap.len());
-        while let Some(node) = self.heap.pop() {
-            payloads.push(self.release(node.slot));
-        }
-        payloads
+    /// Removes any timer: it costs nothing, and needs no memory.
+    pub fn pop_any(&mut self) -> Option<T> {
+        let node = self.heap.pop()?;
+        Some(self.release(node.slot))
     }
 
     /// The payloads of all pending timers.
@@ -258,7 +255,8 @@ mod tests {
         timers.insert(f64::NAN, 2);
         assert_eq!(drain_due(&mut timers, 1e300), [2]);
         assert_eq!(timers.len(), 1);
-        assert_eq!(timers.drain(), [1]);
+        assert_eq!(timers.pop_any(), Some(1));
+        assert_eq!(timers.pop_any(), None);
     }
 
     #[test]
