@@ -134,7 +134,11 @@ impl Core {
     pub fn flush_later(&self, object: Object, step: Step) -> bool {
         match self.sending.get() {
             Sending::AtEnd => {
-                self.unsent.borrow_mut().push((object, step));
+                let mut unsent = self.unsent.borrow_mut();
+                if unsent.try_reserve(1).is_err() {
+                    return false;
+                }
+                unsent.push((object, step));
                 true
             }
             Sending::FirstAtOnce => {

@@ -243,7 +243,10 @@ impl Core {
         let mut ready = self.ready.borrow_mut();
         let others = ready.len();
         self.metrics.begin_batches(others);
-        while let Some(timer) = timers.pop_due(now + CLOCK_RESOLUTION) {
+        // Without memory for more, the rest is due in the next iteration.
+        while ready.try_reserve(1).is_ok()
+            && let Some(timer) = timers.pop_due(now + CLOCK_RESOLUTION)
+        {
             timer.set_fired();
             late.add(timer.when(), |batch| self.metrics.add_timers(batch, &self.pace.tick));
             ready.push_back(Ready::Timer(timer));

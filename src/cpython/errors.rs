@@ -27,6 +27,12 @@ pub fn made(py: Python<'_>, error: PyErr) -> PyErr {
     if catch_unwind(AssertUnwindSafe(|| _ = error.value(py))).is_ok() {
         return error;
     }
+    no_memory(py)
+}
+
+/// The answer to what finds no memory.
+#[cold]
+pub fn no_memory(py: Python<'_>) -> PyErr {
     // SAFETY: sets an exception that is there in advance.
     unsafe { ffi::PyErr_NoMemory() };
     fetch(py)

@@ -62,10 +62,12 @@ fn call_soon<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Obje
         && is_of_task(py, &callback, arguments)?
     {
         let step = TaskStep { callback, future: args.object(1), context: context.clone() };
+        this.core.reserve(py)?;
         this.core.push(Ready::Task(step));
         return Ok(Object::none(py));
     }
     let handle = Obj::new(py, make_handle(this, "call_soon", callback, args, 1, context)?)?;
+    this.core.reserve(py)?;
     this.core.push(Ready::Handle(handle.clone()));
     Ok(handle.into_object())
 }
@@ -83,11 +85,15 @@ fn call_soon_threadsafe<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> Py
         (Ready::Handle(handle.clone()), handle.into_object())
     };
     match this.thread.get() {
-        Some(thread) if thread == thread_ident() => this.core.push(entry),
-        Some(_) => this.core.send(entry),
+        Some(thread) if thread == thread_ident() => {
+            this.core.reserve(this.py())?;
+            this.core.push(entry);
+        }
+        Some(_) => this.core.send(this.py(), entry)?,
         None => {
             // GIL: while nobody runs the loop, whoever holds the GIL may touch its queue. A subclass may run it without
             // saying so, and then waits without the GIL.
+            this.core.reserve(this.py())?;
             this.core.push(entry);
             this.core.rouse();
         }
@@ -159,6 +165,7 @@ fn add_callback<'py>(this: ThisLoop<'_, 'py>, handle: pyo3::Borrowed<'_, 'py, Py
     let py = this.py();
     if !handle.getattr(intern!(py, "_cancelled"))?.is_truthy()? {
         let handle = Object::from(handle);
+        this.core.reserve(py)?;
         this.core.push(match Obj::<Handle>::downcast(&handle) {
             Some(handle) => Ready::Handle(handle),
             None => Ready::Foreign(handle),

@@ -17,7 +17,7 @@ use pyo3::prelude::*;
 use crate::cpython::args::Args;
 use crate::cpython::borrowing::StateCell;
 use crate::cpython::class::{Class, Native, Obj, Visitor};
-use crate::cpython::errors::made;
+use crate::cpython::errors::{made, no_memory};
 use crate::cpython::object::{Object, ObjectCell, Stack, run_in_context, tuple};
 use crate::imports::imports;
 use crate::intern;
@@ -301,6 +301,9 @@ impl TimerHandle {
         handle: Handle,
         schedule: &Rc<Schedule>,
     ) -> PyResult<Obj<TimerHandle>> {
+        if !schedule.timers.borrow_mut().reserve() {
+            return Err(no_memory(py));
+        }
         let timer = TimerHandle { handle, schedule: Rc::clone(schedule), when, key: Cell::new(None) };
         let timer = Obj::new(py, timer)?;
         let key = schedule.timers.borrow_mut().insert(when, timer.clone());

@@ -89,6 +89,16 @@ impl<T> Timers<T> {
         self.heap.first().map(|node| node.deadline.time())
     }
 
+    /// Makes room for another timer. False if there is no memory.
+    #[must_use]
+    #[inline]
+    pub fn reserve(&mut self) -> bool {
+        // As many places can become free as there are slots.
+        self.heap.try_reserve(1).is_ok()
+            && self.slots.try_reserve(1).is_ok()
+            && self.free.try_reserve(self.slots.len() + 1 - self.free.len()).is_ok()
+    }
+
     /// Adds a timer. A deadline that is not a number is due at once.
     pub fn insert(&mut self, deadline: f64, payload: T) -> TimerKey {
         let slot = match self.free.pop() {
@@ -127,13 +137,10 @@ impl<T> Timers<T> {
         }
     }
 
-    /// Removes every timer, in no particular order.
-    pub fn drain(&mut self) -> Vec<T> {
-        let mut payloads = Vec::with_capacity(self.heap.len());
-        while let Some(node) = self.heap.pop() {
-            payloads.push(self.release(node.slot));
-        }
-        payloads
+    /// Removes any timer: it costs nothing, and needs no memory.
+    pub fn pop_any(&mut self) -> Option<T> {
+        let node = self.heap.pop()?;
+        Some(self.release(node.slot))
     }
 
     /// The payloads of all pending timers.
@@ -248,7 +255,8 @@ mod tests {
         timers.insert(f64::NAN, 2);
         assert_eq!(drain_due(&mut timers, 1e300), [2]);
         assert_eq!(timers.len(), 1);
-        assert_eq!(timers.drain(), [1]);
+        assert_eq!(timers.pop_any(), Some(1));
+        assert_eq!(timers.pop_any(), None);
     }
 
     #[test]

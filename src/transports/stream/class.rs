@@ -9,7 +9,7 @@ use super::{Stream, ThisStream};
 use crate::core::RECEIVE_BUFFER;
 use crate::cpython::buffer::{Bytes, has_buffer};
 use crate::cpython::class::{self, Definition};
-use crate::cpython::errors::new_error;
+use crate::cpython::errors::{new_error, no_memory};
 use crate::cpython::methods::call_bare;
 use crate::cpython::module::{add, import};
 use crate::cpython::object::Object;
@@ -88,7 +88,11 @@ fn writelines<'py>(this: ThisStream<'_, 'py>, lines: Borrowed<'_, 'py, PyAny>) -
     check_writable(this, "writelines")?;
     let mut chunks = Vec::new();
     for item in lines.try_iter()? {
-        chunks.push(line(py, &item?.into())?);
+        let line = line(py, &item?.into())?;
+        if chunks.try_reserve(1).is_err() {
+            return Err(no_memory(py));
+        }
+        chunks.push(line);
     }
     if chunks.iter().any(|chunk| !chunk.as_slice().is_empty()) {
         Stream::write_several(this, chunks)?;

@@ -8,8 +8,8 @@ use pyo3::types::PyString;
 
 use super::{Stream, ThisStream};
 use crate::cpython::buffer::Bytes;
-use crate::cpython::errors::new_error;
 use crate::cpython::errors::{OrOsError, os_error};
+use crate::cpython::errors::{new_error, no_memory};
 use crate::cpython::object::Object;
 use crate::intern;
 use crate::reactor::socket;
@@ -25,6 +25,10 @@ impl Stream {
         }
         let size = {
             let mut queue = this.queue.borrow_mut();
+            if !queue.reserve(1) {
+                drop(queue);
+                return Err(no_memory(this.py()));
+            }
             queue.push(chunk);
             queue.size()
         };
@@ -38,6 +42,10 @@ impl Stream {
         }
         let size = {
             let mut queue = this.queue.borrow_mut();
+            if !queue.reserve(chunks.len()) {
+                drop(queue);
+                return Err(no_memory(this.py()));
+            }
             chunks.into_iter().for_each(|chunk| queue.push(chunk));
             queue.size()
         };
