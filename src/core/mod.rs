@@ -144,15 +144,20 @@ impl Core {
 
     // --- The ready queue ---
 
-    /// Makes room for another callback of the program's. MemoryError if there is none.
+    /// Queues a callback of the program's. MemoryError if there is no room.
     #[inline(always)]
-    pub fn reserve(&self, py: Python<'_>) -> PyResult<()> {
-        let mut ready = self.ready.borrow_mut();
-        if ready.capacity() - ready.len() >= HEADROOM || ready.try_reserve(2 * HEADROOM).is_ok() {
-            return Ok(());
+    pub fn push_new(&self, py: Python<'_>, entry: Ready) -> PyResult<()> {
+        if self.inbox.is_filled() {
+            // What other threads sent before this call comes first.
+            self.collect_inbox();
         }
-        drop(ready);
-        Err(no_memory(py))
+        let mut ready = self.ready.borrow_mut();
+        if ready.capacity() - ready.len() < HEADROOM && ready.try_reserve(2 * HEADROOM).is_err() {
+            drop(ready);
+            return Err(no_memory(py));
+        }
+        ready.push_back(entry);
+        Ok(())
     }
 
     #[inline(always)]

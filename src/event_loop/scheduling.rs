@@ -62,13 +62,11 @@ fn call_soon<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Obje
         && is_of_task(py, &callback, arguments)?
     {
         let step = TaskStep { callback, future: args.object(1), context: context.clone() };
-        this.core.reserve(py)?;
-        this.core.push(Ready::Task(step));
+        this.core.push_new(py, Ready::Task(step))?;
         return Ok(Object::none(py));
     }
     let handle = Obj::new(py, make_handle(this, "call_soon", callback, args, 1, context)?)?;
-    this.core.reserve(py)?;
-    this.core.push(Ready::Handle(handle.clone()));
+    this.core.push_new(py, Ready::Handle(handle.clone()))?;
     Ok(handle.into_object())
 }
 
@@ -86,15 +84,13 @@ fn call_soon_threadsafe<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> Py
     };
     match this.thread.get() {
         Some(thread) if thread == thread_ident() => {
-            this.core.reserve(this.py())?;
-            this.core.push(entry);
+            this.core.push_new(this.py(), entry)?;
         }
         Some(_) => this.core.send(this.py(), entry)?,
         None => {
             // GIL: while nobody runs the loop, whoever holds the GIL may touch its queue. A subclass may run it without
             // saying so, and then waits without the GIL.
-            this.core.reserve(this.py())?;
-            this.core.push(entry);
+            this.core.push_new(this.py(), entry)?;
             this.core.rouse();
         }
     }
@@ -165,11 +161,11 @@ fn add_callback<'py>(this: ThisLoop<'_, 'py>, handle: pyo3::Borrowed<'_, 'py, Py
     let py = this.py();
     if !handle.getattr(intern!(py, "_cancelled"))?.is_truthy()? {
         let handle = Object::from(handle);
-        this.core.reserve(py)?;
-        this.core.push(match Obj::<Handle>::downcast(&handle) {
+        let entry = match Obj::<Handle>::downcast(&handle) {
             Some(handle) => Ready::Handle(handle),
             None => Ready::Foreign(handle),
-        });
+        };
+        this.core.push_new(py, entry)?;
     }
     Ok(Object::none(py))
 }

@@ -301,12 +301,15 @@ impl TimerHandle {
         handle: Handle,
         schedule: &Rc<Schedule>,
     ) -> PyResult<Obj<TimerHandle>> {
-        if !schedule.timers.borrow_mut().reserve() {
-            return Err(no_memory(py));
-        }
         let timer = TimerHandle { handle, schedule: Rc::clone(schedule), when, key: Cell::new(None) };
         let timer = Obj::new(py, timer)?;
-        let key = schedule.timers.borrow_mut().insert(when, timer.clone());
+        let mut timers = schedule.timers.borrow_mut();
+        if !timers.reserve() {
+            drop(timers);
+            return Err(no_memory(py));
+        }
+        let key = timers.insert(when, timer.clone());
+        drop(timers);
         timer.key.set(Some(key));
         Ok(timer)
     }

@@ -67,11 +67,13 @@ pub struct Timers<T> {
     slots: Vec<Slot<T>>,
     free: Vec<u32>,
     sequence: u64,
+    /// For how many timers at a time [`Timers::reserve`] has made room.
+    room: usize,
 }
 
 impl<T> Default for Timers<T> {
     fn default() -> Self {
-        Timers { heap: Vec::new(), slots: Vec::new(), free: Vec::new(), sequence: 0 }
+        Timers { heap: Vec::new(), slots: Vec::new(), free: Vec::new(), sequence: 0, room: 0 }
     }
 }
 
@@ -93,10 +95,20 @@ impl<T> Timers<T> {
     #[must_use]
     #[inline]
     pub fn reserve(&mut self) -> bool {
-        // As many places can become free as there are slots.
-        self.heap.try_reserve(1).is_ok()
-            && self.slots.try_reserve(1).is_ok()
-            && self.free.try_reserve(self.slots.len() + 1 - self.free.len()).is_ok()
+        self.heap.len() < self.room || self.make_room()
+    }
+
+    #[cold]
+    fn make_room(&mut self) -> bool {
+        let room = (2 * self.room).max(64).max(self.slots.len() + 1);
+        // There are no more slots than there were ever timers at a time, and no more of them are free.
+        let has_room = self.heap.try_reserve(room - self.heap.len()).is_ok()
+            && self.slots.try_reserve(room - self.slots.len()).is_ok()
+            && self.free.try_reserve(room - self.free.len()).is_ok();
+        if has_room {
+            self.room = room;
+        }
+        has_room
     }
 
     /// Adds a timer. A deadline that is not a number is due at once.
