@@ -204,9 +204,16 @@ def send_by_method(sock: Any, data: Any, sent: int) -> tuple[int, bool]:
 
 
 def make_socket(fd: int) -> socket.socket:
-    """A socket object that owns *fd*, which does not block."""
-    sock = socket.socket(fileno=fd)
-    sock.setblocking(False)
+    """A socket object that owns *fd*, which does not block. If that fails, *fd* is still the caller's."""
+    cls: Any = socket.socket
+    sock: socket.socket = cls.__new__(cls, fileno=fd)
+    try:
+        cls.__init__(sock, fileno=fd)
+        sock.setblocking(False)
+    except BaseException:
+        # Ctrl-C can come between any two steps.
+        sock.detach()
+        raise
     return sock
 
 
