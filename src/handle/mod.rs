@@ -70,10 +70,15 @@ impl Schedule {
     }
 
     /// In debug mode, the stack of whoever schedules something.
-    #[inline]
+    #[inline(always)]
     pub fn source_traceback(&self, py: Python<'_>) -> PyResult<Option<Object>> {
-        if self.debug.get() { imports(py)?.source_traceback.call(py, &[]).map(Some) } else { Ok(None) }
+        if self.debug.get() { source_traceback(py).map(Some) } else { Ok(None) }
     }
+}
+
+#[cold]
+fn source_traceback(py: Python<'_>) -> PyResult<Object> {
+    imports(py)?.source_traceback.call(py, &[])
 }
 
 /// Positional arguments of a callback. Most have at most two. A clone is for a call: it shares many of them.

@@ -25,6 +25,7 @@ impl SocketOperation {
     }
 
     /// Tries to do the operation; None if the socket is not ready.
+    #[inline(always)]
     pub(super) fn attempt(&self, py: Python<'_>) -> PyResult<Option<Object>> {
         let socket = &self.socket;
         match &self.operation {
