@@ -18,6 +18,15 @@ pub struct Imports {
     /// asyncio's task in C, and the type of what it gives call_soon() to have a step run.
     pub c_task: Object,
     c_future: Object,
+    /// The namespace of the time module, and what is in it for a clock, if it is the interpreter's own. None else, as of a
+    /// function of asyncio's that had another put in its place before this.
+    pub time: Object,
+    pub usual_monotonic: Object,
+    pub handle_class: Object,
+    /// How asyncio's handles run.
+    pub usual_run: Object,
+    /// How asyncio's transports tell about themselves.
+    pub usual_extra_info: Object,
     /// What returns the running loop of the calling thread, or None.
     get_running_loop: Object,
     pub task_step: Object,
@@ -74,6 +83,12 @@ impl Imports {
             && self.get_running_loop.call0(py)?.is(event_loop))
     }
 
+    /// The event loop that runs in this thread, or None.
+    #[cfg(Py_3_12)]
+    pub fn running_loop(&self, py: Python<'_>) -> PyResult<Object> {
+        self.get_running_loop.call0(py)
+    }
+
     /// The class of tasks.
     pub fn task(&self, py: Python<'_>) -> PyResult<Object> {
         dict_item(py, &self.tasks, intern!(py, "Task"))
@@ -100,6 +115,11 @@ fn load(py: Python<'_>) -> PyResult<Imports> {
         invalid_state_error: attribute(&asyncio, "InvalidStateError")?,
         c_task: attribute(&support, "c_task")?,
         c_future: attribute(&support, "c_future")?,
+        time: import(py, "time")?.getattr(intern!(py, "__dict__"))?.into(),
+        usual_monotonic: attribute(&support, "usual_monotonic")?,
+        handle_class: asyncio.getattr(intern!(py, "Handle"))?.into(),
+        usual_run: attribute(&support, "usual_run")?,
+        usual_extra_info: attribute(&support, "usual_extra_info")?,
         get_running_loop: asyncio.getattr(intern!(py, "_get_running_loop"))?.into(),
         task_step: support.call_method0(intern!(py, "task_step_type"))?.into(),
         report_entry: attribute(&support, "report_entry")?,

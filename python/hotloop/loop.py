@@ -15,6 +15,7 @@ from asyncio.log import logger
 
 from . import _core
 from ._executors import ExecutorSupport
+from ._patches import ReadyHandles, adopt
 from ._signals import SignalHandling
 from ._subprocesses import SubprocessSupport
 from ._support import check_ssl_socket
@@ -79,6 +80,9 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
     _asyncgen_finalizer_hook: Callable[[Any], None]
     _ensure_resolved: Callable[..., Awaitable[Any]]
 
+    # How the hooks for asynchronous generators were set before a run.
+    _old_agen_hooks: Any = None
+
     # Called with each loop that is made.
     _when_made: Callable[[Loop], object] | None = None
 
@@ -91,6 +95,7 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
     def __init__(self, selector: object = None) -> None:
         try:
             asyncio.BaseEventLoop.__init__(self)
+            adopt(Loop)
             self._replaces_connecting = _replaces_connecting(type(self))
             SignalHandling.__init__(self)
             SubprocessSupport.__init__(self)
@@ -110,14 +115,8 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
 
     def run_forever(self) -> None:
         """Run until stop() is called."""
-        self._check_closed()
-        self._check_running()
-        self._set_coroutine_origin_tracking(self._debug)
-        firstiter, finalizer = sys.get_asyncgen_hooks()
-        self._thread_id = threading.get_ident()
+        self._run_forever_setup()
         try:
-            sys.set_asyncgen_hooks(self._asyncgen_firstiter_hook, self._asyncgen_finalizer_hook)
-            events._set_running_loop(self)
             waking = self._wake_on_signals()
             try:
                 if self._run_once == _core.Loop._run_once.__get__(self):
@@ -128,16 +127,38 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
                 if waking:
                     self._stop_waking_on_signals()
         finally:
-            self._stopping = False
-            self._thread_id = None
-            # Each can fail where there is no memory, which is no reason to leave out the others.
+            self._run_forever_cleanup()
+
+    def _run_forever_setup(self) -> None:
+        """What comes before the first iteration: asyncio has it in a method of its own since Python 3.13."""
+        self._check_closed()
+        self._check_running()
+        adopt(Loop)
+        self._note_overrides()
+        self._set_coroutine_origin_tracking(self._debug)
+        self._old_agen_hooks = sys.get_asyncgen_hooks()
+        self._thread_id = threading.get_ident()
+        try:
+            sys.set_asyncgen_hooks(self._asyncgen_firstiter_hook, self._asyncgen_finalizer_hook)
+            events._set_running_loop(self)
+        except BaseException:
+            self._run_forever_cleanup()
+            raise
+
+    def _run_forever_cleanup(self) -> None:
+        """What comes after the last iteration."""
+        self._stopping = False
+        self._thread_id = None
+        # Each can fail where there is no memory, which is no reason to leave out the others.
+        try:
+            events._set_running_loop(None)
+        finally:
             try:
-                events._set_running_loop(None)
+                self._set_coroutine_origin_tracking(False)
             finally:
-                try:
-                    self._set_coroutine_origin_tracking(False)
-                finally:
-                    sys.set_asyncgen_hooks(firstiter, finalizer)
+                hooks, self._old_agen_hooks = self._old_agen_hooks, None
+                if hooks is not None:
+                    sys.set_asyncgen_hooks(*hooks)
 
     def _run_by_method(self) -> None:
         """What asyncio does, which calls the _run_once() of a subclass."""
@@ -162,6 +183,25 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
         # Not by its name: at the end of the interpreter this module may have none any more.
         super().close()
         self._close()
+
+    @property
+    def _ready(self) -> ReadyHandles:
+        """What is ready to be run, as asyncio has it, to be looked at or added to."""
+        return ReadyHandles(self)
+
+    @_ready.setter
+    def _ready(self, handles: object) -> None:
+        # BaseEventLoop's __init__() sets an empty one.
+        pass
+
+    @property
+    def _scheduled(self) -> list[asyncio.TimerHandle]:
+        """The timers, as asyncio has them, to be looked at."""
+        return list(self._timer_handles())
+
+    @_scheduled.setter
+    def _scheduled(self, timers: object) -> None:
+        pass
 
     def set_debug(self, enabled: bool) -> None:
         """Turn debug mode on or off, as asyncio has it."""

@@ -22,9 +22,9 @@ use pyo3::prelude::*;
 
 use crate::cpython::borrowing::StateCell;
 use crate::cpython::buffer::{joined, new_bytes};
-use crate::cpython::class::Visitor;
+use crate::cpython::class::{Obj, Visitor};
 use crate::cpython::errors::no_memory;
-use crate::cpython::object::Object;
+use crate::cpython::object::{Object, tuple};
 use crate::cpython::received::{self, Blank};
 use crate::handle::Schedule;
 use crate::reactor::clock;
@@ -167,6 +167,25 @@ impl Core {
             self.collect_inbox();
         }
         self.ready.borrow_mut().push_back(entry);
+    }
+
+    /// Handles of what is queued, to be looked at.
+    #[cold]
+    pub fn ready_handles(&self, py: Python<'_>, event_loop: &Object) -> PyResult<Object> {
+        if self.inbox.is_filled() {
+            self.collect_inbox();
+        }
+        let entries: Vec<_> = self.ready.borrow().iter().cloned().collect();
+        let handles: PyResult<Vec<_>> = entries.iter().map(|entry| entry.to_handle(py, event_loop)).collect();
+        tuple(py, &handles?.iter().collect::<Vec<_>>())
+    }
+
+    /// The timers, the next one first.
+    #[cold]
+    pub fn timer_handles(&self, py: Python<'_>) -> PyResult<Object> {
+        let mut timers: Vec<_> = self.schedule.timers.borrow().iter().cloned().collect();
+        timers.sort_by(|one, other| one.when().total_cmp(&other.when()));
+        tuple(py, &timers.iter().map(Obj::as_object).collect::<Vec<_>>())
     }
 
     /// Queues from another thread, and wakes the event loop if it is asleep. MemoryError if there is no room.

@@ -7,7 +7,7 @@ use pyo3::ffi::{PyGetSetDef, PyMethodDef};
 use pyo3::prelude::*;
 use pyo3::{Borrowed, Python};
 
-use super::{Loop, ThisLoop};
+use super::{Loop, ThisLoop, overrides};
 use crate::cpython::errors::new_error;
 use crate::cpython::object::Object;
 use crate::handle::boolean;
@@ -34,6 +34,10 @@ fn run_once(this: ThisLoop<'_, '_>) -> PyResult<Object> {
 fn close_core(this: ThisLoop<'_, '_>) -> PyResult<Object> {
     this.core.close(this.py(), &this.object())?;
     Ok(Object::none(this.py()))
+}
+
+fn note_overrides(this: ThisLoop<'_, '_>) -> PyResult<Object> {
+    overrides::note(this)
 }
 
 fn flush(this: ThisLoop<'_, '_>) -> PyResult<Object> {
@@ -70,6 +74,12 @@ pub fn methods() -> Vec<PyMethodDef> {
             "_run",
             run,
             "_run($self, /)\n--\n\nRun iterations until stop() is called: the inside of run_forever()."
+        ),
+        method0!(
+            Loop,
+            "_note_overrides",
+            note_overrides,
+            "_note_overrides($self, /)\n--\n\nFind out what the program has put in place of the loop's methods."
         ),
         method0!(Loop, "_run_once", run_once, "_run_once($self, /)\n--\n\nRun one iteration."),
         method0!(

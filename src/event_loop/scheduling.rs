@@ -1,15 +1,17 @@
 //! Scheduling callbacks, now and later: call_soon, call_soon_threadsafe, call_later, call_at, time.
 
+use pyo3::Borrowed;
 use pyo3::exceptions::PyTypeError;
 use pyo3::ffi::PyMethodDef;
 use pyo3::prelude::*;
 
+use super::overrides::replaced_clock;
 use super::{Loop, ThisLoop};
 use crate::core::Ready;
 use crate::cpython::args::Args;
 use crate::cpython::class::{Native, Obj};
 use crate::cpython::errors::new_error;
-use crate::cpython::object::{Object, call_method_with_keywords, copy_context, dict, thread_ident};
+use crate::cpython::object::{Object, call_method_with_keywords, copy_context, dict, thread_ident, tuple};
 use crate::handle::{Arguments, Call, Handle, TaskStep, ThreadSafeHandle, TimerHandle, is_of_task};
 use crate::intern;
 use crate::reactor::clock;
@@ -55,9 +57,12 @@ fn call_soon<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Obje
     let py = this.py();
     this.check_closed(this.py())?;
     let ([callback], context) = args.leading("call_soon", ["callback"], intern!(py, "context"))?;
+    if this.overrides.queue.get() {
+        return call_soon_by_method(this, callback, args, context);
+    }
     let arguments = args.len().saturating_sub(1);
     if let Some(context) = &context
-        && !this.foreign_call_soon.get()
+        && !this.overrides.call_soon.get()
         && !this.debug()
         && is_of_task(py, &callback, arguments)?
     {
@@ -66,6 +71,47 @@ fn call_soon<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Obje
         return Ok(Object::none(py));
     }
     let handle = Obj::new(py, make_handle(this, "call_soon", callback, args, 1, context)?)?;
+    this.core.push_new(py, Ready::Handle(handle.clone()))?;
+    Ok(handle.into_object())
+}
+
+/// What asyncio's call_soon() does, by the `_call_soon()` of a subclass.
+#[cold]
+fn call_soon_by_method<'py>(
+    this: ThisLoop<'_, 'py>,
+    callback: Object,
+    args: Args<'_, 'py>,
+    context: Option<Object>,
+) -> PyResult<Object> {
+    let py = this.py();
+    if this.debug() {
+        check_in_debug(this, "call_soon", &callback)?;
+    }
+    let arguments: Vec<_> = args.rest(1).collect();
+    let arguments = tuple(py, &arguments.iter().collect::<Vec<_>>())?;
+    let context = context.unwrap_or_else(|| Object::none(py));
+    this.object().call_method(py, intern!(py, "_call_soon"), &[&callback, &arguments, &context])
+}
+
+/// `_call_soon(callback, args, context)`, for subclasses that go on with it.
+fn queue<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
+    let py = this.py();
+    let [callback, arguments, context] = args.parse("_call_soon", ["callback", "args", "context"], 3, 3)?;
+    let (Some(callback), Some(arguments)) = (callback, arguments) else { return Ok(Object::none(py)) };
+    let mut all = Vec::new();
+    for argument in arguments.bind(py).try_iter()? {
+        all.push(Object::from(argument?));
+    }
+    let call = Call {
+        callback,
+        arguments: Arguments::of_objects(&all.iter().collect::<Vec<_>>()),
+        context: match context {
+            Some(context) if !context.is_none() => context,
+            _ => copy_context(py)?,
+        },
+        event_loop: this.object(),
+    };
+    let handle = Obj::new(py, Handle::new(py, call, &this.core.schedule)?)?;
     this.core.push_new(py, Ready::Handle(handle.clone()))?;
     Ok(handle.into_object())
 }
@@ -93,6 +139,9 @@ fn call_soon_threadsafe<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> Py
             this.core.push_new(this.py(), entry)?;
             this.core.rouse();
         }
+    }
+    if this.overrides.wake.get() {
+        this.object().call_method0(this.py(), intern!(this.py(), "_write_to_self"))?;
     }
     Ok(handle)
 }
@@ -133,7 +182,7 @@ fn call_later_by_methods<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> P
 }
 
 fn call_later<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
-    if this.core.has_foreign_clock() || this.foreign_call_at.get() {
+    if this.core.has_foreign_clock() || this.overrides.call_at.get() {
         return call_later_by_methods(this, args);
     }
     call_at_time(this, "call_later", args, |delay| {
@@ -154,10 +203,28 @@ fn call_at<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object
 }
 
 fn time(this: ThisLoop<'_, '_>) -> PyResult<Object> {
-    Object::from_float(this.py(), clock::now())
+    match replaced_clock(this.py())? {
+        Some(time) => Ok(time),
+        None => Object::from_float(this.py(), clock::now()),
+    }
 }
 
-fn add_callback<'py>(this: ThisLoop<'_, 'py>, handle: pyo3::Borrowed<'_, 'py, PyAny>) -> PyResult<Object> {
+/// A timer was cancelled: subclasses may want to know. asyncio counts them here.
+fn timer_handle_cancelled<'py>(this: ThisLoop<'_, 'py>, _: Borrowed<'_, 'py, PyAny>) -> PyResult<Object> {
+    Ok(Object::none(this.py()))
+}
+
+/// The handles of what is ready to be run, in its order.
+fn ready_handles(this: ThisLoop<'_, '_>) -> PyResult<Object> {
+    this.core.ready_handles(this.py(), &this.object())
+}
+
+/// The timers that are not due yet, the next one first.
+fn timer_handles(this: ThisLoop<'_, '_>) -> PyResult<Object> {
+    this.core.timer_handles(this.py())
+}
+
+fn add_callback<'py>(this: ThisLoop<'_, 'py>, handle: Borrowed<'_, 'py, PyAny>) -> PyResult<Object> {
     let py = this.py();
     if !handle.getattr(intern!(py, "_cancelled"))?.is_truthy()? {
         let handle = Object::from(handle);
@@ -215,6 +282,31 @@ pub fn methods() -> Vec<PyMethodDef> {
             "time($self, /)\n--\n\nReturn the time of the event loop's clock, in seconds: time.monotonic()."
         ),
         method1!(Loop, "_add_callback", "handle", add_callback, "Queue a handle."),
+        method!(
+            Loop,
+            "_call_soon",
+            queue,
+            "_call_soon($self, callback, args, context)\n--\n\nQueue a callback, with its arguments in a tuple."
+        ),
+        method1!(
+            Loop,
+            "_timer_handle_cancelled",
+            "handle",
+            timer_handle_cancelled,
+            "Called when a timer is cancelled."
+        ),
+        method0!(
+            Loop,
+            "_ready_handles",
+            ready_handles,
+            "_ready_handles($self, /)\n--\n\nReturn a tuple with the handles of what is ready to be run."
+        ),
+        method0!(
+            Loop,
+            "_timer_handles",
+            timer_handles,
+            "_timer_handles($self, /)\n--\n\nReturn a tuple with the timers, the next one first."
+        ),
         method0!(
             Loop,
             "_write_to_self",

@@ -56,6 +56,11 @@ impl AsHandle for TimerHandle {
     }
 
     fn cancel(this: This<'_, '_, Self>) -> PyResult<()> {
+        if this.schedule.tell_cancelled.get() && !this.handle.is_cancelled() {
+            let py = this.py();
+            let event_loop = &this.handle.event_loop;
+            event_loop.call_method1(py, intern!(py, "_timer_handle_cancelled"), &this.object())?;
+        }
         if let Some(key) = this.key.take() {
             this.schedule.timers_cancelled.set(this.schedule.timers_cancelled.get() + 1);
             let removed = this.schedule.timers.borrow_mut().remove(key);

@@ -36,8 +36,12 @@ pub struct Schedule {
     debug: Cell<bool>,
     /// Whether callbacks are watched, for taking long.
     watched: Cell<bool>,
-    /// Whether callbacks are run with something besides: neither of those is plain.
+    /// Whether asyncio's handles have another `_run()` than their own, by which they are run then.
+    by_method: Cell<bool>,
+    /// Whether callbacks are run with something besides: none of those is plain.
     observed: Cell<bool>,
+    /// Whether a timer tells the event loop that it is cancelled.
+    pub tell_cancelled: Cell<bool>,
     /// Timers that were cancelled before they fired.
     pub timers_cancelled: Cell<u64>,
     pub timers: StateCell<Timers<Obj<TimerHandle>>>,
@@ -60,12 +64,25 @@ impl Schedule {
 
     pub fn set_watched(&self, watched: bool) {
         self.watched.set(watched);
-        self.observed.set(watched || self.debug.get());
+        self.note_observed();
+    }
+
+    pub fn set_by_method(&self, by_method: bool) {
+        self.by_method.set(by_method);
+        self.note_observed();
+    }
+
+    pub fn is_by_method(&self) -> bool {
+        self.by_method.get()
+    }
+
+    fn note_observed(&self) {
+        self.observed.set(self.watched.get() || self.debug.get() || self.by_method.get());
     }
 
     pub fn set_debug(&self, debug: bool) {
         self.debug.set(debug);
-        self.observed.set(debug || self.watched.get());
+        self.note_observed();
         DEBUG_WAS_ON.fetch_or(debug, Relaxed);
     }
 
