@@ -345,9 +345,10 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
     async def _sendfile_native(self, transp: Any, file: Any, offset: int, count: int | None) -> int:
         """os.sendfile() on a duplicate of the transport's descriptor, which can be watched beside it."""
         resume_reading = transp.is_reading()
-        transp.pause_reading()
+        # It fails if another sendfile is under way, which goes on as if this one had not been asked for.
+        waiter = transp._make_empty_waiter()
         try:
-            waiter = transp._make_empty_waiter()
+            transp.pause_reading()
             await waiter
             sock = transp._sock
             if sock is None:
