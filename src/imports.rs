@@ -51,6 +51,7 @@ pub struct Imports {
     pub warn_unawaited: Object,
     pub warn_unclosed: Object,
     pub report_connection: Object,
+    pub log_connection: Object,
     pub fail_empty_waiter: Object,
     pub logger: Object,
     /// Whether asyncio's create_task() hands whatever keyword arguments it gets to the class of tasks.
@@ -141,6 +142,7 @@ fn load(py: Python<'_>) -> PyResult<Imports> {
         warn_unawaited: attribute(&support, "warn_unawaited")?,
         warn_unclosed: attribute(&support, "warn_unclosed")?,
         report_connection: attribute(&support, "report_connection")?,
+        log_connection: attribute(&support, "log_connection")?,
         fail_empty_waiter: attribute(&support, "fail_empty_waiter")?,
         logger: attribute(&support, "logger")?,
         create_task_takes_all: support.getattr(intern!(py, "CREATE_TASK_TAKES_ALL"))?.is_truthy()?,

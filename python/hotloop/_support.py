@@ -199,6 +199,15 @@ def report_connection(loop: Any, exception: BaseException) -> None:
     )
 
 
+def log_connection(server: Any, address: Any, fd: int) -> None:
+    """Say in debug mode that a server has got a connection."""
+    sock = socket.socket(fileno=fd)
+    try:
+        logger.debug("%r got a new connection from %r: %r", server, address or sock.getpeername(), sock)
+    finally:
+        sock.detach()
+
+
 def has_own_method(sock: Any, name: str) -> bool:
     """Whether a method of *sock* is not the one that all sockets have from C."""
     method = getattr(sock, name)
