@@ -6,12 +6,14 @@ import _socket
 import asyncio
 import functools
 import os
+import select
 import socket
 import sys
 import threading
 import weakref
 from asyncio import events, exceptions
 from asyncio.log import logger
+from types import BuiltinFunctionType
 
 from . import _core
 from ._executors import ExecutorSupport
@@ -118,6 +120,7 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
         try:
             sys.set_asyncgen_hooks(self._asyncgen_firstiter_hook, self._asyncgen_finalizer_hook)
             events._set_running_loop(self)
+            self._wait_by(_replaced_select())
             waking = self._wake_on_signals()
             try:
                 if self._run_once == _core.Loop._run_once.__get__(self):
@@ -367,6 +370,15 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
         create_unix_server = _Unix.create_unix_server
     _accept_connection = _Unix._accept_connection
     _accept_connection2 = _Unix._accept_connection2
+
+
+def _replaced_select() -> Callable[..., object] | None:
+    """What gevent or eventlet has put in place of select.select(), so that its other threads run meanwhile.
+
+    It has also taken away what waits in other ways, which would stop them.
+    """
+    replaced = select.select
+    return None if isinstance(replaced, BuiltinFunctionType) or hasattr(select, "epoll") else replaced
 
 
 def _is_numeric(host: object) -> bool:

@@ -85,6 +85,10 @@ fn call_soon_threadsafe<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> Py
     match this.thread.get() {
         Some(thread) if thread == thread_ident() => {
             this.core.push_new(this.py(), entry)?;
+            if this.core.has_foreign_wait() {
+                // The call may come from within the wait.
+                this.core.rouse();
+            }
         }
         Some(_) => this.core.send(this.py(), entry)?,
         None => {
