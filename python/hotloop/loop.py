@@ -63,6 +63,41 @@ def _replaces_connecting(cls: type) -> bool:
     return any(getattr(cls, name) is not getattr(Loop, name) for name in _core.CONNECTING)
 
 
+class _Selector:
+    """Takes the place of a selector for an iteration that is the program's own, as nest_asyncio's.
+
+    That expects what is ready and what is due in queues, which are empty here: it all happens in the wait.
+    """
+
+    def __init__(self, loop: Loop | None = None) -> None:
+        self._loop = loop
+
+    def __get__(self, loop: Loop | None, _: type) -> _Selector:
+        return _Selector(loop)
+
+    def select(self, timeout: float | None = None) -> list[Any]:
+        """Run an iteration of the loop, perhaps within a task, which is not the current one meanwhile."""
+        loop: Any = self._loop
+        task = _swap_current_task(loop, None)
+        try:
+            _core.Loop._run_once(loop)
+        finally:
+            _swap_current_task(loop, task)
+        return []
+
+
+def _swap_current_task_before_312(loop: Any, task: Any) -> Any:
+    current: dict[Any, Any] = _tasks._current_tasks
+    former = current.pop(loop, None)
+    if task is not None:
+        current[loop] = task
+    return former
+
+
+_tasks: Any = asyncio.tasks
+_swap_current_task = getattr(_tasks, "_swap_current_task", _swap_current_task_before_312)
+
+
 class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEventLoop):
     """An asyncio event loop that runs callbacks, timers and transports in Rust.
 
@@ -88,7 +123,7 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
     _blocking: Watch | None = None
 
     # What asyncio's own loops wait with. Here the extension does.
-    _selector = None
+    _selector = _Selector()
 
     def __init__(self, selector: object = None) -> None:
         try:
@@ -148,6 +183,9 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
             self._run_once()
             if self._stopping:
                 break
+
+    def _process_events(self, event_list: list[Any]) -> None:
+        """Nothing: see _Selector."""
 
     def close(self) -> None:
         """Close the event loop: what is scheduled is dropped, what was written and the network takes is sent.

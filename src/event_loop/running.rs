@@ -27,7 +27,11 @@ fn run(this: ThisLoop<'_, '_>) -> PyResult<Object> {
 }
 
 fn run_once(this: ThisLoop<'_, '_>) -> PyResult<Object> {
-    counted(|py| this.core.iterate(py, &this.object()))?;
+    counted(|py| {
+        // Within an iteration it may wait for the answer to what that has written.
+        this.core.flush(py, &this.object())?;
+        this.core.iterate(py, &this.object())
+    })?;
     Ok(Object::none(this.py()))
 }
 
