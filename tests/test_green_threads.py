@@ -5,10 +5,21 @@ import select
 import selectors
 import signal
 import time
+import types
 
 import pytest
 
 original = select.select
+
+
+def copy_of(module):
+    copy = types.ModuleType(module.__name__)
+    copy.__dict__.update(module.__dict__)
+    return copy
+
+
+unpatched = copy_of(selectors)
+unpatched.select = copy_of(select)
 
 
 class Hub:
@@ -114,3 +125,11 @@ def test_what_is_raised_in_a_wait_leaves_the_loop_which_can_go_on(hub, loop):
         loop.run_forever()
     assert not loop.is_running()
     assert loop.run_until_complete(asyncio.sleep(0.01, "result")) == "result"
+
+
+@pytest.mark.hotloop_only
+def test_a_loop_in_which_the_others_run(hub, loop, monkeypatch):
+    """As eventlet's hub of asyncio, which gives asyncio back what it has replaced."""
+    monkeypatch.setattr(asyncio.selector_events, "selectors", unpatched)
+    loop.run_until_complete(asyncio.sleep(0.01))
+    assert not hub.timeouts

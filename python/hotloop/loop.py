@@ -6,12 +6,11 @@ import _socket
 import asyncio
 import functools
 import os
-import select
 import socket
 import sys
 import threading
 import weakref
-from asyncio import events, exceptions
+from asyncio import events, exceptions, selector_events
 from asyncio.log import logger
 from types import BuiltinFunctionType
 
@@ -413,10 +412,12 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
 def _replaced_select() -> Callable[..., object] | None:
     """What gevent or eventlet has put in place of select.select(), so that its other threads run meanwhile.
 
-    It has also taken away what waits in other ways, which would stop them.
+    It has also taken away what waits in other ways, which would stop them. What counts is what asyncio's own
+    loops wait by: eventlet, with a hub that is one of asyncio's loops, gives them back what it has replaced.
     """
-    replaced = select.select
-    return None if isinstance(replaced, BuiltinFunctionType) or hasattr(select, "epoll") else replaced
+    module = selector_events.selectors.select  # type: ignore[attr-defined]
+    replaced: Callable[..., object] = module.select
+    return None if isinstance(replaced, BuiltinFunctionType) or hasattr(module, "epoll") else replaced
 
 
 def _is_numeric(host: object) -> bool:
