@@ -1,9 +1,10 @@
-"""Programs and tools that put their own functions in place of asyncio's, and those that look into its loop."""
+"""Functions that programs and tools put in place of asyncio's, and what they look at in its loop."""
 
 import asyncio
 import collections
 import contextvars
 import heapq
+import socket
 import sys
 import threading
 import time
@@ -262,7 +263,7 @@ def test_call_soon_of_a_tool_runs_callbacks_from_other_threads(new_loop, monkeyp
 
 @pytest.fixture
 def make(loop_name):
-    """Makes a loop of a subclass with those methods, each of which notes its calls and goes on with its base."""
+    """Makes a loop of a subclass with those methods: each notes its calls and goes on with its base."""
     loops = []
 
     def make(*names):
@@ -415,5 +416,74 @@ def test_a_transports_get_extra_info_may_be_replaced(loop, monkeypatch, where):
         transport.close()
         server.close()
         await asyncio.sleep(0.01)
+
+    loop.run_until_complete(main())
+
+
+def test_a_program_may_run_what_is_ready_itself(loop):
+    """As nest_asyncio does, by what asyncio's loop has."""
+    done = []
+
+    async def main():
+        done.append("task")
+        await asyncio.sleep(0)
+        done.append("again")
+
+    loop.call_soon(done.append, "callback")
+    task = loop.create_task(main())
+    loop.call_soon(done.append, "cancelled").cancel()
+    timer = loop.call_later(-1, done.append, "timer")
+    heapq.heappop(loop._scheduled)
+    if timer in loop._scheduled:
+        # asyncio's list is the loop's own, ours is not.
+        loop._make_ready(timer)
+    else:
+        loop._ready.append(timer)
+    events._set_running_loop(loop)
+    try:
+        while loop._ready:
+            handle = loop._ready.popleft()
+            if not handle._cancelled:
+                handle._run()
+    finally:
+        events._set_running_loop(None)
+    assert done == ["callback", "task", "timer", "again"]
+    assert task.done()
+    with pytest.raises(IndexError):
+        loop._ready.popleft()
+    loop.run_until_complete(asyncio.sleep(0))
+    assert len(done) == 4
+
+
+@pytest.mark.hotloop_only
+def test_what_a_descriptor_has_made_ready_is_run_by_its_handle(loop):
+    """asyncio's queue has the callbacks of a transport only while they are run."""
+
+    async def main():
+        received = asyncio.Event()
+
+        class Protocol(asyncio.Protocol):
+            def data_received(self, data):
+                received.set()
+
+        here, there = socket.socketpair()
+        transport, _ = await loop.create_connection(Protocol, sock=here)
+        await asyncio.sleep(0)
+
+        def take_over():
+            for handle in [loop._ready.popleft() for _ in range(len(loop._ready))]:
+                repr(handle)
+                handle._run()
+
+        with there:
+            # Both are ready after the same wait: the reader comes first.
+            first, second = socket.socketpair()
+            loop.add_reader(first, lambda: (loop.remove_reader(first), take_over()))
+            second.send(b"x")
+            there.send(b"x")
+            await asyncio.wait_for(received.wait(), 5)
+            transport.close()
+            first.close()
+            second.close()
 
     loop.run_until_complete(main())

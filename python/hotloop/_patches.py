@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from asyncio import base_events
 
+from . import _core
 from ._support import of_asyncio
 
 TYPE_CHECKING = False
@@ -12,8 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
-# The methods of BaseEventLoop that ours are in place of, though what asyncio has works on our loops, too. Tools
-# replace some to see who calls them, and go on with what they found.
+# The methods of BaseEventLoop that ours are in place of, though what asyncio has works on our loops, too.
+# Tools replace some to see who calls them, and go on with what they found.
 _SHARED = (
     "create_future",
     "create_task",
@@ -38,7 +39,7 @@ _NOTHING = object()
 
 
 def adopt(cls: type) -> None:
-    """Give a class the methods that the program has put in place of BaseEventLoop's, and take back the others."""
+    """Give a class the methods that the program has put into BaseEventLoop, and take back the others."""
     for name in _SHARED:
         method = _base.get(name)
         if method is _usual[name]:
@@ -54,7 +55,7 @@ def adopt(cls: type) -> None:
 
 
 class ReadyHandles:
-    """The ready queue of a loop, as far as programs use asyncio's."""
+    """The ready queue of a loop, as far as programs use asyncio's, which is a deque."""
 
     def __init__(self, loop: Any) -> None:
         self._loop = loop
@@ -73,8 +74,18 @@ class ReadyHandles:
         return f"{type(self).__name__}({list(self)!r})"
 
     def append(self, handle: asyncio.Handle) -> None:
-        """Queue a handle."""
-        self._loop._add_callback(handle)
+        """Queue a handle; of a timer that has fired already, nothing is left to do."""
+        if isinstance(handle, _core.TimerHandle):
+            self._loop._make_ready(handle)
+        else:
+            self._loop._add_callback(handle)
+
+    def popleft(self) -> asyncio.Handle:
+        """Take out the next handle and return it; IndexError if there is none."""
+        handle: asyncio.Handle | None = self._loop._pop_ready()
+        if handle is None:
+            raise IndexError("pop from an empty deque")
+        return handle
 
     def clear(self) -> None:
         """Do nothing: asyncio's close() calls this, and ours has dropped what was queued."""

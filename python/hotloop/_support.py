@@ -38,8 +38,6 @@ DATAGRAM_HEADER = 8 if sys.version_info >= (3, 13) else 0
 _FORMAT_TAKES_DEBUG = "debug" in inspect.signature(format_helpers._format_callback_source).parameters
 
 
-
-
 def of_asyncio(function: Any, module: Any) -> Any:
     """A function of a module of asyncio's; None for another that the program has put in its place."""
     is_theirs = isinstance(function, types.FunctionType) and function.__globals__ is vars(module)

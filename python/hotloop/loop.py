@@ -10,8 +10,9 @@ import socket
 import sys
 import threading
 import weakref
-from asyncio import events, exceptions
+from asyncio import events, exceptions, selector_events
 from asyncio.log import logger
+from types import BuiltinFunctionType
 
 from . import _core
 from ._executors import ExecutorSupport
@@ -62,6 +63,35 @@ def _replaces_connecting(cls: type) -> bool:
     return any(getattr(cls, name) is not getattr(Loop, name) for name in _core.CONNECTING)
 
 
+_tasks: Any = asyncio.tasks
+
+
+class _Selector:
+    """Takes the place of a selector for an iteration that is the program's own, as nest_asyncio's.
+
+    What is ready and due is run in the wait: the program finds nothing but what that has made ready.
+    """
+
+    def __init__(self, loop: Loop | None = None) -> None:
+        self._loop = loop
+
+    def __get__(self, loop: Loop | None, _: type) -> _Selector:
+        return _Selector(loop)
+
+    def select(self, timeout: float | None = None) -> list[Any]:
+        """Run an iteration of the loop, perhaps within a task, which is not the current one meanwhile."""
+        loop: Any = self._loop
+        task = asyncio.current_task(loop)
+        if task is not None:
+            _tasks._leave_task(loop, task)
+        try:
+            _core.Loop._run_once(loop)
+        finally:
+            if task is not None:
+                _tasks._enter_task(loop, task)
+        return []
+
+
 class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEventLoop):
     """An asyncio event loop that runs callbacks, timers and transports in Rust.
 
@@ -90,7 +120,7 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
     _blocking: Watch | None = None
 
     # What asyncio's own loops wait with. Here the extension does.
-    _selector = None
+    _selector = _Selector()
 
     def __init__(self, selector: object = None) -> None:
         try:
@@ -117,6 +147,7 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
         """Run until stop() is called."""
         self._run_forever_setup()
         try:
+            self._wait_by(_replaced_select())
             waking = self._wake_on_signals()
             try:
                 if self._run_once == _core.Loop._run_once.__get__(self):
@@ -166,6 +197,9 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
             self._run_once()
             if self._stopping:
                 break
+
+    def _process_events(self, event_list: list[Any]) -> None:
+        """Nothing: see _Selector."""
 
     def close(self) -> None:
         """Close the event loop: what is scheduled is dropped, what was written and the network takes is sent.
@@ -408,6 +442,17 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
         create_unix_server = _Unix.create_unix_server
     _accept_connection = _Unix._accept_connection
     _accept_connection2 = _Unix._accept_connection2
+
+
+def _replaced_select() -> Callable[..., object] | None:
+    """What gevent or eventlet has put in place of select.select(), so that its other threads run meanwhile.
+
+    It has also taken away what waits in other ways, which would stop them. What counts is what asyncio's own
+    loops wait by: eventlet, with a hub that is one of asyncio's loops, gives them back what it has replaced.
+    """
+    module = selector_events.selectors.select  # type: ignore[attr-defined]
+    replaced: Callable[..., object] = module.select
+    return None if isinstance(replaced, BuiltinFunctionType) or hasattr(module, "epoll") else replaced
 
 
 def _is_numeric(host: object) -> bool:

@@ -3,8 +3,8 @@
 use pyo3::prelude::*;
 
 use crate::cpython::class::{Obj, Visitor};
-use crate::cpython::object::{Object, copy_context};
-use crate::handle::{Arguments, Call, Handle, TaskStep, ThreadSafeHandle, TimerHandle};
+use crate::cpython::object::Object;
+use crate::handle::{Handle, TaskStep, ThreadSafeHandle, TimerHandle};
 use crate::imports::imports;
 use crate::intern;
 use crate::reactor::clock;
@@ -76,23 +76,6 @@ impl Ready {
             Ready::Task(step) => run_as_method(py, step.handle(py, event_loop)?.as_object()),
             Ready::Handle(_) | Ready::Timer(_) | Ready::ThreadSafe(_) => run_as_method(py, self.object()),
             Ready::Foreign(_) | Ready::Step(..) | Ready::Event(..) => self.run(py, event_loop),
-        }
-    }
-
-    /// A handle for it, to be looked at.
-    pub(super) fn to_handle(&self, py: Python<'_>, event_loop: &Object) -> PyResult<Object> {
-        match self {
-            Ready::Task(step) => Ok(step.handle(py, event_loop)?.into_object()),
-            Ready::Step(object, _) | Ready::Event(object, ..) => {
-                let call = Call {
-                    callback: object.clone(),
-                    arguments: Arguments::None,
-                    context: copy_context(py)?,
-                    event_loop: event_loop.clone(),
-                };
-                Ok(Obj::new(py, Handle::with_traceback(call, None))?.into_object())
-            }
-            entry => Ok(entry.object().clone()),
         }
     }
 

@@ -7,6 +7,7 @@ mod connecting;
 mod making;
 mod observing;
 mod overrides;
+mod queues;
 mod running;
 mod scheduling;
 mod serving;
@@ -130,6 +131,7 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     let mut methods = scheduling::methods();
     methods.extend(running::methods());
     methods.extend(tasks::methods());
+    methods.extend(queues::methods());
     methods.extend(observing::methods());
     methods.extend(watchers::methods());
     methods.extend(sockets::methods());
@@ -155,7 +157,8 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     add(module, "Loop", class::make_subclassable::<Loop>(definition, new_loop)?)?;
     socket_operation::register(module)?;
     connecting::register(module)?;
-    serving::register(module)
+    serving::register(module)?;
+    queues::register(module)
 }
 
 /// A file descriptor out of an integer or an object with fileno(), with the errors of the `selectors` module: ValueError

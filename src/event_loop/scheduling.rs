@@ -131,6 +131,10 @@ fn call_soon_threadsafe<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> Py
     match this.thread.get() {
         Some(thread) if thread == thread_ident() => {
             this.core.push_new(this.py(), entry)?;
+            if this.core.has_foreign_wait() {
+                // The call may come from within the wait.
+                this.core.rouse();
+            }
         }
         Some(_) => this.core.send(this.py(), entry)?,
         None => {
@@ -214,16 +218,6 @@ fn timer_handle_cancelled<'py>(this: ThisLoop<'_, 'py>, _: Borrowed<'_, 'py, PyA
     Ok(Object::none(this.py()))
 }
 
-/// The handles of what is ready to be run, in its order.
-fn ready_handles(this: ThisLoop<'_, '_>) -> PyResult<Object> {
-    this.core.ready_handles(this.py(), &this.object())
-}
-
-/// The timers that are not due yet, the next one first.
-fn timer_handles(this: ThisLoop<'_, '_>) -> PyResult<Object> {
-    this.core.timer_handles(this.py())
-}
-
 fn add_callback<'py>(this: ThisLoop<'_, 'py>, handle: Borrowed<'_, 'py, PyAny>) -> PyResult<Object> {
     let py = this.py();
     if !handle.getattr(intern!(py, "_cancelled"))?.is_truthy()? {
@@ -294,18 +288,6 @@ pub fn methods() -> Vec<PyMethodDef> {
             "handle",
             timer_handle_cancelled,
             "Called when a timer is cancelled."
-        ),
-        method0!(
-            Loop,
-            "_ready_handles",
-            ready_handles,
-            "_ready_handles($self, /)\n--\n\nReturn a tuple with the handles of what is ready to be run."
-        ),
-        method0!(
-            Loop,
-            "_timer_handles",
-            timer_handles,
-            "_timer_handles($self, /)\n--\n\nReturn a tuple with the timers, the next one first."
         ),
         method0!(
             Loop,

@@ -341,6 +341,13 @@ impl TimerHandle {
         self.key.set(None);
     }
 
+    /// Takes it out of the event loop's timers. False if it is not among them.
+    pub fn take_out(&self) -> bool {
+        let Some(key) = self.key.take() else { return false };
+        let removed = self.schedule.timers.borrow_mut().remove(key);
+        removed.is_some()
+    }
+
     pub fn handle(&self) -> &Handle {
         &self.handle
     }
