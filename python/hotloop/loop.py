@@ -231,7 +231,8 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
     @property
     def _scheduled(self) -> list[asyncio.TimerHandle]:
         """The timers, as asyncio has them, to be looked at."""
-        return list(self._timer_handles())
+        # A loop that is closed has dropped them, or is about to: asyncio's close() asks for them.
+        return [] if self._closed else list(self._timer_handles())
 
     @_scheduled.setter
     def _scheduled(self, timers: object) -> None:

@@ -180,12 +180,18 @@ impl Core {
         self.ready.borrow_mut().push_back(entry);
     }
 
-    /// What is queued, to be looked at.
-    pub fn ready_entries(&self) -> Vec<Ready> {
+    /// What is queued, to be looked at. MemoryError if there is no room for that.
+    pub fn ready_entries(&self, py: Python<'_>) -> PyResult<Vec<Ready>> {
         if self.inbox.is_filled() {
             self.collect_inbox();
         }
-        self.ready.borrow().iter().cloned().collect()
+        let ready = self.ready.borrow();
+        let mut entries = Vec::new();
+        if entries.try_reserve(ready.len()).is_err() {
+            return Err(no_memory(py));
+        }
+        entries.extend(ready.iter().cloned());
+        Ok(entries)
     }
 
     /// Takes what is to be run next out of the queue.

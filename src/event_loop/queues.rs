@@ -7,6 +7,7 @@ use pyo3::prelude::*;
 use super::{Loop, ThisLoop};
 use crate::core::Ready;
 use crate::cpython::class::{self, Class, Definition, Native, Obj, This, Visitor};
+use crate::cpython::errors::no_memory;
 use crate::cpython::module::add;
 use crate::cpython::object::{Object, copy_context, tuple};
 use crate::handle::{Arguments, Call, Handle, TimerHandle};
@@ -59,7 +60,7 @@ fn to_handle(this: ThisLoop<'_, '_>, entry: Ready) -> PyResult<Object> {
 }
 
 fn ready_handles(this: ThisLoop<'_, '_>) -> PyResult<Object> {
-    let entries = this.core.ready_entries();
+    let entries = this.core.ready_entries(this.py())?;
     let handles: PyResult<Vec<_>> = entries.into_iter().map(|entry| to_handle(this, entry)).collect();
     tuple(this.py(), &handles?.iter().collect::<Vec<_>>())
 }
@@ -72,7 +73,13 @@ fn pop_ready(this: ThisLoop<'_, '_>) -> PyResult<Object> {
 }
 
 fn timer_handles(this: ThisLoop<'_, '_>) -> PyResult<Object> {
-    let mut timers: Vec<_> = this.core.schedule.timers.borrow().iter().cloned().collect();
+    let mut timers = Vec::new();
+    let scheduled = this.core.schedule.timers.borrow();
+    if timers.try_reserve(scheduled.len()).is_err() {
+        return Err(no_memory(this.py()));
+    }
+    timers.extend(scheduled.iter().cloned());
+    drop(scheduled);
     timers.sort_by(|one, other| one.when().total_cmp(&other.when()));
     tuple(this.py(), &timers.iter().map(Obj::as_object).collect::<Vec<_>>())
 }
