@@ -149,8 +149,13 @@ class SubprocessSupport(_core.Loop):
         try:
             _, status = os.waitpid(pid, 0)
         except ChildProcessError:
-            returncode = 255
-            logger.warning("child process pid %d exit status already read:  will report returncode 255", pid)
+            # The transport's close() may have asked just before.
+            returncode = None if transport._proc is None else transport._proc.returncode
+            if returncode is None:
+                returncode = 255
+                logger.warning(
+                    "child process pid %d exit status already read:  will report returncode 255", pid
+                )
         else:
             returncode = os.waitstatus_to_exitcode(status)
             if sys.version_info < (3, 12) and self._debug:
