@@ -4,6 +4,7 @@ use pyo3::Borrowed;
 use pyo3::exceptions::PyTypeError;
 use pyo3::ffi::PyMethodDef;
 use pyo3::prelude::*;
+use pyo3::types::{PyFloat, PyInt};
 
 use super::overrides::replaced_clock;
 use super::{Loop, ThisLoop};
@@ -12,7 +13,7 @@ use crate::cpython::args::Args;
 use crate::cpython::class::{Native, Obj};
 use crate::cpython::errors::new_error;
 use crate::cpython::object::{Object, call_method_with_keywords, copy_context, dict, thread_ident, tuple};
-use crate::handle::{Arguments, Call, Handle, TaskStep, ThreadSafeHandle, TimerHandle, is_of_task};
+use crate::handle::{Arguments, Call, Handle, TaskStep, ThreadSafeHandle, TimerHandle, When, is_of_task};
 use crate::intern;
 use crate::reactor::clock;
 use crate::{method, method0, method1};
@@ -154,7 +155,7 @@ fn call_at_time<'py>(
     this: ThisLoop<'_, 'py>,
     method: &str,
     args: Args<'_, 'py>,
-    when: impl FnOnce(&Bound<'py, PyAny>) -> PyResult<f64>,
+    when: impl FnOnce(&Bound<'py, PyAny>) -> PyResult<When>,
 ) -> PyResult<Object> {
     let py = this.py();
     let name = if method == "call_later" { "delay" } else { "when" };
@@ -189,11 +190,17 @@ fn call_later<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Obj
     if this.core.has_foreign_clock() || this.overrides.call_at.get() {
         return call_later_by_methods(this, args);
     }
+    let py = this.py();
     call_at_time(this, "call_later", args, |delay| {
         if delay.is_none() {
             return Err(new_error::<PyTypeError>(delay.py(), "delay must not be None"));
         }
-        Ok(clock::now() + delay.extract::<f64>()?)
+        let now = clock::now();
+        if delay.is_exact_instance_of::<PyFloat>() || delay.is_exact_instance_of::<PyInt>() {
+            return Ok(When { seconds: now + delay.extract::<f64>()?, given: None });
+        }
+        // Whatever can be added to a float.
+        When::of(&Object::from_float(py, now)?.bind(py).add(delay)?)
     })
 }
 
@@ -202,7 +209,7 @@ fn call_at<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object
         if when.is_none() {
             return Err(new_error::<PyTypeError>(when.py(), "when cannot be None"));
         }
-        when.extract::<f64>()
+        When::of(when)
     })
 }
 

@@ -52,7 +52,8 @@ impl AsHandle for TimerHandle {
     /// The copy is not among the event loop's timers.
     fn copy(&self) -> TimerHandle {
         let schedule = Rc::clone(&self.schedule);
-        TimerHandle { handle: self.handle.copy(), schedule, when: self.when, key: Cell::new(None) }
+        let (when, given) = (self.when, self.given.clone());
+        TimerHandle { handle: self.handle.copy(), schedule, when, given, key: Cell::new(None) }
     }
 
     fn cancel(this: This<'_, '_, Self>) -> PyResult<()> {
@@ -165,10 +166,10 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     timer.methods.push(method0!(
         TimerHandle,
         "when",
-        |this| Object::from_float(this.py(), this.when),
+        |this| this.given(this.py()),
         "when($self, /)\n--\n\nReturn the time at which the callback is due, in seconds of the event loop's clock."
     ));
-    timer.attributes.push(attribute!(TimerHandle, "_when", |this| Object::from_float(this.py(), this.when)));
+    timer.attributes.push(attribute!(TimerHandle, "_when", |this| this.given(this.py())));
     timer.attributes.push(attribute!(TimerHandle, "_scheduled", |this| {
         Ok(boolean(this.py(), this.key.get().is_some()))
     }));

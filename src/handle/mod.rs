@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use pyo3::exceptions::{PyKeyboardInterrupt, PySystemExit};
 use pyo3::prelude::*;
+use pyo3::types::PyFloat;
 
 use crate::cpython::args::Args;
 use crate::cpython::borrowing::StateCell;
@@ -306,12 +307,29 @@ pub fn reraise_fatal(py: Python<'_>, error: PyErr) -> PyResult<Object> {
     Ok(error.into_value(py).into_bound(py).into())
 }
 
+/// When a callback is due.
+pub struct When {
+    /// Of the event loop's clock.
+    pub seconds: f64,
+    /// The number that says so, if it is no float.
+    pub given: Option<Object>,
+}
+
+impl When {
+    pub fn of(number: &Bound<'_, PyAny>) -> PyResult<When> {
+        let given = (!number.is_exact_instance_of::<PyFloat>()).then(|| Object::from(number));
+        Ok(When { seconds: number.extract()?, given })
+    }
+}
+
 /// A callback that is due at a time.
 pub struct TimerHandle {
     handle: Handle,
     schedule: Rc<Schedule>,
     /// In seconds of the event loop's clock.
     when: f64,
+    /// The same as it was given, if that was no float.
+    given: Option<Object>,
     key: Cell<Option<TimerKey>>,
 }
 
@@ -319,11 +337,12 @@ impl TimerHandle {
     /// Makes a timer and puts it among the event loop's.
     pub fn schedule(
         py: Python<'_>,
-        when: f64,
+        when: When,
         handle: Handle,
         schedule: &Rc<Schedule>,
     ) -> PyResult<Obj<TimerHandle>> {
-        let timer = TimerHandle { handle, schedule: Rc::clone(schedule), when, key: Cell::new(None) };
+        let When { seconds: when, given } = when;
+        let timer = TimerHandle { handle, schedule: Rc::clone(schedule), when, given, key: Cell::new(None) };
         let timer = Obj::new(py, timer)?;
         let mut timers = schedule.timers.borrow_mut();
         if !timers.reserve() {
@@ -350,6 +369,14 @@ impl TimerHandle {
 
     pub fn handle(&self) -> &Handle {
         &self.handle
+    }
+
+    /// What when() returns.
+    fn given(&self, py: Python<'_>) -> PyResult<Object> {
+        match &self.given {
+            Some(given) => Ok(given.clone()),
+            None => Object::from_float(py, self.when),
+        }
     }
 
     pub fn when(&self) -> f64 {
@@ -380,6 +407,7 @@ impl Native for TimerHandle {
 
     fn traverse(&self, visitor: &mut Visitor) {
         self.handle.traverse(visitor);
+        visitor.optional(&self.given);
     }
 
     fn clear(&self) {

@@ -10,7 +10,7 @@ use crate::cpython::args::Args;
 use crate::cpython::buffer::Bytes;
 use crate::cpython::class::{self, This};
 use crate::cpython::errors::new_error;
-use crate::cpython::object::{Object, dict, tuple};
+use crate::cpython::object::{Object, dict};
 use crate::handle::boolean;
 use crate::imports::imports;
 use crate::intern;
@@ -125,8 +125,7 @@ pub fn set_write_buffer_limits<'py, T: Transport>(
 }
 
 pub fn write_buffer_limits<T: Transport>(this: This<'_, '_, T>) -> PyResult<Object> {
-    let py = this.py();
-    tuple(py, &[&Object::from_size(py, this.flow.low())?, &Object::from_size(py, this.flow.high())?])
+    this.flow.limits(this.py())
 }
 
 pub fn get_write_buffer_size<T: Transport>(this: This<'_, '_, T>) -> PyResult<Object> {
