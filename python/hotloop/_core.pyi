@@ -157,6 +157,10 @@ class SocketOperation(Coroutine[Any, Any, Any]):
     def cr_code(self) -> None: ...
 
 @final
+class Entry:
+    def run(self, /) -> None: ...
+
+@final
 class Listener:
     def resume(self, /) -> None: ...
 
