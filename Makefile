@@ -48,7 +48,7 @@ test: test-reactor test-python test-cpython test-wheel ## run all tests that nee
 test-reactor: ## the reactor's tests, without Python
 	cargo test $(REACTOR)
 
-test-python: $(VENV)/.hotloop $(VENV)/.tests ## hotloop's own tests
+test-python: $(VENV)/.hotloop $(VENV)/.tests $(VENV)/.python-docs ## hotloop's own tests
 	$(BIN)/python -m pytest
 
 test-cpython: $(VENV)/.hotloop ## CPython's asyncio tests, on hotloop
@@ -141,6 +141,9 @@ $(VENV)/.hotloop: $(VENV)/.wheel
 $(VENV)/.tests: tests/requirements.txt | $(VENV)/pyvenv.cfg
 	$(BIN)/pip install --quiet --requirement tests/requirements.txt
 	@touch $@
+
+$(VENV)/.python-docs: tests/documentation/install.sh | $(VENV)/pyvenv.cfg
+	@if tests/documentation/install.sh $(VENV); then touch $@; else echo "the examples of Python's documentation are left out"; fi
 
 $(VENV)/.package-tests: tests/package/requirements.txt | $(VENV)/pyvenv.cfg
 	$(BIN)/pip install --quiet --requirement tests/package/requirements.txt

@@ -3,6 +3,10 @@
 //! See docs/architecture.md for what is where, and why.
 
 pub mod reactor;
+mod reserve;
+
+#[global_allocator]
+static ALLOCATOR: reserve::Allocator = reserve::Allocator::new();
 
 #[cfg(feature = "python")]
 mod core;

@@ -411,8 +411,8 @@ sys.path += [path for path in {path!r} if path not in sys.path]
 import asyncio, os, signal, socket, threading, time, warnings
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background ignores it
 if {name!r} != "asyncio":
-    import {name} as module
-    new_event_loop, run, install = module.new_event_loop, module.run, getattr(module, "install", None)
+    import {name}
+    new_event_loop, run, install = {name}.new_event_loop, {name}.run, getattr({name}, "install", None)
 else:
     new_event_loop, run, install = asyncio.new_event_loop, asyncio.run, lambda: None
 """

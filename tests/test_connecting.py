@@ -270,6 +270,40 @@ def test_audit_hooks_see_it_and_can_forbid_it(name):
     assert helpers.run_script(name, AUDIT).stdout == "forbidden\n"
 
 
+AUDIT_THAT_CLOSES = """
+    import asyncio, socket, sys
+
+    others = []
+
+    def hook(event, arguments):
+        if event == "socket.connect" and not others:
+            number = arguments[0].fileno()
+            arguments[0].close()
+            others.append(socket.socket())
+            assert others[0].fileno() == number
+
+    async def main():
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            sys.addaudithook(hook)
+            try:
+                await asyncio.get_running_loop().create_connection(asyncio.Protocol, *server.getsockname())
+            except OSError as error:
+                print(error)
+        try:
+            others[0].getpeername()
+        except OSError as error:
+            print(error)
+
+    run(main())
+"""
+
+
+@pytest.mark.parametrize("name", FACTORIES)
+def test_a_socket_that_an_audit_hook_closes_is_not_taken_for_another(name):
+    messages = "[Errno 9] Bad file descriptor\n[Errno 107] Transport endpoint is not connected\n"
+    assert helpers.run_script(name, AUDIT_THAT_CLOSES).stdout == messages
+
+
 EXHAUSTED = """
     import asyncio, errno, os, resource
 

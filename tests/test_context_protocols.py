@@ -99,6 +99,34 @@ async def test_whoever_ends_a_connection_gives_connection_lost_its_context(loop,
     assert seen == [("connection_lost", None if helpers.PYTHON >= (3, 15) else "closer")]
 
 
+@pytest.mark.parametrize("kind", ["unix"])
+async def test_a_write_that_fails_gives_connection_lost_the_context_of_the_connection(loop, pair):
+    seen = []
+    ours, peer = pair
+    protocol = Recorder(**seeing(seen, "connection_lost"))
+    transport, _ = await task_within("connection", loop.create_connection(lambda: protocol, sock=ours))
+    transport.pause_reading()
+    peer.close()
+    within("connection", loop.call_soon, transport.write, b"x")
+    assert isinstance(await protocol.lost(), BrokenPipeError)
+    assert seen == [("connection_lost", "connection")]
+
+
+async def test_the_last_words_of_a_closing_connection_leave_its_context_to_connection_lost(loop, pair):
+    seen = []
+    ours, peer = pair
+    last_words = seeing(seen, "connection_lost") | {
+        "resume_writing": lambda protocol: protocol.transport.write(b"bye")
+    }
+    protocol = Recorder(**last_words)
+    transport, _ = await task_within("connection", loop.create_connection(lambda: protocol, sock=ours))
+    within("connection", transport.write, helpers.TOO_MUCH)
+    within("connection", transport.close)
+    await helpers.read_exactly(peer, len(helpers.TOO_MUCH) + 3)
+    assert await protocol.lost() is None
+    assert seen == [("connection_lost", "connection")]
+
+
 async def test_pause_writing_is_called_in_the_context_of_the_writer(loop, attach):
     seen = []
     protocol, _peer = await attach(Recorder(**seeing(seen, "pause_writing")))

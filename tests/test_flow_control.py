@@ -232,18 +232,56 @@ async def test_drain_waits_for_a_slow_reader(loop, pair):
     await writer.wait_closed()
 
 
+async def test_a_callback_that_is_alone_sends_its_first_write_at_once(loop):
+    """A peer that waits for it need not wait until the callback is over."""
+    ours, peer = helpers.tcp_pair()
+    protocol = Recorder()
+    transport, _ = await loop.create_connection(lambda: protocol, sock=ours)
+    peer.settimeout(5)
+    for number in range(3):
+        await asyncio.sleep(0)
+        transport.write(b"%d" % number)
+        assert peer.recv(100) == b"%d" % number
+    transport.close()
+    await protocol.lost()
+    peer.close()
+
+
 @pytest.mark.hotloop_only
-async def test_the_writes_of_an_iteration_are_sent_together(loop):
+async def test_the_writes_of_a_callback_after_the_first_are_sent_together(loop):
+    ours, peer = helpers.tcp_pair()
+    protocol = Recorder()
+    transport, _ = await loop.create_connection(lambda: protocol, sock=ours)
+    await asyncio.sleep(0)
+    for number in range(10):
+        transport.write(b"%d" % number)
+    peer.setblocking(False)
+    assert peer.recv(100) == b"0"
+    await asyncio.sleep(0.001)
+    assert peer.recv(100) == b"123456789"
+    transport.close()
+    await protocol.lost()
+    peer.close()
+
+
+@pytest.mark.hotloop_only
+async def test_the_writes_of_several_callbacks_are_sent_together(loop):
     """One segment, not many: a peer that reads once has it all."""
     ours, peer = helpers.tcp_pair()
     protocol = Recorder()
     transport, _ = await loop.create_connection(lambda: protocol, sock=ours)
-    for number in range(10):
-        transport.write(b"%d" % number)
     peer.setblocking(False)
-    with pytest.raises(BlockingIOError):
-        peer.recv(100)
+    seen = []
+
+    def look():
+        with pytest.raises(BlockingIOError):
+            seen.append(peer.recv(100))
+
+    for number in range(10):
+        loop.call_soon(transport.write, b"%d" % number)
+        loop.call_soon(look)
     await asyncio.sleep(0.001)
+    assert not seen
     assert peer.recv(100) == b"0123456789"
     transport.close()
     await protocol.lost()

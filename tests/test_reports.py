@@ -285,3 +285,19 @@ def test_a_default_handler_that_fails(loop_name, logged):
     said = "while handling an unexpected error in custom exception handler"
     assert logged()[1:] == [f"Exception in default exception handler {said}"]
     gc.collect()
+
+
+@pytest.mark.hotloop_only  # asyncio's loop ends its run with the error of the repr().
+def test_a_callback_that_cannot_be_shown(loop, reports, debug):
+    class Hidden:
+        def __call__(self):
+            raise Broken
+
+        def __repr__(self):
+            raise KeyError
+
+    loop.call_soon(Hidden())
+    run_once(loop)
+    report = reports.take()
+    assert isinstance(report["exception"], Broken)
+    assert report["message"] == "Exception in callback <Hidden, whose repr() raised KeyError>"

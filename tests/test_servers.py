@@ -373,6 +373,19 @@ async def test_a_factory_that_fails_costs_its_connection_only(loop):
         await asyncio.gather(*(protocol.lost() for protocol in served))
 
 
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+async def test_a_connection_for_which_the_factory_makes_no_protocol_is_closed(loop):
+    calls = []
+    server = await loop.create_server(lambda: calls.append(1), "127.0.0.1", 0)
+    client = connect(server.sockets[0].getsockname())
+    await helpers.until(lambda: calls)
+    await helpers.iterations(3)
+    gc.collect()
+    assert await asyncio.wait_for(helpers.read_to_end(client), 5) == b""
+    client.close()
+    server.close()
+
+
 async def test_a_factory_that_fails_is_reported_in_debug_mode(loop, reports):
     def factory():
         raise ValueError("no protocol")
@@ -647,3 +660,68 @@ async def test_connections_of_another_listening_socket_that_has_the_number_are_l
         for _ in range(3):
             other.accept()[0].close()
     reports.clear()
+
+
+@pytest.mark.parametrize("of", ["class", "instance"])
+async def test_a_listening_sockets_own_accept_is_called(loop, of):
+    accepted = []
+
+    class Choosy(socket.socket):
+        """Turns every other connection away, as programs do that accept by another's leave."""
+
+        if of == "class":
+
+            def accept(self):
+                return accept(self)
+
+    def accept(sock):
+        connection, address = socket.socket.accept(sock)
+        accepted.append(address)
+        if len(accepted) % 2:
+            return connection, address
+        connection.close()
+        raise BlockingIOError
+
+    sock = Choosy()
+    if of == "instance":
+        sock.accept = lambda: accept(sock)
+    sock.bind(("127.0.0.1", 0))
+    served = Served()
+    server = await loop.create_server(served, sock=sock)
+    address = sock.getsockname()
+    clients = []
+    for _ in range(4):
+        clients.append(connect(address))
+        await helpers.until(lambda: len(accepted) == len(clients))
+    await helpers.until(lambda: len(served) == 2)
+    assert [client.getsockname() for client in clients] == accepted
+    for client in clients:
+        client.close()
+    for protocol in served:
+        await protocol.lost()
+    server.close()
+    await server.wait_closed()
+    await refused(address)
+
+
+async def test_a_server_that_is_closed_as_a_connection_waits_for_its_own_accept(loop):
+    class Own(socket.socket):
+        def accept(self):
+            return super().accept()
+
+    def close():
+        loop.remove_reader(ours)
+        server.close()
+
+    sock = Own()
+    sock.bind(("127.0.0.1", 0))
+    server = await loop.create_server(asyncio.Protocol, sock=sock)
+    ours, peer = socket.socketpair()
+    loop.add_reader(ours, close)
+    await asyncio.sleep(0)
+    client = connect(sock.getsockname())
+    peer.send(b"x")  # both are seen by the same look at the descriptors
+    await helpers.until(lambda: sock.fileno() < 0)
+    await helpers.iterations(3)
+    for each in (client, ours, peer):
+        each.close()

@@ -165,6 +165,34 @@ def test_somebody_elses_wakeup_descriptor_is_given_back(loop, handlers):
             assert signal.set_wakeup_fd(-1) == peer.fileno()
 
 
+@pytest.mark.parametrize("whose", ["another loop's", "the program's"])
+def test_signals_are_not_written_to_whoever_has_the_number_of_a_closed_wakeup_descriptor(new_loop, whose):
+    if whose == "another loop's":
+        other = new_loop()
+        other.add_signal_handler(signal.SIGUSR2, print)
+        close = other.close
+    else:
+        ours, peer = helpers.unix_pair()
+        signal.set_wakeup_fd(peer.fileno())
+
+        def close():
+            ours.close()
+            peer.close()
+
+    loop = new_loop()
+    loop.add_signal_handler(SIGNAL, print)
+    close()
+    strangers = [sock for _ in range(3) for sock in helpers.unix_pair()]
+    loop.close()
+    signal.signal(SIGNAL, lambda *_: None)
+    send()
+    for sock in strangers:
+        with pytest.raises(BlockingIOError):
+            sock.recv(1)
+    for sock in strangers:
+        sock.close()
+
+
 def test_somebody_elses_wakeup_descriptor_hears_of_every_signal(loop, monkeypatch):
     """Also of one that arrives as the loop finds out whether there is such a descriptor."""
     if getattr(loop, "_poller", None) == "portable":
@@ -261,8 +289,9 @@ async def test_what_is_refused(loop):
 
 
 @pytest.mark.parametrize("poller", ["", "portable"])
-def test_signals_still_wake_a_loop_that_has_refused_a_handler(loop_name, poller):
-    source = """
+@pytest.mark.parametrize("what", ["refuses a handler", "loses its wakeup descriptor"])
+def test_signals_still_wake_a_loop_that(loop_name, what, poller):
+    source = f"""
         class Woken(Exception):
             pass
 
@@ -277,33 +306,10 @@ def test_signals_still_wake_a_loop_that_has_refused_a_handler(loop_name, poller)
 
         signal.signal(signal.SIGUSR1, handler)
         loop = new_event_loop()
-        loop.call_soon(refused)
-        loop.call_later(10, loop.stop)
-        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGUSR1)).start()
-        start = time.monotonic()
-        try:
-            loop.run_forever()
-        except Woken:
-            print("woken")
-        assert time.monotonic() - start < 5
-        loop.close()
-    """
-    result = helpers.run_script(loop_name, source, env={"HOTLOOP_POLLER": poller})
-    assert (result.stdout, result.stderr) == ("woken\n", "")
-
-
-@pytest.mark.parametrize("poller", ["", "portable"])
-def test_signals_still_wake_a_loop_whose_wakeup_descriptor_is_taken_away(loop_name, poller):
-    source = """
-        class Woken(Exception):
-            pass
-
-        def handler(number, frame):
-            raise Woken
-
-        signal.signal(signal.SIGUSR1, handler)
-        loop = new_event_loop()
-        loop.call_soon(signal.set_wakeup_fd, -1)
+        if {what!r} == "refuses a handler":
+            loop.call_soon(refused)
+        else:
+            loop.call_soon(signal.set_wakeup_fd, -1)
         loop.call_later(10, loop.stop)
         threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGUSR1)).start()
         start = time.monotonic()
@@ -576,3 +582,132 @@ def test_a_child_process_that_ends_does_not_disturb_the_loop(loop):
         process = subprocess.Popen(["true"])
         loop.run_until_complete(asyncio.sleep(0.02))
         assert process.wait() == 0
+
+
+def test_what_a_handler_of_pythons_schedules_runs_before_what_became_ready(loop):
+    """The loop finds both at the end of one wait."""
+    reader, writer = os.pipe()
+    order, rounds = [], 50
+
+    def note(what):
+        order.append(what)
+        if len(order) == 2 * rounds:
+            loop.stop()
+
+    def received():
+        os.read(reader, 1)
+        note("received")
+
+    def work():
+        for done in range(1, rounds + 1):
+            time.sleep(0.001)
+            send()
+            os.write(writer, b"x")
+            start = time.monotonic()
+            while len(order) < 2 * done and time.monotonic() - start < 10:
+                time.sleep(0.0005)
+
+    signal.signal(SIGNAL, lambda *_: loop.call_soon_threadsafe(note, "handled"))
+    loop.add_reader(reader, received)
+    thread = threading.Thread(target=work)
+    thread.start()
+    loop.run_forever()
+    thread.join()
+    loop.remove_reader(reader)
+    os.close(reader)
+    os.close(writer)
+    assert order == ["handled", "received"] * rounds
+
+
+def test_data_that_come_with_an_exception_of_a_handler_are_received_in_the_next_run(loop):
+    reader, writer = os.pipe()
+    received = []
+
+    def receive():
+        received.append(os.read(reader, 10))
+        loop.stop()
+
+    class Interrupted(BaseException):
+        pass
+
+    def interrupt(*_):
+        os.write(writer, b"data")
+        raise Interrupted
+
+    signal.signal(SIGNAL, interrupt)
+    loop.add_reader(reader, receive)
+    timer = threading.Timer(0.03, send)
+    timer.start()
+    with pytest.raises(Interrupted):
+        loop.run_forever()
+    timer.join()
+    loop.run_forever()
+    loop.remove_reader(reader)
+    os.close(reader)
+    os.close(writer)
+    assert received == [b"data"]
+
+
+def test_a_handler_that_is_added_after_an_interrupt_is_for_the_next_one(loop):
+    """As of a program that cleans up then, and stops doing so if it is interrupted again."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    timer = threading.Timer(0.03, send, (signal.SIGINT,))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        loop.run_forever()
+    timer.join()
+    loop.add_signal_handler(signal.SIGINT, loop.stop)
+    assert loop.run_until_complete(asyncio.sleep(0.01, "cleaned up")) == "cleaned up"
+    loop.call_soon(send, signal.SIGINT)
+    with pytest.raises(RuntimeError, match="Event loop stopped before Future completed"):
+        loop.run_until_complete(asyncio.sleep(10))
+    loop.remove_signal_handler(signal.SIGINT)
+
+
+@pytest.mark.parametrize("running", [True, False])
+def test_a_signal_that_a_handler_of_pythons_has_had_is_not_for_the_loops(loop, running):
+    calls = []
+    signal.signal(SIGNAL, lambda *_: calls.append("python"))
+
+    def add():
+        loop.add_signal_handler(SIGNAL, calls.append, "loop")
+
+    def receive():
+        send()
+        if running:
+            add()
+        loop.stop()
+
+    loop.call_soon(receive)
+    loop.run_forever()
+    if not running:
+        add()
+    loop.run_until_complete(asyncio.sleep(0.01))
+    assert calls == ["python"]
+    send()
+    loop.run_until_complete(helpers.until(lambda: "loop" in calls))
+    loop.remove_signal_handler(SIGNAL)
+
+
+@pytest.mark.hotloop_only  # asyncio sets it for handlers only.
+@pytest.mark.parametrize("call", [1, 2])
+def test_an_interrupt_while_the_wakeup_descriptor_is_set_leaves_it_to_nobody_else(loop, monkeypatch, call):
+    """Its number is another file's when the loop is closed, which signals must not be written to."""
+    calls = 0
+    real = signal.set_wakeup_fd
+
+    def interrupted(*args, **kwargs):
+        nonlocal calls
+        former = real(*args, **kwargs)
+        calls += 1
+        if calls == call:
+            raise KeyboardInterrupt
+        return former
+
+    monkeypatch.setattr(signal, "set_wakeup_fd", interrupted)
+    loop.stop()
+    with pytest.raises(KeyboardInterrupt):
+        loop.run_forever()
+    monkeypatch.undo()
+    loop.close()
+    assert signal.set_wakeup_fd(-1) == -1

@@ -1,6 +1,8 @@
 """sock_recv, sock_sendall, sock_connect, sock_accept and their siblings."""
 
 import asyncio
+import contextlib
+import inspect
 import os
 import re
 import socket
@@ -418,3 +420,142 @@ async def test_a_buffer_that_closes_the_socket_leaves_its_number_alone(loop, nam
         os.close(number)
         for sock in (peer, other, other_peer):
             sock.close()
+
+
+# Sockets with methods of their own
+
+
+class Marking(socket.socket):
+    """Marks what goes through its methods, as proxies and tests do that wrap a socket."""
+
+    def recv(self, *args):
+        return b"<" + super().recv(*args)
+
+    def recv_into(self, buffer, *args):
+        count = super().recv_into(buffer, *args)
+        buffer[:count] = bytes(buffer[:count]).upper()
+        return count
+
+    def send(self, data, *args):
+        return super().send(bytes(data[:3]).upper(), *args)
+
+
+class Wrapped:
+    """Not a socket, but like one."""
+
+    def __init__(self, sock):
+        self._sock = sock
+
+    def __getattr__(self, name):
+        return getattr(self._sock, name)
+
+
+class Plain(socket.socket):
+    pass
+
+
+def patched(sock):
+    sock.recv = lambda size: Marking.recv(sock, size)
+    sock.recv_into = lambda buffer: Marking.recv_into(sock, buffer)
+    sock.send = lambda data: Marking.send(sock, data)
+    return sock
+
+
+@pytest.mark.parametrize(
+    "make", [lambda sock: sock, Wrapped, lambda sock: patched(Marking(fileno=sock.detach()))]
+)
+async def test_a_sockets_own_methods_are_called(loop, make):
+    ours, peer = socket.socketpair()
+    sock = make(Marking(fileno=ours.detach()))
+    sock.setblocking(False)
+    with peer:
+        peer.setblocking(False)
+        receiving = loop.create_task(loop.sock_recv(sock, 10))
+        await asyncio.sleep(0)
+        peer.send(b"hello")
+        assert await receiving == b"<hello"
+        peer.send(b"world")
+        buffer = bytearray(10)
+        assert await loop.sock_recv_into(sock, buffer) == 5
+        assert buffer == b"WORLD" + bytes(5)
+        await loop.sock_sendall(sock, b"goodbye")
+        assert peer.recv(100) == b"GOODBYE"
+    sock.close()
+
+
+async def test_a_sendall_by_a_sockets_own_method_waits_for_room(loop):
+    ours, peer = socket.socketpair()
+    sock = Marking(fileno=ours.detach())
+    sock.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            socket.socket.send(sock, bytes(65536))
+    sending = loop.create_task(loop.sock_sendall(sock, memoryview(b"message")))
+    await asyncio.sleep(0.01)
+    assert not sending.done()
+    peer.setblocking(False)
+    received = bytearray()
+    while not sending.done() or not received.endswith(b"MESSAGE"):
+        received += await loop.sock_recv(peer, 1 << 20)
+    await sending
+    sock.close()
+    peer.close()
+
+
+async def test_a_subclass_without_methods_of_its_own(loop):
+    ours, peer = socket.socketpair()
+    sock = Plain(fileno=ours.detach())
+    sock.setblocking(False)
+    await loop.sock_sendall(sock, b"hello")
+    peer.send(peer.recv(10))
+    assert await loop.sock_recv(sock, 10) == b"hello"
+    sock.close()
+    peer.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "argument", "method"),
+    [
+        ("sock_recv", 1, "recv"),
+        ("sock_recv_into", bytearray(1), "recv_into"),
+        ("sock_sendall", b"x", "send"),
+        ("sock_recvfrom", 1, "recvfrom"),
+    ],
+)
+async def test_what_is_no_socket_has_no_such_method(loop, name, argument, method):
+    with pytest.raises(AttributeError, match=f"no attribute '{method}'"):
+        await getattr(loop, name)(object(), argument)
+
+
+async def test_sending_nothing_to_a_datagram_socket_sends_an_empty_datagram(loop):
+    ours, peer = socket.socketpair(type=socket.SOCK_DGRAM)
+    ours.setblocking(False)
+    peer.setblocking(False)
+    with ours, peer:
+        await loop.sock_sendall(ours, b"")
+        assert peer.recv(10) == b""
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        await loop.sock_sendall(ours, b"")
+
+
+@pytest.mark.parametrize("buffer", [b"bytes", memoryview(bytearray(4))[::2]], ids=["bytes", "strided"])
+async def test_a_buffer_that_nothing_can_be_received_into(loop, pair, buffer):
+    ours, peer = pair
+    peer.send(b"hello")
+    with pytest.raises(TypeError, match="read-write bytes-like object"):
+        await loop.sock_recv_into(ours, buffer)
+    assert await loop.sock_recv(ours, 10) == b"hello"
+
+
+async def test_a_receive_is_suspended_while_it_waits(loop, pair):
+    ours, peer = pair
+    receiving = loop.sock_recv(ours, 10)
+    assert not receiving.cr_suspended
+    if helpers.PYTHON >= (3, 15):
+        assert inspect.getcoroutinestate(receiving) == inspect.CORO_CREATED
+    task = loop.create_task(receiving)
+    await asyncio.sleep(0)
+    assert inspect.getcoroutinestate(receiving) == inspect.CORO_SUSPENDED
+    peer.send(b"x")
+    await task
+    assert inspect.getcoroutinestate(receiving) == inspect.CORO_CLOSED

@@ -176,6 +176,12 @@ WAYS = [
 ]
 
 
+CASES = [
+    *((way, end) for way in WAYS[:-2] for end in ENDS),
+    *((on_a_pipe, "nothing"), (on_a_pipe, "end"), (on_a_datagram_socket, "nothing")),
+]
+
+
 async def keep_busy(loop):
     while True:
         await asyncio.sleep(0)
@@ -187,8 +193,12 @@ async def order_of(loop, way, end, busy, tmp_path):
     try:
         async for transport, protocol in way(loop, end, tmp_path):
             protocol.notes.append("returned")
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(asyncio.shield(protocol.over), 0.03)
+            if end == "nothing":
+                while len(protocol.notes) < 3:
+                    await asyncio.sleep(0.001)
+                await asyncio.sleep(0.005)
+            else:
+                await protocol.over
             notes = list(protocol.notes)
             transport.close()
             await protocol.over
@@ -201,8 +211,7 @@ async def order_of(loop, way, end, busy, tmp_path):
 
 
 @pytest.mark.parametrize("busy", [False, True], ids=["idle", "busy"])
-@pytest.mark.parametrize("end", ENDS)
-@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
+@pytest.mark.parametrize(("way", "end"), CASES, ids=lambda value: getattr(value, "__name__", value))
 def test_who_awaits_the_transport_goes_on_first(loop_name, way, end, busy, tmp_path):
     def observe(name):
         with asyncio.Runner(loop_factory=helpers.FACTORIES[name]) as runner:
@@ -213,7 +222,8 @@ def test_who_awaits_the_transport_goes_on_first(loop_name, way, end, busy, tmp_p
 
     notes = observe(loop_name)
     assert notes[:2] == ["connection_made", "returned"]
-    if "asyncio" in helpers.FACTORIES:
+    # A reset takes away what was not received by then.
+    if end != "reset" and "asyncio" in helpers.FACTORIES:
         assert notes == observe("asyncio")
 
 

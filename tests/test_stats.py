@@ -71,6 +71,7 @@ def start(tmp_path, program, *options):
     )
 
 
+@helpers.whenever_quiet
 @pytest.mark.parametrize("options", [["--watch"], ["--watch=0.1"], ["--debug", "--watch", "--stats"]])
 def test_who_blocks_is_reported(tmp_path, options):
     result = run(tmp_path, BLOCKING, *options)

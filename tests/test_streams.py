@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import socket
 import sys
 
 import helpers
@@ -139,6 +140,19 @@ async def test_a_reset_reaches_reader_and_writer(loop):
         await writer.drain()
     writer.close()
     with contextlib.suppress(ConnectionResetError):
+        await writer.wait_closed()
+
+
+async def test_drain_tells_of_a_peer_that_has_gone(loop):
+    ours, peer = socket.socketpair()
+    reader, writer = await asyncio.open_unix_connection(sock=ours)
+    peer.close()
+    assert await reader.read() == b""
+    writer.write(b"x")
+    with pytest.raises(ConnectionResetError):
+        await writer.drain()
+    writer.close()
+    with contextlib.suppress(BrokenPipeError):
         await writer.wait_closed()
 
 

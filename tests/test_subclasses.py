@@ -309,6 +309,25 @@ def test_other_threads_wake_a_run_forever_of_its_own(make):
     alarm.cancel()
 
 
+@pytest.mark.parametrize("of", ["class", "instance"])
+def test_each_iteration_is_the_subclasses_own(make, of):
+    iterations = []
+
+    def run_once(self):
+        iterations.append(self)
+        base._run_once(self)
+
+    loop, base = make(**({"_run_once": run_once} if of == "class" else {}))
+    if of == "instance":
+        loop._run_once = lambda: run_once(loop)
+    assert loop.run_until_complete(asyncio.sleep(0.001, "done")) == "done"
+    assert len(iterations) > 1
+    seen = len(iterations)
+    loop.stop()
+    loop.run_forever()
+    assert len(iterations) == seen + 1
+
+
 def test_a_loop_that_is_closed_while_it_runs_ends(make):
     loop, base = make(is_running=lambda self: False)
     loop.call_soon(loop.close)
@@ -317,3 +336,27 @@ def test_a_loop_that_is_closed_while_it_runs_ends(make):
     with pytest.raises(expected):
         loop.run_until_complete(future)
     assert loop.is_closed()
+
+
+def test_a_class_that_a_loop_is_given_later_counts(make):
+    loop, _ = make()
+    loop.__class__ = type("Late", (type(loop),), {"time": lambda self: 5.0})
+    timer = loop.call_later(1, print)
+    assert timer.when() == 6.0
+    timer.cancel()
+
+
+def test_timers_are_due_by_a_clock_that_says_no_number(make):
+    loop, _ = make()
+    calls = []
+    loop.call_later(1000, calls.append, 1)
+    loop.time = lambda: float("nan")
+    alarm = threading.Timer(5, loop.call_soon_threadsafe, (loop.stop,))
+    alarm.start()
+    loop.call_later(2000, loop.stop)
+    # Or a wait would be as long, which asyncio refuses.
+    loop.call_soon(int)
+    loop.run_forever()
+    alarm.cancel()
+    alarm.join()
+    assert calls == [1]

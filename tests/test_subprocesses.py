@@ -390,3 +390,20 @@ async def test_a_grandchild_keeps_the_input_open(loop, gate):
     os.write(gate[1], b"\n")
     output, _ = await process.communicate(b"x" * MUCH)
     assert output.strip() == b"%d" % MUCH
+
+
+@pytest.mark.hotloop_only
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="children are watched in another way")
+async def test_a_child_that_cannot_be_watched_is_killed_and_its_creator_told(loop, monkeypatch):
+    def refuse(*args):
+        raise MemoryError
+
+    monkeypatch.setattr(loop, "_add_reader", refuse)
+    async with asyncio.timeout(5):
+        with pytest.raises(MemoryError):
+            await asyncio.create_subprocess_exec("sleep", "60", stdin=PIPE, stdout=PIPE)
+    _, status = os.waitpid(-1, 0)
+    assert os.WTERMSIG(status) == signal.SIGKILL
+    monkeypatch.undo()
+    # The pipes end with the child.
+    await helpers.until(lambda: not loop._transports)

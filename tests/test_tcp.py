@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import socket
 import time
 
@@ -246,6 +247,20 @@ async def test_a_factory_that_fails(loop):
             await loop.create_connection(factory, *address)
         await helpers.until(lambda: protocols)
         await protocols[0].lost()
+
+
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+async def test_a_factory_that_makes_no_protocol(loop):
+    """The usual mistake is a function that forgets to return it."""
+    with helpers.listener() as server:
+        address = server.getsockname()
+        with pytest.raises(AttributeError, match="connection_made"):
+            await loop.create_connection(lambda: None, *address)
+        gc.collect()  # asyncio's transport, which still has the number that the next socket gets
+        sock = socket.create_connection(address)
+        with pytest.raises(AttributeError, match="connection_made"):
+            await loop.create_connection(lambda: None, sock=sock)
+        sock.close()
 
 
 async def test_an_accepted_socket(loop):

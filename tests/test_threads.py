@@ -2,11 +2,13 @@
 
 import asyncio
 import concurrent.futures
+import contextlib
 import gc
 import os
 import queue
 import random
 import signal
+import socket
 import threading
 import time
 
@@ -454,3 +456,103 @@ def test_signals_and_threads_together(loop):
     assert calls["thread"] == 200
     assert 1 <= calls["signal"] <= 200
     assert loop.remove_signal_handler(signal.SIGUSR1)
+
+
+def test_what_a_thread_schedules_before_it_sends_runs_first(loop):
+    """The loop finds both at the end of one wait."""
+    ours, peer = helpers.unix_pair()
+    order, rounds, again = [], 200, threading.Event()
+
+    def note(what):
+        order.append(what)
+        if len(order) == 2 * rounds:
+            loop.stop()
+        if len(order) % 2 == 0:
+            again.set()
+
+    def received():
+        ours.recv(1)
+        note("received")
+
+    def work():
+        for _ in range(rounds):
+            time.sleep(0.0002)
+            loop.call_soon_threadsafe(note, "scheduled")
+            peer.send(b"x")
+            again.wait(10)
+            again.clear()
+
+    loop.add_reader(ours, received)
+    thread = in_thread(work)
+    loop.run_forever()
+    thread.join()
+    loop.remove_reader(ours)
+    ours.close()
+    peer.close()
+    assert order == ["scheduled", "received"] * rounds
+
+
+# A transport's socket
+
+
+async def accepted(loop):
+    """The protocol of an accepted connection, and its peer."""
+    protocol = helpers.Recorder()
+    server = await loop.create_server(lambda: protocol, "127.0.0.1", 0)
+    peer = socket.create_connection(server.sockets[0].getsockname())
+    await protocol.until("connection_made")
+    server.close()
+    return protocol, peer
+
+
+async def test_two_threads_that_ask_for_a_socket_get_the_same(loop, monkeypatch):
+    protocol, peer = await accepted(loop)
+    transport = protocol.transport
+    theirs = []
+    thread = threading.Thread(target=lambda: theirs.append(transport.get_extra_info("socket").fileno()))
+    setblocking = socket.socket.setblocking
+
+    def set_while_others_run(sock, flag):
+        setblocking(sock, flag)
+        if thread.ident is None:
+            thread.start()
+            time.sleep(0.05)
+
+    monkeypatch.setattr(socket.socket, "setblocking", set_while_others_run)
+    ours = transport.get_extra_info("socket").fileno()
+    monkeypatch.undo()
+    if thread.ident is None:
+        thread.start()
+    thread.join()
+    assert theirs == [ours]
+    assert ours >= 0
+    transport.write(b"hello")
+    assert await asyncio.to_thread(peer.recv, 5) == b"hello"
+    transport.close()
+    await protocol.lost()
+    peer.close()
+
+
+async def test_an_interrupt_while_a_socket_is_asked_for_leaves_the_connection(loop, monkeypatch):
+    protocol, peer = await accepted(loop)
+    transport = protocol.transport
+
+    def interrupt(*args):
+        raise helpers.Interrupt
+
+    monkeypatch.setattr(socket.socket, "setblocking", interrupt)
+    with contextlib.suppress(helpers.Interrupt):
+        transport.get_extra_info("socket")
+    monkeypatch.undo()
+    # They would get the number of a descriptor that was closed.
+    others = socket.socketpair()
+    transport.write(b"hello")
+    assert await asyncio.to_thread(peer.recv, 5) == b"hello"
+    assert transport.get_extra_info("socket").getpeername() == peer.getsockname()
+    for sock in others:
+        sock.close()
+    peer.send(b"more")
+    assert await protocol.received(4) == b"more"
+    transport.close()
+    await protocol.lost()
+    peer.close()

@@ -3,9 +3,12 @@
 import array
 import asyncio
 import contextlib
+import ctypes
 import gc
+import mmap
 import os
 import socket
+import threading
 import weakref
 
 import helpers
@@ -34,6 +37,7 @@ async def test_a_transport_is_one_of_asyncios(attach):
     assert protocol.transport.can_write_eof() is True
     assert protocol.transport.is_reading() is True
     assert protocol.transport.is_closing() is False
+    assert protocol.transport.max_size == 256 * 1024
 
 
 async def test_data_received_gets_bytes(attach):
@@ -81,6 +85,20 @@ async def test_writes_arrive_in_their_order(attach):
             protocol.transport.writelines([chunk[:3], chunk[3:]] if chunk else [])
     expected = b"".join(chunks)
     assert await helpers.read_exactly(peer, len(expected)) == expected
+
+
+def array_of(data):
+    return array.array("b", data)
+
+
+def map_of(data):
+    memory = mmap.mmap(-1, len(data))
+    memory.write(data)
+    return memory
+
+
+def characters_of(data):
+    return (ctypes.c_char * len(data))(*data)
 
 
 async def test_any_sort_of_bytes_can_be_written(attach):
@@ -136,6 +154,14 @@ async def test_a_view_of_wide_items_that_has_to_wait(attach):
     numbers = array.array("Q", range(1 << 20))
     protocol.transport.write(memoryview(numbers))
     assert await helpers.read_exactly(peer, 8 << 20) == numbers.tobytes()
+
+
+@pytest.mark.parametrize("make", [array_of, map_of, characters_of])
+async def test_whatever_has_a_buffer_can_be_a_line(attach, make):
+    protocol, peer = await attach(Recorder())
+    protocol.transport.writelines([b"<", make(b"data"), b">"])
+    protocol.transport.writelines([make(b"more")])
+    assert await helpers.read_exactly(peer, 10) == b"<data>more"
 
 
 async def test_what_is_not_bytes_is_refused(attach):
@@ -475,6 +501,56 @@ async def test_extra_information(loop, attach, kind):
     assert transport.get_extra_info("socket").fileno() == -1
 
 
+async def test_what_is_done_to_the_socket_comes_after_what_was_written(attach):
+    protocol, peer = await attach(Recorder())
+    sock = protocol.transport.get_extra_info("socket")
+    protocol.transport.write(b"written, ")
+    os.write(sock.fileno(), b"sent, ")
+    protocol.transport.write(b"written, ")
+    with sock.dup() as duplicate:
+        duplicate.send(b"sent, ")
+    protocol.transport.write(b"written")
+    sock.shutdown(socket.SHUT_WR)
+    assert await helpers.read_to_end(peer) == b"written, sent, written, sent, written"
+    assert protocol.calls == ["connection_made"]
+
+
+async def test_what_another_thread_does_to_the_socket_comes_after_what_was_written(attach):
+    protocol, peer = await attach(Recorder())
+    sock = protocol.transport.get_extra_info("socket")
+
+    def in_thread(function, *args):
+        thread = threading.Thread(target=function, args=args)
+        thread.start()
+        thread.join()
+
+    def send():
+        with sock.dup() as duplicate:
+            duplicate.send(b"sent, ")
+
+    for _ in range(2):
+        protocol.transport.write(b"written, ")
+        in_thread(send)
+    protocol.transport.write(b"written")
+    in_thread(sock.shutdown, socket.SHUT_WR)
+    assert await helpers.read_to_end(peer) == b"written, sent, written, sent, written"
+    assert protocol.calls == ["connection_made"]
+
+
+async def test_a_write_whose_error_another_thread_meets_ends_the_connection(loop, attach):
+    protocol, peer = await attach(Recorder())
+    protocol.transport.pause_reading()
+    helpers.reset(peer)
+    # What is written in an iteration of several callbacks is not sent at once.
+    loop.call_soon(int)
+    await asyncio.sleep(0)
+    protocol.transport.write(b"x")
+    thread = threading.Thread(target=protocol.transport.get_extra_info("socket").fileno)
+    thread.start()
+    thread.join()
+    assert isinstance(await protocol.lost(), OSError)
+
+
 async def test_the_representation_tells_the_state(attach):
     protocol, _peer = await attach(Recorder())
     transport = protocol.transport
@@ -562,6 +638,35 @@ async def test_a_closed_socket_has_no_number_for_the_end_of_what_is_written(loop
         await protocol.lost()
         for sock in strangers:
             assert sock.recv(100) == b"still open"
+    finally:
+        for sock in (peer, *strangers):
+            sock.close()
+
+
+async def test_a_socket_that_is_closed_while_its_transport_is_made_has_no_number(loop):
+    ours, peer = socket.socketpair()
+    strangers = []
+
+    class Closing(Recorder):
+        @property
+        def connection_made(self):
+            if not strangers:
+                number = ours.fileno()
+                ours.close()
+                strangers.extend(socket.socketpair())
+                assert number in [sock.fileno() for sock in strangers]
+                for sock in strangers:
+                    sock.send(b"not for the protocol")
+            return super().connection_made
+
+    protocol = Closing()
+    try:
+        transport, _ = await loop.create_connection(lambda: protocol, sock=ours)
+        transport.write(b"not for strangers")
+        assert isinstance(await protocol.lost(), OSError)
+        assert protocol.data == b""
+        for sock in strangers:
+            assert sock.recv(100) == b"not for the protocol"
     finally:
         for sock in (peer, *strangers):
             sock.close()

@@ -413,6 +413,19 @@ async def test_the_loop_sleeps_with_an_idle_watcher(loop, ends):
     loop.remove_reader(ends[0])
 
 
+@pytest.mark.parametrize("number", [2**31, 2**40, 2**70])
+async def test_a_number_that_is_too_large_for_a_descriptor(loop, number):
+    class File:
+        def fileno(self):
+            return number
+
+    for file in (number, File()):
+        for add, remove in ((loop.add_reader, loop.remove_reader), (loop.add_writer, loop.remove_writer)):
+            with pytest.raises(OverflowError, match="Python int too large to convert to C int"):
+                add(file, print)
+            assert remove(file) is False
+
+
 async def test_a_path_is_no_descriptor(loop, tmp_path):
     with pytest.raises(ValueError, match="Invalid file object"):
         loop.add_reader(pathlib.Path(tmp_path), print)

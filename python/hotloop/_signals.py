@@ -42,6 +42,15 @@ def _forget_parents_descriptor() -> None:
 os.register_at_fork(after_in_child=_forget_parents_descriptor)
 
 
+def _file_of(fd: int) -> tuple[int, int] | None:
+    """What tells the file of a descriptor from one that gets its number later; None if there is no file."""
+    try:
+        status = os.fstat(fd)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
 def _noop(signum: int, frame: object) -> None:
     """The Python-level handler of a signal that a loop handles: the wakeup descriptor does the work."""
 
@@ -57,6 +66,8 @@ class SignalHandling(_core.Loop):
         self._csock: socket.socket | None = None
         # The wakeup descriptor to put back; None while this loop's is not in force.
         self._former_wakeup_fd: int | None = None
+        # Its file.
+        self._former_file: tuple[int, int] | None = None
 
     # --- The wakeup descriptor ---
 
@@ -76,26 +87,46 @@ class SignalHandling(_core.Loop):
         return self._csock
 
     def _take_wakeup_fd(self) -> None:
-        fd = self._wakeup_socket().fileno()
-        former = signal.set_wakeup_fd(fd, warn_on_full_buffer=False)
-        if former != fd:
-            self._former_wakeup_fd = former
+        self._put_in_force(self._wakeup_socket().fileno())
+
+    def _put_in_force(self, fd: int) -> int:
+        """Make this loop's wakeup descriptor the one in force; return the former.
+
+        Ctrl-C can come between any two steps. What close() has to undo is noted first.
+        """
+        noted = self._former_wakeup_fd
+        self._former_wakeup_fd = -1 if noted is None else noted
         _in_force.add(fd)
+        try:
+            former = signal.set_wakeup_fd(fd, warn_on_full_buffer=False)
+        except (ValueError, OSError):
+            self._former_wakeup_fd = noted
+            if noted is None:
+                _in_force.discard(fd)
+            raise
+        if former != fd:
+            self._former_file = _file_of(former) if former >= 0 else None
+            self._former_wakeup_fd = former
+        return former
 
     def _give_wakeup_fd_back(self) -> None:
         if self._former_wakeup_fd is None or self._csock is None:
             return
-        former, self._former_wakeup_fd = self._former_wakeup_fd, None
         fd = self._csock.fileno()
-        _in_force.discard(fd)
+        former = self._former_wakeup_fd
+        if former >= 0 and _file_of(former) != self._former_file:
+            # It was closed meanwhile: signals must not be written to whoever has its number now.
+            former = -1
         try:
             current = signal.set_wakeup_fd(former)
         except (ValueError, OSError):
-            # It was closed meanwhile.
+            # It was closed meanwhile, or blocks by now.
             current = signal.set_wakeup_fd(-1)
         if current not in (fd, -1):
             # Somebody else has taken it since.
             signal.set_wakeup_fd(current)
+        self._former_wakeup_fd = None
+        _in_force.discard(fd)
 
     def _wake_on_signals(self) -> bool:
         """Have signals end the wait of the loop that is about to run; return whether that must be undone."""
@@ -105,7 +136,7 @@ class SignalHandling(_core.Loop):
             fd = self._wakeup_socket().fileno()
             if fd < 0:
                 return False
-            former = signal.set_wakeup_fd(fd, warn_on_full_buffer=False)
+            former = self._put_in_force(fd)
         except (OSError, ValueError):
             # There are no descriptors, or they are refused, or this is not the main interpreter. A signal
             # that arrives during the wait ends it all the same.
@@ -113,12 +144,12 @@ class SignalHandling(_core.Loop):
         try:
             if former >= 0 and former != fd and self._poller != "portable" and self._leave_signals_to(former):
                 # The program uses it for itself; a signal that arrives during the wait ends it all the same.
+                self._former_wakeup_fd = None
+                _in_force.discard(fd)
                 return False
         except BaseException:
-            signal.set_wakeup_fd(former)
+            self._give_wakeup_fd_back()
             raise
-        self._former_wakeup_fd = former if former != fd else -1
-        _in_force.add(fd)
         return True
 
     def _leave_signals_to(self, fd: int) -> bool:
@@ -169,6 +200,9 @@ class SignalHandling(_core.Loop):
             self._take_wakeup_fd()
         except (ValueError, OSError) as exc:
             raise RuntimeError(str(exc)) from exc
+        if sig not in self._signal_handlers:
+            # What came before was for the former handler, such as a Ctrl-C that has ended a run of the loop.
+            self._read_from_self()
         self._signal_handlers[sig] = asyncio.Handle(callback, args, loop, None)
         try:
             signal.signal(sig, _noop)

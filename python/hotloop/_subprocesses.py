@@ -92,16 +92,24 @@ class SubprocessSupport(_core.Loop):
         transport = _SubprocessTransport(
             self, protocol, args, shell, stdin, stdout, stderr, bufsize, waiter=waiter, extra=extra, **kwargs
         )
+        unwatched: BaseException | None = None
         try:
             self._watch_child(transport.get_pid(), transport)
+        except BaseException as error:
+            unwatched = error
+        try:
             await waiter
+            if unwatched is not None:
+                raise unwatched
         except (SystemExit, KeyboardInterrupt):
             raise
         except BaseException:
             transport.close()
             if waiter.done() and not waiter.cancelled():
                 transport.forget_unconnected()
-            await asyncio.shield(transport._wait())
+            # Nobody will hear of the end of a child that is not watched.
+            if unwatched is None:
+                await asyncio.shield(transport._wait())
             raise
         return transport
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import _socket
 import asyncio
 import inspect
 import socket
 import sys
+import threading
 import traceback
 import warnings
+import weakref
 from asyncio import base_events, constants, format_helpers, transports, trsock
 from asyncio.log import logger
 
@@ -66,9 +69,46 @@ class DatagramTransport(transports._FlowControlMixin, asyncio.DatagramTransport)
     __slots__ = ()
 
 
+class StreamSocket(trsock.TransportSocket):
+    """What a stream tells of its socket: what is done to it comes after what was written."""
+
+    __slots__ = ("_transport",)
+
+    def __init__(self, sock: socket.socket, transport: Any) -> None:
+        super().__init__(sock)
+        self._transport = weakref.ref(transport)
+
+    def _send_what_was_written(self) -> None:
+        transport = self._transport()
+        if transport is None:
+            return
+        if transport._loop._thread_id == threading.get_ident():
+            transport.get_write_buffer_size()
+        else:
+            # What follows from an error, or from a full socket, is left to the loop.
+            transport._send_in_thread()
+
+    def fileno(self) -> int:
+        self._send_what_was_written()
+        return super().fileno()
+
+    def dup(self) -> socket.socket:
+        self._send_what_was_written()
+        return super().dup()
+
+    def shutdown(self, how: int) -> None:
+        self._send_what_was_written()
+        super().shutdown(how)
+
+
 def _format_callback(handle: Any) -> str:
     kwargs = {"debug": handle._loop.get_debug()} if _FORMAT_TAKES_DEBUG else {}
-    source: str = format_helpers._format_callback_source(handle._callback, handle._args, **kwargs)
+    callback = handle._callback
+    try:
+        source: str = format_helpers._format_callback_source(callback, handle._args, **kwargs)
+    except Exception as error:
+        # Its repr() is the program's own, and must not keep anybody from being told.
+        return f"<{type(callback).__name__}, whose repr() raised {type(error).__name__}>"
     return source
 
 
@@ -145,10 +185,35 @@ def report_connection(loop: Any, exception: BaseException) -> None:
     )
 
 
+def has_own_method(sock: Any, name: str) -> bool:
+    """Whether a method of *sock* is not the one that all sockets have from C."""
+    method = getattr(sock, name)
+    return not isinstance(sock, socket.socket) or method != getattr(_socket.socket, name).__get__(sock)
+
+
+def send_by_method(sock: Any, data: Any, sent: int) -> tuple[int, bool]:
+    """Send data, of which some has been sent, by the method of a socket.
+
+    Return how much has been sent by now, and whether that is all.
+    """
+    if sent:
+        sent += sock.send(memoryview(data).cast("B")[sent:])
+    else:
+        sent = sock.send(data)
+    return sent, sent >= memoryview(data).nbytes
+
+
 def make_socket(fd: int) -> socket.socket:
-    """A socket object that owns *fd*, which does not block."""
-    sock = socket.socket(fileno=fd)
-    sock.setblocking(False)
+    """A socket object that owns *fd*, which does not block. If that fails, *fd* is still the caller's."""
+    cls: Any = socket.socket
+    sock: socket.socket = cls.__new__(cls, fileno=fd)
+    try:
+        cls.__init__(sock, fileno=fd)
+        sock.setblocking(False)
+    except BaseException:
+        # Ctrl-C can come between any two steps.
+        sock.detach()
+        raise
     return sock
 
 

@@ -38,6 +38,8 @@ _CONNECTION_OPTIONS: dict[str, Any] = _create_connection.__kwdefaults__ or {}
 # asked; also if that was there before this module.
 _Socket = socket.socket if socket.socket.__module__ == "socket" else None
 _socket_connect = _socket.socket.connect
+# The same for what asyncio's servers ask.
+_socket_accept = None if _Socket is None else _Socket.accept
 
 # What asyncio's event loop for Unix does once a connection, or once a program, in functions that ask nothing
 # of their loop but the methods that this one has, too. Each Python brings its own version.
@@ -111,23 +113,38 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
         self._check_closed()
         self._check_running()
         self._set_coroutine_origin_tracking(self._debug)
-        old_hooks = sys.get_asyncgen_hooks()
+        firstiter, finalizer = sys.get_asyncgen_hooks()
         self._thread_id = threading.get_ident()
         try:
             sys.set_asyncgen_hooks(self._asyncgen_firstiter_hook, self._asyncgen_finalizer_hook)
             events._set_running_loop(self)
             waking = self._wake_on_signals()
             try:
-                self._run()
+                if self._run_once == _core.Loop._run_once.__get__(self):
+                    self._run()
+                else:
+                    self._run_by_method()
             finally:
                 if waking:
                     self._stop_waking_on_signals()
         finally:
             self._stopping = False
             self._thread_id = None
-            events._set_running_loop(None)
-            self._set_coroutine_origin_tracking(False)
-            sys.set_asyncgen_hooks(*old_hooks)
+            # Each can fail where there is no memory, which is no reason to leave out the others.
+            try:
+                events._set_running_loop(None)
+            finally:
+                try:
+                    self._set_coroutine_origin_tracking(False)
+                finally:
+                    sys.set_asyncgen_hooks(firstiter, finalizer)
+
+    def _run_by_method(self) -> None:
+        """What asyncio does, which calls the _run_once() of a subclass."""
+        while True:
+            self._run_once()
+            if self._stopping:
+                break
 
     def close(self) -> None:
         """Close the event loop: what is scheduled is dropped, what was written and the network takes is sent.
@@ -323,6 +340,14 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
     _sock_sendfile_update_filepos = _Unix._sock_sendfile_update_filepos
     _sock_add_cancellation_callback = _Unix._sock_add_cancellation_callback
 
+    @_with_signature_of(_Unix._start_serving)
+    def _start_serving(self, protocol_factory: Any, sock: Any, *args: Any, **options: Any) -> None:
+        # asyncio's own way calls accept(), which may be the program's.
+        accept = getattr(sock, "accept", None)
+        is_usual = _socket_accept is not None and getattr(accept, "__func__", None) is _socket_accept
+        start = _core.Loop._start_serving if is_usual else _Unix._start_serving
+        start(self, protocol_factory, sock, *args, **options)
+
     def _stop_serving(self, sock: socket.socket) -> None:
         # Python 3.13 and later note here which paths are to be removed.
         inode = self._unix_server_sockets.pop(sock, None)
@@ -340,6 +365,7 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
     if not TYPE_CHECKING:  # Their types are AbstractEventLoop's.
         create_unix_connection = _Unix.create_unix_connection
         create_unix_server = _Unix.create_unix_server
+    _accept_connection = _Unix._accept_connection
     _accept_connection2 = _Unix._accept_connection2
 
 

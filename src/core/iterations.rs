@@ -18,6 +18,18 @@ const FLUSH_CLOCK_CALLBACKS: usize = 8;
 /// ...which is sent after this long, in seconds, even if the iteration goes on.
 const FLUSH_INTERVAL: f64 = 1e-3;
 
+/// When what is written is sent.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Sending {
+    /// No iteration is under way that would have an end.
+    AtOnce,
+    /// The iteration has one callback. The peer, who may be waiting for it, gets the first write while the callback goes on;
+    /// what is written after that goes together.
+    FirstAtOnce,
+    /// With the other writes to the same transport, at the end of the iteration.
+    AtEnd,
+}
+
 impl Core {
     /// Runs iterations until [`Core::set_stopping`]; the one under way then is finished.
     pub fn run(&self, py: Python<'_>, event_loop: &Object) -> PyResult<()> {
@@ -56,9 +68,8 @@ impl Core {
             Some(ticks) => Instant { seconds: self.pace.polled(), ticks },
             None => self.look(py, event_loop, callbacks_wait)?,
         };
-        self.iterating.set(true);
         let result = self.run_ready(py, event_loop, started);
-        self.iterating.set(false);
+        self.sending.set(Sending::AtOnce);
         let flushed = self.flush(py, event_loop);
         result.and(flushed)
     }
@@ -66,6 +77,7 @@ impl Core {
     /// Runs the callbacks that are in the queue now, not those that they add.
     fn run_ready(&self, py: Python<'_>, event_loop: &Object, started: Instant) -> PyResult<()> {
         let count = self.ready.borrow().len();
+        self.sending.set(if count > 1 { Sending::AtEnd } else { Sending::FirstAtOnce });
         let mut mark = self.metrics.begin_iteration(started.ticks, count, &self.pace.tick);
         let mut flushed = started.seconds;
         for done in 1..=count {
@@ -116,15 +128,25 @@ impl Core {
         result.and(told)
     }
 
-    /// Asks for `step` to be called at the end of the iteration. False if there is none to come: call it now.
+    /// Asks for `step` to be called at the end of the iteration. False if it is to be called now.
     #[must_use]
     #[inline]
     pub fn flush_later(&self, object: Object, step: Step) -> bool {
-        let iterating = self.iterating.get();
-        if iterating {
-            self.unsent.borrow_mut().push((object, step));
+        match self.sending.get() {
+            Sending::AtEnd => {
+                let mut unsent = self.unsent.borrow_mut();
+                if unsent.try_reserve(1).is_err() {
+                    return false;
+                }
+                unsent.push((object, step));
+                true
+            }
+            Sending::FirstAtOnce => {
+                self.sending.set(Sending::AtEnd);
+                false
+            }
+            Sending::AtOnce => false,
         }
-        iterating
     }
 
     /// Lets all transports send that asked for it.

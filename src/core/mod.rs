@@ -21,7 +21,9 @@ use std::sync::Arc;
 use pyo3::prelude::*;
 
 use crate::cpython::borrowing::StateCell;
+use crate::cpython::buffer::{joined, new_bytes};
 use crate::cpython::class::Visitor;
+use crate::cpython::errors::no_memory;
 use crate::cpython::object::Object;
 use crate::cpython::received::{self, Blank};
 use crate::handle::Schedule;
@@ -33,13 +35,18 @@ use crate::reactor::poller::{self, Poller};
 use crate::reactor::registry::Registry;
 use crate::reactor::turns::Turns;
 use crate::reactor::waker::Inbox;
+use crate::reserve::zeroes;
 
 pub use future::resolve;
+use iterations::Sending;
 pub use iterations::report_error;
 pub use metrics::{Count, Metrics};
 pub use ready::{OnReady, Readiness, Ready, Step};
-pub use receiving::Received;
+pub use receiving::{LEAST, Received};
 pub use watching::{Direction, Waiter, Watch};
+
+/// Places that the program's callbacks leave free in the ready queue, for what the loop queues on its own.
+const HEADROOM: usize = 256;
 
 /// One receive gets at the most this many bytes: asyncio's `max_size`.
 pub const RECEIVE_BUFFER: usize = 256 * 1024;
@@ -56,13 +63,14 @@ pub struct Core {
     registry: StateCell<Option<Registry<Watch>>>,
     /// Transports with something to send at the end of the iteration.
     unsent: StateCell<Vec<(Object, Step)>>,
-    /// Whether callbacks of an iteration are being run, so that there will be an end of the iteration.
-    iterating: Cell<bool>,
+    sending: Cell<Sending>,
     stopping: Cell<bool>,
     /// Whether time() is not ours, because a subclass or the program has another: it decides when timers are due.
     foreign_clock: Cell<bool>,
     /// Lent to one receive at a time.
     buffer: Cell<Option<Box<[u8]>>>,
+    /// An object for what was received when there is no memory for another.
+    spare: Cell<Option<Blank>>,
     /// Bytes objects that streams receive into.
     received: StateCell<received::Received>,
     /// How much comes at a time to sockets that are read from without a transport, roughly.
@@ -91,10 +99,11 @@ impl Core {
             inbox: Inbox::default(),
             registry: StateCell::new(Some(Registry::new(Poller::new(portable)?))),
             unsent: StateCell::default(),
-            iterating: Cell::new(false),
+            sending: Cell::new(Sending::AtOnce),
             stopping: Cell::new(false),
             foreign_clock: Cell::new(false),
             buffer: Cell::new(None),
+            spare: Cell::new(None),
             received: StateCell::default(),
             usual_size: Cell::new(0),
             batch: Cell::new(None),
@@ -135,6 +144,22 @@ impl Core {
 
     // --- The ready queue ---
 
+    /// Queues a callback of the program's. MemoryError if there is no room.
+    #[inline(always)]
+    pub fn push_new(&self, py: Python<'_>, entry: Ready) -> PyResult<()> {
+        if self.inbox.is_filled() {
+            // What other threads sent before this call comes first.
+            self.collect_inbox();
+        }
+        let mut ready = self.ready.borrow_mut();
+        if ready.capacity() - ready.len() < HEADROOM && ready.try_reserve(2 * HEADROOM).is_err() {
+            drop(ready);
+            return Err(no_memory(py));
+        }
+        ready.push_back(entry);
+        Ok(())
+    }
+
     #[inline(always)]
     pub fn push(&self, entry: Ready) {
         if self.inbox.is_filled() {
@@ -144,11 +169,15 @@ impl Core {
         self.ready.borrow_mut().push_back(entry);
     }
 
-    /// Queues from another thread, and wakes the event loop if it is asleep.
-    pub fn send(&self, entry: Ready) {
+    /// Queues from another thread, and wakes the event loop if it is asleep. MemoryError if there is no room.
+    pub fn send(&self, py: Python<'_>, entry: Ready) -> PyResult<()> {
+        if !self.inbox.reserve() {
+            return Err(no_memory(py));
+        }
         if self.inbox.deliver((entry, clock::ticks())) {
             self.wake();
         }
+        Ok(())
     }
 
     /// Ends a wait that is under way in another thread.
@@ -169,8 +198,12 @@ impl Core {
 
     #[cold]
     fn collect_inbox(&self) {
-        let entries = self.inbox.collect();
         let mut ready = self.ready.borrow_mut();
+        if ready.try_reserve(self.inbox.count() + HEADROOM).is_err() {
+            // They stay where they are until there is memory.
+            return;
+        }
+        let entries = self.inbox.collect();
         let others = ready.len();
         self.metrics.begin_batches(others);
         for (entry, since) in entries {
@@ -223,20 +256,67 @@ impl Core {
         self.received.borrow_mut().put_back(blank);
     }
 
-    /// Lends the memory for datagrams to `f`.
-    pub fn with_batch<R>(&self, f: impl FnOnce(&mut Batch) -> R) -> R {
-        let mut batch = self.batch.take().unwrap_or_default();
+    /// Lends the memory for datagrams to `f`. MemoryError if there is none.
+    pub fn with_batch<R>(&self, py: Python<'_>, f: impl FnOnce(&mut Batch) -> R) -> PyResult<R> {
+        let mut batch =
+            self.batch.take().or_else(|| Batch::new().map(Box::new)).ok_or_else(|| no_memory(py))?;
         let result = f(&mut batch);
         self.batch.set(Some(batch));
-        result
+        Ok(result)
     }
 
-    /// Lends the receive buffer to `f`.
-    pub fn with_buffer<R>(&self, f: impl FnOnce(&mut [u8]) -> R) -> R {
-        let mut buffer = self.buffer.take().unwrap_or_else(|| vec![0; RECEIVE_BUFFER].into_boxed_slice());
-        let result = f(&mut buffer);
-        self.buffer.set(Some(buffer));
-        result
+    /// Whether there is all that [`Core::with_buffer`] needs for [`RECEIVE_BUFFER`] bytes, so that it cannot fail.
+    pub fn has_buffer(&self) -> bool {
+        let (buffer, spare) = (self.buffer.take(), self.spare.take());
+        let is_there = buffer.is_some() && spare.is_some();
+        self.buffer.set(buffer);
+        self.spare.set(spare);
+        is_there
+    }
+
+    /// Lends the receive buffer to `f`, which has at least `least` bytes. MemoryError if there is no memory for them, and for the
+    /// object that [`Core::received_bytes`] is to make of them.
+    pub fn with_buffer<R>(
+        &self,
+        py: Python<'_>,
+        least: usize,
+        f: impl FnOnce(&mut [u8]) -> R,
+    ) -> PyResult<R> {
+        let spare = match self.spare.take() {
+            Some(spare) => spare,
+            None => Blank::new(py, RECEIVE_BUFFER).or_else(|_| Blank::new(py, least))?,
+        };
+        let room = spare.capacity();
+        self.spare.set(Some(spare));
+        let buffer = self.buffer.take().or_else(|| zeroes(RECEIVE_BUFFER)).or_else(|| zeroes(least));
+        let mut buffer = buffer.ok_or_else(|| no_memory(py))?;
+        let size = buffer.len().min(room);
+        let result = f(&mut buffer[..size]);
+        if buffer.len() == RECEIVE_BUFFER {
+            self.buffer.set(Some(buffer));
+        }
+        if room < RECEIVE_BUFFER {
+            // The next time may need more.
+            self.spare.set(None);
+        }
+        Ok(result)
+    }
+
+    /// A bytes object of what was received into the buffer, in two parts. If there is no memory for a new one, it is the object
+    /// that was set aside for this: what was taken out of a socket must not be lost.
+    pub fn received_bytes(&self, py: Python<'_>, first: &[u8], rest: &[u8]) -> PyResult<Object> {
+        let made = if rest.is_empty() { new_bytes(py, first) } else { joined(py, first, rest) };
+        made.or_else(|error| {
+            let Some(mut blank) = self.spare.take() else { return Err(error) };
+            let length = first.len() + rest.len();
+            if blank.capacity() < length {
+                return Err(error);
+            }
+            let bytes = first.iter().chain(rest);
+            blank.as_mut_slice().iter_mut().zip(bytes).for_each(|(place, byte)| _ = place.write(*byte));
+            // SAFETY: they were just written.
+            Ok(unsafe { self.hand_out(blank, length) })
+        })
     }
 
     // --- The end ---
@@ -246,26 +326,34 @@ impl Core {
         let flushed = self.flush(py, event_loop);
         let registry = self.registry.borrow_mut().take();
         let ready = self.ready.take();
-        let timers = self.schedule.timers.borrow_mut().drain();
         let sent = self.inbox.collect();
-        for timer in &timers {
-            timer.set_fired();
-        }
+        self.drop_timers();
         // Dropping runs Python code: nothing is borrowed any more.
-        drop((ready, timers, sent));
+        drop((ready, sent));
         if let Some(mut registry) = registry {
             drop(registry.drain());
         }
-        drop(self.received.take());
+        drop((self.received.take(), self.spare.take()));
         flushed
+    }
+
+    /// Drops the timers that there are, one by one: dropping runs Python code, which may add others.
+    fn drop_timers(&self) {
+        let count = self.schedule.timers.try_borrow().map_or(0, |timers| timers.len());
+        for _ in 0..count {
+            let timer = self.schedule.timers.try_borrow_mut().ok().and_then(|mut timers| timers.pop_any());
+            let Some(timer) = timer else { return };
+            timer.set_fired();
+            drop(timer);
+        }
     }
 
     pub fn clear(&self) {
         let registry = self.registry.try_borrow_mut().ok().and_then(|mut registry| registry.take());
         let ready = self.ready.try_borrow_mut().map(|mut ready| std::mem::take(&mut *ready));
-        let timers = self.schedule.timers.try_borrow_mut().map(|mut timers| timers.drain());
         let unsent = self.unsent.try_borrow_mut().map(|mut unsent| std::mem::take(&mut *unsent));
-        drop((ready, timers, unsent, self.inbox.collect()));
+        drop((ready, unsent, self.inbox.collect()));
+        self.drop_timers();
         if let Some(mut registry) = registry {
             drop(registry.drain());
         }

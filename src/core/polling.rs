@@ -71,9 +71,6 @@ impl Core {
                 self.metrics.set_moment(now.ticks, queued);
             }
         }
-        if self.inbox.is_filled() {
-            self.collect_inbox();
-        }
         let due = if self.has_foreign_clock() { foreign_time(py, event_loop)? } else { now.seconds };
         self.queue_due_timers(due, now.ticks);
         Ok(now)
@@ -103,17 +100,28 @@ impl Core {
             Some(Duration::ZERO) => (self.peek(py, now.seconds, &mut events), false),
             _ => (self.wait(py, now.seconds, &mut events, timeout), true),
         };
-        let check = events.interrupted || waited;
-        let in_vain = result.is_ok() && self.take_in(py, &events);
+        // What signal handlers and other threads have scheduled meanwhile comes before what became ready.
+        let handled = if events.interrupted || waited { check_signals(py) } else { Ok(()) };
+        if self.inbox.is_filled() {
+            if waited {
+                self.metrics.set_first_moment(self.pace.instant().ticks);
+            }
+            self.collect_inbox();
+        }
+        // If a handler raised, the kernel tells of the descriptors again.
+        let in_vain = handled.is_ok() && result.is_ok() && self.take_in(py, &events);
         self.events.set(Some(events));
+        handled?;
         if in_vain {
             py.detach(|| std::thread::sleep(PAUSE));
         }
         match result {
-            Ok(()) => self.wait_failed.set(false),
-            Err(error) => self.recover(py, event_loop, error)?,
+            Ok(()) => {
+                self.wait_failed.set(false);
+                Ok(())
+            }
+            Err(error) => self.recover(py, event_loop, error),
         }
-        if check { check_signals(py) } else { Ok(()) }
     }
 
     /// Looks at the descriptors without waiting. Other threads that want to run get the GIL now and then.
@@ -235,7 +243,10 @@ impl Core {
         let mut ready = self.ready.borrow_mut();
         let others = ready.len();
         self.metrics.begin_batches(others);
-        while let Some(timer) = timers.pop_due(now + CLOCK_RESOLUTION) {
+        // Without memory for more, the rest is due in the next iteration.
+        while ready.try_reserve(1).is_ok()
+            && let Some(timer) = timers.pop_due(now + CLOCK_RESOLUTION)
+        {
             timer.set_fired();
             late.add(timer.when(), |batch| self.metrics.add_timers(batch, &self.pace.tick));
             ready.push_back(Ready::Timer(timer));

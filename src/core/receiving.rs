@@ -7,7 +7,7 @@ use std::os::fd::RawFd;
 use pyo3::prelude::*;
 
 use super::{Core, RECEIVE_BUFFER};
-use crate::cpython::buffer::{joined, new_bytes};
+use crate::cpython::buffer::new_bytes;
 use crate::cpython::errors::os_error;
 use crate::cpython::object::Object;
 use crate::cpython::received::Blank;
@@ -26,6 +26,9 @@ pub enum Received {
 const SMALL: usize = 480;
 /// ...and what is larger than this is not to take up much more memory than it needs: a program may keep it.
 const LARGE: usize = 8 * 1024;
+
+/// Bytes to receive at a time where there is no memory for the usual buffer.
+pub const LEAST: usize = 8 * 1024;
 
 /// Follows what comes: up at once, down slowly.
 fn note_size(usual: &Cell<usize>, size: usize) {
@@ -61,7 +64,7 @@ impl Core {
         later: &Cell<i32>,
     ) -> PyResult<Received> {
         if usual.get() < SMALL {
-            return self.receive_and_copy(py, fd, RECEIVE_BUFFER, usual);
+            return self.receive_and_copy(py, fd, RECEIVE_BUFFER, LEAST, usual);
         }
         let mut blank = self.blank_bytes(py, room(usual).min(RECEIVE_BUFFER))?;
         let slice = blank.as_mut_slice();
@@ -73,9 +76,9 @@ impl Core {
                 return nothing_or(py, error);
             }
         };
-        if count == capacity && count < RECEIVE_BUFFER {
+        if count == capacity && count < RECEIVE_BUFFER && self.has_buffer() {
             // There may be more.
-            return self.with_buffer(|buffer| {
+            return self.with_buffer(py, RECEIVE_BUFFER, |buffer| {
                 let rest = &mut buffer[..RECEIVE_BUFFER - capacity];
                 let more = match socket::recv(fd, rest) {
                     Ok(count) => count,
@@ -86,7 +89,7 @@ impl Core {
                     }
                 };
                 self.both(py, blank, capacity, &rest[..more], usual)
-            });
+            })?;
         }
         self.received(py, blank, capacity, count, usual)
     }
@@ -102,11 +105,11 @@ impl Core {
     ) -> PyResult<Received> {
         let limit = limit.min(RECEIVE_BUFFER);
         if usual.get() < SMALL {
-            return self.receive_and_copy(py, fd, limit, usual);
+            return self.receive_and_copy(py, fd, limit, limit, usual);
         }
         let mut blank = self.blank_bytes(py, room(usual).min(limit))?;
         let capacity = blank.as_mut_slice().len().min(limit);
-        self.with_buffer(|buffer| {
+        self.with_buffer(py, limit, |buffer| {
             let rest = &mut buffer[..limit - capacity];
             match socket::recv_into_both(fd, &mut blank.as_mut_slice()[..capacity], rest) {
                 Ok(count) if count > capacity => {
@@ -118,25 +121,29 @@ impl Core {
                     nothing_or(py, error)
                 }
             }
-        })
+        })?
     }
 
-    /// Receives into the loop's buffer.
+    /// Receives into the loop's buffer: `limit` bytes at the most, or where there is no memory for those, `least`.
     #[inline(never)]
     fn receive_and_copy(
         &self,
         py: Python<'_>,
         fd: RawFd,
         limit: usize,
+        least: usize,
         usual: &Cell<usize>,
     ) -> PyResult<Received> {
-        self.with_buffer(|buffer| match socket::recv(fd, &mut buffer[..limit]) {
-            Ok(count) => {
-                note_size(usual, count);
-                Ok(Received::Data(new_bytes(py, &buffer[..count])?, count))
+        self.with_buffer(py, least, |buffer| {
+            let limit = limit.min(buffer.len());
+            match socket::recv(fd, &mut buffer[..limit]) {
+                Ok(count) => {
+                    note_size(usual, count);
+                    Ok(Received::Data(self.received_bytes(py, &buffer[..count], &[])?, count))
+                }
+                Err(error) => nothing_or(py, error),
             }
-            Err(error) => nothing_or(py, error),
-        })
+        })?
     }
 
     /// The `count` bytes that were received into a bytes object where there is room for `capacity`.
@@ -154,9 +161,10 @@ impl Core {
         if count < least {
             // Too little to keep that much memory for.
             // SAFETY: so many bytes were received.
-            let data = new_bytes(py, unsafe { blank.written(count) });
-            self.put_back(blank);
-            return data.map(|data| Received::Data(data, count));
+            if let Ok(data) = new_bytes(py, unsafe { blank.written(count) }) {
+                self.put_back(blank);
+                return Ok(Received::Data(data, count));
+            }
         }
         // SAFETY: so many bytes were received.
         Ok(Received::Data(unsafe { self.hand_out(blank, count) }, count))
@@ -174,7 +182,7 @@ impl Core {
     ) -> PyResult<Received> {
         note_size(usual, count + rest.len());
         // SAFETY: so many bytes were received.
-        let data = joined(py, unsafe { blank.written(count) }, rest);
+        let data = self.received_bytes(py, unsafe { blank.written(count) }, rest);
         self.put_back(blank);
         data.map(|data| Received::Data(data, count + rest.len()))
     }

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use pyo3::prelude::*;
 
+use crate::cpython::interpreter::Interpreter;
 use crate::cpython::module::import;
 use crate::cpython::object::Object;
 use crate::handle::boolean;
@@ -133,7 +134,9 @@ pub fn watch(py: Python<'_>, turns: &Arc<Turns>, id: usize) {
         match &state.thread {
             Some(thread) => thread.thread().unpark(),
             None => {
-                let spawned = std::thread::Builder::new().name("hotloop-watchdog".to_owned()).spawn(run);
+                let interpreter = Interpreter::of(py);
+                let thread = std::thread::Builder::new().name("hotloop-watchdog".to_owned());
+                let spawned = thread.spawn(move || run(interpreter));
                 // Without a thread nobody watches, which is no reason to stop the program.
                 state.thread = spawned.ok();
             }
@@ -167,7 +170,7 @@ pub fn stop(py: Python<'_>) {
     }
 }
 
-fn run() {
+fn run(interpreter: Interpreter) {
     let tick = Tick::default();
     loop {
         let Some(pause) = pause() else { return };
@@ -176,7 +179,7 @@ fn run() {
         let was_stopped = start.elapsed().as_secs_f64() > pause + STOPPED;
         tick.learn(clock::Instant::now());
         for (turns, id, seen, again) in look(&tick, was_stopped) {
-            tell(&turns, id, seen, again, &tick);
+            tell(interpreter, &turns, id, seen, again, &tick);
         }
     }
 }
@@ -227,9 +230,8 @@ fn look(tick: &Tick, was_stopped: bool) -> Vec<(Arc<Turns>, usize, Seen, bool)> 
 }
 
 /// Has Python look at what the callback is doing.
-fn tell(turns: &Turns, id: usize, seen: Seen, again: bool, tick: &Tick) {
-    // While the interpreter ends, nobody is told.
-    Python::try_attach(|py| {
+fn tell(interpreter: Interpreter, turns: &Turns, id: usize, seen: Seen, again: bool, tick: &Tick) {
+    let tell = |py: Python<'_>| {
         // Waiting for the GIL can have taken long enough for the callback to end.
         if turns.under_way() != Some(seen.turn) {
             return;
@@ -256,5 +258,8 @@ fn tell(turns: &Turns, id: usize, seen: Seen, again: bool, tick: &Tick) {
         if let Err(error) = observe() {
             error.write_unraisable(py, None);
         }
-    });
+    };
+    // Without memory, nobody is told now: the block is told of when it is over.
+    // SAFETY: the thread is joined before the interpreter ends (see `stop`).
+    unsafe { interpreter.try_attach(tell) };
 }

@@ -208,6 +208,10 @@ impl Core {
         let mut borrowed = self.registry.borrow_mut();
         let Some(registry) = &mut *borrowed else { return false };
         let mut ready = self.ready.borrow_mut();
+        if ready.try_reserve(2 * events.events().count()).is_err() {
+            // The kernel tells of them again.
+            return true;
+        }
         let mut strays = false;
         let mut unwaited = Vec::new();
         for event in events.events() {

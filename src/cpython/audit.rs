@@ -5,6 +5,7 @@ use std::ffi::{CStr, c_char, c_int, c_void};
 use pyo3::ffi;
 use pyo3::prelude::*;
 
+use super::errors::fetch;
 use super::methods::guard;
 use super::object::Object;
 
@@ -33,5 +34,5 @@ pub fn raise(py: Python<'_>, event: &CStr, first: &Make<'_>, second: &Make<'_>) 
             (&raw const second).cast::<c_void>(),
         )
     };
-    if result < 0 { Err(PyErr::fetch(py)) } else { Ok(()) }
+    if result < 0 { Err(fetch(py)) } else { Ok(()) }
 }

@@ -6,6 +6,7 @@ use pyo3::prelude::*;
 use pyo3::{Borrowed, ffi};
 
 use super::class::Visitor;
+use super::errors::fetch;
 use super::object::Object;
 
 /// A new bytes object with a copy of `data`.
@@ -117,7 +118,7 @@ pub fn with_writable_buffer_and<T, R>(
     let mut view = View(ffi::Py_buffer::new());
     // SAFETY: `view` stays where it is until it is released.
     if unsafe { ffi::PyObject_GetBuffer(object.as_ptr(), &mut view.0, ffi::PyBUF_WRITABLE) } < 0 {
-        return Err(PyErr::fetch(py));
+        return Err(fetch(py));
     }
     let prepared = prepare()?;
     if view.0.len == 0 {
@@ -135,7 +136,7 @@ impl ReadableBuffer {
         let mut view = Box::new(ffi::Py_buffer::new());
         // SAFETY: `view` stays where it is until it is released.
         if unsafe { ffi::PyObject_GetBuffer(object.as_ptr(), &mut *view, ffi::PyBUF_SIMPLE) } < 0 {
-            return Err(PyErr::fetch(py));
+            return Err(fetch(py));
         }
         Ok(ReadableBuffer(view))
     }
@@ -163,6 +164,12 @@ impl Drop for ReadableBuffer {
     }
 }
 
+/// Whether an object lends its memory: bytes and their kin, arrays, maps of files.
+pub fn has_buffer(object: &Object) -> bool {
+    // SAFETY: the object lives.
+    unsafe { ffi::PyObject_CheckBuffer(object.as_ptr()) != 0 }
+}
+
 /// Lends the memory of a bytes-like object to `f`, which must not run Python code.
 pub fn with_buffer<R>(py: Python<'_>, object: &Object, f: impl FnOnce(&[u8]) -> R) -> PyResult<R> {
     // SAFETY: the object lives.
@@ -174,7 +181,7 @@ pub fn with_buffer<R>(py: Python<'_>, object: &Object, f: impl FnOnce(&[u8]) -> 
     // SAFETY: `view` stays where it is until it is released below; between the two, its memory is valid for reads.
     unsafe {
         if ffi::PyObject_GetBuffer(object.as_ptr(), &mut view, ffi::PyBUF_SIMPLE) < 0 {
-            return Err(PyErr::fetch(py));
+            return Err(fetch(py));
         }
         let empty = view.len == 0;
         let data = if empty { &[] } else { std::slice::from_raw_parts(view.buf.cast(), view.len as usize) };

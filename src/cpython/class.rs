@@ -16,7 +16,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyType;
 use pyo3::{Borrowed, ffi};
 
-use super::errors::new_error;
+use super::errors::{fetch, new_error};
 use super::methods::guard;
 use super::object::{Object, ObjectCell};
 use super::trashcan;
@@ -127,7 +127,7 @@ impl<T: Native> Obj<T> {
                 None => allocate(pointer),
             };
             if instance.is_null() {
-                return Err(PyErr::fetch(py));
+                return Err(fetch(py));
             }
             std::ptr::write(instance.byte_add(class.offset.load(Relaxed)).cast::<T>(), value);
             if kept.is_some() {
@@ -383,7 +383,7 @@ pub unsafe fn new_instance<T: Native>(
             let value = make(py)?;
             let instance = allocate(class);
             if instance.is_null() {
-                return Err(PyErr::fetch(py));
+                return Err(fetch(py));
             }
             std::ptr::write(instance.byte_add(T::class().offset.load(Relaxed)).cast::<T>(), value);
             Ok(instance)

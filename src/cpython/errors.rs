@@ -1,17 +1,42 @@
 //! Making Python's exceptions: the one place that turns an error of the operating system into Python's.
 //!
-//! PyO3 makes an exception when it is first looked at, and panics if there is no memory for it then. Here it is made at
-//! once, and if that fails, the error is a MemoryError. PyO3 converts an io::Error with `?`, too, but into an OSError
+//! PyO3 makes an exception when it is first looked at, and panics if there is no memory for it then; it does so, too, where
+//! it finds none set. Here it is made at once, and if that fails, the error is a MemoryError. PyO3 converts an io::Error with `?`, too, but into an OSError
 //! without errno. Whatever returns io::Result is therefore converted here, by name.
 
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use pyo3::exceptions::PyOSError;
+use pyo3::exceptions::{PyOSError, PySystemError};
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::type_object::PyTypeInfo;
 
 use super::object::{Object, tuple};
+
+/// The exception that is set. If a function of the interpreter has failed without one, as calls of Python functions do until
+/// 3.11 where there is no memory for a frame, it is the SystemError by which the interpreter says so.
+pub fn fetch(py: Python<'_>) -> PyErr {
+    PyErr::take(py).unwrap_or_else(|| new_error::<PySystemError>(py, "error return without exception set"))
+}
+
+/// The same error, or MemoryError if there is no memory to make its exception: PyO3 makes that of its own errors, as of
+/// arguments that it cannot convert, when it is first looked at, and panics.
+#[cold]
+pub fn made(py: Python<'_>, error: PyErr) -> PyErr {
+    if catch_unwind(AssertUnwindSafe(|| _ = error.value(py))).is_ok() {
+        return error;
+    }
+    no_memory(py)
+}
+
+/// The answer to what finds no memory.
+#[cold]
+pub fn no_memory(py: Python<'_>) -> PyErr {
+    // SAFETY: sets an exception that is there in advance.
+    unsafe { ffi::PyErr_NoMemory() };
+    fetch(py)
+}
 
 /// An exception with a message.
 #[cold]

@@ -10,7 +10,7 @@ use pyo3::exceptions::PyImportError;
 use pyo3::ffi;
 use pyo3::prelude::*;
 
-use super::errors::new_error;
+use super::errors::{fetch, new_error};
 use super::module::import;
 use super::object::Object;
 use crate::intern;
@@ -48,12 +48,71 @@ pub fn claim(py: Python<'_>) -> PyResult<()> {
         (0, false) => {
             // SAFETY: the dict and the string live.
             if unsafe { ffi::PyDict_SetItem(dict, mark.as_ptr(), mark.as_ptr()) } < 0 {
-                return Err(PyErr::fetch(py));
+                return Err(fetch(py));
             }
             CLAIMED.store(true, Relaxed);
             Ok(())
         }
-        _ => Err(PyErr::fetch(py)),
+        _ => Err(fetch(py)),
+    }
+}
+
+/// The interpreter that has the extension, for a thread that was not started by Python.
+#[derive(Clone, Copy)]
+pub struct Interpreter(*mut ffi::PyInterpreterState);
+
+// SAFETY: only the pointer is sent; what uses it says when it may.
+unsafe impl Send for Interpreter {}
+
+impl Interpreter {
+    /// The running one.
+    pub fn of(_py: Python<'_>) -> Interpreter {
+        // SAFETY: a thread that holds the GIL has an interpreter.
+        Interpreter(unsafe { ffi::PyInterpreterState_Get() })
+    }
+
+    /// Calls `f` with the GIL, in a thread that has no thread state. None if there is no memory for one, where
+    /// PyGILState_Ensure() would end the process, or if the interpreter is ending.
+    ///
+    /// # Safety
+    /// The interpreter has not ended.
+    pub unsafe fn try_attach<R>(self, f: impl FnOnce(Python<'_>) -> R) -> Option<R> {
+        // SAFETY: the interpreter is there; needs no GIL.
+        if unsafe { new_thread_state(self.0) }.is_null() {
+            return None;
+        }
+        Python::try_attach(|py| {
+            let result = f(py);
+            // SAFETY: the GIL is held. A thread state that was not made by PyGILState_Ensure() counts a use of its own:
+            // without it, PyO3's is the last, which deletes the thread state.
+            unsafe { ffi::PyGILState_Release(ffi::PyGILState_STATE::PyGILState_LOCKED) };
+            result
+        })
+    }
+}
+
+#[cfg(Py_3_12)]
+use ffi::PyThreadState_New as new_thread_state;
+
+#[cfg(not(Py_3_12))]
+unsafe extern "C" {
+    fn _PyThreadState_Prealloc(interpreter: *mut ffi::PyInterpreterState) -> *mut ffi::PyThreadState;
+    fn _PyThreadState_SetCurrent(state: *mut ffi::PyThreadState);
+}
+
+/// What PyThreadState_New() does. Until 3.11, that follows a null pointer where there is no memory for a thread state.
+///
+/// # Safety
+/// The interpreter is there.
+#[cfg(not(Py_3_12))]
+unsafe fn new_thread_state(interpreter: *mut ffi::PyInterpreterState) -> *mut ffi::PyThreadState {
+    // SAFETY: as the caller says; the thread state is this thread's.
+    unsafe {
+        let state = _PyThreadState_Prealloc(interpreter);
+        if !state.is_null() {
+            _PyThreadState_SetCurrent(state);
+        }
+        state
     }
 }
 

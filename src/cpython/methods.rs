@@ -9,7 +9,7 @@ use pyo3::{Borrowed, ffi};
 
 use super::args::Args;
 use super::class::{Native, This};
-use super::errors::new_error;
+use super::errors::{made, new_error};
 use super::object::Object;
 
 /// Runs `f` at the boundary to C: an error or a panic becomes the current Python exception.
@@ -33,14 +33,10 @@ pub unsafe fn guard<R>(failure: R, f: impl FnOnce(Python<'_>) -> PyResult<R>) ->
     }
 }
 
-/// Makes an error the current Python exception. PyO3 panics if there is no memory for one that it has not made yet; such
-/// errors come from its own conversions only.
+/// Makes an error the current Python exception.
 #[cold]
 fn restore(py: Python<'_>, error: PyErr) {
-    if catch_unwind(AssertUnwindSafe(|| error.restore(py))).is_err() {
-        // SAFETY: sets an exception that is there in advance.
-        unsafe { ffi::PyErr_NoMemory() };
-    }
+    made(py, error).restore(py);
 }
 
 #[cold]

@@ -11,6 +11,7 @@ use pyo3::panic::PanicException;
 use pyo3::prelude::*;
 use pyo3::type_object::PyTypeInfo;
 
+use super::errors::fetch;
 use super::methods::guard;
 use super::object::Object;
 
@@ -37,7 +38,7 @@ pub fn add(module: &Bound<'_, PyModule>, name: &str, value: impl Into<Object>) -
     // SAFETY: all three live.
     match unsafe { ffi::PyObject_SetAttr(module.as_ptr(), name.as_ptr(), value.as_ptr()) } {
         0 => Ok(()),
-        _ => Err(PyErr::fetch(py)),
+        _ => Err(fetch(py)),
     }
 }
 

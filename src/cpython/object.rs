@@ -9,7 +9,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString};
 use pyo3::{Borrowed, ffi};
 
-use super::errors::new_error;
+use super::errors::{fetch, new_error};
 use super::ways_in::enter;
 
 /// A strong reference.
@@ -31,7 +31,7 @@ impl Object {
     pub unsafe fn from_owned(py: Python<'_>, pointer: *mut ffi::PyObject) -> PyResult<Object> {
         match NonNull::new(pointer) {
             Some(pointer) => Ok(Object { pointer, bound: PhantomData }),
-            None => Err(PyErr::fetch(py)),
+            None => Err(fetch(py)),
         }
     }
 
@@ -380,6 +380,22 @@ pub fn call_with_names(
     }
 }
 
+/// Calls a method with keyword arguments.
+pub fn call_method_with_keywords(
+    py: Python<'_>,
+    object: &Object,
+    name: &Bound<'_, PyString>,
+    args: &[&Object],
+    keywords: &Bound<'_, PyDict>,
+) -> PyResult<Object> {
+    let args = tuple(py, args)?;
+    // SAFETY: all live, and are what they must be: a tuple and a dict.
+    unsafe {
+        let method = Object::from_owned(py, ffi::PyObject_GetAttr(object.as_ptr(), name.as_ptr()))?;
+        Object::from_owned(py, ffi::PyObject_Call(method.as_ptr(), args.as_ptr(), keywords.as_ptr()))
+    }
+}
+
 /// A tuple.
 pub fn tuple(py: Python<'_>, items: &[&Object]) -> PyResult<Object> {
     // SAFETY: the tuple is new, and filled in before anybody sees it.
@@ -418,11 +434,11 @@ pub fn run_in_context<R>(py: Python<'_>, context: &Object, f: impl FnOnce() -> P
     // ends the run of the event loop.
     unsafe {
         if ffi::PyContext_Enter(context.as_ptr()) < 0 {
-            return Err(PyErr::fetch(py));
+            return Err(fetch(py));
         }
         let result = f();
         if ffi::PyContext_Exit(context.as_ptr()) < 0 {
-            return Err(PyErr::fetch(py));
+            return Err(fetch(py));
         }
         result
     }

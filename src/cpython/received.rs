@@ -47,13 +47,7 @@ impl Received {
                 }
             }
         }
-        let capacity = size.next_multiple_of(64);
-        // SAFETY: null asks for bytes whose content is not there yet.
-        let object = unsafe {
-            let bytes = ffi::PyBytes_FromStringAndSize(std::ptr::null(), capacity as ffi::Py_ssize_t);
-            Object::from_owned(py, bytes)?
-        };
-        Ok(Blank { object, capacity })
+        Blank::new(py, size)
     }
 
     /// The object with its first `length` bytes as its content.
@@ -94,6 +88,23 @@ pub struct Blank {
 }
 
 impl Blank {
+    /// A new one, with room for at least `size` bytes.
+    #[inline]
+    pub fn new(py: Python<'_>, size: usize) -> PyResult<Blank> {
+        let capacity = size.next_multiple_of(64);
+        // SAFETY: null asks for bytes whose content is not there yet.
+        let object = unsafe {
+            let bytes = ffi::PyBytes_FromStringAndSize(std::ptr::null(), capacity as ffi::Py_ssize_t);
+            Object::from_owned(py, bytes)?
+        };
+        Ok(Blank { object, capacity })
+    }
+
+    /// For how many bytes there is room.
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
     /// Its memory, which need not be initialised: whoever hands it out has written to what is the content then.
     pub fn as_mut_slice(&mut self) -> &mut [MaybeUninit<u8>] {
         // SAFETY: nobody else knows the object; its memory has room for its capacity.

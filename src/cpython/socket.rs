@@ -16,13 +16,18 @@ struct SocketObject {
     fd: RawFd,
 }
 
+/// What the interpreter has in place of the descriptor of a closed socket.
+static NO_DESCRIPTOR: RawFd = -1;
+
 /// Where a socket object keeps its descriptor.
 #[derive(Clone, Copy)]
 pub struct DescriptorPlace(NonNull<RawFd>);
 
 impl DescriptorPlace {
     /// The place of no socket: there is no descriptor.
-    pub const CLOSED: DescriptorPlace = DescriptorPlace(NonNull::from_ref(&-1));
+    // SAFETY: a reference is not null.
+    pub const CLOSED: DescriptorPlace =
+        DescriptorPlace(unsafe { NonNull::new_unchecked((&raw const NO_DESCRIPTOR).cast_mut()) });
 
     /// None for an object that is no socket.socket, or does not have `fd` where it should be.
     pub fn find(py: Python<'_>, socket: &Object, fd: RawFd) -> PyResult<Option<DescriptorPlace>> {

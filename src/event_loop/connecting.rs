@@ -83,11 +83,16 @@ fn connect<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object
 }
 
 impl Connection {
+    /// The descriptor to make system calls on: -1 if the socket is closed, as an audit hook can do that was shown it.
+    fn descriptor(&self) -> RawFd {
+        self.file.borrow().as_ref().map_or(-1, SocketFile::descriptor)
+    }
+
     fn begin(this: ThisConnection<'_, '_>) -> PyResult<()> {
         let py = this.py();
         let core = &this.event_loop.core;
         core.stir();
-        match socket::connect(this.fd, &this.peer) {
+        match socket::connect(this.descriptor(), &this.peer) {
             Ok(()) => resolve(py, &this.connected),
             Err(error) if is_under_way(&error) => {
                 let waiter = Waiter::Operation(this.object(), on_writable);
@@ -101,7 +106,7 @@ impl Connection {
 
     /// The error that the attempt ended with, if it did, as asyncio words it.
     fn check(&self, py: Python<'_>) -> PyResult<()> {
-        match socket::take_error(self.fd).or_os_error(py)?.and_then(|error| error.raw_os_error()) {
+        match socket::take_error(self.descriptor()).or_os_error(py)?.and_then(|error| error.raw_os_error()) {
             None => Ok(()),
             Some(error) => {
                 let message = format!("Connect call failed {}", address(py, self.peer)?.bind(py).str()?);
@@ -143,16 +148,18 @@ fn transport<'py>(
     protocol_factory: pyo3::Borrowed<'_, 'py, PyAny>,
 ) -> PyResult<Object> {
     let py = this.py();
-    this.check(py)?;
+    if this.file.borrow().is_some() {
+        this.check(py)?;
+    }
     this.event_loop.core.metrics.counts.connected.add(1);
     let protocol = Object::from(protocol_factory).call0(py)?;
     let Some(file) = this.file.take() else {
         return Err(new_error::<PyRuntimeError>(py, "the connection is a transport's already, or closed"));
     };
-    socket::set_nodelay(this.fd);
+    socket::set_nodelay(file.descriptor());
     let event_loop = this.event_loop.as_object();
     let made = event_loop.call_method0(py, intern!(py, "create_future"))?;
-    let parts = parts(this.event_loop.this(py), this.fd, protocol.clone(), Some(made.clone()), None);
+    let parts = parts(this.event_loop.this(py), this.fd, protocol.clone(), Some(made.clone()), None)?;
     let transport = Stream::create(py, parts, file, None)?.into_object();
     tuple(py, &[&transport, &protocol, &made])
 }

@@ -9,6 +9,7 @@ use super::{Loop, ThisLoop, given, watchers};
 use crate::cpython::args::{Args, all};
 use crate::cpython::object::Object;
 use crate::imports::imports;
+use crate::intern;
 use crate::method;
 use crate::reactor::socket;
 use crate::transports::address::Address;
@@ -31,8 +32,9 @@ fn make_socket_transport<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> P
     if peer.as_ref().is_none_or(Address::is_internet) {
         socket::set_nodelay(fd);
     }
-    let parts = Parts { context: given(context), ..parts(this, fd, protocol, waiter, extra) };
+    // First: looking at the protocol can run Python code, which may close the socket.
     let file = SocketFile::of_python(py, sock, fd, peer)?;
+    let parts = Parts { context: given(context), ..parts(this, fd, protocol, waiter, extra)? };
     Ok(Stream::create(py, parts, file, given(server))?.into_object())
 }
 
@@ -46,10 +48,16 @@ fn make_datagram_transport<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) ->
     watchers::ensure_no_transport(this, fd, &sock.bind(py))?;
     this.check_closed(this.py())?;
     let peer = socket::peer_address(fd).ok().map(Address::from);
-    let parts = parts(this, fd, protocol, waiter, extra);
+    // First: looking at the protocol can run Python code, which may close the socket.
     let file = SocketFile::of_python(py, sock, fd, peer)?;
+    let parts = parts(this, fd, protocol, waiter, extra)?;
     let header = imports(py)?.datagram_header;
     Ok(Datagram::create(py, parts, file, given(address), header)?.into_object())
+}
+
+/// AttributeError for what is no protocol: asyncio looks for connection_made() when it makes a transport.
+pub(super) fn check_protocol(py: Python<'_>, protocol: &Object) -> PyResult<()> {
+    protocol.bind(py).getattr(intern!(py, "connection_made")).map(drop)
 }
 
 /// What a transport of the event loop is made of.
@@ -59,8 +67,9 @@ pub(super) fn parts(
     protocol: Object,
     waiter: Option<Object>,
     extra: Option<Object>,
-) -> Parts {
-    Parts {
+) -> PyResult<Parts> {
+    check_protocol(this.py(), &protocol)?;
+    Ok(Parts {
         core: Rc::clone(&this.core),
         event_loop: this.object(),
         fd,
@@ -68,7 +77,7 @@ pub(super) fn parts(
         waiter: given(waiter),
         extra: given(extra),
         context: None,
-    }
+    })
 }
 
 /// The arguments of the methods that make pipe transports.
@@ -78,7 +87,7 @@ fn pipe_parts<'py>(this: ThisLoop<'_, 'py>, method: &str, args: Args<'_, 'py>) -
     let [pipe, protocol, waiter, extra] = args.parse(method, names, 2, 4)?;
     let [pipe, protocol] = all(py, method, &["pipe", "protocol"], [pipe, protocol])?;
     this.check_closed(this.py())?;
-    Ok((pipe, parts(this, -1, protocol, waiter, extra)))
+    Ok((pipe, parts(this, -1, protocol, waiter, extra)?))
 }
 
 fn make_read_pipe_transport<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {

@@ -173,7 +173,7 @@ unsafe extern "C" fn set_attribute(
             if CONNECTING.contains(&name) {
                 class::downcast::<Loop>(event_loop)?.replaces_connecting.set(true);
             }
-            if OVERRIDES.contains(&name) {
+            if OVERRIDES.contains(&name) || name == "__class__" {
                 let attributes = event_loop.getattr(intern!(py, "__dict__"))?;
                 let this = class::downcast::<Loop>(event_loop)?;
                 this.note_overrides(event_loop.get_type().as_any(), Some(&attributes))?;
@@ -219,7 +219,7 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
 }
 
 /// A file descriptor out of an integer or an object with fileno(), with the errors of the `selectors` module: ValueError
-/// for what is none, and whatever else fileno() raises.
+/// for what is none, OverflowError for a number that can be none, and whatever else fileno() raises.
 fn descriptor(object: &Bound<'_, PyAny>) -> PyResult<c_int> {
     match fileno(object)? {
         fd @ 0.. => Ok(fd),
@@ -235,10 +235,15 @@ fn fileno(object: &Bound<'_, PyAny>) -> PyResult<c_int> {
     let fd = if object.is_instance_of::<PyInt>() {
         object.extract::<c_int>()
     } else {
-        object.call_method0(intern!(py, "fileno")).and_then(|fd| fd.extract::<c_int>())
+        Object::from(object)
+            .call_method0(py, intern!(py, "fileno"))
+            .and_then(|fd| fd.bind(py).extract::<c_int>())
     };
     match fd {
         Ok(fd) => Ok(fd),
+        Err(error) if error.is_instance_of::<PyOverflowError>(py) => {
+            Err(new_error::<PyOverflowError>(py, "Python int too large to convert to C int"))
+        }
         Err(error) if is_no_descriptor(&error, py) => {
             Err(new_error::<PyValueError>(py, format!("Invalid file object: {}", object.repr()?)))
         }
@@ -252,7 +257,6 @@ fn is_no_descriptor(error: &PyErr, py: Python<'_>) -> bool {
     error.is_instance_of::<PyAttributeError>(py)
         || error.is_instance_of::<PyTypeError>(py)
         || error.is_instance_of::<PyValueError>(py)
-        || error.is_instance_of::<PyOverflowError>(py)
 }
 
 fn invalid_descriptor(py: Python<'_>, fd: c_int) -> PyErr {

@@ -3,14 +3,13 @@
 use pyo3::exceptions::PyTypeError;
 use pyo3::ffi::PyMethodDef;
 use pyo3::prelude::*;
-use pyo3::types::PyTuple;
 
 use super::{Loop, ThisLoop};
 use crate::core::Ready;
 use crate::cpython::args::Args;
 use crate::cpython::class::{Native, Obj};
 use crate::cpython::errors::new_error;
-use crate::cpython::object::{Object, copy_context, dict, thread_ident, tuple};
+use crate::cpython::object::{Object, call_method_with_keywords, copy_context, dict, thread_ident};
 use crate::handle::{Arguments, Call, Handle, TaskStep, ThreadSafeHandle, TimerHandle, is_of_task};
 use crate::intern;
 use crate::reactor::clock;
@@ -46,7 +45,7 @@ fn make_handle<'py>(
 fn check_in_debug(this: ThisLoop<'_, '_>, method: &str, callback: &Object) -> PyResult<()> {
     let py = this.py();
     if method != "call_soon_threadsafe" {
-        this.as_any().call_method0(intern!(py, "_check_thread"))?;
+        this.object().call_method0(py, intern!(py, "_check_thread"))?;
     }
     let method = Object::from_str(py, method)?;
     this.object().call_method(py, intern!(py, "_check_callback"), &[callback, &method]).map(drop)
@@ -63,11 +62,11 @@ fn call_soon<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Obje
         && is_of_task(py, &callback, arguments)?
     {
         let step = TaskStep { callback, future: args.object(1), context: context.clone() };
-        this.core.push(Ready::Task(step));
+        this.core.push_new(py, Ready::Task(step))?;
         return Ok(Object::none(py));
     }
     let handle = Obj::new(py, make_handle(this, "call_soon", callback, args, 1, context)?)?;
-    this.core.push(Ready::Handle(handle.clone()));
+    this.core.push_new(py, Ready::Handle(handle.clone()))?;
     Ok(handle.into_object())
 }
 
@@ -84,12 +83,14 @@ fn call_soon_threadsafe<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> Py
         (Ready::Handle(handle.clone()), handle.into_object())
     };
     match this.thread.get() {
-        Some(thread) if thread == thread_ident() => this.core.push(entry),
-        Some(_) => this.core.send(entry),
+        Some(thread) if thread == thread_ident() => {
+            this.core.push_new(this.py(), entry)?;
+        }
+        Some(_) => this.core.send(this.py(), entry)?,
         None => {
             // GIL: while nobody runs the loop, whoever holds the GIL may touch its queue. A subclass may run it without
             // saying so, and then waits without the GIL.
-            this.core.push(entry);
+            this.core.push_new(this.py(), entry)?;
             this.core.rouse();
         }
     }
@@ -107,7 +108,8 @@ fn call_at_time<'py>(
     let ([time, callback], context) = args.leading(method, [name, "callback"], intern!(py, "context"))?;
     let when = when(&time.bind(py))?;
     this.check_closed(this.py())?;
-    let handle = make_handle(this, method, callback, args, 2, context)?;
+    // asyncio's call_later() calls call_at(), which is what debug mode's errors name.
+    let handle = make_handle(this, "call_at", callback, args, 2, context)?;
     Ok(TimerHandle::schedule(py, when, handle, &this.core.schedule)?.into_object())
 }
 
@@ -120,14 +122,14 @@ fn call_later_by_methods<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> P
     if delay.is_none() {
         return Err(new_error::<PyTypeError>(py, "delay must not be None"));
     }
-    let event_loop = this.as_any();
-    let when = event_loop.call_method0(intern!(py, "time"))?.add(delay.bind(py))?;
+    let event_loop = this.object();
+    let when = event_loop.call_method0(py, intern!(py, "time"))?.bind(py).add(delay.bind(py))?;
     let mut all = vec![Object::from(when), callback];
     all.extend(args.rest(2));
-    let all = tuple(py, &all.iter().collect::<Vec<_>>())?.into_bound(py).cast_into::<PyTuple>()?;
     let keywords = dict(py)?;
     keywords.set_item(intern!(py, "context"), context.map(|context| context.into_bound(py)))?;
-    Ok(event_loop.call_method(intern!(py, "call_at"), all, Some(&keywords))?.into())
+    let all: Vec<_> = all.iter().collect();
+    call_method_with_keywords(py, &event_loop, intern!(py, "call_at"), &all, &keywords)
 }
 
 fn call_later<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
@@ -159,10 +161,11 @@ fn add_callback<'py>(this: ThisLoop<'_, 'py>, handle: pyo3::Borrowed<'_, 'py, Py
     let py = this.py();
     if !handle.getattr(intern!(py, "_cancelled"))?.is_truthy()? {
         let handle = Object::from(handle);
-        this.core.push(match Obj::<Handle>::downcast(&handle) {
+        let entry = match Obj::<Handle>::downcast(&handle) {
             Some(handle) => Ready::Handle(handle),
             None => Ready::Foreign(handle),
-        });
+        };
+        this.core.push_new(py, entry)?;
     }
     Ok(Object::none(py))
 }

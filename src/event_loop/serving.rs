@@ -6,16 +6,18 @@ use std::rc::Rc;
 
 use pyo3::ffi::PyMethodDef;
 use pyo3::prelude::*;
-use pyo3::types::PyTuple;
 use std::io;
 
+use super::making::check_protocol;
 use super::{Loop, ThisLoop, given};
 use crate::core::{Core, Direction, Waiter};
 use crate::cpython::args::{Args, all};
 use crate::cpython::class::{self, Class, Definition, Native, Obj, This, Visitor};
 use crate::cpython::errors::os_error;
 use crate::cpython::module::add;
-use crate::cpython::object::{Object, Stack, copy_context, copy_of_context, dict, run_in_context, tuple};
+use crate::cpython::object::{
+    Object, Stack, call_method_with_keywords, copy_context, copy_of_context, dict, run_in_context,
+};
 use crate::cpython::socket::DescriptorPlace;
 use crate::handle::reraise_fatal;
 use crate::imports::imports;
@@ -111,15 +113,16 @@ fn start_serving<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<
 
 fn stop_serving<'py>(this: ThisLoop<'_, 'py>, sock: pyo3::Borrowed<'_, 'py, PyAny>) -> PyResult<Object> {
     let py = this.py();
-    let fd: RawFd = sock.call_method0(intern!(py, "fileno"))?.extract()?;
+    let sock = Object::from(sock);
+    let fd: RawFd = sock.call_method0(py, intern!(py, "fileno"))?.bind(py).extract()?;
     let waiter = this.core.remove_waiter(fd, Direction::Read, None);
     if let Some(Waiter::Operation(object, _)) = &waiter
         && let Some(listener) = Obj::<Listener>::downcast(object)
     {
         listener.stopped.set(true);
     }
-    drop(waiter);
-    sock.call_method0(intern!(py, "close"))?;
+    Waiter::dismiss(py, waiter)?;
+    sock.call_method0(py, intern!(py, "close"))?;
     Ok(Object::none(py))
 }
 
@@ -222,6 +225,7 @@ impl Listener {
     ) -> PyResult<()> {
         let py = this.py();
         let protocol = this.protocol_factory.call(py, &[])?;
+        check_protocol(py, &protocol)?;
         if cfg!(not(target_os = "linux")) && peer.is_internet() {
             socket::set_nodelay(fd.as_raw_fd());
         }
@@ -275,10 +279,8 @@ impl Listener {
         let mut call = Stack::new();
         arguments.into_iter().for_each(|argument| call.push(argument));
         let accept = call.call_method(py, intern!(py, "_accept_connection2"))?;
-        let event_loop = this.event_loop.bind(py);
-        let positional = tuple(py, &[&accept])?.into_bound(py).cast_into::<PyTuple>()?;
-        event_loop.call_method(intern!(py, "create_task"), positional, Some(&keywords))?;
-        Ok(())
+        let name = intern!(py, "create_task");
+        call_method_with_keywords(py, &this.event_loop, name, &[&accept], &keywords).map(drop)
     }
 }
 
@@ -293,7 +295,7 @@ fn accept_step(py: Python<'_>, object: &Object) -> PyResult<()> {
 /// Listens again after [`Listener::rest`].
 fn resume(this: ThisListener<'_, '_>) -> PyResult<Object> {
     let py = this.py();
-    let fd: RawFd = this.socket.bind(py).call_method0(intern!(py, "fileno"))?.extract()?;
+    let fd: RawFd = this.socket.call_method0(py, intern!(py, "fileno"))?.bind(py).extract()?;
     if !this.stopped.get() && fd == this.fd {
         Listener::listen(this)?;
     }

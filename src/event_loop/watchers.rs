@@ -3,7 +3,7 @@
 use std::os::fd::RawFd;
 
 use pyo3::Borrowed;
-use pyo3::exceptions::PyRuntimeError;
+use pyo3::exceptions::{PyOverflowError, PyRuntimeError};
 use pyo3::ffi::PyMethodDef;
 use pyo3::prelude::*;
 
@@ -21,11 +21,11 @@ use crate::{method, method1};
 pub fn ensure_no_transport(this: ThisLoop<'_, '_>, fd: RawFd, given: &Bound<'_, PyAny>) -> PyResult<()> {
     let py = this.py();
     let Some(transport) = this.core.transport_of(py, fd) else { return Ok(()) };
-    let transport = transport.bind(py);
-    if transport.call_method0(intern!(py, "is_closing"))?.is_truthy()? {
+    if transport.call_method0(py, intern!(py, "is_closing"))?.bind(py).is_truthy()? {
         return Ok(());
     }
-    let message = format!("File descriptor {} is used by transport {}", given.repr()?, transport.repr()?);
+    let message =
+        format!("File descriptor {} is used by transport {}", given.repr()?, transport.bind(py).repr()?);
     Err(new_error::<PyRuntimeError>(py, message))
 }
 
@@ -85,10 +85,13 @@ fn remove_privately<'py>(
     if this.closed.get() {
         return Ok(boolean(py, false));
     }
-    let fd = match fileno(&file)? {
-        fd @ 0.. => fd,
+    let fd = match fileno(&file) {
+        Ok(fd @ 0..) => fd,
+        // No descriptor has that number.
+        Err(error) if error.is_instance_of::<PyOverflowError>(py) => return Ok(boolean(py, false)),
+        Err(error) => return Err(error),
         // A socket that was closed meanwhile is known by what it was.
-        fd => this.core.descriptor_of(&Object::from(file)).ok_or_else(|| invalid_descriptor(py, fd))?,
+        Ok(fd) => this.core.descriptor_of(&Object::from(file)).ok_or_else(|| invalid_descriptor(py, fd))?,
     };
     let waiter = this.core.remove_waiter(fd, direction, None);
     Ok(boolean(py, Waiter::dismiss(py, waiter)?))
@@ -107,6 +110,7 @@ fn remove<'py>(
 fn check_not_used<'py>(this: ThisLoop<'_, 'py>, file: Borrowed<'_, 'py, PyAny>) -> PyResult<Object> {
     match fileno(&file) {
         Ok(fd) => ensure_no_transport(this, fd, &file)?,
+        Err(error) if error.is_instance_of::<PyOverflowError>(this.py()) => {}
         Err(error) if !file.is_instance_of::<pyo3::types::PyInt>() => return Err(error),
         Err(_) => {}
     }

@@ -17,6 +17,7 @@ use pyo3::prelude::*;
 use crate::cpython::args::Args;
 use crate::cpython::borrowing::StateCell;
 use crate::cpython::class::{Class, Native, Obj, Visitor};
+use crate::cpython::errors::{made, no_memory};
 use crate::cpython::object::{Object, ObjectCell, Stack, run_in_context, tuple};
 use crate::imports::imports;
 use crate::intern;
@@ -276,6 +277,7 @@ fn report(py: Python<'_>, handle: &Object, error: PyErr) -> PyResult<()> {
 
 /// The exception, unless it is one that must leave run_forever: that is the error.
 pub fn reraise_fatal(py: Python<'_>, error: PyErr) -> PyResult<Object> {
+    let error = made(py, error);
     if error.is_instance_of::<PySystemExit>(py) || error.is_instance_of::<PyKeyboardInterrupt>(py) {
         return Err(error);
     }
@@ -301,7 +303,13 @@ impl TimerHandle {
     ) -> PyResult<Obj<TimerHandle>> {
         let timer = TimerHandle { handle, schedule: Rc::clone(schedule), when, key: Cell::new(None) };
         let timer = Obj::new(py, timer)?;
-        let key = schedule.timers.borrow_mut().insert(when, timer.clone());
+        let mut timers = schedule.timers.borrow_mut();
+        if !timers.reserve() {
+            drop(timers);
+            return Err(no_memory(py));
+        }
+        let key = timers.insert(when, timer.clone());
+        drop(timers);
         timer.key.set(Some(key));
         Ok(timer)
     }

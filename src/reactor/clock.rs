@@ -79,7 +79,7 @@ pub struct Tick {
     seconds: Cell<f64>,
     /// How many there are in a second; none as long as that is not known.
     frequency: Cell<f64>,
-    /// How many take [`SHORTEST`].
+    /// How many take [`SHORTEST`]; 0 as long as that is not known.
     shortest: Cell<i64>,
 }
 
@@ -103,7 +103,7 @@ impl Tick {
             measured: Cell::new(first),
             seconds: Cell::new(0.0),
             frequency: Cell::new(0.0),
-            shortest: Cell::new(i64::MAX),
+            shortest: Cell::new(0),
         }
     }
 
@@ -118,10 +118,19 @@ impl Tick {
         (seconds * self.frequency.get()) as u64
     }
 
-    /// Whether so many ticks take less than [`SHORTEST`], or seem to be less than none.
+    /// Whether so many ticks take less than [`SHORTEST`], as far as that is known, or seem to be less than none.
     #[inline(always)]
     pub fn is_short(&self, ticks: u64) -> bool {
         (ticks as i64) < self.shortest.get()
+    }
+
+    /// Finds out how long a tick takes, if that is not known. False if it is too soon for that.
+    #[cold]
+    pub fn find_out(&self) -> bool {
+        if self.seconds.get() == 0.0 {
+            self.learn(Instant::now());
+        }
+        self.seconds.get() > 0.0
     }
 
     /// Takes a reading into account.
@@ -218,7 +227,7 @@ mod tests {
             (tick.seconds(1_000_000_000) * 1e3).round()
         };
         assert_eq!(after(1.0001, 200_000), 0.0, "that is too soon");
-        assert!(tick.is_short(1 << 40), "nobody knows");
+        assert!(!tick.is_short(1 << 40) && !tick.is_short(0), "nobody knows");
         assert_eq!(after(1.01, 10_001_000), 1000.0);
         assert_eq!(after(1.5, 0), 1000.0, "too soon again");
         assert_eq!(after(3.0, 0), 1000.0, "backwards, which is no measurement");

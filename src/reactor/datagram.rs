@@ -7,6 +7,7 @@ use socket2::SockAddr;
 
 use super::faults::{self, Call};
 use super::socket::{SEND_FLAGS, check};
+use crate::reserve::zeroes;
 
 /// Datagrams received by one call at the most.
 const SLOTS: usize = 16;
@@ -28,13 +29,14 @@ pub struct Batch {
     received: Vec<(usize, usize, Option<SockAddr>)>,
 }
 
-impl Default for Batch {
-    fn default() -> Batch {
-        Batch { memory: vec![0; SLOTS * SLOT_SIZE].into_boxed_slice(), received: Vec::with_capacity(SLOTS) }
-    }
-}
-
 impl Batch {
+    /// None if there is no memory for it.
+    pub fn new() -> Option<Batch> {
+        let mut received = Vec::new();
+        received.try_reserve(SLOTS).ok()?;
+        Some(Batch { memory: zeroes(SLOTS * SLOT_SIZE)?, received })
+    }
+
     /// Receives what waits, as far as there is room, and returns how many datagrams that are; never waits. A datagram
     /// that is longer than its place loses its end.
     #[cfg(any(target_os = "linux", target_os = "android"))]
@@ -138,7 +140,7 @@ mod tests {
     #[test]
     fn receives_what_waits_in_order_and_with_its_sender() {
         let (here, there) = (socket(), socket());
-        let mut batch = Batch::default();
+        let mut batch = Batch::new().unwrap();
         let error = batch.receive(here.as_raw_fd(), Slots::Many).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
         let address = here.local_addr().unwrap();
@@ -163,7 +165,7 @@ mod tests {
         let (here, there) = UnixDatagram::pair().unwrap();
         let data = vec![7; 150_000];
         assert_eq!(send_to(there.as_raw_fd(), &data, None).unwrap(), data.len());
-        let mut batch = Batch::default();
+        let mut batch = Batch::new().unwrap();
         assert_eq!(batch.receive(here.as_raw_fd(), Slots::One).unwrap(), 1);
         assert_eq!(batch.get(0).0, data);
     }

@@ -67,6 +67,11 @@ impl Histogram {
 
     #[inline(never)]
     fn record_long(&self, ticks: u64, several: u64, tick: &Tick) {
+        if tick.seconds(1) == 0.0 && !tick.find_out() {
+            // The process has not run for long enough to tell; neither has what is counted.
+            self.short.set(self.short.get().wrapping_add(several));
+            return;
+        }
         // What is a little shorter by the last bits of a float is in the first bucket, too.
         let seconds = tick.seconds(ticks).max(SHORTEST);
         let bucket = ((seconds.to_bits() >> SHIFT) as usize - FIRST).min(BUCKETS);

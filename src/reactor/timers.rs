@@ -67,11 +67,13 @@ pub struct Timers<T> {
     slots: Vec<Slot<T>>,
     free: Vec<u32>,
     sequence: u64,
+    /// For how many timers at a time [`Timers::reserve`] has made room.
+    room: usize,
 }
 
 impl<T> Default for Timers<T> {
     fn default() -> Self {
-        Timers { heap: Vec::new(), slots: Vec::new(), free: Vec::new(), sequence: 0 }
+        Timers { heap: Vec::new(), slots: Vec::new(), free: Vec::new(), sequence: 0, room: 0 }
     }
 }
 
@@ -87,6 +89,26 @@ impl<T> Timers<T> {
     /// The earliest deadline, in seconds of the caller's clock.
     pub fn next_deadline(&self) -> Option<f64> {
         self.heap.first().map(|node| node.deadline.time())
+    }
+
+    /// Makes room for another timer. False if there is no memory.
+    #[must_use]
+    #[inline]
+    pub fn reserve(&mut self) -> bool {
+        self.heap.len() < self.room || self.make_room()
+    }
+
+    #[cold]
+    fn make_room(&mut self) -> bool {
+        let room = (2 * self.room).max(64).max(self.slots.len() + 1);
+        // There are no more slots than there were ever timers at a time, and no more of them are free.
+        let has_room = self.heap.try_reserve(room - self.heap.len()).is_ok()
+            && self.slots.try_reserve(room - self.slots.len()).is_ok()
+            && self.free.try_reserve(room - self.free.len()).is_ok();
+        if has_room {
+            self.room = room;
+        }
+        has_room
     }
 
     /// Adds a timer. A deadline that is not a number is due at once.
@@ -118,21 +140,19 @@ impl<T> Timers<T> {
         Some(self.take(position))
     }
 
-    /// Removes the earliest timer if it is due at `now`.
+    /// Removes the earliest timer if it is due at `now`. If that is not a number, all are due, as in asyncio.
     pub fn pop_due(&mut self, now: f64) -> Option<T> {
         match self.heap.first() {
-            Some(node) if node.deadline.time() <= now => Some(self.take(0)),
-            _ => None,
+            Some(node) if node.deadline.time() > now => None,
+            Some(_) => Some(self.take(0)),
+            None => None,
         }
     }
 
-    /// Removes every timer, in no particular order.
-    pub fn drain(&mut self) -> Vec<T> {
-        let mut payloads = Vec::with_capacity(self.heap.len());
-        while let Some(node) = self.heap.pop() {
-            payloads.push(self.release(node.slot));
-        }
-        payloads
+    /// Removes any timer: it costs nothing, and needs no memory.
+    pub fn pop_any(&mut self) -> Option<T> {
+        let node = self.heap.pop()?;
+        Some(self.release(node.slot))
     }
 
     /// The payloads of all pending timers.
@@ -247,7 +267,16 @@ mod tests {
         timers.insert(f64::NAN, 2);
         assert_eq!(drain_due(&mut timers, 1e300), [2]);
         assert_eq!(timers.len(), 1);
-        assert_eq!(timers.drain(), [1]);
+        assert_eq!(timers.pop_any(), Some(1));
+        assert_eq!(timers.pop_any(), None);
+    }
+
+    #[test]
+    fn all_are_due_at_what_is_not_a_number() {
+        let mut timers = Timers::default();
+        timers.insert(2.0, 2);
+        timers.insert(1.0, 1);
+        assert_eq!(drain_due(&mut timers, f64::NAN), [1, 2]);
     }
 
     #[test]

@@ -32,6 +32,18 @@ impl<T> Inbox<T> {
         self.sleep.end()
     }
 
+    /// Makes room for another message. False if there is no memory.
+    #[must_use]
+    pub fn reserve(&self) -> bool {
+        let mut messages = self.messages.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        messages.try_reserve(1).is_ok()
+    }
+
+    /// How many messages there are.
+    pub fn count(&self) -> usize {
+        self.messages.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).len()
+    }
+
     pub fn is_filled(&self) -> bool {
         self.filled.load(Ordering::Relaxed)
     }

@@ -42,12 +42,13 @@ impl Address {
             Address::Internet(SocketAddr::V6(address)) => {
                 // The C library's way to write them differs from Rust's in rare cases.
                 let octets = new_bytes(py, &address.ip().octets())?;
-                let host = import(py, "socket")?
-                    .call_method1(intern!(py, "inet_ntop"), (libc::AF_INET6, octets.bind(py)))?;
+                let family = Object::from_int(py, libc::AF_INET6)?;
+                let socket = Object::from(import(py, "socket")?);
+                let host = socket.call_method(py, intern!(py, "inet_ntop"), &[&family, &octets])?;
                 tuple(
                     py,
                     &[
-                        &Object::from(host),
+                        &host,
                         &Object::from_int(py, address.port())?,
                         &Object::from_int(py, u32::from_be(address.flowinfo()))?,
                         &Object::from_int(py, address.scope_id())?,

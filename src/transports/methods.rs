@@ -11,6 +11,7 @@ use crate::cpython::buffer::Bytes;
 use crate::cpython::class::This;
 use crate::cpython::errors::new_error;
 use crate::cpython::object::{Object, dict, tuple};
+use crate::handle::boolean;
 use crate::intern;
 
 pub fn none<T: Transport>(this: This<'_, '_, T>) -> PyResult<Object> {
@@ -31,6 +32,15 @@ pub fn is_bytes_like(data: &Bound<'_, PyAny>) -> bool {
     data.is_instance_of::<PyBytes>()
         || data.is_instance_of::<PyByteArray>()
         || data.is_instance_of::<PyMemoryView>()
+}
+
+/// Whether the transport is closing. One that does not listen hears of its peer's end by sending only, so that it sends
+/// first: StreamWriter.drain() asks this after each write.
+pub fn is_closing<T: Transport>(this: This<'_, '_, T>) -> PyResult<Object> {
+    if !this.wants_read.get() && !this.is_closing() {
+        T::flush(this)?;
+    }
+    Ok(boolean(this.py(), this.is_closing()))
 }
 
 pub fn get_protocol<T: Transport>(this: This<'_, '_, T>) -> PyResult<Object> {
@@ -149,7 +159,7 @@ macro_rules! transport_methods {
             method0!(
                 $native,
                 "is_closing",
-                |this| Ok($crate::handle::boolean(this.py(), this.is_closing())),
+                $crate::transports::methods::is_closing,
                 "is_closing($self, /)\n--\n\nReturn True if the transport is closing or closed."
             ),
             method1!(

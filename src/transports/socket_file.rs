@@ -2,13 +2,14 @@
 
 use std::cell::Cell;
 use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::time::Duration;
 
 use pyo3::prelude::*;
 
 use super::address::Address;
 use crate::cpython::borrowing::StateCell;
 use crate::cpython::class::Visitor;
-use crate::cpython::object::{Object, has_other_threads};
+use crate::cpython::object::{Object, has_other_threads, thread_ident};
 use crate::cpython::socket::DescriptorPlace;
 use crate::imports::imports;
 use crate::intern;
@@ -18,10 +19,17 @@ use crate::reactor::socket::{self, identity};
 pub enum Socket {
     /// Nobody has asked for a Python object yet.
     Native(OwnedFd),
+    /// A thread is making the socket.socket, which can run Python code, and lets other threads run.
+    Making(u64),
     /// A socket.socket.
     Python(Object),
     Closed,
 }
+
+/// How often, and how long, a thread waits for the socket.socket that another is making. In a forked child there may be no
+/// such thread.
+const WAITS: u32 = 1000;
+const WAIT: Duration = Duration::from_micros(100);
 
 /// A socket.socket that owns a descriptor. If there can be none, the descriptor is returned, unless it was closed by what
 /// did not become a socket.
@@ -113,31 +121,57 @@ impl SocketFile {
 
     /// The socket.socket, which from now on owns the descriptor.
     pub fn python_socket(&self, py: Python<'_>) -> PyResult<Object> {
-        let descriptor = {
+        for _ in 0..WAITS {
             let mut socket = self.socket.borrow_mut();
             match std::mem::replace(&mut *socket, Socket::Closed) {
-                Socket::Native(fd) => Some(fd),
+                Socket::Native(fd) => {
+                    *socket = Socket::Making(thread_ident());
+                    drop(socket);
+                    return self.make_socket(py, fd);
+                }
                 Socket::Python(object) => {
                     *socket = Socket::Python(object.clone());
                     return Ok(object);
                 }
-                Socket::Closed => None,
-            }
-        };
-        let made = match descriptor {
-            Some(fd) => socket_of(py, fd).map_err(|(error, fd)| {
-                if let Some(fd) = fd {
-                    self.socket.replace(Socket::Native(fd));
+                Socket::Making(thread) => {
+                    *socket = Socket::Making(thread);
+                    if thread == thread_ident() {
+                        // A signal handler that came in between.
+                        break;
+                    }
                 }
-                error
-            })?,
-            None => imports(py)?.closed_socket.call(py, &[])?,
-        };
-        if !self.closed.get() {
-            self.place.set(DescriptorPlace::find(py, &made, self.fd)?);
-            self.socket.replace(Socket::Python(made.clone()));
+                Socket::Closed => break,
+            }
+            drop(socket);
+            py.detach(|| std::thread::sleep(WAIT));
         }
-        Ok(made)
+        imports(py)?.closed_socket.call(py, &[])
+    }
+
+    fn make_socket(&self, py: Python<'_>, fd: OwnedFd) -> PyResult<Object> {
+        let made = socket_of(py, fd);
+        if self.closed.get() {
+            // The transport was closed meanwhile.
+            let made = made.map_err(|(error, _)| error)?;
+            made.call_method0(py, intern!(py, "close"))?;
+            return Ok(made);
+        }
+        match made {
+            Ok(made) => {
+                self.socket.replace(Socket::Python(made.clone()));
+                self.place.set(DescriptorPlace::find(py, &made, self.fd)?);
+                Ok(made)
+            }
+            Err((error, Some(fd))) => {
+                self.socket.replace(Socket::Native(fd));
+                Err(error)
+            }
+            Err((error, None)) => {
+                self.socket.replace(Socket::Closed);
+                self.place.set(Some(DescriptorPlace::CLOSED));
+                Err(error)
+            }
+        }
     }
 
     pub fn extra_info(&self, py: Python<'_>, name: &Bound<'_, PyAny>) -> PyResult<Option<Object>> {
@@ -193,7 +227,7 @@ impl SocketFile {
                 }
                 Ok(())
             }
-            Socket::Closed => Ok(()),
+            Socket::Making(_) | Socket::Closed => Ok(()),
         }
     }
 

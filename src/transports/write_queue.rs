@@ -44,6 +44,13 @@ impl WriteQueue {
         self.size == 0
     }
 
+    /// Makes room for so many chunks. False if there is no memory.
+    #[must_use]
+    #[inline]
+    pub fn reserve(&mut self, chunks: usize) -> bool {
+        (self.first.is_none() && chunks == 1) || self.others.try_reserve(chunks).is_ok()
+    }
+
     /// Adds a chunk. An empty one could never be sent, so it is left out.
     #[inline(always)]
     pub fn push(&mut self, chunk: Bytes) {

@@ -232,6 +232,8 @@ async def upgrade_to_tls(bench: Bench):
             bench.loop.create_task(answer(data))
         else:
             protocol.transport.write(b"!")
+            if protocol.transport.is_closing():
+                return  # as in asyncio, start_tls() would wait for ever
             upgrading.append(bench.loop.create_task(upgrade(protocol)))
             bench.loop.create_task(answer(b""))
 

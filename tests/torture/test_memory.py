@@ -1,9 +1,14 @@
 """Whatever allocation fails, a MemoryError comes of it at the most, and the loop goes on."""
 
+import collections
+import concurrent.futures
+import functools
+import itertools
 import json
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 
@@ -18,10 +23,6 @@ except ImportError:
     _testcapi = None
 
 pytestmark = [
-    pytest.mark.skipif(
-        sys.version_info[:2] in {(3, 12), (3, 13)} and not effort.FULL,
-        reason="crashes in the collector after a failed allocation: gdb tells whose, in the full part",
-    ),
     pytest.mark.hotloop_only,
     pytest.mark.skipif(
         not hasattr(_testcapi, "set_nomemory"), reason="needs CPython's _testcapi.set_nomemory()"
@@ -30,134 +31,138 @@ pytestmark = [
 TESTS = pathlib.Path(__file__).parent.parent
 # Allocations to fail of each program, and of each way to fail it.
 ALLOCATIONS = int(effort.effort(2, 60))
-# The same on asyncio's own loop, where something is wrong.
-COMPARED = 400
-PANIC = "a panic"
-UNCLEAR = "a crash whose place only gdb can tell"
-# What CPython's own code does wrong when it has no memory: the function in which it crashes.
-CRASHES_OF_PYTHON = {
-    "dictiter_dealloc": "an iterator of a dict is freed that was not tracked yet",
-    "buffered_dealloc": "a buffered file is freed that was not tracked yet",
-    "fstring_compile_expr": "the parser does not look whether there was memory for a part of an f-string",
-    "_PyThreadState_SetCurrent": "PyGILState_Ensure() goes on without a thread state",
-    "PyFunction_NewWithQualName": "the code of a function that could not be made was released twice",
-}
+# More than the small programs make, of which each allocation fails.
+EACH = 1000
+# How many programs are compared with asyncio's loop at a time: most of it is waiting.
+COMPARISONS = 6
+# As many at most of asyncio's own loop, for each program in which something is wrong.
+COMPARED = int(effort.effort(128, 600))
+# What is wrong whatever asyncio's loop does.
+CERTAIN = {"a panic", "a crash"}
+LEFT = "it leaves something behind"
+# Repeats of what has crashed: where it fails is not always quite the same.
+REPEATS = 3
 
 
-def run(*arguments, command=()):
-    return subprocess.run(
-        [*command, sys.executable, "-m", "torture.memory.runner", *map(str, arguments)],
-        cwd=TESTS,
-        env={**os.environ, "PYTHONPATH": str(TESTS)},
-        capture_output=True,
-        text=True,
-        timeout=880,
-    )
+def command(*arguments):
+    return [sys.executable, "-m", "torture.memory.runner", *map(str, arguments)]
+
+
+def environment():
+    # With another seed other allocations would fail.
+    return {**os.environ, "PYTHONPATH": str(TESTS), "PYTHONHASHSEED": "0"}
 
 
 def attempts(*arguments):
-    result = run(*arguments)
+    result = subprocess.run(
+        command(*arguments), cwd=TESTS, env=environment(), capture_output=True, text=True, timeout=880
+    )
     assert result.returncode == 0, result
     return [json.loads(line) for line in result.stdout.splitlines()]
 
 
-def backtrace(*arguments):
-    """Where it crashed, told by gdb: the names of the functions, innermost first; None without gdb."""
-    gdb = [
-        "gdb",
-        "-batch",
-        "-ex",
-        "set follow-fork-mode child",
-        "-ex",
-        "run",
-        "-ex",
-        "backtrace 30",
-        "--args",
-    ]
-    try:
-        said = run(*arguments, command=gdb).stdout
-    except FileNotFoundError:
-        return None
-    return "\n".join(line for line in said.splitlines() if line.startswith("#"))
+def innermost(backtrace):
+    """The innermost functions of the interpreter, or of the extension, in which a process has crashed."""
+    found = [re.match(r"#\d+ +(?:0x\w+ in )?([\w:<>]+)", line) for line in backtrace]
+    names = [match[1] for match in found if match]
+    # What the C library does with a block that is freed twice.
+    library = "_*(pthread_kill|GI_|libc_message|malloc_printerr|int_free)|raise|abort|_PyObject_Free"
+    return [name for name in names if not re.match(library, name)][:4]
 
 
-def is_of_python(found):
-    innermost = (found or "").splitlines()[:4]
-    return any(name in line for name in CRASHES_OF_PYTHON for line in innermost)
+def crash(names, mode, kind, result):
+    """Where the process has crashed, as gdb sees it; None if the interpreter crashes there without a loop."""
+    from torture.memory import crashes
+
+    numbers = ",".join([str(result["number"])] * REPEATS)
+    for repeated in attempts("hotloop", names, mode, kind, f"{result['program']}={numbers}", "gdb"):
+        if found := innermost(repeated["backtrace"]):
+            ours = any("hotloop" in line for line in repeated["backtrace"][:5])
+            known = not ours and set(found[:2]) & crashes.of_this_python()
+            return None if known else f"a crash in {' < '.join(found)}"
+    return f"a crash with status {result['ended']}"
 
 
-def crash(mode, kind, result):
-    """What is wrong where the process has crashed, None if it is CPython itself."""
-    found = backtrace("hotloop", result["program"], mode, kind, f"={result['number']}")
-    if found is None:
-        return UNCLEAR
-    return None if is_of_python(found) else f"status {result['ended']}\n{found}"
-
-
-def fault(mode, kind, result):
+def fault(result):
     """What is wrong with what came of an attempt, or None."""
     if result["ended"] == "hang":
-        return "it hangs"
+        return None if is_of_thread(result) else "it hangs"
     if "panicked at" in result["log"]:
-        return PANIC
+        return "a panic"
     if result["ended"] != 0:
-        return crash(mode, kind, result)
-    if is_of_frame(result):
-        return None
-    if result["error"] is not None and not (result["shortage"] or result["overdue"] or result["told"]):
-        return "an exception that does not come of the shortage"
-    if result["overdue"] and kind == "once" and not result["told"]:
+        return "a crash"
+    told = result["told"] or is_of_frame(result)
+    explained = result["shortage"] or result["overdue"] or is_of_frame(result) or is_of_peer(result)
+    if result["error"] is not None and not explained:
+        return f"a {result['error']}, which does not come of the shortage"
+    if result["overdue"] and result["kind"] == "once" and not told:
         return "what it waits for does not come, and nobody was told why"
-    if [problem for problem in result["problems"] if not is_of_task(problem, result)]:
-        return "it leaves something behind"
+    if problems(result):
+        return LEFT
     return None
 
 
 def is_of_frame(result):
     """Whether it is CPython 3.11, which fails without an exception where there is no memory for a frame."""
     where = result["where"] or ""
-    return (
-        where.startswith(("SystemError: error return without", "SystemError: <function "))
-        and result["shortage"] is False
-    )
+    frameless = where.startswith(("SystemError: error return without", "SystemError: <function "))
+    return frameless and sys.version_info < (3, 12)
 
 
-def is_of_task(problem, result):
-    """Whether asyncio's task was told of the shortage as it was woken: it waits for good then."""
-    return problem.startswith("a task is left") and result["told"]
+def is_of_peer(result):
+    """Whether a server has refused a connection: asyncio says why only in debug mode."""
+    refused = (result["where"] or "").startswith("ConnectionResetError:  in sslproto.py")
+    return result["program"] == "tls" and refused and "_on_handshake_complete" in result["where"]
 
 
-def where(result):
-    """The place in the standard library, where asyncio's own loop comes, too; None if it is elsewhere."""
-    place = (result.get("where") or "").partition(" in ")[2].partition(" < ")[0]
-    if not place and (found := re.search(r'File "(.*?)", line (\d+) in (.*)', result["log"])):
-        place = f"{os.path.basename(found[1])}:{found[2]} {found[3]}"
-    # Not the line: those at which allocations are drawn to fail differ.
-    place = re.sub(r":\d+ ", " ", place)
-    ours = ("loop.py", "_", "scheduling.py", "networking.py")
-    return place if place and not place.startswith(ours) else None
+def is_of_thread(result):
+    """Whether it hangs as threads do in this Python with no loop."""
+    from torture.memory import crashes
+
+    waits = [each for each in (crashes.STARTING, crashes.LEAVING) if re.search(each, result["log"])]
+    return bool(waits) and not crashes.of_this_python().isdisjoint(waits)
 
 
-def is_certain(what):
-    """Whether it is wrong whatever asyncio's own loop does."""
-    return what == PANIC or what.startswith("status")
+def problems(result):
+    """What it leaves behind, without what differs from attempt to attempt."""
+    tasks = [problem for problem in result["problems"] if problem.startswith("a task is left")]
+    excused = tasks if is_of_task(tasks, result) else []
+    details = re.compile(r" name='.*?'| (running )?at /\S+:\d+| at 0x\w+| (wait_for|cb)=.*|\[\d+\]")
+    return [details.sub("", problem) for problem in result["problems"] if problem not in excused]
 
 
-def not_as_asyncio(mode, kind, faults):
-    """Leaves out what asyncio's own loop does at the same place of the standard library. Its loop is asked in
-    the full part only; the other one leaves out all that is at such places."""
-    doubtful = [result for what, result in faults if not is_certain(what) and where(result)]
-    if effort.FULL:
-        names = {result["program"] for result in doubtful} - programs.HOTLOOP_ONLY
-        theirs = set()
-        if names:
-            # Its loop makes its sockets as it is made, ours when it runs first.
-            names.add("make")
-            for result in attempts("asyncio", ",".join(sorted(names)), mode, kind, COMPARED):
-                if result["ended"] != 0 or result["problems"] or not result["shortage"]:
-                    theirs.add(where(result))
-        doubtful = [result for result in doubtful if where(result) in theirs]
-    return [(what, result) for what, result in faults if not any(result is other for other in doubtful)]
+def is_of_task(tasks, result):
+    """Whether tasks wait for one that asyncio's C code has lost, or for gather(): as they were woken, there
+    was no memory, and they are not woken again. The event loop is told, and tells, if it has memory for that.
+    """
+    is_lost = [not re.search(r"wait_for=<(?!_Gathering)\w+ (pending|cancelling)", task) for task in tasks]
+    return any(is_lost) and (result["told"] or result["kind"] == "on")
+
+
+def symptoms(result):
+    """What is wrong: not where, which depends on the loop's code."""
+    if result["ended"] == "hang":
+        return {("hangs", *re.findall(r'File ".*?", line \d+ in (\w+)', result["log"])[:1])}
+    what = fault(result)
+    left = collections.Counter(problems(result)) if result["ended"] == 0 else {}
+    return {*left.items()} | ({what} if what and what != LEFT else set())
+
+
+def not_of_asyncio(mode, kind, program, found):
+    """Those of what was found in a program that asyncio's own loop does not do in the same one."""
+    missing = set().union(*map(symptoms, found))
+    known = set()
+    arguments = ("asyncio", program, mode, kind, f"{program}~{found[0]['part']}:{COMPARED}")
+    with subprocess.Popen(
+        command(*arguments), cwd=TESTS, env=environment(), stdout=subprocess.PIPE, text=True
+    ) as theirs:
+        for line in theirs.stdout:
+            result = {**json.loads(line), "kind": kind}
+            known |= symptoms(result)
+            if missing <= known:
+                theirs.terminate()
+                break
+    return [result for result in found if not symptoms(result) <= known]
 
 
 @pytest.mark.timeout(900)
@@ -166,15 +171,48 @@ def not_as_asyncio(mode, kind, faults):
 def test_without_memory(mode, kind, record_property):
     # What has been imported can't be again; and nothing else is cold after it.
     names = [name for name in programs.PROGRAMS if mode == "cold" or name != "import"]
-    results = attempts("hotloop", ",".join(names), mode, kind, ALLOCATIONS)
+    check(names, mode, kind, ALLOCATIONS, record_property)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("kind", ["once", "on"])
+def test_each_allocation(kind, record_property):
+    """Of programs in which a few did harm: a callback's exception that there was no memory to report became a
+    panic, and the thread that watches ended the process where there was none for its thread state.
+    """
+    check(["failing_callback", "watching"], "warm", kind, EACH, record_property)
+
+
+def check(names, mode, kind, allocations, record_property):
+    results = attempts("hotloop", ",".join(names), mode, kind, allocations)
     assert {result["program"] for result in results} == set(names)
     record_property("allocations failed", len(results))
-    faults = [(fault(mode, kind, result), result) for result in results]
-    faults = not_as_asyncio(mode, kind, [(what, result) for what, result in faults if what])
-    if faults and all(what == UNCLEAR for what, _ in faults):
+    found = collections.defaultdict(list)
+    for result in results:
+        result["kind"] = kind
+        if fault(result):
+            found[result["program"]].append(result)
+    faults = [result for name in programs.HOTLOOP_ONLY for result in found.pop(name, ())]
+    for name, wrong in found.items():
+        faults += [result for result in wrong if fault(result) in CERTAIN]
+        found[name] = [result for result in wrong if fault(result) not in CERTAIN]
+    found = {name: wrong for name, wrong in found.items() if wrong}
+    with concurrent.futures.ThreadPoolExecutor(COMPARISONS) as pool:
+        compared = pool.map(functools.partial(not_of_asyncio, mode, kind), found, found.values())
+        faults += itertools.chain.from_iterable(compared)
+    told = []
+    for result in faults:
+        what = fault(result)
+        if what == "a crash":
+            if shutil.which("gdb") is None:
+                continue
+            what = crash(",".join(names), mode, kind, result)
+        if what is not None:
+            told.append(
+                f"torture.memory.runner hotloop {','.join(names)} {mode} {kind} "
+                f"{result['program']}={result['number']}: {what}\n"
+                + "\n".join(f"  {key}: {value}" for key, value in result.items() if value)
+            )
+    assert not told, "\n\n".join(told)
+    if any(fault(result) == "a crash" for result in faults) and shutil.which("gdb") is None:
         pytest.skip("without gdb it can't be told whose a crash is")
-    assert not faults, "\n\n".join(
-        f"torture.memory.runner hotloop {result['program']} {mode} {kind} ={result['number']}: {what}\n"
-        + "\n".join(f"  {key}: {value}" for key, value in result.items() if value)
-        for what, result in sorted(faults, key=lambda fault: (fault[1]["program"], fault[1]["number"]))
-    )

@@ -5,6 +5,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyType;
 
 use super::{Datagram, ThisDatagram};
+use crate::core::RECEIVE_BUFFER;
 use crate::cpython::args::Args;
 use crate::cpython::class::{self, Definition};
 use crate::cpython::errors::new_error;
@@ -85,5 +86,10 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
         }],
         open: true,
     };
-    add(module, "DatagramTransport", class::make::<Datagram>(definition)?)
+    let class = class::make::<Datagram>(definition)?;
+    class.setattr(
+        intern!(module.py(), "max_size"),
+        Object::from_size(module.py(), RECEIVE_BUFFER)?.bind(module.py()),
+    )?;
+    add(module, "DatagramTransport", class)
 }

@@ -32,7 +32,7 @@ impl Datagram {
         }
         let slots = if this.addresses.family == Family::Other { Slots::One } else { Slots::Many };
         let core = std::rc::Rc::clone(&this.core);
-        core.with_batch(|batch| {
+        let received = core.with_batch(this.py(), |batch| {
             for _ in 0..BATCHES {
                 if !this.is_wanted() {
                     break;
@@ -44,7 +44,8 @@ impl Datagram {
                 Datagram::deliver_batch(this, batch, count)?;
             }
             Ok(())
-        })
+        });
+        received.unwrap_or_else(|error| endpoint::fail(this, error, "Fatal read error on datagram transport"))
     }
 
     fn receive_failed(this: ThisDatagram<'_, '_>, error: io::Error) -> PyResult<()> {

@@ -8,8 +8,8 @@ use pyo3::prelude::*;
 use super::{Datagram, Outgoing, ThisDatagram};
 use crate::core::Count;
 use crate::cpython::buffer::{Bytes, with_buffer};
-use crate::cpython::errors::new_error;
 use crate::cpython::errors::os_error;
+use crate::cpython::errors::{new_error, no_memory};
 use crate::cpython::object::Object;
 use crate::intern;
 use crate::reactor::datagram::send_to;
@@ -63,6 +63,9 @@ impl Datagram {
             // Nobody may change what is queued.
             None => Bytes::copy_of(py, data)?,
         };
+        if this.queue.borrow_mut().try_reserve(1).is_err() {
+            return Err(no_memory(py));
+        }
         this.queued.set(this.queued.get() + data.as_slice().len() + this.header);
         this.queue.borrow_mut().push_back(Outgoing { data, address });
         endpoint::pause_protocol(this, this.queued.get())
@@ -87,10 +90,10 @@ impl Datagram {
         }
         let address = address.cloned().unwrap_or_else(|| Object::none(py));
         let socket = this.file.python_socket(py)?;
-        let sent = socket.bind(py).call_method1(intern!(py, "sendto"), (data.bind(py), address.bind(py)));
+        let sent = socket.call_method(py, intern!(py, "sendto"), &[data, &address]);
         Ok(match sent {
             Ok(sent) => {
-                written.add(sent.extract().unwrap_or(0));
+                written.add(sent.bind(py).extract().unwrap_or(0));
                 Sent::Done
             }
             Err(error)

@@ -17,7 +17,7 @@ use pyo3::prelude::*;
 use super::flow::FlowControl;
 use crate::core::{Core, Direction, Readiness, Ready, Waiter, resolve};
 use crate::cpython::class::{self, Native, Obj, This, Visitor};
-use crate::cpython::object::{Object, ObjectCell, copy_context, run_in_context};
+use crate::cpython::object::{Object, ObjectCell, copy_context, copy_of_context, run_in_context};
 use crate::handle::reraise_fatal;
 use crate::imports::imports;
 use crate::intern;
@@ -346,6 +346,11 @@ pub fn watch<T: Transport>(this: This<'_, '_, T>) -> PyResult<()> {
     sync_interest(this).or_else(|error| fail(this, error, CANNOT_WATCH))
 }
 
+/// [`watch`], called outside of all callbacks.
+pub fn watch_in_connection_context<T: Transport>(this: This<'_, '_, T>) -> PyResult<()> {
+    sync_interest(this).or_else(|error| in_connection_context(this, || fail(this, error, CANNOT_WATCH)))
+}
+
 const CANNOT_WATCH: &str = "Fatal error: the descriptor cannot be watched";
 
 /// The same for a new one. A device that nobody can wait for stays open, as in asyncio: it can be closed, and written to.
@@ -436,6 +441,17 @@ pub fn in_read_context<T: Transport>(
     f: impl FnOnce() -> PyResult<()>,
 ) -> PyResult<()> {
     this.in_context(this.py(), &this.read_context, f)
+}
+
+/// Runs `f`, which ends the connection outside of all callbacks, in a copy of the context in which arrivals are told: the
+/// protocol and the exception handler find the connection's variables there.
+#[cold]
+pub fn in_connection_context<T: Transport>(
+    this: This<'_, '_, T>,
+    f: impl FnOnce() -> PyResult<()>,
+) -> PyResult<()> {
+    let Some(context) = this.read_context.get() else { return f() };
+    run_in_context(this.py(), &copy_of_context(this.py(), &context)?, f)
 }
 
 // --- Steps ---

@@ -12,6 +12,7 @@ use pyo3::types::PyType;
 use super::reading::ThisReadPipe;
 use super::writing::ThisWritePipe;
 use super::{ReadPipe, WritePipe};
+use crate::core::RECEIVE_BUFFER;
 use crate::cpython::buffer::new_bytes;
 use crate::cpython::class::{self, Definition, This};
 use crate::cpython::errors::new_error;
@@ -110,7 +111,12 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
         slots: vec![repr_slot(tp_repr_reading)],
         open: true,
     };
-    add(module, "ReadPipeTransport", class::make::<ReadPipe>(definition)?)?;
+    let class = class::make::<ReadPipe>(definition)?;
+    class.setattr(
+        intern!(module.py(), "max_size"),
+        Object::from_size(module.py(), RECEIVE_BUFFER)?.bind(module.py()),
+    )?;
+    add(module, "ReadPipeTransport", class)?;
 
     let mut methods = transport_methods!(WritePipe);
     methods.extend(writing_methods!(WritePipe));

@@ -6,8 +6,7 @@ use pyo3::exceptions::PyOSError;
 use pyo3::prelude::*;
 
 use super::{extra_info, prepare};
-use crate::core::Ready;
-use crate::cpython::buffer::new_bytes;
+use crate::core::{LEAST, Ready};
 use crate::cpython::class::{Class, Native, Obj, This, Visitor};
 use crate::cpython::errors::os_error;
 use crate::cpython::object::Object;
@@ -65,14 +64,14 @@ impl Transport for ReadPipe {
 
     fn readable(this: ThisReadPipe<'_, '_>) -> PyResult<()> {
         let py = this.py();
-        let data = this.core.with_buffer(|buffer| match pipe::read(this.fd, buffer) {
+        let data = this.core.with_buffer(py, LEAST, |buffer| match pipe::read(this.fd, buffer) {
             Ok(0) => Ok(None),
             Ok(count) => {
                 this.core.metrics.counts.bytes_read.add(count);
-                Ok(Some(new_bytes(py, &buffer[..count])))
+                Ok(Some(this.core.received_bytes(py, &buffer[..count], &[])))
             }
             Err(error) => Err(error),
-        });
+        })?;
         let data = match data {
             Ok(Some(data)) => data?,
             Ok(None) => return ReadPipe::end_of_file(this),

@@ -10,8 +10,8 @@ use super::{extra_info, lets_others_run, prepare};
 use crate::cpython::borrowing::StateCell;
 use crate::cpython::buffer::Bytes;
 use crate::cpython::class::{Class, Native, Obj, This, Visitor};
-use crate::cpython::errors::error_of;
 use crate::cpython::errors::os_error;
+use crate::cpython::errors::{error_of, no_memory};
 use crate::cpython::object::{Object, tuple};
 use crate::intern;
 use crate::reactor::pipe::{self, Kind};
@@ -60,6 +60,9 @@ impl WritePipe {
         if this.is_closing() {
             let message = "pipe closed by peer or os.write(pipe, data) raised exception.";
             return this.count_lost_write(this.py(), message);
+        }
+        if !this.queue.borrow_mut().reserve(1) {
+            return Err(no_memory(this.py()));
         }
         this.queue.borrow_mut().push(data);
         if !this.blocked.get() {

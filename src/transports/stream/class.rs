@@ -6,9 +6,10 @@ use pyo3::prelude::*;
 use pyo3::types::PyType;
 
 use super::{Stream, ThisStream};
-use crate::cpython::buffer::Bytes;
+use crate::core::RECEIVE_BUFFER;
+use crate::cpython::buffer::{Bytes, has_buffer};
 use crate::cpython::class::{self, Definition};
-use crate::cpython::errors::new_error;
+use crate::cpython::errors::{new_error, no_memory};
 use crate::cpython::methods::call_bare;
 use crate::cpython::module::{add, import};
 use crate::cpython::object::Object;
@@ -24,14 +25,26 @@ use crate::{
 fn chunk(py: Python<'_>, data: &Object) -> PyResult<Bytes> {
     match methods::chunk(py, data)? {
         Some(chunk) => Ok(chunk),
-        None => {
-            let name = data.bind(py).get_type().name()?;
-            Err(new_error::<PyTypeError>(
-                py,
-                format!("data argument must be a bytes, bytearray, or memoryview object, not '{name}'"),
-            ))
-        }
+        None => Err(not_bytes_like(py, data)?),
     }
+}
+
+/// An item of writelines(), which takes whatever has a buffer: asyncio joins the items, or makes memoryviews of them.
+fn line(py: Python<'_>, data: &Object) -> PyResult<Bytes> {
+    match Bytes::from_exact(data) {
+        Some(bytes) => Ok(bytes),
+        None if has_buffer(data) => Bytes::copy_of(py, data),
+        None => Err(not_bytes_like(py, data)?),
+    }
+}
+
+#[cold]
+fn not_bytes_like(py: Python<'_>, data: &Object) -> PyResult<PyErr> {
+    let name = data.bind(py).get_type().name()?;
+    Ok(new_error::<PyTypeError>(
+        py,
+        format!("data argument must be a bytes, bytearray, or memoryview object, not '{name}'"),
+    ))
 }
 
 #[inline]
@@ -74,8 +87,12 @@ fn writelines<'py>(this: ThisStream<'_, 'py>, lines: Borrowed<'_, 'py, PyAny>) -
     let py = this.py();
     check_writable(this, "writelines")?;
     let mut chunks = Vec::new();
-    for line in lines.try_iter()? {
-        chunks.push(chunk(py, &line?.into())?);
+    for item in lines.try_iter()? {
+        let line = line(py, &item?.into())?;
+        if chunks.try_reserve(1).is_err() {
+            return Err(no_memory(py));
+        }
+        chunks.push(line);
     }
     if chunks.iter().any(|chunk| !chunk.as_slice().is_empty()) {
         Stream::write_several(this, chunks)?;
@@ -121,7 +138,7 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
                 "writelines",
                 "list_of_data",
                 writelines,
-                "Send an iterable of bytes, like write() of them joined."
+                "Send an iterable of bytes-like objects, like write() of them joined."
             ),
         method0!(
                 Stream,
@@ -152,6 +169,15 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
                     none(this)
                 },
                 "_reset_empty_waiter($self, /)\n--\n\nAllow writing again."
+            ),
+        method0!(
+                Stream,
+                "_send_in_thread",
+                |this| {
+                    Stream::send_in_thread(this);
+                    none(this)
+                },
+                "_send_in_thread($self, /)\n--\n\nSend what was written, in another thread than the event loop's."
             ),
         method1!(
                 Stream,
@@ -186,6 +212,7 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     };
     let class = class::make::<Stream>(definition)?;
     class.setattr(intern!(py, "_start_tls_compatible"), true)?;
+    class.setattr(intern!(py, "max_size"), Object::from_size(py, RECEIVE_BUFFER)?.bind(py))?;
     class.setattr(
         intern!(py, "_sendfile_compatible"),
         import(py, "asyncio.constants")?

@@ -1,7 +1,7 @@
 //! The stream transport: TCP and Unix sockets.
 //!
-//! What is written is sent at the end of the iteration, all of it at once, so that a busy server does not wake its
-//! peers one by one in the middle of its work. Nobody can tell: whatever looks at what was sent (the buffer's size,
+//! A program with one thing to do at a time sends within write(). Otherwise what is written is sent at the end of the
+//! iteration, all of it at once, so that a busy server does not wake its peers one by one in the middle of its work. Nobody can tell: whatever looks at what was sent (the buffer's size,
 //! close(), abort(), write_eof()) has it sent first.
 
 pub mod class;
@@ -129,7 +129,12 @@ impl Transport for Stream {
     }
 
     fn extra_info(this: ThisStream<'_, '_>, name: &Bound<'_, PyAny>) -> PyResult<Option<Object>> {
-        this.file.extra_info(this.py(), name)
+        let py = this.py();
+        if name.eq(intern!(py, "socket"))? {
+            let arguments = [&this.file.python_socket(py)?, &this.object()];
+            return imports(py)?.stream_socket.call(py, &arguments).map(Some);
+        }
+        this.file.extra_info(py, name)
     }
 
     fn set_protocol(&self, py: Python<'_>, protocol: Object) -> PyResult<()> {

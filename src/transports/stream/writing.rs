@@ -8,8 +8,8 @@ use pyo3::types::PyString;
 
 use super::{Stream, ThisStream};
 use crate::cpython::buffer::Bytes;
-use crate::cpython::errors::new_error;
 use crate::cpython::errors::{OrOsError, os_error};
+use crate::cpython::errors::{new_error, no_memory};
 use crate::cpython::object::Object;
 use crate::intern;
 use crate::reactor::socket;
@@ -17,7 +17,7 @@ use crate::transports::endpoint::{self, Phase, Transport};
 use crate::transports::write_queue::Progress;
 
 impl Stream {
-    /// Queues a chunk, to be sent at the end of the iteration.
+    /// Queues a chunk, to be sent at the end of the iteration or sooner.
     #[inline]
     pub fn write(this: ThisStream<'_, '_>, chunk: Bytes) -> PyResult<()> {
         if this.is_lost() {
@@ -25,6 +25,10 @@ impl Stream {
         }
         let size = {
             let mut queue = this.queue.borrow_mut();
+            if !queue.reserve(1) {
+                drop(queue);
+                return Err(no_memory(this.py()));
+            }
             queue.push(chunk);
             queue.size()
         };
@@ -38,6 +42,10 @@ impl Stream {
         }
         let size = {
             let mut queue = this.queue.borrow_mut();
+            if !queue.reserve(chunks.len()) {
+                drop(queue);
+                return Err(no_memory(this.py()));
+            }
             chunks.into_iter().for_each(|chunk| queue.push(chunk));
             queue.size()
         };
@@ -74,6 +82,15 @@ impl Stream {
         if this.blocked.get() || this.queue.borrow().is_empty() { Ok(()) } else { Stream::flush(this) }
     }
 
+    /// Sends what is queued, in another thread than the event loop's, which hears of errors and of a full socket when it sends
+    /// the rest.
+    pub fn send_in_thread(this: ThisStream<'_, '_>) {
+        // GIL: the event loop's thread is not sending meanwhile.
+        if !this.blocked.get() && !this.is_lost() {
+            let _ = Stream::drain(this);
+        }
+    }
+
     /// Sends what is queued; what the socket does not take waits until it becomes writable.
     #[inline]
     fn flush(this: ThisStream<'_, '_>) -> PyResult<()> {
@@ -90,11 +107,7 @@ impl Stream {
         if this.is_lost() {
             return Ok(());
         }
-        this.core.stir();
-        let written = &this.core.metrics.counts.bytes_written;
-        let fd = this.file.descriptor();
-        let progress = this.queue.borrow_mut().drain(written, |slices| socket::send(fd, slices));
-        match progress {
+        match Stream::drain(this) {
             Ok(Progress::Drained) => {
                 if this.blocked.replace(false) {
                     endpoint::watch(this)?;
@@ -110,6 +123,15 @@ impl Stream {
             }
             Err(error) => Stream::cannot_send(this, error),
         }
+    }
+
+    /// Sends as much as the socket takes.
+    #[inline]
+    fn drain(this: ThisStream<'_, '_>) -> io::Result<Progress> {
+        this.core.stir();
+        let written = &this.core.metrics.counts.bytes_written;
+        let fd = this.file.descriptor();
+        this.queue.borrow_mut().drain(written, |slices| socket::send(fd, slices))
     }
 
     #[cold]
@@ -169,9 +191,8 @@ impl Stream {
     fn end_wait(this: ThisStream<'_, '_>, method: &Bound<'_, PyString>, value: &Object) -> PyResult<()> {
         let py = this.py();
         let Some(waiter) = this.empty_waiter.get() else { return Ok(()) };
-        let waiter = waiter.bind(py);
-        if !waiter.call_method0(intern!(py, "done"))?.is_truthy()? {
-            waiter.call_method1(method, (value.bind(py),))?;
+        if !waiter.call_method0(py, intern!(py, "done"))?.bind(py).is_truthy()? {
+            waiter.call_method1(py, method, value)?;
         }
         Ok(())
     }
@@ -205,16 +226,21 @@ impl Stream {
 fn flush_step(py: Python<'_>, object: &Object) -> PyResult<()> {
     let this = endpoint::transport::<Stream>(py, object)?;
     this.flush_scheduled.set(false);
-    if this.blocked.get() {
+    if this.blocked.get() || this.is_lost() {
         return Ok(());
     }
     if this.queue.borrow().is_empty() {
         return Ok(());
     }
-    Stream::flush(this)?;
-    if this.blocked.get() {
-        // The present context is not the writer's, which is gone.
-        this.forget_writer();
+    match Stream::drain(this) {
+        Ok(Progress::Drained) if this.phase.get() == Phase::Open => Ok(()),
+        Ok(Progress::Drained) => endpoint::in_connection_context(this, || endpoint::lose(this, None)),
+        Ok(Progress::Blocked) => {
+            this.blocked.set(true);
+            // The writer's context is gone.
+            this.forget_writer();
+            endpoint::watch_in_connection_context(this)
+        }
+        Err(error) => endpoint::in_connection_context(this, || Stream::cannot_send(this, error)),
     }
-    Ok(())
 }

@@ -22,7 +22,7 @@ from . import programs
 # How long an operation may wait for what a failed allocation has prevented, in seconds.
 PATIENCE = 0.5
 # More allocations than any operation makes.
-MOST = 1 << 20
+MOST = 1 << 16
 
 
 def factory(loop_name):
@@ -169,6 +169,8 @@ def attempt(loop_name, name, first, last, patience=PATIENCE):
     """What came of it, as a dict that JSON can write."""
     witness = Witness()
     socket.socketpair = socketpair
+    # Otherwise asyncio makes a loop where a coroutine is destroyed that asks for the running one.
+    asyncio.set_event_loop(None)
     gc.collect()
     before = helpers.open_descriptors()
     problems = []
@@ -192,9 +194,10 @@ def attempt(loop_name, name, first, last, patience=PATIENCE):
     error, failed = starved(act, first, last)
     if not loopless:
         watchdog.cancel()
-    if not loopless and not loop.is_running():
-        # Until 3.14, asyncio needs memory to note that no loop runs any more.
+    if loopless or not loop.is_running():
+        # What a thread keeps of a loop that has run is taken back with functions that need memory.
         asyncio._set_running_loop(None)
+        sys.set_asyncgen_hooks(None, None)
     result = {
         "error": type(error).__name__ if error is not None else None,
         "shortage": failed,

@@ -72,10 +72,11 @@ def sock_recv(loop, clean):
     ours, peer = pair(clean)
 
     async def main():
-        receiving = loop.create_task(loop.sock_recv(ours, 100))
-        await asyncio.sleep(0)
-        await loop.sock_sendall(peer, b"hello")
-        await receiving
+        async def send():
+            await asyncio.sleep(0)
+            await loop.sock_sendall(peer, b"hello")
+
+        await asyncio.gather(loop.sock_recv(ours, 100), send())
         peer.send(b"hello")
         await loop.sock_recv_into(ours, bytearray(10))
 
@@ -87,11 +88,12 @@ def sock_sendall(loop, clean):
     ours, peer = pair(clean)
 
     async def main():
-        sending = loop.create_task(loop.sock_sendall(ours, MUCH))
-        left = len(MUCH)
-        while left:
-            left -= len(await loop.sock_recv(peer, 1 << 20))
-        await sending
+        async def receive():
+            left = len(MUCH)
+            while left:
+                left -= len(await loop.sock_recv(peer, 1 << 20))
+
+        await asyncio.gather(loop.sock_sendall(ours, MUCH), receive())
 
     return lambda: loop.run_until_complete(main())
 
@@ -108,9 +110,8 @@ def sock_connect(loop, clean):
     ours.setblocking(False)
 
     async def main():
-        accepting = loop.create_task(loop.sock_accept(server))
-        await loop.sock_connect(ours, server.getsockname())
-        accepted, _ = await accepting
+        accepting = loop.sock_accept(server)
+        (accepted, _), _ = await asyncio.gather(accepting, loop.sock_connect(ours, server.getsockname()))
         accepted.close()
 
     return lambda: loop.run_until_complete(main())

@@ -25,12 +25,6 @@ def contexts():
     return server, client
 
 
-def prepare(name):
-    """What takes long and is the same for all runs of a program."""
-    if name == "tls":
-        contexts()
-
-
 def program(function):
     PROGRAMS[function.__name__.rstrip("_")] = function
     return function

@@ -1,0 +1,181 @@
+//! The allocator of the extension: the system's, and a reserve for small blocks when that has nothing left.
+//!
+//! Rust ends the process where a small block cannot be had. What can grow large is asked for where that can fail, and the answer is
+//! MemoryError; what is left is small and short-lived: the text of an error, the arguments of a call, a box. Those come from
+//! the reserve, so that the error which says that there is no memory can be made and told.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::UnsafeCell;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Bytes of a slot, of which a block gets one.
+const SLOT: usize = 16 * 1024;
+/// Words of bits, one for each slot.
+const WORDS: usize = 1;
+const ALIGNMENT: usize = 64;
+
+#[repr(align(64))]
+struct Slots(UnsafeCell<[u8; SLOT * WORDS * 64]>);
+
+// SAFETY: a slot belongs to whoever has set its bit.
+unsafe impl Sync for Slots {}
+
+/// The system's allocator, with a reserve.
+pub struct Allocator {
+    slots: Slots,
+    /// The slots that are in use.
+    taken: [AtomicU64; WORDS],
+}
+
+impl Allocator {
+    pub const fn new() -> Allocator {
+        Allocator {
+            slots: Slots(UnsafeCell::new([0; SLOT * WORDS * 64])),
+            taken: [const { AtomicU64::new(0) }; WORDS],
+        }
+    }
+
+    /// A block of the reserve; null if it is too large, or nothing is left.
+    #[cold]
+    fn take(&self, layout: Layout) -> *mut u8 {
+        if layout.size() > SLOT || layout.align() > ALIGNMENT {
+            return std::ptr::null_mut();
+        }
+        for (index, word) in self.taken.iter().enumerate() {
+            let mut taken = word.load(Ordering::Relaxed);
+            while taken != u64::MAX {
+                let bit = taken.trailing_ones();
+                match word.compare_exchange_weak(
+                    taken,
+                    taken | 1 << bit,
+                    Ordering::Acquire,
+                    Ordering::Relaxed,
+                ) {
+                    Ok(_) => {
+                        let slot = index * 64 + bit as usize;
+                        return self.slots.0.get().cast::<u8>().wrapping_add(slot * SLOT);
+                    }
+                    Err(now) => taken = now,
+                }
+            }
+        }
+        std::ptr::null_mut()
+    }
+
+    /// Which slot a block is, if it is of the reserve.
+    #[inline(always)]
+    fn slot(&self, block: *mut u8) -> Option<usize> {
+        let offset = block.addr().wrapping_sub(self.slots.0.get().addr());
+        (offset < SLOT * WORDS * 64).then_some(offset / SLOT)
+    }
+
+    #[cold]
+    fn give_back(&self, slot: usize) {
+        self.taken[slot / 64].fetch_and(!(1 << (slot % 64)), Ordering::Release);
+    }
+}
+
+// SAFETY: blocks are the system's, or slots that nobody else has, large enough and aligned.
+unsafe impl GlobalAlloc for Allocator {
+    #[inline]
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: as the caller says.
+        let block = unsafe { System.alloc(layout) };
+        if block.is_null() { self.take(layout) } else { block }
+    }
+
+    #[inline]
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: as the caller says.
+        let block = unsafe { System.alloc_zeroed(layout) };
+        if !block.is_null() {
+            return block;
+        }
+        let block = self.take(layout);
+        if !block.is_null() {
+            // SAFETY: the slot has room for the block.
+            unsafe { block.write_bytes(0, layout.size()) };
+        }
+        block
+    }
+
+    #[inline]
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        match self.slot(block) {
+            Some(slot) => self.give_back(slot),
+            // SAFETY: as the caller says; the block is the system's.
+            None => unsafe { System.dealloc(block, layout) },
+        }
+    }
+
+    #[inline]
+    unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        if self.slot(block).is_none() {
+            // SAFETY: as the caller says; the block is the system's.
+            let moved = unsafe { System.realloc(block, layout, size) };
+            if !moved.is_null() {
+                return moved;
+            }
+        } else if size <= SLOT {
+            return block;
+        }
+        // SAFETY: as the caller says; both blocks have room for the smaller of their sizes.
+        unsafe {
+            let moved = self.alloc(Layout::from_size_align_unchecked(size, layout.align()));
+            if !moved.is_null() {
+                std::ptr::copy_nonoverlapping(block, moved, layout.size().min(size));
+                self.dealloc(block, layout);
+            }
+            moved
+        }
+    }
+}
+
+/// So many zeroes; None if there is no memory for them.
+pub fn zeroes(size: usize) -> Option<Box<[u8]>> {
+    let layout = Layout::array::<u8>(size).ok().filter(|layout| layout.size() > 0)?;
+    // SAFETY: the layout has a size.
+    let block = unsafe { std::alloc::alloc_zeroed(layout) };
+    // SAFETY: a block of that layout, which nobody else has, and whose bytes are initialised.
+    (!block.is_null()).then(|| unsafe { Box::from_raw(std::ptr::slice_from_raw_parts_mut(block, size)) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slots_are_handed_out_once_and_again_when_they_are_given_back() {
+        static ALLOCATOR: Allocator = Allocator::new();
+        let allocator = &ALLOCATOR;
+        let layout = Layout::from_size_align(SLOT, 8).unwrap();
+        let mut blocks: Vec<_> = (0..WORDS * 64).map(|_| allocator.take(layout)).collect();
+        assert!(allocator.take(layout).is_null());
+        blocks.sort();
+        blocks.dedup();
+        assert_eq!(blocks.len(), WORDS * 64);
+        // SAFETY: a block that was handed out.
+        unsafe { allocator.dealloc(blocks[50], layout) };
+        assert_eq!(allocator.take(layout), blocks[50]);
+        assert!(allocator.take(Layout::from_size_align(SLOT + 1, 8).unwrap()).is_null());
+    }
+
+    #[test]
+    fn a_slot_grows_into_the_systems_memory() {
+        static ALLOCATOR: Allocator = Allocator::new();
+        let allocator = &ALLOCATOR;
+        let layout = Layout::from_size_align(4, 1).unwrap();
+        let block = allocator.take(layout);
+        // SAFETY: the blocks have room for what is written and read.
+        unsafe {
+            block.copy_from_nonoverlapping(b"data".as_ptr(), 4);
+            assert_eq!(allocator.realloc(block, layout, SLOT), block);
+            let layout = Layout::from_size_align(SLOT, 1).unwrap();
+            let moved = allocator.realloc(block, layout, 2 * SLOT);
+            assert!(allocator.slot(moved).is_none());
+            assert_eq!(std::slice::from_raw_parts(moved, 4), b"data");
+            allocator.dealloc(moved, Layout::from_size_align(2 * SLOT, 1).unwrap());
+        }
+        assert_eq!(allocator.taken[0].load(Ordering::Relaxed), 0);
+    }
+}

@@ -1,0 +1,234 @@
+"""A process whose address space is used up: what finds no memory raises MemoryError, and the process goes on.
+
+These limit the address space of a process, so that the system itself has no memory; tests/torture/memory has
+Python's own allocations fail.
+"""
+
+import sys
+
+import helpers
+import pytest
+
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's"),
+    # On some Pythons asyncio's own loop loses data here, or ends.
+    pytest.mark.hotloop_only,
+]
+
+FILL = """
+    import resource
+
+    def fill():
+        # No block of 128 KiB is left, but many small ones are.
+        resource.setrlimit(resource.RLIMIT_AS, (600 << 20, 600 << 20))
+        kept = []
+        for size in (64 << 20, 16 << 20, 4 << 20, 1 << 20, 512 << 10, 256 << 10, 192 << 10, 136 << 10):
+            while True:
+                try:
+                    kept.append(bytearray(size))
+                except MemoryError:
+                    break
+        return kept
+"""
+
+
+def test_the_first_receive_of_a_transport(loop_name):
+    source = (
+        FILL
+        + """
+    import asyncio, socket
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda loop, context: None)
+        ours, peer = socket.socketpair()
+        told = loop.create_future()
+
+        class Protocol(asyncio.Protocol):
+            def data_received(self, data):
+                told.set_result(data)
+
+            def connection_lost(self, error):
+                told.done() or told.set_result(error)
+
+        await loop.create_connection(Protocol, sock=ours)
+        kept = fill()
+        peer.send(b"data")
+        result = await told
+        del kept
+        assert result == b"data" or isinstance(result, MemoryError), result
+    """
+    )
+    helpers.run_script(loop_name, source + "\n    run(main())\n")
+
+
+def test_the_first_sock_recv(loop_name):
+    source = (
+        FILL
+        + """
+    import asyncio, socket
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        ours, peer = socket.socketpair()
+        ours.setblocking(False)
+        kept = fill()
+        peer.send(b"data")
+        assert await loop.sock_recv(ours, 1000) == b"data"
+        peer.send(b"more")
+        try:
+            result = await loop.sock_recv(ours, 1 << 18)
+        except MemoryError:
+            del kept
+            # Nothing was taken out of the socket.
+            result = await loop.sock_recv(ours, 1 << 18)
+        assert result == b"more"
+    """
+    )
+    helpers.run_script(loop_name, source + "\n    run(main())\n")
+
+
+def test_the_first_datagram(loop_name):
+    source = (
+        FILL
+        + """
+    import asyncio, socket
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda loop, context: None)
+        told = loop.create_future()
+
+        class Protocol(asyncio.DatagramProtocol):
+            def datagram_received(self, data, address):
+                told.set_result(data)
+
+            def connection_lost(self, error):
+                told.done() or told.set_result(error)
+
+        transport, _ = await loop.create_datagram_endpoint(Protocol, local_addr=("127.0.0.1", 0))
+        address = transport.get_extra_info("sockname")
+        sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        kept = fill()
+        sender.sendto(b"data", address)
+        result = await told
+        del kept
+        assert result == b"data" or isinstance(result, MemoryError), result
+    """
+    )
+    helpers.run_script(loop_name, source + "\n    run(main())\n")
+
+
+CALLS = {
+    "call_soon": "loop.call_soon(nothing)",
+    "call_later": "handles.append(loop.call_later(1000, nothing))",
+    "call_soon_threadsafe": "loop.call_soon_threadsafe(nothing)",
+    "write": "transport.write(b'x' * 40)",
+    "pipe": "pipe.write(b'x' * 40)",
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_what_is_queued_until_there_is_no_memory(loop_name, call):
+    source = f"""
+    import asyncio, os, resource, socket
+
+    def nothing():
+        pass
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda loop, context: None)
+        ours, peer = socket.socketpair()
+        transport, _ = await loop.create_connection(asyncio.Protocol, sock=ours)
+        reader, writer = os.pipe()
+        pipe, _ = await loop.connect_write_pipe(asyncio.Protocol, open(writer, "wb", 0))
+        transport.write(bytes(1 << 24))
+        pipe.write(bytes(1 << 20))
+        handles = []
+        reserve = bytearray(16 << 20)
+        limit = (int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()) + (200 << 20)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        try:
+            while True:
+                {CALLS[call]}
+        except MemoryError:
+            del reserve
+        for handle in handles:
+            handle.cancel()
+        transport.abort()
+        pipe.abort()
+        await asyncio.sleep(0)
+        assert await loop.create_task(asyncio.sleep(0.01, "on")) == "on"
+    """
+    helpers.run_script(loop_name, source + "\n    run(main())\n")
+
+
+def test_what_is_received_without_memory_for_it_stays_whole(loop_name):
+    source = (
+        FILL
+        + """
+    import asyncio, fcntl, os, socket
+
+    DATA = os.urandom(180_000)
+
+    class Protocol(asyncio.Protocol):
+        def __init__(self):
+            self.received = []
+
+        def data_received(self, data):
+            self.received.append(data)
+
+        def connection_lost(self, error):
+            self.received.append(error)
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda loop, context: None)
+        ours, peer = socket.socketpair()
+        ours.setblocking(False)
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        reader, writer = os.pipe()
+        fcntl.fcntl(writer, 1031, 1 << 20)  # F_SETPIPE_SZ
+        _, protocol = await loop.connect_read_pipe(Protocol, open(reader, "rb", 0))
+        # What is set aside once is there by now.
+        peer.send(b"x")
+        assert await loop.sock_recv(ours, 1000) == b"x"
+        os.write(writer, b"x")
+        while not protocol.received:
+            await asyncio.sleep(0)
+
+        peer.send(DATA)
+        os.write(writer, DATA)
+        kept = fill()
+        received = b""
+        try:
+            received += await loop.sock_recv(ours, len(DATA))
+        except MemoryError:
+            pass
+        await asyncio.sleep(0.01)
+        del kept
+        while len(received) < len(DATA):
+            received += await asyncio.wait_for(loop.sock_recv(ours, len(DATA)), 5)
+        assert received == DATA
+        os.write(writer, b"end")
+        while protocol.received[-1][-3:] != b"end":
+            await asyncio.sleep(0.001)
+        assert b"".join(protocol.received) == b"x" + DATA + b"end"
+    """
+    )
+    helpers.run_script(loop_name, source + "\n    run(main())\n")
+
+
+def test_a_loop_with_many_timers_is_closed(loop_name):
+    source = (
+        FILL
+        + """
+    loop = new_event_loop()
+    for _ in range(200_000):
+        loop.call_later(1000, print)
+    kept = fill()
+    loop.close()
+    """
+    )
+    helpers.run_script(loop_name, source)
