@@ -259,7 +259,7 @@ def postgres(folder: Path) -> Path:
         wrapper = wrappers / binary.name
         wrapper.write_text(
             "#!/bin/sh\n"
-            "# It refuses to run as root. In a namespace of its own root's files are that user's, and no owner changes.\n"
+            "# It refuses to run as root. In this user namespace root's files are that user's.\n"
             f'exec unshare --user --map-user={user} --map-group={user} {binary} "$@"\n'
         )
         wrapper.chmod(0o755)
