@@ -42,6 +42,7 @@ pub struct Imports {
     pub warn_unawaited: Object,
     pub warn_unclosed: Object,
     pub report_connection: Object,
+    pub begin: Object,
     pub fail_empty_waiter: Object,
     pub logger: Object,
     /// Whether asyncio's create_task() hands whatever keyword arguments it gets to the class of tasks.
@@ -121,6 +122,7 @@ fn load(py: Python<'_>) -> PyResult<Imports> {
         warn_unawaited: attribute(&support, "warn_unawaited")?,
         warn_unclosed: attribute(&support, "warn_unclosed")?,
         report_connection: attribute(&support, "report_connection")?,
+        begin: attribute(&support, "begin")?,
         fail_empty_waiter: attribute(&support, "fail_empty_waiter")?,
         logger: attribute(&support, "logger")?,
         create_task_takes_all: support.getattr(intern!(py, "CREATE_TASK_TAKES_ALL"))?.is_truthy()?,

@@ -439,6 +439,40 @@ async def test_a_connection_that_was_reset_before_it_was_accepted(loop):
         await asyncio.gather(*(protocol.lost() for protocol in served))
 
 
+@pytest.mark.parametrize("when", ["before connection_made", "in connection_made"])
+async def test_all_tasks_are_cancelled_as_a_connection_begins(loop, when):
+    """Programs end like this, and wait for their connections. What would close this one never begins."""
+    tasks = []
+
+    async def serve(transport):
+        with contextlib.closing(transport):
+            await asyncio.sleep(60)
+
+    def cancel():
+        for task in asyncio.all_tasks() - {this}:
+            task.cancel()
+
+    def begin(protocol, transport):
+        tasks.append(loop.create_task(serve(transport)))
+        if when == "in connection_made":
+            cancel()
+
+    def factory():
+        if when == "before connection_made":
+            loop.call_soon(cancel)
+        return served()
+
+    this = asyncio.current_task()
+    served = Served(connection_made=begin)
+    server = await loop.create_server(factory, "127.0.0.1", 0)
+    async with helpers.running(server) as address:
+        with connect(address) as client:
+            assert await helpers.read_to_end(client) == b""
+            assert await served[0].lost() is None
+    for task in tasks:
+        task.cancel()
+
+
 OUT_OF_DESCRIPTORS = """
 import resource
 reported = []

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import _socket
 import asyncio
+import contextlib
 import inspect
 import socket
 import sys
 import threading
 import traceback
+import types
 import warnings
 import weakref
 from asyncio import base_events, constants, format_helpers, transports, trsock
@@ -16,7 +18,7 @@ from asyncio.log import logger
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Generator
     from typing import Any
 
 __all__ = ["logger"]
@@ -183,6 +185,40 @@ def report_connection(loop: Any, exception: BaseException) -> None:
     loop.call_exception_handler(
         {"message": "Error on transport creation for incoming connection", "exception": exception}
     )
+
+
+@types.coroutine
+def _next_iteration() -> Generator[None]:
+    yield
+
+
+async def _begin(loop: Any, transports: tuple[asyncio.Transport, ...]) -> None:
+    """The task in which asyncio accepts a connection: one that is cancelled closes the connection."""
+    try:
+        await _next_iteration()
+        # connection_made() has been called. Tasks that it made have not begun yet.
+        await _next_iteration()
+    except (SystemExit, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        for transport in transports:
+            # The loop may be closed.
+            with contextlib.suppress(RuntimeError):
+                transport.close()
+        if loop.get_debug():
+            report_connection(loop, error)
+
+
+def begin(loop: Any, transports: tuple[asyncio.Transport, ...]) -> None:
+    """Make a task that lasts while accepted connections begin: whoever cancels all tasks closes them."""
+    coroutine = _begin(loop, transports)
+    # A cancellation can come before the task's first step, and is nothing to a coroutine that has not begun.
+    coroutine.send(None)
+    try:
+        loop.create_task(coroutine)
+    except BaseException:
+        coroutine.close()
+        raise
 
 
 def has_own_method(sock: Any, name: str) -> bool:

@@ -13,10 +13,10 @@ use super::{Loop, ThisLoop, given};
 use crate::core::{Core, Direction, Waiter};
 use crate::cpython::args::{Args, all};
 use crate::cpython::class::{self, Class, Definition, Native, Obj, This, Visitor};
-use crate::cpython::errors::os_error;
+use crate::cpython::errors::{no_memory, os_error};
 use crate::cpython::module::add;
 use crate::cpython::object::{
-    Object, Stack, call_method_with_keywords, copy_context, copy_of_context, dict, run_in_context,
+    Object, Stack, call_method_with_keywords, copy_context, copy_of_context, dict, run_in_context, tuple,
 };
 use crate::cpython::socket::DescriptorPlace;
 use crate::handle::reraise_fatal;
@@ -161,9 +161,26 @@ impl Listener {
         }
     }
 
-    /// Accepts connections that wait, twice as many each time until there are no more, and at the most as many as the
-    /// backlog says that there can be. The poller tells of the rest.
+    /// Accepts connections that wait. They share a task while they begin: asyncio has one for each.
     fn accept_batch(this: ThisListener<'_, '_>) -> PyResult<()> {
+        let mut begun = Vec::new();
+        let accepted = Listener::accept_waiting(this, &mut begun);
+        if begun.is_empty() {
+            return accepted;
+        }
+        let py = this.py();
+        let attended = copy_of_context(py, &this.context).and_then(|context| {
+            run_in_context(py, &context, || {
+                let transports = tuple(py, &begun.iter().collect::<Vec<_>>())?;
+                imports(py)?.begin.call(py, &[&this.event_loop, &transports]).map(drop)
+            })
+        });
+        accepted.and(attended)
+    }
+
+    /// Accepts twice as many each time until there are no more, and at the most as many as the backlog says that there
+    /// can be. The poller tells of the rest.
+    fn accept_waiting(this: ThisListener<'_, '_>, begun: &mut Vec<Object>) -> PyResult<()> {
         let batch = this.batch.get();
         this.batch.set((2 * batch).min(this.backlog + 1));
         for _ in 0..batch {
@@ -171,10 +188,13 @@ impl Listener {
             if this.stopped.get() {
                 return Ok(());
             }
+            if begun.try_reserve(1).is_err() {
+                return Err(no_memory(this.py()));
+            }
             match this.accept(this.py())? {
                 Accepted::Connection(fd, peer) => {
                     this.core.metrics.counts.accepted.add(1);
-                    Listener::serve(this, fd, peer)?;
+                    Listener::serve(this, fd, peer, begun)?;
                 }
                 Accepted::Aborted => {}
                 Accepted::None => {
@@ -202,12 +222,20 @@ impl Listener {
 
     /// Makes a transport of a connection, in a context of its own. What goes wrong is told in debug mode only, as
     /// asyncio has it: any stranger can make it happen.
-    fn serve(this: ThisListener<'_, '_>, fd: OwnedFd, peer: Address) -> PyResult<()> {
+    fn serve(
+        this: ThisListener<'_, '_>,
+        fd: OwnedFd,
+        peer: Address,
+        begun: &mut Vec<Object>,
+    ) -> PyResult<()> {
         let py = this.py();
         let context = copy_of_context(py, &this.context)?;
         let result = run_in_context(py, &context, || match &this.tls {
             Some(tls) => Listener::serve_tls(this, tls, fd, &peer, &context),
-            None => Listener::serve_plainly(this, fd, peer, &context),
+            None => {
+                begun.push(Listener::serve_plainly(this, fd, peer, &context)?);
+                Ok(())
+            }
         });
         let Err(error) = result else { return Ok(()) };
         let exception = reraise_fatal(py, error)?;
@@ -222,7 +250,7 @@ impl Listener {
         fd: OwnedFd,
         peer: Address,
         context: &Object,
-    ) -> PyResult<()> {
+    ) -> PyResult<Object> {
         let py = this.py();
         let protocol = this.protocol_factory.call(py, &[])?;
         check_protocol(py, &protocol)?;
@@ -240,7 +268,7 @@ impl Listener {
             context: this.shares_context.then(|| context.clone()),
         };
         let file = SocketFile::new(fd, Some(peer));
-        Stream::create(py, parts, file, this.server.clone()).map(drop)
+        Stream::create(py, parts, file, this.server.clone()).map(Obj::into_object)
     }
 
     /// asyncio's own way: a task that waits for the handshake.
