@@ -241,9 +241,9 @@ def send_by_method(sock: Any, data: Any, sent: int) -> tuple[int, bool]:
 
 def make_socket(fd: int) -> socket.socket:
     """A socket object that owns *fd*, which does not block. If that fails, *fd* is still the caller's."""
+    if not isinstance(socket.socket, type):
+        return _socket_by_function(socket.socket, fd)
     cls: Any = socket.socket
-    if not isinstance(cls, type):
-        return _socket_by_function(cls, fd)
     sock: socket.socket = cls.__new__(cls, fileno=fd)
     try:
         cls.__init__(sock, fileno=fd)
@@ -256,7 +256,7 @@ def make_socket(fd: int) -> socket.socket:
 
 
 def _socket_by_function(function: Any, fd: int) -> socket.socket:
-    """What a function that stands in for the class makes of *fd*, called as socket.accept() calls the class."""
+    """What a function in place of the class makes of *fd*, called as socket.accept() calls the class."""
     probe = _socket.socket(fileno=fd)
     try:
         family, kind, proto = probe.family, probe.type, probe.proto
