@@ -11,6 +11,7 @@ BUILD ?= --release
 JOBS ?= 2
 
 BIN := $(VENV)/bin
+COMMA := ,
 # One for each environment, so that what was built for one Python or system is never taken for another's.
 CARGO_TARGET_DIR ?= $(abspath $(VENV))/target
 export CARGO_TARGET_DIR
@@ -21,8 +22,9 @@ SOURCES := build.rs Cargo.toml Cargo.lock pyproject.toml README.md LICENSE-APACH
 LINTERS := 'ruff>=0.17,<0.18' 'mypy>=2.4,<2.5' 'check-jsonschema>=0.33' prometheus-client opentelemetry-api rich
 MATURIN := 'maturin>=1.9.4,<2'
 
-.PHONY: help run build wheel sdist test test-reactor test-python test-cpython test-wheel test-sdist test-ecosystem compatibility \
-  torture torture-reactor torture-python torture-faults torture-debug torture-debug-python lint format docs bench bench-check clean
+.PHONY: help run build wheel sdist test test-reactor test-python test-cpython test-wheel test-sdist test-ecosystem test-suites \
+  compatibility torture torture-reactor torture-python torture-faults torture-debug torture-debug-python lint format docs bench \
+  bench-check clean
 .NOTPARALLEL:
 
 help: ## list these targets
@@ -61,7 +63,10 @@ test-sdist: $(VENV)/.sdist $(VENV)/.hotloop $(VENV)/.tests $(VENV)/.package-test
 test-ecosystem: $(VENV)/.hotloop $(VENV)/.ecosystem ## other people's servers, clients and databases on hotloop
 	$(BIN)/python -m pytest tests/ecosystem
 
-compatibility: $(VENV)/.hotloop $(VENV)/.ecosystem ## the same, and docs/compatibility.md says how it went
+test-suites: $(VENV)/.hotloop $(VENV)/.ecosystem ## other projects' test suites; SUITES=janus,redis for a part, PAGE=1 notes how it went
+	$(BIN)/python tests/suites/run.py $(if $(PAGE),--page docs/compatibility.md) $(ARGS) $(subst $(COMMA), ,$(SUITES))
+
+compatibility: $(VENV)/.hotloop $(VENV)/.ecosystem ## what test-ecosystem does, and docs/compatibility.md says how it went
 	$(BIN)/python -m pytest tests/ecosystem --compatibility docs/compatibility.md
 
 torture: torture-reactor torture-faults torture-python torture-debug torture-debug-python ## what is hostile, exhausted or interrupted, for most of an hour

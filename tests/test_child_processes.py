@@ -355,7 +355,10 @@ def test_a_loop_after_a_fork_watches_its_own_children(loop_name):
 @pytest.mark.asyncio_bug("close() has taken the status, and 255 is reported")
 def test_a_child_that_has_ended_when_its_transport_is_closed_has_its_status(loop, caplog):
     async def main():
-        transport, _ = await loop.subprocess_exec(ProcessRecorder, "/bin/sh", "-c", "exit 3")
+        script = "read line; exit 3"
+        transport, _ = await loop.subprocess_exec(ProcessRecorder, "/bin/sh", "-c", script, stdin=PIPE)
+        transport.get_pipe_transport(0).abort()
+        await asyncio.sleep(0)
         # Dead, and the loop has not noticed.
         os.waitid(os.P_PID, transport.get_pid(), os.WEXITED | os.WNOWAIT)
         transport.close()

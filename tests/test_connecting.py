@@ -219,6 +219,41 @@ async def test_a_replaced_socket_class_is_used(loop, monkeypatch):
         await check_connection(loop, address)
 
 
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_UNIX])
+async def test_a_function_in_place_of_the_socket_class(loop, monkeypatch, tmp_path, family):
+    """Tests put one there, as by unittest.mock.patch()."""
+    make, made = socket.socket, []
+
+    def function(family=socket.AF_INET, type=socket.SOCK_STREAM, proto=0, fileno=None):
+        made.append(make(family, type, proto, fileno))
+        return made[-1]
+
+    monkeypatch.setattr(socket, "socket", function)
+    protocols = []
+
+    def factory():
+        protocols.append(Recorder())
+        return protocols[-1]
+
+    if family == socket.AF_INET:
+        server = await loop.create_server(factory, "127.0.0.1", 0)
+        transport, protocol = await loop.create_connection(Recorder, *server.sockets[0].getsockname())
+    else:
+        path = str(tmp_path / "socket")
+        server = await loop.create_unix_server(factory, path)
+        transport, protocol = await loop.create_unix_connection(Recorder, path)
+    async with helpers.running(server):
+        await helpers.until(lambda: protocols and protocols[0].transport)
+        sock = protocols[0].transport.get_extra_info("socket")
+        assert sock.family == family
+        assert sock.fileno() in [each.fileno() for each in made]
+        transport.write(b"data")
+        await helpers.until(lambda: protocols[0].data == b"data")
+        transport.close()
+        assert await protocol.lost() is None
+        assert await protocols[0].lost() is None
+
+
 async def test_a_replaced_connect_is_used(loop, monkeypatch):
     def connect(sock, address):
         raise PermissionError(f"not to {address[0]}")

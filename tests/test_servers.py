@@ -439,6 +439,122 @@ async def test_a_connection_that_was_reset_before_it_was_accepted(loop):
         await asyncio.gather(*(protocol.lost() for protocol in served))
 
 
+@pytest.mark.parametrize("when", ["before connection_made", "in connection_made"])
+async def test_all_tasks_are_cancelled_as_a_connection_begins(loop, when):
+    """Programs end like this, and wait for their connections. What would close this one never begins."""
+    tasks = []
+
+    async def serve(transport):
+        with contextlib.closing(transport):
+            await asyncio.sleep(60)
+
+    def cancel():
+        for task in asyncio.all_tasks() - {this}:
+            task.cancel()
+
+    def begin(protocol, transport):
+        tasks.append(loop.create_task(serve(transport)))
+        if when == "in connection_made":
+            cancel()
+
+    def factory():
+        if when == "before connection_made":
+            loop.call_soon(cancel)
+        return served()
+
+    this = asyncio.current_task()
+    served = Served(connection_made=begin)
+    server = await loop.create_server(factory, "127.0.0.1", 0)
+    async with helpers.running(server) as address:
+        with connect(address) as client:
+            assert await helpers.read_to_end(client) == b""
+            assert await served[0].lost() is None
+    for task in tasks:
+        task.cancel()
+
+
+async def test_a_connection_that_begins_is_a_task_among_all(loop):
+    """To programs that look at all tasks, wait for them, or cancel them, whatever they ask of each."""
+    seen = []
+
+    def look():
+        tasks = asyncio.all_tasks()
+        assert len(asyncio.all_tasks()) == len(tasks)
+        for task in tasks - {this}:
+            assert isinstance(task, asyncio.Task)
+            assert not task.cancelled()
+            assert task.get_loop() is loop
+            assert asyncio.iscoroutine(task.get_coro())
+            assert task.get_name()
+            assert repr(task).startswith("<Task pending")
+            seen.append(task)
+
+    def factory():
+        loop.call_soon(look)
+        return served()
+
+    this = asyncio.current_task()
+    served = Served()
+    server = await loop.create_server(factory, "127.0.0.1", 0)
+    async with helpers.running(server) as address:
+        assert asyncio.all_tasks() == {this}
+        with connect(address) as client:
+            await helpers.until(lambda: seen)
+            (task,) = seen
+            assert await asyncio.wait_for(asyncio.gather(task, return_exceptions=True), 5) == [None]
+            assert task.done()
+            assert task.exception() is None
+            assert asyncio.all_tasks() == {this}
+            # It goes on as if nobody had looked.
+            assert not served[0].transport.is_closing()
+            client.close()
+            await served[0].lost()
+
+
+async def test_other_threads_see_no_more_than_the_tasks_that_there_are(loop):
+    counted = []
+
+    def factory():
+        thread = threading.Thread(target=lambda: counted.append(len(asyncio.all_tasks(loop))))
+        thread.start()
+        thread.join()
+        return served()
+
+    served = Served()
+    server = await loop.create_server(factory, "127.0.0.1", 0)
+    async with helpers.running(server) as address:
+        with connect(address) as client:
+            await helpers.until(lambda: counted)
+            client.close()
+            await served[0].lost()
+    assert counted in ([1], [2])
+
+
+def test_a_run_that_ends_as_a_connection_begins(loop_name):
+    """asyncio.run() cancels all tasks, waits for them and asks for their exceptions."""
+    lost = []
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        over = loop.create_future()
+
+        class Protocol(asyncio.Protocol):
+            def connection_made(self, transport):
+                over.set_result(None)
+
+            def connection_lost(self, exception):
+                lost.append(exception)
+
+        server = await loop.create_server(Protocol, "127.0.0.1", 0)
+        with connect(server.sockets[0].getsockname()):
+            await over
+        server.close()
+
+    with asyncio.Runner(loop_factory=helpers.FACTORIES[loop_name]) as runner:
+        runner.run(main())
+    assert lost in ([None], [])
+
+
 OUT_OF_DESCRIPTORS = """
 import resource
 reported = []

@@ -474,3 +474,23 @@ def test_timers_are_due_by_a_clock_that_says_no_number(make):
     alarm.cancel()
     alarm.join()
     assert calls == [1]
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("create_connection", (Recorder, "127.0.0.1", 1)),
+        ("getaddrinfo", ("127.0.0.1", 80)),
+        ("getnameinfo", (("127.0.0.1", 80), socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)),
+        ("run_in_executor", (None, time.monotonic)),
+        ("start_tls", (asyncio.Transport(), asyncio.Protocol(), None)),
+    ],
+)
+async def test_a_method_that_is_replaced_in_asyncios_own_class_is_called(loop, monkeypatch, name, arguments):
+    """Tests replace them like this, as by unittest.mock.patch()."""
+
+    async def instead(self, *args, **options):
+        return self, args
+
+    monkeypatch.setattr(asyncio.BaseEventLoop, name, instead)
+    assert await getattr(loop, name)(*arguments) == (loop, arguments)

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
-# The methods of BaseEventLoop that ours are in place of, though what asyncio has works on our loops, too.
-# Tools replace some to see who calls them, and go on with what they found.
+# Methods of BaseEventLoop that the extension has its own of, though asyncio's work on our loops, too. Tools
+# replace some to see who calls them, and go on with what they found.
 _SHARED = (
     "create_future",
     "create_task",
@@ -24,34 +24,20 @@ _SHARED = (
     "time",
     "stop",
     "get_debug",
-    "set_debug",
-    "run_in_executor",
-    "getaddrinfo",
-    "getnameinfo",
-    "create_connection",
-    "start_tls",
 )
 _base = vars(asyncio.BaseEventLoop)
 _usual = {name: of_asyncio(_base[name], base_events) for name in _SHARED}
-# What a class had of its own before it got what the program has put into BaseEventLoop.
-_own: dict[str, Any] = {}
-_NOTHING = object()
 
 
 def adopt(cls: type) -> None:
     """Give a class the methods that the program has put into BaseEventLoop, and take back the others."""
     for name in _SHARED:
         method = _base.get(name)
-        if method is _usual[name]:
-            if name in _own:
-                own = _own.pop(name)
-                if own is _NOTHING:
-                    delattr(cls, name)
-                else:
-                    setattr(cls, name, own)
-        elif name not in _own or vars(cls).get(name) is not method:
-            _own.setdefault(name, vars(cls).get(name, _NOTHING))
-            setattr(cls, name, method)
+        if method is not _usual[name]:
+            if vars(cls).get(name) is not method:
+                setattr(cls, name, method)
+        elif name in vars(cls):
+            delattr(cls, name)
 
 
 class ReadyHandles:

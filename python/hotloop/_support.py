@@ -209,7 +209,7 @@ def log_connection(server: Any, address: Any, fd: int) -> None:
 def has_own_method(sock: Any, name: str) -> bool:
     """Whether a method of *sock* is not the one that all sockets have from C."""
     method = getattr(sock, name)
-    return not isinstance(sock, socket.socket) or method != getattr(_socket.socket, name).__get__(sock)
+    return not isinstance(sock, _socket.socket) or method != getattr(_socket.socket, name).__get__(sock)
 
 
 def send_by_method(sock: Any, data: Any, sent: int) -> tuple[int, bool]:
@@ -226,6 +226,8 @@ def send_by_method(sock: Any, data: Any, sent: int) -> tuple[int, bool]:
 
 def make_socket(fd: int) -> socket.socket:
     """A socket object that owns *fd*, which does not block. If that fails, *fd* is still the caller's."""
+    if not isinstance(socket.socket, type):
+        return _socket_by_function(socket.socket, fd)
     cls: Any = socket.socket
     sock: socket.socket = cls.__new__(cls, fileno=fd)
     try:
@@ -233,6 +235,22 @@ def make_socket(fd: int) -> socket.socket:
         sock.setblocking(False)
     except BaseException:
         # Ctrl-C can come between any two steps.
+        sock.detach()
+        raise
+    return sock
+
+
+def _socket_by_function(function: Any, fd: int) -> socket.socket:
+    """What a function in place of the class makes of *fd*, called as socket.accept() calls the class."""
+    probe = _socket.socket(fileno=fd)
+    try:
+        family, kind, proto = probe.family, probe.type, probe.proto
+    finally:
+        probe.detach()
+    sock: socket.socket = function(family, kind, proto, fileno=fd)
+    try:
+        sock.setblocking(False)
+    except BaseException:
         sock.detach()
         raise
     return sock

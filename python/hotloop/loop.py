@@ -15,6 +15,7 @@ from asyncio.log import logger
 from types import BuiltinFunctionType
 
 from . import _core
+from ._accepting import Accepting
 from ._executors import ExecutorSupport
 from ._patches import ReadyHandles, adopt
 from ._signals import SignalHandling
@@ -32,8 +33,11 @@ if TYPE_CHECKING:
 
     _Function = TypeVar("_Function", bound=Callable[..., Any])
 
+# Methods with a shorter way here, which is not taken where the program has replaced one.
 _create_connection = asyncio.BaseEventLoop.create_connection
 _start_tls = asyncio.BaseEventLoop.start_tls
+_getaddrinfo = asyncio.BaseEventLoop.getaddrinfo
+_getnameinfo = asyncio.BaseEventLoop.getnameinfo
 _CONNECTION_OPTIONS: dict[str, Any] = _create_connection.__kwdefaults__ or {}
 
 # What create_connection() asks besides methods of the loop. Where the program has another instead, that is
@@ -109,6 +113,9 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
     _asyncgen_firstiter_hook: Callable[[Any], None]
     _asyncgen_finalizer_hook: Callable[[Any], None]
     _ensure_resolved: Callable[..., Awaitable[Any]]
+
+    # What tasks accept connections, for whoever asks; since there is a server.
+    _accepting: Accepting | None = None
 
     # How the hooks for asynchronous generators were set before a run.
     _old_agen_hooks: Any = None
@@ -277,18 +284,18 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
         self, host: Any, port: Any, *, family: int = 0, type: int = 0, proto: int = 0, flags: int = 0
     ) -> Any:
         """socket.getaddrinfo() in a thread; an IP address and a number for the port need none."""
-        if _is_numeric(host) and _is_port(port):
+        is_replaced = asyncio.BaseEventLoop.getaddrinfo is not _getaddrinfo
+        if not is_replaced and _is_numeric(host) and _is_port(port):
             return socket.getaddrinfo(host, port, family, type, proto, flags | socket.AI_NUMERICHOST)
-        return await asyncio.BaseEventLoop.getaddrinfo(
-            self, host, port, family=family, type=type, proto=proto, flags=flags
-        )
+        return await super().getaddrinfo(host, port, family=family, type=type, proto=proto, flags=flags)
 
     async def getnameinfo(self, sockaddr: Any, flags: int = 0) -> Any:
         """socket.getnameinfo() in a thread; none is needed to write numbers down."""
         numeric = socket.NI_NUMERICHOST | socket.NI_NUMERICSERV
-        if flags & numeric == numeric:
+        is_replaced = asyncio.BaseEventLoop.getnameinfo is not _getnameinfo
+        if not is_replaced and flags & numeric == numeric:
             return socket.getnameinfo(sockaddr, flags)
-        return await asyncio.BaseEventLoop.getnameinfo(self, sockaddr, flags)
+        return await super().getnameinfo(sockaddr, flags)
 
     # --- Sockets ---
 
@@ -312,7 +319,7 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
     ) -> Any:
         connection = self._connect(host, port) if self._connects_itself(options) else None
         if connection is None:
-            return await _create_connection(self, protocol_factory, host, port, **options)
+            return await super().create_connection(protocol_factory, host, port, **options)
         try:
             await connection.connected
             transport, protocol, made = connection.transport(protocol_factory)
@@ -336,6 +343,7 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
             or self._replaces_connecting
             or socket.socket is not _Socket
             or socket.socket.connect is not _socket_connect
+            or asyncio.BaseEventLoop.create_connection is not _create_connection
         )
 
     def _make_ssl_transport(
@@ -373,7 +381,7 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
     async def start_tls(self, *args: Any, **options: Any) -> Any:
         from ._tls import hasten
 
-        transport = await _start_tls(self, *args, **options)
+        transport = await super().start_tls(*args, **options)
         hasten(transport)
         return transport
 
@@ -418,6 +426,8 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
 
     @_with_signature_of(_Unix._start_serving)
     def _start_serving(self, protocol_factory: Any, sock: Any, *args: Any, **options: Any) -> None:
+        if self._accepting is None:
+            self._accepting = Accepting(self)
         # asyncio's own way calls accept(), which may be the program's.
         accept = getattr(sock, "accept", None)
         is_usual = _socket_accept is not None and getattr(accept, "__func__", None) is _socket_accept

@@ -63,6 +63,8 @@ pub struct Core {
     registry: StateCell<Option<Registry<Watch>>>,
     /// Transports with something to send at the end of the iteration.
     unsent: StateCell<Vec<(Object, Step)>>,
+    /// Transports of connections that were accepted a moment ago.
+    accepted: StateCell<VecDeque<Object>>,
     sending: Cell<Sending>,
     stopping: Cell<bool>,
     /// Whether time() is not ours, because a subclass or the program has another: it decides when timers are due.
@@ -101,6 +103,7 @@ impl Core {
             inbox: Inbox::default(),
             registry: StateCell::new(Some(Registry::new(Poller::new(portable)?))),
             unsent: StateCell::default(),
+            accepted: StateCell::default(),
             sending: Cell::new(Sending::AtOnce),
             stopping: Cell::new(false),
             foreign_clock: Cell::new(false),
@@ -178,6 +181,31 @@ impl Core {
             self.collect_inbox();
         }
         self.ready.borrow_mut().push_back(entry);
+    }
+
+    // --- Connections that have just been accepted ---
+
+    /// Keeps the transport of a connection until `then`, called after its connection_made(), has it forgotten.
+    pub fn note_accepted(&self, transport: Object, then: Step) {
+        let mut accepted = self.accepted.borrow_mut();
+        // Without memory, it is as if it had been accepted earlier.
+        if accepted.try_reserve(1).is_ok() {
+            accepted.push_back(transport.clone());
+            drop(accepted);
+            self.push(Ready::Step(transport, then));
+        }
+    }
+
+    pub fn forget_accepted(&self, transport: &Object) {
+        let mut accepted = self.accepted.borrow_mut();
+        let place = accepted.iter().position(|one| one.is(transport));
+        let forgotten = place.and_then(|place| accepted.remove(place));
+        drop(accepted);
+        drop(forgotten);
+    }
+
+    pub fn take_accepted(&self) -> VecDeque<Object> {
+        self.accepted.take()
     }
 
     /// What is queued, to be looked at. MemoryError if there is no room for that.
@@ -385,7 +413,8 @@ impl Core {
         let registry = self.registry.try_borrow_mut().ok().and_then(|mut registry| registry.take());
         let ready = self.ready.try_borrow_mut().map(|mut ready| std::mem::take(&mut *ready));
         let unsent = self.unsent.try_borrow_mut().map(|mut unsent| std::mem::take(&mut *unsent));
-        drop((ready, unsent, self.inbox.collect(), self.foreign_wait.take()));
+        let accepted = self.accepted.try_borrow_mut().map(|mut accepted| std::mem::take(&mut *accepted));
+        drop((ready, unsent, accepted, self.inbox.collect(), self.foreign_wait.take()));
         self.drop_timers();
         if let Some(mut registry) = registry {
             drop(registry.drain());
@@ -405,6 +434,9 @@ impl Core {
             for (object, _) in unsent.iter() {
                 visitor.object(object);
             }
+        }
+        if let Ok(accepted) = self.accepted.try_borrow() {
+            accepted.iter().for_each(|transport| visitor.object(transport));
         }
         self.inbox.try_for_each(|(entry, _)| entry.traverse(visitor));
         visitor.cell(&self.foreign_wait);

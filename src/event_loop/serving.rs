@@ -10,13 +10,13 @@ use std::io;
 
 use super::making::check_protocol;
 use super::{Loop, ThisLoop, given};
-use crate::core::{Core, Direction, Waiter};
+use crate::core::{Core, Direction, Ready, Waiter};
 use crate::cpython::args::{Args, all};
 use crate::cpython::class::{self, Class, Definition, Native, Obj, This, Visitor};
 use crate::cpython::errors::os_error;
 use crate::cpython::module::add;
 use crate::cpython::object::{
-    Object, Stack, call_method_with_keywords, copy_context, copy_of_context, dict, run_in_context,
+    Object, Stack, call_method_with_keywords, copy_context, copy_of_context, dict, run_in_context, tuple,
 };
 use crate::cpython::socket::DescriptorPlace;
 use crate::handle::reraise_fatal;
@@ -262,7 +262,9 @@ impl Listener {
             context: this.shares_context.then(|| context.clone()),
         };
         let file = SocketFile::new(fd, Some(peer));
-        Stream::create(py, parts, file, this.server.clone()).map(drop)
+        let transport = Stream::create(py, parts, file, this.server.clone())?;
+        this.core.note_accepted(transport.into_object(), after_connection_made);
+        Ok(())
     }
 
     /// asyncio's own way: a task that waits for the handshake.
@@ -312,6 +314,27 @@ fn accept_step(py: Python<'_>, object: &Object) -> PyResult<()> {
         return Ok(());
     }
     Listener::accept_batch(listener.this(py))
+}
+
+/// connection_made() of an accepted connection was called. What that has scheduled begins in the next iteration.
+fn after_connection_made(_py: Python<'_>, transport: &Object) -> PyResult<()> {
+    if let Some(stream) = Obj::<Stream>::downcast(transport) {
+        stream.core.push(Ready::Step(transport.clone(), after_first_steps));
+    }
+    Ok(())
+}
+
+/// It has begun.
+fn after_first_steps(_py: Python<'_>, transport: &Object) -> PyResult<()> {
+    if let Some(stream) = Obj::<Stream>::downcast(transport) {
+        stream.core.forget_accepted(transport);
+    }
+    Ok(())
+}
+
+fn take_accepted(this: ThisLoop<'_, '_>) -> PyResult<Object> {
+    let accepted = this.core.take_accepted();
+    tuple(this.py(), &accepted.iter().collect::<Vec<_>>())
 }
 
 /// Listens again after [`Listener::rest`].
@@ -376,6 +399,14 @@ pub fn methods() -> Vec<PyMethodDef> {
             "_start_serving($self, protocol_factory, sock, sslcontext=None, server=None, backlog=100, \
              ssl_handshake_timeout=None, ssl_shutdown_timeout=None, context=None)\n--\n\n\
              Accept the connections of a listening socket."
+        ),
+        method0!(
+            Loop,
+            "_take_accepted",
+            take_accepted,
+            "_take_accepted($self, /)\n--\n\n\
+             Return the transports of connections whose connection_made() has not been called, or what it has \
+             scheduled has not begun; each once."
         ),
         method1!(
             Loop,

@@ -66,7 +66,10 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 def pytest_sessionfinish(session: pytest.Session) -> None:
     path = session.config.getoption("--compatibility")
     if path is not None:
-        path.write_text(page(list(session.config.stash[EXERCISES].values())))
+        former = path.read_text() if path.exists() else ""
+        # The suites write a section of their own.
+        _, heading, suites = former.partition(SUITES)
+        path.write_text(page(list(session.config.stash[EXERCISES].values())) + heading + suites)
 
 
 HEAD = """\
@@ -79,6 +82,9 @@ test in [tests/ecosystem](../tests/ecosystem), which fails when the software doe
 and also when it logs an exception or ends with another status than it should.
 
 """
+
+
+SUITES = "\n## Test suites of their own\n"
 
 
 def page(exercises: list[Exercise]) -> str:

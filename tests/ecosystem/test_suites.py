@@ -1,6 +1,7 @@
-"""The test suites of anyio and aiohttp, from their source distributions, on asyncio and on hotloop.
+"""The test suites of other projects, from their source distributions, on asyncio and on hotloop.
 
-Both suites know uvloop, and find hotloop under that name. What passes on asyncio must pass on hotloop.
+Those of anyio and aiohttp know uvloop, and find hotloop under that name. What passes on asyncio must pass on
+hotloop. The others are a part of what `make test-suites` runs, in the same way.
 """
 
 import importlib.metadata
@@ -14,6 +15,11 @@ from pathlib import Path
 
 import programs
 import pytest
+
+sys.path.append(str(Path(__file__).parents[1] / "suites"))
+
+import catalogue
+import comparing
 
 STAND_INS = Path(__file__).parent / "stand_ins"
 PATIENCE = 900
@@ -90,3 +96,11 @@ def test_aiohttp(tmp_path: Path) -> None:
     (folder / "aiohttp").rename(folder / "aiohttp-sources")
     files = sorted(str(path.relative_to(folder)) for path in (folder / "tests").glob("test_*functional.py"))
     compare(folder, ["--aiohttp-loop=pyloop,uvloop", "-o", "addopts=", *files], "pyloop", "uvloop", 700)
+
+
+@pytest.mark.timeout(2 * PATIENCE)
+@pytest.mark.parametrize("package", ["httpcore", "hypercorn", "janus"])
+def test_suite(package: str, tmp_path: Path) -> None:
+    """One that needs nothing else and takes less than a minute."""
+    (suite,) = (suite for suite in catalogue.SUITES if suite.package == package)
+    comparing.run(suite, tmp_path).check()

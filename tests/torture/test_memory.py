@@ -127,6 +127,8 @@ def problems(result):
     """What it leaves behind, without what differs from attempt to attempt."""
     tasks = [problem for problem in result["problems"] if problem.startswith("a task is left")]
     excused = tasks if is_of_task(tasks, result) else []
+    if result["leaked"]:
+        excused += [problem for problem in result["problems"] if problem.startswith("a descriptor is left")]
     details = re.compile(r" name='.*?'| (running )?at /\S+:\d+| at 0x\w+| (wait_for|cb)=.*|\[\d+\]")
     return [details.sub("", problem) for problem in result["problems"] if problem not in excused]
 

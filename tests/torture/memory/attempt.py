@@ -7,6 +7,7 @@ import _testcapi
 import asyncio
 import contextlib
 import gc
+import inspect
 import itertools
 import logging
 import os
@@ -223,6 +224,12 @@ def attempt(loop_name, name, first, last, patience=PATIENCE):
     for _ in range(3):
         gc.collect()
     problems += [f"a descriptor is left: {target}" for target in helpers.opened_since(before).values()]
+    # asyncio's task in C leaks its coroutine, and all that this refers to, if the last allocation in making
+    # one fails.
+    result["leaked"] = any(
+        inspect.iscoroutine(each) and inspect.getcoroutinestate(each) == inspect.CORO_CREATED
+        for each in gc.get_objects()
+    )
     result["later"] = [f"{kind} {rest}: {told!r}" for kind, told, *rest in witness.said[said:]]
     result["problems"] = problems
     return result
