@@ -52,7 +52,7 @@ class Accepting:
     def __init__(self, loop: Any) -> None:
         self._loop = loop
         self._task: Any = None
-        asyncio._register_task(self)  # type: ignore[attr-defined]
+        asyncio._register_task(self)  # type: ignore[arg-type]
 
     @property  # type: ignore[misc]
     def __class__(self) -> type:

@@ -60,6 +60,7 @@ impl Core {
     /// One iteration, in asyncio's order: wait, take in what is ready and what is due, run the callbacks that are
     /// there by then, send what they wrote.
     pub fn iterate(&self, py: Python<'_>, event_loop: &Object) -> PyResult<()> {
+        self.iteration.set(self.iteration.get() + 1);
         if self.inbox.is_filled() {
             self.collect_inbox();
         }

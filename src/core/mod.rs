@@ -32,7 +32,7 @@ use crate::reactor::datagram::Batch;
 use crate::reactor::doze::Drowsiness;
 use crate::reactor::pace::Pace;
 use crate::reactor::poller::{self, Poller};
-use crate::reactor::registry::Registry;
+use crate::reactor::registry::{Registry, Slot};
 use crate::reactor::turns::Turns;
 use crate::reactor::waker::Inbox;
 use crate::reserve::zeroes;
@@ -51,6 +51,9 @@ const HEADROOM: usize = 256;
 /// One receive gets at the most this many bytes: asyncio's `max_size`.
 pub const RECEIVE_BUFFER: usize = 256 * 1024;
 
+/// Iterations after that in which a connection is accepted until what its connection_made() has scheduled has begun.
+const BEGINNING: u64 = 2;
+
 /// How often a wake-up is tried that fails. The next one that is asked for tries again.
 const WAKE_ATTEMPTS: u32 = 3;
 
@@ -63,8 +66,10 @@ pub struct Core {
     registry: StateCell<Option<Registry<Watch>>>,
     /// Transports with something to send at the end of the iteration.
     unsent: StateCell<Vec<(Object, Step)>>,
-    /// Transports of connections that were accepted a moment ago.
-    accepted: StateCell<VecDeque<Object>>,
+    /// How many iterations have begun.
+    iteration: Cell<u64>,
+    /// Transports of connections that were accepted lately, and in which iteration.
+    accepted: StateCell<VecDeque<(u64, Slot)>>,
     sending: Cell<Sending>,
     stopping: Cell<bool>,
     /// Whether time() is not ours, because a subclass or the program has another: it decides when timers are due.
@@ -103,6 +108,7 @@ impl Core {
             inbox: Inbox::default(),
             registry: StateCell::new(Some(Registry::new(Poller::new(portable)?))),
             unsent: StateCell::default(),
+            iteration: Cell::new(0),
             accepted: StateCell::default(),
             sending: Cell::new(Sending::AtOnce),
             stopping: Cell::new(false),
@@ -185,27 +191,24 @@ impl Core {
 
     // --- Connections that have just been accepted ---
 
-    /// Keeps the transport of a connection until `then`, called after its connection_made(), has it forgotten.
-    pub fn note_accepted(&self, transport: Object, then: Step) {
+    /// Notes that the connection of a transport was accepted in this iteration.
+    pub fn note_accepted(&self, slot: Slot) {
         let mut accepted = self.accepted.borrow_mut();
+        let iteration = self.iteration.get();
+        while accepted.front().is_some_and(|(then, _)| iteration - then > BEGINNING) {
+            accepted.pop_front();
+        }
         // Without memory, it is as if it had been accepted earlier.
         if accepted.try_reserve(1).is_ok() {
-            accepted.push_back(transport.clone());
-            drop(accepted);
-            self.push(Ready::Step(transport, then));
+            accepted.push_back((iteration, slot));
         }
     }
 
-    pub fn forget_accepted(&self, transport: &Object) {
-        let mut accepted = self.accepted.borrow_mut();
-        let place = accepted.iter().position(|one| one.is(transport));
-        let forgotten = place.and_then(|place| accepted.remove(place));
-        drop(accepted);
-        drop(forgotten);
-    }
-
-    pub fn take_accepted(&self) -> VecDeque<Object> {
-        self.accepted.take()
+    /// The transports of connections whose connection_made() was not called yet, or what it has scheduled has not begun.
+    pub fn take_accepted(&self, py: Python<'_>) -> Vec<Object> {
+        let iteration = self.iteration.get();
+        let recent = self.accepted.take().into_iter().filter(|(then, _)| iteration - then <= BEGINNING);
+        recent.filter_map(|(_, slot)| self.transport_at(py, slot)).collect()
     }
 
     /// What is queued, to be looked at. MemoryError if there is no room for that.
@@ -413,8 +416,7 @@ impl Core {
         let registry = self.registry.try_borrow_mut().ok().and_then(|mut registry| registry.take());
         let ready = self.ready.try_borrow_mut().map(|mut ready| std::mem::take(&mut *ready));
         let unsent = self.unsent.try_borrow_mut().map(|mut unsent| std::mem::take(&mut *unsent));
-        let accepted = self.accepted.try_borrow_mut().map(|mut accepted| std::mem::take(&mut *accepted));
-        drop((ready, unsent, accepted, self.inbox.collect(), self.foreign_wait.take()));
+        drop((ready, unsent, self.inbox.collect(), self.foreign_wait.take()));
         self.drop_timers();
         if let Some(mut registry) = registry {
             drop(registry.drain());
@@ -434,9 +436,6 @@ impl Core {
             for (object, _) in unsent.iter() {
                 visitor.object(object);
             }
-        }
-        if let Ok(accepted) = self.accepted.try_borrow() {
-            accepted.iter().for_each(|transport| visitor.object(transport));
         }
         self.inbox.try_for_each(|(entry, _)| entry.traverse(visitor));
         visitor.cell(&self.foreign_wait);

@@ -294,9 +294,12 @@ impl Core {
 
     /// The transport that a descriptor belongs to.
     pub fn transport_of(&self, py: Python<'_>, fd: RawFd) -> Option<Object> {
-        let registry = self.registry.borrow();
-        let registry = registry.as_ref()?;
-        match registry.get(registry.find(fd)?)? {
+        let slot = self.registry.borrow().as_ref()?.find(fd)?;
+        self.transport_at(py, slot)
+    }
+
+    pub fn transport_at(&self, py: Python<'_>, slot: Slot) -> Option<Object> {
+        match self.registry.borrow().as_ref()?.get(slot)? {
             Watch::Transport(hold, _) => hold.get(py),
             Watch::Waiters { .. } => None,
         }

@@ -10,7 +10,7 @@ use std::io;
 
 use super::making::check_protocol;
 use super::{Loop, ThisLoop, given};
-use crate::core::{Core, Direction, Ready, Waiter};
+use crate::core::{Core, Direction, Waiter};
 use crate::cpython::args::{Args, all};
 use crate::cpython::class::{self, Class, Definition, Native, Obj, This, Visitor};
 use crate::cpython::errors::os_error;
@@ -263,7 +263,9 @@ impl Listener {
         };
         let file = SocketFile::new(fd, Some(peer));
         let transport = Stream::create(py, parts, file, this.server.clone())?;
-        this.core.note_accepted(transport.into_object(), after_connection_made);
+        if let Some(slot) = transport.slot() {
+            this.core.note_accepted(slot);
+        }
         Ok(())
     }
 
@@ -316,24 +318,8 @@ fn accept_step(py: Python<'_>, object: &Object) -> PyResult<()> {
     Listener::accept_batch(listener.this(py))
 }
 
-/// connection_made() of an accepted connection was called. What that has scheduled begins in the next iteration.
-fn after_connection_made(_py: Python<'_>, transport: &Object) -> PyResult<()> {
-    if let Some(stream) = Obj::<Stream>::downcast(transport) {
-        stream.core.push(Ready::Step(transport.clone(), after_first_steps));
-    }
-    Ok(())
-}
-
-/// It has begun.
-fn after_first_steps(_py: Python<'_>, transport: &Object) -> PyResult<()> {
-    if let Some(stream) = Obj::<Stream>::downcast(transport) {
-        stream.core.forget_accepted(transport);
-    }
-    Ok(())
-}
-
 fn take_accepted(this: ThisLoop<'_, '_>) -> PyResult<Object> {
-    let accepted = this.core.take_accepted();
+    let accepted = this.core.take_accepted(this.py());
     tuple(this.py(), &accepted.iter().collect::<Vec<_>>())
 }
 

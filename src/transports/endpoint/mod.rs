@@ -195,6 +195,10 @@ impl Endpoint {
         }
     }
 
+    pub fn slot(&self) -> Option<Slot> {
+        self.slot.get()
+    }
+
     pub fn traverse(&self, visitor: &mut Visitor) {
         visitor.object(&self.event_loop);
         visitor.cell(&self.protocol);
