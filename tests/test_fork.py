@@ -398,6 +398,7 @@ loop.close()
     )
 
 
+@pytest.mark.hotloop_only  # Handlers of Python's do not wake asyncio's loop.
 def test_a_loop_of_the_childs_own_is_woken_by_signals(loop_name):
     """Beside that of its parent, which has signal handlers."""
     run(
