@@ -203,3 +203,39 @@ def test_the_messages_are_asyncios(loop_name, scenario, caplog):
     theirs = what_is_logged(asyncio.SelectorEventLoop, scenario, caplog)
     ours = what_is_logged(helpers.FACTORIES[loop_name], scenario, caplog)
     assert ours == theirs
+
+
+def test_ctrl_c_while_a_connection_is_logged_closes_nobodys_file(loop_name):
+    helpers.run_script(
+        loop_name,
+        """
+async def serve(reader, writer):
+    writer.close()
+
+loop = new_event_loop()
+loop.set_debug(True)
+server = loop.run_until_complete(asyncio.start_server(serve, "127.0.0.1", 0))
+client = socket.create_connection(server.sockets[0].getsockname())
+init = socket.socket.__init__
+
+def interrupted(self, *args, **options):
+    init(self, *args, **options)
+    socket.socket.__init__ = init
+    raise KeyboardInterrupt
+
+socket.socket.__init__ = interrupted
+files = []
+try:
+    loop.run_until_complete(asyncio.sleep(10))
+except KeyboardInterrupt:
+    files = [open(os.devnull) for _ in range(3)]
+assert files
+for file in files:
+    os.fstat(file.fileno())
+client.close()
+server.close()
+loop.close()
+""",
+        "-W",
+        "ignore",
+    )

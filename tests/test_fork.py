@@ -285,6 +285,142 @@ run(main())
     )
 
 
+def skip_if_asyncio_forgets_signals(loop_name):
+    if loop_name == "asyncio" and sys.version_info >= (3, 12):
+        pytest.skip("asyncio's loop hears of no signal in a child that goes on with it")
+
+
+@pytest.mark.parametrize("has_run", [False, True])
+def test_a_daemon_hears_of_signals_that_its_parent_has_asked_for(loop_name, has_run):
+    skip_if_asyncio_forgets_signals(loop_name)
+    run(
+        loop_name,
+        f"""
+loop = new_event_loop()
+stopped = []
+
+def stop(name):
+    stopped.append(name)
+    loop.stop()
+
+def terminate():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+loop.add_signal_handler(signal.SIGTERM, stop, "terminated")
+if {has_run}:
+    loop.run_until_complete(asyncio.sleep(0.001))
+
+def daemon():
+    # One comes before the loop runs, and one while it waits.
+    terminate()
+    alarm = loop.call_later(10, lambda: os._exit(99))
+    loop.run_forever()
+    timer = threading.Timer(0.05, terminate)
+    timer.start()
+    loop.run_forever()
+    alarm.cancel()
+    timer.join()
+    assert stopped == ["terminated"] * 2
+    loop.close()
+
+def session():
+    os.setsid()
+    assert in_child(daemon) == 0
+
+assert in_child(session) == 0
+assert stopped == []
+loop.close()
+""",
+    )
+
+
+def test_a_running_loop_that_becomes_a_daemon_hears_of_signals(loop_name):
+    skip_if_asyncio_forgets_signals(loop_name)
+    run(
+        loop_name,
+        """
+loop = new_event_loop()
+loop.add_signal_handler(signal.SIGTERM, loop.stop)
+children = []
+
+def fork():
+    children.append(os.fork())
+    if children == [0]:
+        loop.call_later(0.05, os.kill, os.getpid(), signal.SIGTERM)
+        loop.call_later(10, os._exit, 99)
+    else:
+        loop.stop()
+
+loop.call_soon(fork)
+loop.run_forever()
+if children == [0]:
+    os._exit(0)
+assert os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1]) == 0
+loop.close()
+""",
+    )
+
+
+@pytest.mark.hotloop_only
+def test_parent_and_child_do_not_take_each_others_signals(loop_name):
+    """They go on with the same loop."""
+    run(
+        loop_name,
+        """
+loop = new_event_loop()
+got = []
+loop.add_signal_handler(signal.SIGUSR1, got.append, 1)
+
+async def hear():
+    for count in range(1, 101):
+        os.kill(os.getpid(), signal.SIGUSR1)
+        while len(got) < count:
+            await asyncio.sleep(0)
+        assert len(got) == count
+    await asyncio.sleep(0.01)
+    assert len(got) == 100
+
+def child():
+    loop.run_until_complete(asyncio.wait_for(hear(), 10))
+
+pid = os.fork()
+if pid == 0:
+    status = 1
+    try:
+        child()
+        status = 0
+    finally:
+        os._exit(status)
+child()
+assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+loop.close()
+""",
+    )
+
+
+@pytest.mark.hotloop_only  # Handlers of Python's do not wake asyncio's loop.
+def test_a_loop_of_the_childs_own_is_woken_by_signals(loop_name):
+    """Beside that of its parent, which has signal handlers."""
+    run(
+        loop_name,
+        """
+async def wait():
+    loop = asyncio.get_running_loop()
+    got = asyncio.Event()
+    former = signal.signal(signal.SIGTERM, lambda *_: loop.call_soon(got.set))
+    threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    await asyncio.wait_for(got.wait(), 10)
+    signal.signal(signal.SIGTERM, former)
+
+async def main():
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, print, "the parent's")
+    assert in_child(lambda: run(wait())) == 0
+
+run(main())
+""",
+    )
+
+
 def test_multiprocessing_with_fork(loop_name):
     run(
         loop_name,

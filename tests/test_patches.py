@@ -258,6 +258,46 @@ def test_call_soon_of_a_tool_runs_callbacks_from_other_threads(new_loop, monkeyp
     thread.join()
 
 
+def test_a_call_of_a_tool_is_not_slept_through(loop_name, monkeypatch):
+    """Another thread makes it when the loop has found nothing to do, and asks its time() how long to wait."""
+    usual = asyncio.BaseEventLoop.call_soon_threadsafe
+    monkeypatch.setattr(
+        asyncio.BaseEventLoop,
+        "call_soon_threadsafe",
+        lambda self, *args, **kwargs: usual(self, *args, **kwargs),
+    )
+    asked, called = threading.Event(), threading.Event()
+
+    unused = helpers.FACTORIES[loop_name]()
+    unused.close()
+
+    class Loop(type(unused)):
+        is_to_ask = False
+
+        def time(self):
+            if self.is_to_ask:
+                self.is_to_ask = False
+                asked.set()
+                called.wait()
+            return time.monotonic()
+
+    def call():
+        asked.wait()
+        loop.call_soon_threadsafe(loop.stop)
+        called.set()
+
+    loop = Loop()
+    thread = threading.Thread(target=call)
+    thread.start()
+    loop.call_soon(setattr, loop, "is_to_ask", True)
+    timer = loop.call_at(loop.time() + 5, loop.stop)
+    loop.run_forever()
+    assert loop.time() < timer.when() - 2
+    timer.cancel()
+    thread.join()
+    loop.close()
+
+
 # --- Methods of subclasses that only asyncio's own loop calls ---
 
 

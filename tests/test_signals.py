@@ -6,6 +6,7 @@ import contextvars
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 
@@ -711,3 +712,23 @@ def test_an_interrupt_while_the_wakeup_descriptor_is_set_leaves_it_to_nobody_els
     monkeypatch.undo()
     loop.close()
     assert signal.set_wakeup_fd(-1) == -1
+
+
+@pytest.mark.hotloop_only  # The method is asyncio's since 3.13, whose loop counts as running then.
+def test_a_loop_that_is_interrupted_as_a_run_ends_does_not_run_any_more(loop):
+    def interrupt(frame, event, argument):
+        if frame.f_code.co_name == "_run_forever_cleanup":
+            sys.settrace(None)
+            raise helpers.Interrupt
+
+    loop.call_soon(loop.stop)
+    tracing = sys.gettrace()
+    sys.settrace(interrupt)
+    try:
+        with pytest.raises(helpers.Interrupt):
+            loop.run_forever()
+    finally:
+        sys.settrace(tracing)
+    assert not loop.is_running()
+    assert asyncio._get_running_loop() is None
+    assert loop.run_until_complete(asyncio.sleep(0.001, "goes on")) == "goes on"

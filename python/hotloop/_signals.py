@@ -17,6 +17,7 @@ import socket
 import sys
 import threading
 import warnings
+import weakref
 from asyncio.log import logger
 
 from . import _core
@@ -28,18 +29,33 @@ if TYPE_CHECKING:
 
     _Ts = TypeVarTuple("_Ts")
 
-# Wakeup descriptors of loops that are in force. A forked child must not write its signals to its parent's.
-_in_force: set[int] = set()
+# Loops whose wakeup descriptors are in force, by these.
+_in_force: dict[int, weakref.ref[SignalHandling]] = {}
+# Those that a forked child has from its parent. Other loops of the child do not leave signals to them.
+_inherited: set[int] = set()
 
 
-def _forget_parents_descriptor() -> None:
-    fd = signal.set_wakeup_fd(-1)
-    if fd >= 0 and fd not in _in_force:
-        signal.set_wakeup_fd(fd)
+def _make_own_sockets() -> None:
+    """Give the loops of a forked child sockets of its own: a signal is for the process that received it."""
+    current = signal.set_wakeup_fd(-1)
+    parents = dict(_in_force)
     _in_force.clear()
+    _inherited.clear()
+    for fd, reference in parents.items():
+        loop = reference()
+        if loop is not None and loop._renew_wakeup_sockets(fd):
+            _in_force[fd] = reference
+            _inherited.add(fd)
+    if current < 0 and sys.version_info >= (3, 12):
+        # asyncio has taken it away before.
+        current = next(reversed(parents), -1)
+    if current in _in_force:
+        signal.set_wakeup_fd(current, warn_on_full_buffer=False)
+    elif current >= 0 and current not in parents:
+        signal.set_wakeup_fd(current)
 
 
-os.register_at_fork(after_in_child=_forget_parents_descriptor)
+os.register_at_fork(after_in_child=_make_own_sockets)
 
 
 def _file_of(fd: int) -> tuple[int, int] | None:
@@ -86,6 +102,23 @@ class SignalHandling(_core.Loop):
             self._internal_fds += 1
         return self._csock
 
+    def _renew_wakeup_sockets(self, fd: int) -> bool:
+        """Put new sockets in place of those of which *fd* is one; return whether that was done."""
+        if self._ssock is None or self._csock is None:
+            return False
+        if self._ssock.fileno() < 0 or self._csock.fileno() != fd:
+            return False
+        try:
+            pair = socket.socketpair()
+            with pair[0], pair[1]:
+                for sock, new in zip((self._ssock, self._csock), pair, strict=True):
+                    new.setblocking(False)
+                    os.dup2(new.fileno(), sock.fileno(), inheritable=False)
+        except OSError:
+            # There are no descriptors.
+            return False
+        return True
+
     def _take_wakeup_fd(self) -> None:
         self._put_in_force(self._wakeup_socket().fileno())
 
@@ -96,13 +129,13 @@ class SignalHandling(_core.Loop):
         """
         noted = self._former_wakeup_fd
         self._former_wakeup_fd = -1 if noted is None else noted
-        _in_force.add(fd)
+        _in_force[fd] = weakref.ref(self)
         try:
             former = signal.set_wakeup_fd(fd, warn_on_full_buffer=False)
         except (ValueError, OSError):
             self._former_wakeup_fd = noted
             if noted is None:
-                _in_force.discard(fd)
+                _in_force.pop(fd, None)
             raise
         if former != fd:
             self._former_file = _file_of(former) if former >= 0 else None
@@ -126,11 +159,15 @@ class SignalHandling(_core.Loop):
             # Somebody else has taken it since.
             signal.set_wakeup_fd(current)
         self._former_wakeup_fd = None
-        _in_force.discard(fd)
+        _in_force.pop(fd, None)
 
     def _wake_on_signals(self) -> bool:
         """Have signals end the wait of the loop that is about to run; return whether that must be undone."""
-        if self._former_wakeup_fd is not None or threading.current_thread() is not threading.main_thread():
+        if threading.current_thread() is not threading.main_thread():
+            return False
+        if self._former_wakeup_fd is not None:
+            if self._csock is not None:
+                _inherited.discard(self._csock.fileno())
             return False
         try:
             fd = self._wakeup_socket().fileno()
@@ -142,10 +179,16 @@ class SignalHandling(_core.Loop):
             # that arrives during the wait ends it all the same.
             return False
         try:
-            if former >= 0 and former != fd and self._poller != "portable" and self._leave_signals_to(former):
+            if (
+                former >= 0
+                and former != fd
+                and former not in _inherited
+                and self._poller != "portable"
+                and self._leave_signals_to(former)
+            ):
                 # The program uses it for itself; a signal that arrives during the wait ends it all the same.
                 self._former_wakeup_fd = None
-                _in_force.discard(fd)
+                _in_force.pop(fd, None)
                 return False
         except BaseException:
             self._give_wakeup_fd_back()

@@ -199,11 +199,15 @@ def report_connection(loop: Any, exception: BaseException) -> None:
 
 def log_connection(server: Any, address: Any, fd: int) -> None:
     """Say in debug mode that a server has got a connection."""
-    sock = socket.socket(fileno=fd)
+    cls: Any = socket.socket
+    sock: Any = cls.__new__(cls, fileno=fd)
+    # Ctrl-C can come between any two steps, also those of Python's own detach().
+    detach = _socket.socket.detach.__get__(sock) if isinstance(sock, _socket.socket) else sock.detach
     try:
+        cls.__init__(sock, fileno=fd)
         logger.debug("%r got a new connection from %r: %r", server, address or sock.getpeername(), sock)
     finally:
-        sock.detach()
+        detach()
 
 
 def has_own_method(sock: Any, name: str) -> bool:

@@ -165,7 +165,13 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
                 if waking:
                     self._stop_waking_on_signals()
         finally:
-            self._run_forever_cleanup()
+            # Ctrl-C can come as a method begins: without these, the loop would count as running for good.
+            try:
+                self._stopping = False
+                self._thread_id = None
+                events._set_running_loop(None)
+            finally:
+                self._run_forever_cleanup()
 
     def _run_forever_setup(self) -> None:
         """What comes before the first iteration: asyncio has it in a method of its own since Python 3.13."""

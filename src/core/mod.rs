@@ -244,9 +244,9 @@ impl Core {
         Ok(())
     }
 
-    /// Ends a wait that is under way in another thread.
+    /// Ends a wait that is under way in another thread, or about to begin.
     pub fn rouse(&self) {
-        if self.inbox.sleep.end() {
+        if self.inbox.rouse() {
             self.wake();
         }
     }

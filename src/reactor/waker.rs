@@ -32,6 +32,13 @@ impl<T> Inbox<T> {
         self.sleep.end()
     }
 
+    /// Has the loop not wait before it has looked at what there is to do, whoever has queued that where. True as above.
+    #[must_use]
+    pub fn rouse(&self) -> bool {
+        self.filled.store(true, Ordering::Relaxed);
+        self.sleep.end()
+    }
+
     /// Makes room for another message. False if there is no memory.
     #[must_use]
     pub fn reserve(&self) -> bool {
@@ -142,6 +149,11 @@ mod tests {
         inbox.sleep.end();
         assert_eq!(inbox.collect(), [2, 3]);
         assert!(!inbox.is_filled());
+        assert!(!inbox.rouse());
+        assert!(!inbox.fall_asleep(false), "a loop that was roused does not sleep");
+        assert_eq!(inbox.collect(), []);
+        assert!(inbox.fall_asleep(false));
+        assert!(inbox.rouse());
     }
 
     #[test]
