@@ -315,8 +315,8 @@ type Vectorcall = unsafe extern "C-unwind" fn(
     *mut ffi::PyObject,
 ) -> *mut ffi::PyObject;
 
-/// What PyObject_Vectorcall does, without its function calls. What is written in Python keeps to the protocol of calls; of
-/// others it is checked that they have left no exception behind with their result, which would be taken for somebody else's.
+/// What PyObject_Vectorcall does, without its function calls and its check that the callee has kept to the protocol:
+/// [`check_result`] does that for what the program gives us to call.
 ///
 /// # Safety
 /// `args` points to `count` live objects, behind a place that the callee may use.
@@ -330,12 +330,7 @@ unsafe fn vectorcall(callable: &Object, args: *const *mut ffi::PyObject, count: 
         if (*kind).tp_flags & ffi::Py_TPFLAGS_HAVE_VECTORCALL != 0 {
             let place = callable.byte_offset((*kind).tp_vectorcall_offset);
             if let Some(function) = *place.cast::<Option<Vectorcall>>() {
-                let result = enter(|| function(callable, args, count, std::ptr::null_mut()));
-                let is_python = kind == &raw mut ffi::PyFunction_Type || kind == &raw mut PyMethod_Type;
-                if is_python || result.is_null() || ffi::PyErr_Occurred().is_null() {
-                    return result;
-                }
-                return refuse(callable, result);
+                return enter(|| function(callable, args, count, std::ptr::null_mut()));
             }
         }
         ffi::PyObject_Vectorcall(callable, args, count, std::ptr::null_mut())
@@ -347,24 +342,31 @@ unsafe extern "C" {
     static mut PyMethod_Type: ffi::PyTypeObject;
 }
 
-/// Drops a result that came with an exception, and sets the error that the interpreter has for that: null is returned.
-///
-/// # Safety
-/// `callable` lives, `result` is a strong reference, and an exception is set.
-#[cold]
-unsafe fn refuse(callable: *mut ffi::PyObject, result: *mut ffi::PyObject) -> *mut ffi::PyObject {
-    // SAFETY: as the caller says; the exception is set aside before anything else is called.
+/// What a callable of the program's returned, or SystemError if it has left an exception behind with that, which would be
+/// taken for somebody else's. What is written in Python does not.
+#[inline(always)]
+pub fn check_result(py: Python<'_>, callable: &Object, result: Object) -> PyResult<Object> {
+    // SAFETY: the callable lives; asking whether there is an exception cannot fail.
     unsafe {
-        let py = Python::assume_attached();
-        let raised = fetch(py);
-        drop(Object::from_owned(py, result));
-        let name = Borrowed::from_ptr(py, callable).repr().and_then(|name| Ok(name.to_str()?.to_owned()));
-        let name = name.unwrap_or_else(|_| "a callable".to_owned());
-        let error = new_error::<PySystemError>(py, format!("{name} returned a result with an exception set"));
-        error.set_cause(py, Some(raised));
-        error.restore(py);
+        let kind = ffi::Py_TYPE(callable.as_ptr());
+        let is_python = kind == &raw mut ffi::PyFunction_Type || kind == &raw mut PyMethod_Type;
+        if is_python || ffi::PyErr_Occurred().is_null() {
+            return Ok(result);
+        }
     }
-    std::ptr::null_mut()
+    Err(exception_with_result(py, callable, result))
+}
+
+#[cold]
+fn exception_with_result(py: Python<'_>, callable: &Object, result: Object) -> PyErr {
+    // It is set aside before anything else is called.
+    let raised = fetch(py);
+    drop(result);
+    let name = callable.bind(py).repr().and_then(|name| Ok(name.to_str()?.to_owned()));
+    let name = name.unwrap_or_else(|_| "a callable".to_owned());
+    let error = new_error::<PySystemError>(py, format!("{name} returned a result with an exception set"));
+    error.set_cause(py, Some(raised));
+    error
 }
 
 impl Stack<'_> {

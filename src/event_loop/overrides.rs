@@ -26,13 +26,11 @@ pub struct Overrides {
     pub call_at: Cell<bool>,
     /// Somebody may look at what it returns.
     pub call_soon: Cell<bool>,
-    /// `_call_soon()`, by which asyncio's call_soon() queues a handle.
-    pub queue: Cell<bool>,
     /// `_write_to_self()`, by which call_soon_threadsafe() wakes a loop.
     pub wake: Cell<bool>,
 }
 
-/// Their names, and that of what a timer calls when it is cancelled.
+/// Their names, and those of `_call_soon()`, by which asyncio queues a handle, and of what a timer calls when it is cancelled.
 const NAMES: [&str; 6] =
     ["time", "call_at", "call_soon", "_call_soon", "_write_to_self", "_timer_handle_cancelled"];
 
@@ -74,7 +72,7 @@ impl Loop {
         overrides.time.set(is_foreign(time)?);
         overrides.call_at.set(is_foreign(call_at)?);
         overrides.call_soon.set(is_foreign(call_soon)?);
-        overrides.queue.set(is_foreign(queue)?);
+        self.core.schedule.set_queued_by_method(is_foreign(queue)?);
         overrides.wake.set(is_foreign(wake)?);
         self.core.schedule.tell_cancelled.set(is_foreign(timer_cancelled)?);
         self.note_clock();

@@ -29,9 +29,8 @@ fn make_handle<'py>(
     context: Option<Object>,
 ) -> PyResult<Handle> {
     let py = this.py();
-    if this.debug() {
-        check_in_debug(this, method, &callback)?;
-    }
+    let source_traceback =
+        if this.core.schedule.is_careful() { check_in_debug(this, method, &callback)? } else { None };
     let call = Call {
         callback,
         arguments: Arguments::of_call(args, first),
@@ -41,30 +40,36 @@ fn make_handle<'py>(
         },
         event_loop: this.object(),
     };
-    Handle::new(py, call, &this.core.schedule)
+    Ok(Handle::with_traceback(call, source_traceback))
 }
 
+/// In debug mode, refuses what asyncio refuses, and returns where the callback comes from.
 #[cold]
-fn check_in_debug(this: ThisLoop<'_, '_>, method: &str, callback: &Object) -> PyResult<()> {
+fn check_in_debug(this: ThisLoop<'_, '_>, method: &str, callback: &Object) -> PyResult<Option<Object>> {
     let py = this.py();
+    if !this.debug() {
+        return Ok(None);
+    }
     if method != "call_soon_threadsafe" {
         this.object().call_method0(py, intern!(py, "_check_thread"))?;
     }
     let method = Object::from_str(py, method)?;
-    this.object().call_method(py, intern!(py, "_check_callback"), &[callback, &method]).map(drop)
+    this.object().call_method(py, intern!(py, "_check_callback"), &[callback, &method])?;
+    this.core.schedule.source_traceback(py)
 }
 
 fn call_soon<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
     let py = this.py();
     this.check_closed(this.py())?;
     let ([callback], context) = args.leading("call_soon", ["callback"], intern!(py, "context"))?;
-    if this.overrides.queue.get() {
+    let careful = this.core.schedule.is_careful();
+    if careful && this.core.schedule.is_queued_by_method() {
         return call_soon_by_method(this, callback, args, context);
     }
     let arguments = args.len().saturating_sub(1);
     if let Some(context) = &context
+        && !careful
         && !this.overrides.call_soon.get()
-        && !this.debug()
         && is_of_task(py, &callback, arguments)?
     {
         let step = TaskStep { callback, future: args.object(1), context: context.clone() };
@@ -85,9 +90,7 @@ fn call_soon_by_method<'py>(
     context: Option<Object>,
 ) -> PyResult<Object> {
     let py = this.py();
-    if this.debug() {
-        check_in_debug(this, "call_soon", &callback)?;
-    }
+    check_in_debug(this, "call_soon", &callback)?;
     let arguments: Vec<_> = args.rest(1).collect();
     let arguments = tuple(py, &arguments.iter().collect::<Vec<_>>())?;
     let context = context.unwrap_or_else(|| Object::none(py));
@@ -196,7 +199,10 @@ fn call_later<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Obj
             return Err(new_error::<PyTypeError>(delay.py(), "delay must not be None"));
         }
         let now = clock::now();
-        if delay.is_exact_instance_of::<PyFloat>() || delay.is_exact_instance_of::<PyInt>() {
+        if let Ok(delay) = delay.cast_exact::<PyFloat>() {
+            return Ok(When { seconds: now + delay.value(), given: None });
+        }
+        if delay.is_exact_instance_of::<PyInt>() {
             return Ok(When { seconds: now + delay.extract::<f64>()?, given: None });
         }
         // Whatever can be added to a float.

@@ -19,7 +19,7 @@ use crate::cpython::args::Args;
 use crate::cpython::borrowing::StateCell;
 use crate::cpython::class::{Class, Native, Obj, Visitor};
 use crate::cpython::errors::{made, no_memory};
-use crate::cpython::object::{Object, ObjectCell, Stack, run_in_context, tuple};
+use crate::cpython::object::{Object, ObjectCell, Stack, check_result, run_in_context, tuple};
 use crate::imports::imports;
 use crate::intern;
 use crate::reactor::timers::{TimerKey, Timers};
@@ -35,6 +35,10 @@ const KEPT: usize = 1024;
 #[derive(Default)]
 pub struct Schedule {
     debug: Cell<bool>,
+    /// Whether a subclass has a `_call_soon()`, by which callbacks are queued then.
+    queued_by_method: Cell<bool>,
+    /// Either of these: making a handle takes more than usual.
+    careful: Cell<bool>,
     /// Whether callbacks are watched, for taking long.
     watched: Cell<bool>,
     /// Whether asyncio's handles have another `_run()` than their own, by which they are run then.
@@ -55,6 +59,20 @@ impl Schedule {
     #[inline]
     pub fn debug(&self) -> bool {
         self.debug.get()
+    }
+
+    #[inline]
+    pub fn is_careful(&self) -> bool {
+        self.careful.get()
+    }
+
+    pub fn is_queued_by_method(&self) -> bool {
+        self.queued_by_method.get()
+    }
+
+    pub fn set_queued_by_method(&self, by_method: bool) {
+        self.queued_by_method.set(by_method);
+        self.careful.set(by_method || self.debug.get());
     }
 
     /// Whether callbacks are just run.
@@ -83,6 +101,7 @@ impl Schedule {
 
     pub fn set_debug(&self, debug: bool) {
         self.debug.set(debug);
+        self.careful.set(debug || self.queued_by_method.get());
         self.note_observed();
         DEBUG_WAS_ON.fetch_or(debug, Relaxed);
     }
@@ -150,7 +169,7 @@ impl Arguments {
 
     #[inline]
     fn call(&self, py: Python<'_>, callback: &Object) -> PyResult<Object> {
-        match self {
+        let result = match self {
             Arguments::None => callback.call0(py),
             Arguments::One(first) => callback.call1(py, first),
             more => {
@@ -158,7 +177,8 @@ impl Arguments {
                 more.each(|argument| stack.push(argument));
                 stack.call(py, callback)
             }
-        }
+        };
+        check_result(py, callback, result?)
     }
 
     fn to_tuple(&self, py: Python<'_>) -> PyResult<Object> {
@@ -317,8 +337,10 @@ pub struct When {
 
 impl When {
     pub fn of(number: &Bound<'_, PyAny>) -> PyResult<When> {
-        let given = (!number.is_exact_instance_of::<PyFloat>()).then(|| Object::from(number));
-        Ok(When { seconds: number.extract()?, given })
+        match number.cast_exact::<PyFloat>() {
+            Ok(float) => Ok(When { seconds: float.value(), given: None }),
+            Err(_) => Ok(When { seconds: number.extract()?, given: Some(Object::from(number)) }),
+        }
     }
 }
 
