@@ -6,7 +6,7 @@ import socket
 
 import helpers
 import pytest
-from helpers import BufferedRecorder, Recorder
+from helpers import BufferedRecorder, Recorder, read_exactly
 
 CALLBACKS = [
     "connection_made",
@@ -209,6 +209,38 @@ async def test_a_reset_while_writing(loop):
     assert isinstance(await protocol.lost(), (ConnectionResetError, BrokenPipeError))
     assert protocol.calls == ["connection_made", "pause_writing", "connection_lost"]
     assert transport.get_write_buffer_size() == 0
+
+
+@pytest.mark.parametrize("kind", [Recorder, BufferedRecorder])
+async def test_a_reset_of_one_that_another_connection_has_just_written_to(loop, kind):
+    ours, peer = helpers.tcp_pair()
+    protocol = kind()
+    transport, _ = await loop.create_connection(lambda: protocol, sock=ours)
+    talker, talking_peer = helpers.tcp_pair()
+    broadcaster = Recorder(data_received=lambda protocol, data: transport.write(data))
+    await loop.create_connection(lambda: broadcaster, sock=talker)
+    talking_peer.send(b"hello")
+    helpers.reset(peer)
+    assert isinstance(await protocol.lost(), ConnectionResetError)
+    assert protocol.data == b""
+    broadcaster.transport.close()
+    await broadcaster.lost()
+    talking_peer.close()
+
+
+async def test_a_write_after_the_data_before_a_reset(loop):
+    """However much data there is: the reset may have been seen with it."""
+    for size in range(1200, 1400, 8):
+        ours, peer = helpers.tcp_pair()
+        protocol = Recorder(data_received=lambda protocol, data: protocol.transport.write(data))
+        await loop.create_connection(lambda protocol=protocol: protocol, sock=ours)
+        for _ in range(2):
+            peer.send(bytes(1000))
+            await read_exactly(peer, 1000)
+        peer.send(bytes(size))
+        helpers.reset(peer)
+        assert isinstance(await protocol.lost(), ConnectionResetError), size
+        assert len(protocol.data) == 2000 + size
 
 
 async def test_a_reset_while_reading_is_paused_costs_no_time(loop):

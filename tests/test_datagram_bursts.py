@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import time
 
 import helpers
 import pytest
@@ -94,6 +95,48 @@ async def test_datagrams_of_all_sizes(endpoint, peer):
     send_all(peer, protocol, datagrams)
     await protocol.received(len(datagrams))
     assert protocol.contents == datagrams
+
+
+async def test_a_protocol_that_works_long_on_each_lets_others_have_their_turn(loop, endpoint, peer):
+    """What else is ready waits for a few datagrams, not for all that have come."""
+    between = [0]
+
+    def work(protocol, *args):
+        between[-1] += 1
+        time.sleep(0.001)
+
+    def take_turn():
+        between.append(0)
+        if sum(between) < COUNT:
+            loop.call_soon(take_turn)
+
+    protocol = await endpoint(DatagramRecorder(datagram_received=work), local_addr=LOCAL)
+    send_all(peer, protocol)
+    take_turn()
+    await protocol.received(COUNT)
+    assert protocol.contents == NUMBERS
+    assert max(between) <= 4
+
+
+@pytest.mark.parametrize("action", ["pause", "close"])
+async def test_a_protocol_that_works_long_on_each_and_wants_no_more(loop, endpoint, peer, action):
+    def work(protocol, *args):
+        time.sleep(0.001)
+        if len(protocol.datagrams) % 7 == 3:
+            if action == "close":
+                protocol.transport.close()
+            else:
+                protocol.transport.pause_reading()
+                loop.call_later(0.002, protocol.transport.resume_reading)
+
+    protocol = await endpoint(DatagramRecorder(datagram_received=work), local_addr=LOCAL)
+    send_all(peer, protocol)
+    if action == "close":
+        assert await protocol.lost() is None
+        assert protocol.contents == NUMBERS[:3]
+    else:
+        await protocol.received(COUNT)
+        assert protocol.contents == NUMBERS
 
 
 @pytest.mark.parametrize("action", ["close", "abort"])

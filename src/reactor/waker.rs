@@ -151,7 +151,7 @@ mod tests {
         assert!(!inbox.is_filled());
         assert!(!inbox.rouse());
         assert!(!inbox.fall_asleep(false), "a loop that was roused does not sleep");
-        assert_eq!(inbox.collect(), []);
+        assert!(inbox.collect().is_empty());
         assert!(inbox.fall_asleep(false));
         assert!(inbox.rouse());
     }

@@ -1,5 +1,6 @@
 //! Datagrams that arrive.
 
+use std::cell::Cell;
 use std::io;
 
 use pyo3::prelude::*;
@@ -10,12 +11,38 @@ use crate::core::Ready;
 use crate::cpython::errors::os_error;
 use crate::cpython::object::Object;
 use crate::intern;
+use crate::reactor::clock;
 use crate::reactor::datagram::{Batch, Slots};
 use crate::reactor::socket;
 use crate::transports::endpoint;
 
 /// Batches received before other callbacks have their turn.
 const BATCHES: usize = 4;
+
+/// How long datagrams are delivered before others have their turn, in seconds. A protocol that works for long on each would
+/// delay them by a multiple of that otherwise, and whoever sends many of them would decide by how much.
+const TURN: f64 = 200e-6;
+
+/// The deliveries that follow each other in one turn.
+#[derive(Default)]
+struct Turn {
+    /// When the first was over: that of a single one need not be known.
+    began: Cell<Option<f64>>,
+}
+
+impl Turn {
+    /// Whether others are to have their turn. To be asked between two deliveries.
+    fn is_over(&self) -> bool {
+        let now = clock::now();
+        match self.began.get() {
+            Some(began) => now - began >= TURN,
+            None => {
+                self.began.set(Some(now));
+                false
+            }
+        }
+    }
+}
 
 impl Datagram {
     /// Whether the next datagram is wanted at once.
@@ -25,23 +52,23 @@ impl Datagram {
 
     /// Receives and delivers what waits.
     pub(super) fn receive(this: ThisDatagram<'_, '_>) -> PyResult<()> {
-        Datagram::deliver(this)?;
-        // What was kept comes first.
+        // What was kept comes first, with a step of its own.
         if !this.undelivered.borrow().is_empty() {
             return Ok(());
         }
+        let turn = Turn::default();
         let slots = if this.addresses.family == Family::Other { Slots::One } else { Slots::Many };
         let core = std::rc::Rc::clone(&this.core);
         let received = core.with_batch(this.py(), |batch| {
-            for _ in 0..BATCHES {
-                if !this.is_wanted() {
+            for batches in 0..BATCHES {
+                if !this.is_wanted() || (batches > 0 && turn.is_over()) {
                     break;
                 }
                 let count = match batch.receive(this.file.descriptor(), slots) {
                     Ok(count) => count,
                     Err(error) => return Datagram::receive_failed(this, error),
                 };
-                Datagram::deliver_batch(this, batch, count)?;
+                Datagram::deliver_batch(this, batch, count, &turn)?;
             }
             Ok(())
         });
@@ -57,7 +84,7 @@ impl Datagram {
         endpoint::tell(this, intern!(py, "error_received"), &[&error])
     }
 
-    fn deliver_batch(this: ThisDatagram<'_, '_>, batch: &Batch, count: usize) -> PyResult<()> {
+    fn deliver_batch(this: ThisDatagram<'_, '_>, batch: &Batch, count: usize, turn: &Turn) -> PyResult<()> {
         for index in 0..count {
             let incoming = Datagram::incoming(this, batch, index)?;
             if let Err(error) = Datagram::hand_over(this, &incoming) {
@@ -67,7 +94,7 @@ impl Datagram {
             if this.is_closing() {
                 return Ok(());
             }
-            if !this.is_wanted() {
+            if !this.is_wanted() || (index + 1 < count && turn.is_over()) {
                 return Datagram::keep(this, batch, index + 1, count);
             }
         }
@@ -76,12 +103,13 @@ impl Datagram {
 
     /// Keeps what was received and is not wanted now.
     fn keep(this: ThisDatagram<'_, '_>, batch: &Batch, first: usize, count: usize) -> PyResult<()> {
-        for index in first..count {
+        let kept = (first..count).try_for_each(|index| {
             let incoming = Datagram::incoming(this, batch, index)?;
             this.undelivered.borrow_mut().push_back(incoming);
-        }
+            Ok(())
+        });
         Datagram::deliver_later(this);
-        Ok(())
+        kept
     }
 
     fn incoming(this: ThisDatagram<'_, '_>, batch: &Batch, index: usize) -> PyResult<Incoming> {
@@ -109,9 +137,10 @@ impl Datagram {
         }
     }
 
-    /// Delivers what was kept, as long as it is wanted.
+    /// Delivers what was kept, as long as it is wanted, for a turn.
     fn deliver(this: ThisDatagram<'_, '_>) -> PyResult<()> {
-        while this.is_wanted() {
+        let turn = Turn::default();
+        while this.is_wanted() && !turn.is_over() {
             let Some(incoming) = this.undelivered.borrow_mut().pop_front() else { break };
             if let Err(error) = Datagram::hand_over(this, &incoming) {
                 Datagram::deliver_later(this);
@@ -126,7 +155,7 @@ fn deliver_step(py: Python<'_>, object: &Object) -> PyResult<()> {
     let this = endpoint::transport::<Datagram>(py, object)?;
     endpoint::in_read_context(this, || Datagram::deliver(this))?;
     if this.wants_read.get() {
-        // The event loop was stopped meanwhile.
+        // The turn is over, or the event loop was stopped meanwhile.
         Datagram::deliver_later(this);
     }
     Ok(())

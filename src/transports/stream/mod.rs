@@ -36,7 +36,7 @@ pub struct Stream {
     server: ObjectCell,
     /// How many bytes arrive at a time, roughly.
     usual_size: Cell<usize>,
-    /// The number of an error that came behind the data that were received last; 0 for none.
+    /// The number of the error that receiving met, which may have come behind data; 0 for none.
     read_error: Cell<i32>,
     /// Whether write_eof() was called.
     eof_written: Cell<bool>,

@@ -27,8 +27,11 @@ const READ_FAILED: &str = "Fatal read error on socket transport";
 /// An error, and what to say of it.
 type Failure = (PyErr, &'static str);
 
-fn no_data(py: Python<'_>, error: io::Error) -> Result<Received, Failure> {
-    if socket::is_not_ready(&error) { Ok(Received::Done) } else { Err((os_error(py, error), READ_FAILED)) }
+fn no_data(this: ThisStream<'_, '_>, error: io::Error) -> Result<Received, Failure> {
+    if socket::is_not_ready(&error) {
+        return Ok(Received::Done);
+    }
+    Err(Stream::read_failed(this, os_error(this.py(), error)))
 }
 
 static DATA_RECEIVED: Name = Name::new("data_received");
@@ -69,10 +72,21 @@ impl Stream {
         }
     }
 
+    /// Notes an error of the socket, which the kernel tells once. What is sent after it fails with another.
+    #[cold]
+    fn read_failed(this: ThisStream<'_, '_>, error: PyErr) -> Failure {
+        let py = this.py();
+        let number = || error.value(py).getattr(intern!(py, "errno"))?.extract();
+        if let Ok(number) = number() {
+            this.read_error.set(number);
+        }
+        (error, READ_FAILED)
+    }
+
     /// The error that came behind data.
     #[cold]
     fn fail_with_known_error(this: ThisStream<'_, '_>) -> PyResult<()> {
-        let error = io::Error::from_raw_os_error(this.read_error.replace(0));
+        let error = io::Error::from_raw_os_error(this.read_error.get());
         endpoint::fail(this, os_error(this.py(), error), READ_FAILED)
     }
 
@@ -80,7 +94,7 @@ impl Stream {
         let py = this.py();
         let fd = this.file.descriptor();
         let received = this.core.receive(py, fd, &this.usual_size, &this.read_error);
-        let data = match received.map_err(|error| (error, READ_FAILED))? {
+        let data = match received.map_err(|error| Stream::read_failed(this, error))? {
             core::Received::Data(_, 0) => return Ok(Received::End),
             core::Received::Data(data, count) => {
                 this.core.metrics.counts.bytes_read.add(count);
@@ -120,7 +134,7 @@ impl Stream {
                     Err(error) => Err((error, "Fatal error: protocol.buffer_updated() call failed.")),
                 }
             }
-            Err(error) => no_data(py, error),
+            Err(error) => no_data(this, error),
         }
     }
 

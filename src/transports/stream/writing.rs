@@ -137,6 +137,11 @@ impl Stream {
     #[cold]
     fn cannot_send(this: ThisStream<'_, '_>, error: io::Error) -> PyResult<()> {
         this.queue.borrow_mut().clear();
+        let error = match this.read_error.get() {
+            0 => error,
+            // The kernel has told this one before, and told the reader. asyncio would have sent by then.
+            number => io::Error::from_raw_os_error(number),
+        };
         let error = os_error(this.py(), error);
         let exception = Object::from(error.value(this.py()));
         endpoint::fail(this, error, "Fatal write error on socket transport")?;
