@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from benchmarks import generator
-from benchmarks.children import SERVER_PROCESSOR, Failed, python, run, running
+from benchmarks.children import CLIENT_PROCESSOR, SERVER_PROCESSOR, Failed, python, run, running
 from benchmarks.counters import Count, Counter
 from benchmarks.generator import Load, Outcome
 from benchmarks.scheduling import CASES, Case
@@ -150,8 +150,7 @@ class ServerRow(Row):
         return python("servers", loop, self.server, address, *arguments)
 
     def _free_address(self) -> str:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            return f"127.0.0.1:{free.getsockname()[1]}"
+        return free_address()
 
     @abc.abstractmethod
     def _drive_for(self, address: str, seconds: float) -> Outcome: ...
@@ -224,6 +223,48 @@ class HttpsRow(ServerRow):
     def _drive_until(self, address: str, requests: int, timeout: float) -> Outcome:
         """wrk stops after a time, not a number of requests: one that is long in proportion."""
         return self._drive_for(address, 4 + 10 * requests / self.counted)
+
+
+@dataclass(frozen=True)
+class ClientRow(Row):
+    """The loop has the client, which makes its next request when the former is answered."""
+
+    connections: int
+    timed: int
+    counted: int
+    group: ClassVar[str] = "client"
+
+    def rate(self, loop: str, seconds: float) -> Outcome:
+        with self._answering() as address:
+            command = self._command(loop, self.timed, address)
+            taken = json.loads(run(command, timeout=PATIENCE, processor=CLIENT_PROCESSOR))["seconds"]
+        return Outcome(self.timed, self.timed / taken, 0.0)
+
+    def count(self, loop: str, counter: Counter) -> Count:
+        start, whole = (self._counted(loop, counter, times) for times in (self.counted, 2 * self.counted))
+        # The warm-up grows with it.
+        return steady(whole.per_request(start, self.counted + self.counted // 10))
+
+    def _counted(self, loop: str, counter: Counter, times: int) -> Count:
+        with tempfile.NamedTemporaryFile() as output, self._answering() as address:
+            command = counter.wrap(self._command(loop, times, address), output.name)
+            run(command, timeout=COUNTING_PATIENCE)
+            return counter.read(output.name)
+
+    def _command(self, loop: str, times: int, address: str) -> list[str]:
+        return python("clients", loop, str(self.connections), str(times), address)
+
+    @contextlib.contextmanager
+    def _answering(self) -> Iterator[str]:
+        address = free_address()
+        command = [generator.build(LIMIT), f"tcp://{address}"]
+        with running(command, timeout=PATIENCE, processor=SERVER_PROCESSOR):
+            yield address
+
+
+def free_address() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return f"127.0.0.1:{free.getsockname()[1]}"
 
 
 @contextlib.contextmanager
@@ -333,6 +374,20 @@ ROWS: list[Row] = [
         has_limit=True,
     ),
     UnixEchoRow("echo_unix", "Unix socket echo 1 KiB, 64 connections", "unix", Load(), 12_000, "unix:"),
+    ClientRow(
+        "client_1",
+        "streams to an echo server, 1 KiB, 1 connection",
+        1,
+        10_000,
+        2_000,
+    ),
+    ClientRow(
+        "client_50",
+        "streams to an echo server, 1 KiB, 50 tasks",
+        50,
+        30_000,
+        4_000,
+    ),
     HttpRow(
         "http_bare",
         "bare HTTP Protocol, 1 KiB body, 64 connections",
@@ -350,6 +405,8 @@ ROWS: list[Row] = [
         1_500,
         target=Target(88_500, 12_300),
     ),
+    HttpRow("http_uvicorn_1", "uvicorn + httptools, 1 connection", "uvicorn", Load(connections=1), 1_500),
+    HttpRow("http_uvicorn_8", "uvicorn + httptools, 8 connections", "uvicorn", Load(connections=8), 1_500),
     HttpRow(
         "http_aiohttp",
         "aiohttp, 64 connections",
@@ -358,4 +415,6 @@ ROWS: list[Row] = [
         1_500,
         target=Target(132_000, 12_700),
     ),
+    HttpRow("http_aiohttp_1", "aiohttp, 1 connection", "aiohttp", Load(connections=1), 1_500),
+    HttpRow("http_aiohttp_8", "aiohttp, 8 connections", "aiohttp", Load(connections=8), 1_500),
 ]

@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def build(plan: Plan, with_growth: bool) -> None:
     if with_growth or any(row.group != "scheduling" for row in plan.rows):
         generator.build()
-    if any(row.has_limit for row in plan.rows):
+    if any(row.has_limit or row.group == "client" for row in plan.rows):
         generator.build(LIMIT)
 
 
@@ -81,7 +81,7 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Compare event loops.")
     add = parser.add_argument
     add("--loops", help=f"comma-separated (default: those installed, {','.join(installed)})")
-    add("--rows", help=f"groups or rows (default: scheduling,echo,http,{GROWTH})")
+    add("--rows", help=f"groups or rows (default: scheduling,echo,client,http,{GROWTH})")
     add("--growth", action=argparse.BooleanOptionalAction, help="how cost grows (default: with all rows)")
     add("--rounds", type=int, default=5, help="timed rounds of each loop, in turn (default: 5)")
     add("--seconds", type=float, default=1, help="length of a server's round (default: 1)")

@@ -201,11 +201,12 @@ def calls(result: Result) -> float | None:
 
 SCHEDULING = ("scheduling",)
 SERVERS = ("echo", "http")
+BOTH = (*SERVERS, "client")
 
 TIMES = Quantity("Scheduling: microseconds an iteration, best round", microseconds, SCHEDULING)
-RATES = Quantity("Servers: requests a second, best round", rate, SERVERS, lowest_is_best=False)
+RATES = Quantity("Servers and clients: requests a second, best round", rate, BOTH, lowest_is_best=False)
 SCHEDULING_USER = Quantity("Scheduling: user instructions an iteration", user, SCHEDULING, target="user")
-SERVERS_USER = Quantity("Servers: user instructions a request", user, SERVERS, target="user")
+SERVERS_USER = Quantity("Servers and clients: user instructions a request", user, BOTH, target="user")
 QUANTITIES = [
     TIMES,
     SCHEDULING_USER,
@@ -214,6 +215,6 @@ QUANTITIES = [
     RATES,
     Quantity("Servers: 99th percentile of latency in that round, microseconds", p99, SERVERS),
     SERVERS_USER,
-    Quantity("Servers: kernel instructions a request", kernel, SERVERS, target="kernel"),
-    Quantity("Servers: system calls a request", calls, SERVERS),
+    Quantity("Servers and clients: kernel instructions a request", kernel, BOTH, target="kernel"),
+    Quantity("Servers and clients: system calls a request", calls, BOTH),
 ]

@@ -18,6 +18,15 @@ pub struct Imports {
     /// asyncio's task in C, and the type of what it gives call_soon() to have a step run.
     pub c_task: Object,
     c_future: Object,
+    /// The namespace of the time module, and what is in it for a clock, if it is the interpreter's own. None else, as of a
+    /// function of asyncio's that had another put in its place before this.
+    pub time: Object,
+    pub usual_monotonic: Object,
+    pub handle_class: Object,
+    /// How asyncio's handles run.
+    pub usual_run: Object,
+    /// How asyncio's transports tell about themselves.
+    pub usual_extra_info: Object,
     /// What returns the running loop of the calling thread, or None.
     get_running_loop: Object,
     pub task_step: Object,
@@ -43,6 +52,7 @@ pub struct Imports {
     pub warn_unclosed: Object,
     pub report_connection: Object,
     pub begin: Object,
+    pub log_connection: Object,
     pub fail_empty_waiter: Object,
     pub logger: Object,
     /// Whether asyncio's create_task() hands whatever keyword arguments it gets to the class of tasks.
@@ -75,6 +85,12 @@ impl Imports {
             && self.get_running_loop.call0(py)?.is(event_loop))
     }
 
+    /// The event loop that runs in this thread, or None.
+    #[cfg(Py_3_12)]
+    pub fn running_loop(&self, py: Python<'_>) -> PyResult<Object> {
+        self.get_running_loop.call0(py)
+    }
+
     /// The class of tasks.
     pub fn task(&self, py: Python<'_>) -> PyResult<Object> {
         dict_item(py, &self.tasks, intern!(py, "Task"))
@@ -101,6 +117,11 @@ fn load(py: Python<'_>) -> PyResult<Imports> {
         invalid_state_error: attribute(&asyncio, "InvalidStateError")?,
         c_task: attribute(&support, "c_task")?,
         c_future: attribute(&support, "c_future")?,
+        time: import(py, "time")?.getattr(intern!(py, "__dict__"))?.into(),
+        usual_monotonic: attribute(&support, "usual_monotonic")?,
+        handle_class: asyncio.getattr(intern!(py, "Handle"))?.into(),
+        usual_run: attribute(&support, "usual_run")?,
+        usual_extra_info: attribute(&support, "usual_extra_info")?,
         get_running_loop: asyncio.getattr(intern!(py, "_get_running_loop"))?.into(),
         task_step: support.call_method0(intern!(py, "task_step_type"))?.into(),
         report_entry: attribute(&support, "report_entry")?,
@@ -123,6 +144,7 @@ fn load(py: Python<'_>) -> PyResult<Imports> {
         warn_unclosed: attribute(&support, "warn_unclosed")?,
         report_connection: attribute(&support, "report_connection")?,
         begin: attribute(&support, "begin")?,
+        log_connection: attribute(&support, "log_connection")?,
         fail_empty_waiter: attribute(&support, "fail_empty_waiter")?,
         logger: attribute(&support, "logger")?,
         create_task_takes_all: support.getattr(intern!(py, "CREATE_TASK_TAKES_ALL"))?.is_truthy()?,

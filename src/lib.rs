@@ -77,7 +77,8 @@ mod extension {
         #[cfg(feature = "faults")]
         super::faults::register(module)?;
         // What callbacks need is there before the first of them runs.
-        imports::imports(py).map(drop)
+        imports::imports(py)?;
+        event_loop::watch_patches(py)
     }
 }
 

@@ -350,3 +350,17 @@ def test_a_loop_after_a_fork_watches_its_own_children(loop_name):
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 4
         """,
     )
+
+
+@pytest.mark.asyncio_bug("close() has taken the status, and 255 is reported")
+def test_a_child_that_has_ended_when_its_transport_is_closed_has_its_status(loop, caplog):
+    async def main():
+        transport, _ = await loop.subprocess_exec(ProcessRecorder, "/bin/sh", "-c", "exit 3")
+        # Dead, and the loop has not noticed.
+        os.waitid(os.P_PID, transport.get_pid(), os.WEXITED | os.WNOWAIT)
+        transport.close()
+        await transport._wait()
+        return transport.get_returncode()
+
+    assert loop.run_until_complete(main()) == 3
+    assert not caplog.records

@@ -1,10 +1,42 @@
 """What becomes of an exception that a callback raises, and of an exit or interrupt."""
 
 import asyncio
+import importlib.util
+import shutil
 import socket
+import subprocess
+import sysconfig
 
 import helpers
 import pytest
+
+BROKEN = """
+#include <Python.h>
+
+static PyObject *left_behind(PyObject *module, PyObject *argument)
+{
+    PyErr_SetString(PyExc_ValueError, "left behind");
+    Py_RETURN_NONE;
+}
+
+static PyObject *unsaid(PyObject *module, PyObject *argument)
+{
+    return NULL;
+}
+
+static PyMethodDef functions[] = {
+    {"left_behind", left_behind, METH_NOARGS, NULL},
+    {"unsaid", unsaid, METH_NOARGS, NULL},
+    {NULL},
+};
+
+static struct PyModuleDef broken = {PyModuleDef_HEAD_INIT, "broken", NULL, -1, functions};
+
+PyMODINIT_FUNC PyInit_broken(void)
+{
+    return PyModule_Create(&broken);
+}
+"""
 
 
 def run_once(loop):
@@ -191,3 +223,43 @@ def test_an_exit_in_connection_made_of_an_accepted_connection(loop):
         loop.run_until_complete(asyncio.wait_for(protocol.received(4), 5))
     loop.run_until_complete(asyncio.wait_for(protocol.lost(), 5))
     server.close()
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory):
+    """A module with functions in C that do not keep to the protocol of calls."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("there is no C compiler")
+    folder = tmp_path_factory.mktemp("broken")
+    (folder / "broken.c").write_text(BROKEN)
+    include = sysconfig.get_path("include")
+    library = folder / "broken.so"
+    command = [compiler, "-shared", "-fPIC", "-w", f"-I{include}", folder / "broken.c", "-o", library]
+    subprocess.run(command, check=True)
+    spec = importlib.util.spec_from_file_location("broken", library)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", ["left_behind", "unsaid"])
+@pytest.mark.parametrize("schedule", ["call_soon", "call_later", "call_soon_threadsafe"])
+def test_a_function_that_breaks_the_protocol_of_calls(loop, reports, broken, schedule, name):
+    """Whoever comes after it must not get its exception."""
+    task = loop.create_task(asyncio.sleep(0.02, "result"))
+    delay = [0] if schedule == "call_later" else []
+    getattr(loop, schedule)(*delay, getattr(broken, name))
+    assert loop.run_until_complete(task) == "result"
+    error = reports.take()["exception"]
+    assert isinstance(error, SystemError)
+    if name == "left_behind":
+        assert str(error).endswith("returned a result with an exception set")
+        assert str(error.__cause__) == "left behind"
+
+
+def test_a_function_that_breaks_the_protocol_of_calls_as_the_last(loop, reports, broken):
+    loop.call_soon(loop.stop)
+    loop.call_soon(broken.left_behind)
+    loop.run_forever()
+    assert isinstance(reports.take()["exception"], SystemError)

@@ -136,13 +136,21 @@ async def test_lines_pause_as_well(attach):
         ({"high": 5000, "low": 5000}, (5000, 5000)),
         ({"high": 5000, "low": 0}, (0, 5000)),
         ({"high": 1 << 40, "low": 7}, (7, 1 << 40)),
+        ({"high": 1e6}, (250_000.0, 1e6)),
+        ({"high": 2.5, "low": 1.5}, (1.5, 2.5)),
+        ({"high": float("inf"), "low": 5}, (5, float("inf"))),
+        ({"high": 10**30}, (10**30 // 4, 10**30)),
     ],
 )
 async def test_the_limits(attach, given, limits):
     protocol, _ = await attach(Recorder())
     protocol.transport.set_write_buffer_limits(high=1, low=1)
     protocol.transport.set_write_buffer_limits(**given)
-    assert protocol.transport.get_write_buffer_limits() == limits
+    now = protocol.transport.get_write_buffer_limits()
+    assert now == limits
+    assert [type(limit) for limit in now] == [type(limit) for limit in limits]
+    protocol.transport.set_write_buffer_limits()
+    assert protocol.transport.get_write_buffer_limits() == (16384, 65536)
 
 
 async def test_the_default_limits(attach):

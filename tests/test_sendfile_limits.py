@@ -249,6 +249,22 @@ async def test_writing_meanwhile_is_refused(loop, attach, file):
     assert await helpers.read_exactly(peer, 10) == b"afterwards"
 
 
+async def test_another_file_meanwhile_is_refused(loop, attach, file, path):
+    protocol, peer = await attach(Recorder())
+    task = await started(loop, protocol.transport, file)
+    with path.open("rb") as another:
+        for _ in range(3):
+            with pytest.raises((RuntimeError, KeyError)):
+                await loop.sendfile(protocol.transport, another)
+            with pytest.raises(RuntimeError, match="sendfile is in progress"):
+                protocol.transport.write(b"meanwhile")
+    assert not protocol.transport.is_reading()
+    assert await helpers.read_exactly(peer, SIZE) == CONTENT
+    assert await task == SIZE
+    protocol.transport.write(b"afterwards")
+    assert await helpers.read_exactly(peer, 10) == b"afterwards"
+
+
 async def test_what_arrives_meanwhile_is_received_afterwards(loop, attach, file):
     protocol, peer = await attach(Recorder())
     task = await started(loop, protocol.transport, file)

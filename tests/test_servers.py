@@ -759,3 +759,31 @@ async def test_a_server_that_is_closed_as_a_connection_waits_for_its_own_accept(
     await helpers.iterations(3)
     for each in (client, ours, peer):
         each.close()
+
+
+@pytest.mark.asyncio_bug("the poller's registration of the closed socket is in the way")
+def test_a_listening_socket_closed_without_its_server_is_forgotten(loop):
+    async def main():
+        listening = socket.socket()
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        number = listening.fileno()
+        server = await asyncio.start_server(lambda reader, writer: None, sock=listening)
+        listening.close()
+        here, there = socket.socketpair()
+        if there.fileno() == number:
+            here, there = there, here
+        assert here.fileno() == number
+        with here, there:
+            here.setblocking(False)
+            there.setblocking(False)
+            there.send(b"unread")
+            data = bytes(4 << 20)
+            sending = asyncio.create_task(loop.sock_sendall(here, data))
+            received = 0
+            while received < len(data):
+                received += len(await loop.sock_recv(there, 1 << 20))
+            await sending
+        server.close()
+
+    loop.run_until_complete(main())

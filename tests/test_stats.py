@@ -128,6 +128,63 @@ def test_a_signal(tmp_path, options, number):
     assert re.search(r"waits: sleep tasks\.py:\d+ < inner program\.py:5 < outer program\.py:8\n", told[-1])
 
 
+@pytest.mark.parametrize("kind", ["closed", "full", "without a reader", "none"])
+@pytest.mark.parametrize("options", [["--stats"], ["--watch"]])
+def test_a_standard_error_that_takes_nothing(tmp_path, options, kind):
+    program = f"""
+        import asyncio, os, signal, subprocess, sys
+
+        async def main():
+            match {kind!r}:
+                case "closed":
+                    sys.stderr.close()
+                case "full":
+                    os.dup2(os.open("/dev/full", os.O_WRONLY), 2)
+                case "without a reader":
+                    reader, writer = os.pipe()
+                    os.close(reader)
+                    os.dup2(writer, 2)
+                case "none":
+                    sys.stderr = None
+            loop = asyncio.get_running_loop()
+            child = await asyncio.create_subprocess_shell(f"sleep 0.2; kill -USR2 {{os.getpid()}}")
+            loop.call_later(30, sys.exit, "no signal")
+            signal.signal(signal.SIGUSR2, handler := note(signal.getsignal(signal.SIGUSR2)))
+            while not handler.called:
+                await asyncio.sleep(0.01)
+            await child.wait()
+            return loop
+
+        class note:
+            def __init__(self, handler):
+                self.handler, self.called = handler, False
+
+            def __call__(self, *args):
+                self.called = True
+                self.handler(*args)
+
+        print(asyncio.run(main()).is_closed())
+    """
+    result = run(tmp_path, program, *options)
+    assert result.stdout == "True\n"
+    assert result.returncode == 0
+
+
+def test_no_thread_to_answer_in(tmp_path):
+    program = """
+        import asyncio, threading
+
+        def start(thread):
+            raise RuntimeError("can't start new thread")
+
+        threading.Thread.start = start
+        asyncio.run(asyncio.sleep(0))
+    """
+    result = run(tmp_path, program, "--watch")
+    assert result.stderr == "hotloop: no socket for `hotloop top`: can't start new thread\n"
+    assert result.returncode == 0
+
+
 def test_a_signal_imports_nothing(tmp_path):
     """It may come in the midst of an import, which some versions of Python do not survive."""
     program = """

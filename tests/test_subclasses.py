@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import heapq
 import socket
 import threading
 import time
@@ -327,6 +328,118 @@ def test_each_iteration_is_the_subclasses_own(make, of):
     loop.stop()
     loop.run_forever()
     assert len(iterations) == seen + 1
+
+
+def nest(loop):
+    """What nest_asyncio puts in place of methods, so that a loop can be run by its own callbacks."""
+
+    def run_until_complete(self, future):
+        thread, running = self._thread_id, asyncio._get_running_loop()
+        self._thread_id = threading.get_ident()
+        asyncio._set_running_loop(self)
+        try:
+            future = asyncio.ensure_future(future, loop=self)
+            while not future.done():
+                self._run_once()
+            return future.result()
+        finally:
+            self._thread_id = thread
+            asyncio._set_running_loop(running)
+
+    def _run_once(self):
+        ready, scheduled = self._ready, self._scheduled
+        while scheduled and scheduled[0]._cancelled:
+            heapq.heappop(scheduled)
+        if ready or self._stopping:
+            timeout = 0
+        else:
+            timeout = max(scheduled[0]._when - self.time(), 0) if scheduled else None
+        self._process_events(self._selector.select(timeout))
+        end = self.time() + self._clock_resolution
+        while scheduled and scheduled[0]._when < end:
+            ready.append(heapq.heappop(scheduled))
+        for _ in range(len(ready)):
+            if ready and not (handle := ready.popleft())._cancelled:
+                task = asyncio.current_task(self)
+                if task is not None:
+                    asyncio.tasks._leave_task(self, task)
+                try:
+                    handle._run()
+                finally:
+                    if task is not None:
+                        asyncio.tasks._enter_task(self, task)
+
+    type(loop).run_until_complete = run_until_complete
+    type(loop)._run_once = _run_once
+
+
+def test_a_loop_that_its_own_tasks_run(make):
+    loop, _ = make()
+    nest(loop)
+
+    async def echo(reader, writer):
+        while data := await reader.read(100):
+            loop.run_until_complete(asyncio.sleep(0.001))
+            writer.write(data)
+        writer.close()
+
+    async def client(address):
+        task = asyncio.current_task()
+        reader, writer = await asyncio.open_connection(*address)
+        for number in range(5):
+            writer.write(b"%d" % number)
+            assert loop.run_until_complete(reader.readexactly(1)) == b"%d" % number
+            assert asyncio.current_task() is task
+            assert loop.run_until_complete(asyncio.sleep(0.001, number)) == number
+        writer.close()
+        await writer.wait_closed()
+        with pytest.raises(ZeroDivisionError):
+            loop.run_until_complete(fail())
+        return "done"
+
+    async def fail():
+        return 1 / 0
+
+    async def main():
+        server = await asyncio.start_server(echo, "127.0.0.1", 0)
+        address = server.sockets[0].getsockname()
+        clients = await asyncio.gather(*(client(address) for _ in range(3)))
+        server.close()
+        return clients
+
+    assert loop.run_until_complete(main()) == ["done"] * 3
+
+
+def test_what_was_written_before_a_loop_is_run_within_is_sent(make):
+    loop, _ = make()
+    nest(loop)
+    ours, peer = socket.socketpair()
+    done = loop.create_future()
+
+    class Protocol(asyncio.Protocol):
+        def data_received(self, data):
+            answered.set_result(data)
+
+    def ask():
+        nonlocal answered
+        answered = loop.create_future()
+        transport.write(b"question")
+        done.set_result(loop.run_until_complete(answered))
+
+    def answer():
+        peer.send(peer.recv(100))
+        loop.remove_reader(peer)
+
+    answered = None
+    loop.add_reader(peer, answer)
+    transport, _ = loop.run_until_complete(loop.create_connection(Protocol, sock=ours))
+    loop.call_soon(int)
+    loop.call_soon(ask)
+    loop.call_later(20, done.cancel)
+    assert loop.run_until_complete(done) == b"question"
+    transport.close()
+    loop.run_until_complete(asyncio.sleep(0))
+    peer.close()
 
 
 def test_a_loop_that_is_closed_while_it_runs_ends(make):

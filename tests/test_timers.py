@@ -1,6 +1,8 @@
 """call_later and call_at."""
 
 import asyncio
+import copy
+import decimal
 import fractions
 import gc
 import random
@@ -276,3 +278,23 @@ def test_the_argument_of_a_timer_may_schedule_and_cancel_in_its_destructor(loop)
     run_for(loop, 0.002)
     assert sorted(ran) == ["soon", "timer"]
     assert other.cancelled()
+
+
+@pytest.mark.parametrize("when", [5, True, 5.5, decimal.Decimal(5), fractions.Fraction(11, 2)])
+def test_a_timer_tells_the_time_that_it_was_given(loop, when):
+    handle = loop.call_at(when, print)
+    assert handle.when() == when
+    assert type(handle.when()) is type(when)
+    assert copy.copy(handle).when() == when
+    handle.cancel()
+
+
+def test_a_delay_is_added_to_the_time(loop):
+    with pytest.raises(TypeError, match="unsupported operand"):
+        loop.call_later(decimal.Decimal(1), print)
+    with pytest.raises(TypeError):
+        loop.call_later("1", print)
+    for delay in (1, 0.5, True, fractions.Fraction(1, 2)):
+        handle = loop.call_later(delay, print)
+        assert type(handle.when()) is float
+        handle.cancel()

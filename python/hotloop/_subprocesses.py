@@ -62,6 +62,8 @@ _SubprocessTransport.__name__ = _SubprocessTransport.__qualname__ = "_UnixSubpro
 class SubprocessSupport(_core.Loop):
     """What asyncio's subprocess_exec() and subprocess_shell() ask of an event loop."""
 
+    _debug: bool
+
     def __init__(self) -> None:
         # The pidfd of each child that is watched, and its process identifier.
         self._children: dict[int, int] = {}
@@ -147,10 +149,18 @@ class SubprocessSupport(_core.Loop):
         try:
             _, status = os.waitpid(pid, 0)
         except ChildProcessError:
-            returncode = 255
-            logger.warning("child process pid %d exit status already read:  will report returncode 255", pid)
+            # The transport's close() may have asked just before.
+            returncode = None if transport._proc is None else transport._proc.returncode
+            if returncode is None:
+                returncode = 255
+                logger.warning(
+                    "child process pid %d exit status already read:  will report returncode 255", pid
+                )
         else:
             returncode = os.waitstatus_to_exitcode(status)
+            if sys.version_info < (3, 12) and self._debug:
+                # What asyncio waits with says it until then.
+                logger.debug("process %s exited with returncode %s", pid, returncode)
         self._child_watcher_callback(pid, returncode, transport)
 
     def _forget_children(self) -> None:

@@ -9,11 +9,12 @@ import inspect
 import socket
 import sys
 import threading
+import time
 import traceback
 import types
 import warnings
 import weakref
-from asyncio import base_events, constants, format_helpers, transports, trsock
+from asyncio import base_events, constants, events, format_helpers, transports, trsock
 from asyncio.log import logger
 
 TYPE_CHECKING = False
@@ -37,6 +38,16 @@ DATAGRAM_HEADER = 8 if sys.version_info >= (3, 13) else 0
 
 _FORMAT_TAKES_DEBUG = "debug" in inspect.signature(format_helpers._format_callback_source).parameters
 
+
+def of_asyncio(function: Any, module: Any) -> Any:
+    """A function of a module of asyncio's; None for another that the program has put in its place."""
+    is_theirs = isinstance(function, types.FunctionType) and function.__globals__ is vars(module)
+    return function if is_theirs else None
+
+
+usual_monotonic = time.monotonic if isinstance(time.monotonic, types.BuiltinFunctionType) else None
+usual_run = of_asyncio(events.Handle._run, events)
+usual_extra_info = of_asyncio(transports.BaseTransport.get_extra_info, transports)
 
 c_task: Any = getattr(asyncio.tasks, "_CTask", None) or type(None)
 c_future: Any = getattr(asyncio.futures, "_CFuture", None) or type(None)
@@ -219,6 +230,15 @@ def begin(loop: Any, transports: tuple[asyncio.Transport, ...]) -> None:
     except BaseException:
         coroutine.close()
         raise
+
+
+def log_connection(server: Any, address: Any, fd: int) -> None:
+    """Say in debug mode that a server has got a connection."""
+    sock = socket.socket(fileno=fd)
+    try:
+        logger.debug("%r got a new connection from %r: %r", server, address or sock.getpeername(), sock)
+    finally:
+        sock.detach()
 
 
 def has_own_method(sock: Any, name: str) -> bool:

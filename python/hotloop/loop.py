@@ -10,11 +10,13 @@ import socket
 import sys
 import threading
 import weakref
-from asyncio import events, exceptions
+from asyncio import events, exceptions, selector_events
 from asyncio.log import logger
+from types import BuiltinFunctionType
 
 from . import _core
 from ._executors import ExecutorSupport
+from ._patches import ReadyHandles, adopt
 from ._signals import SignalHandling
 from ._subprocesses import SubprocessSupport
 from ._support import check_ssl_socket
@@ -64,6 +66,35 @@ def _replaces_connecting(cls: type) -> bool:
     return any(getattr(cls, name) is not getattr(Loop, name) for name in _core.CONNECTING)
 
 
+_tasks: Any = asyncio.tasks
+
+
+class _Selector:
+    """Takes the place of a selector for an iteration that is the program's own, as nest_asyncio's.
+
+    What is ready and due is run in the wait: the program finds nothing but what that has made ready.
+    """
+
+    def __init__(self, loop: Loop | None = None) -> None:
+        self._loop = loop
+
+    def __get__(self, loop: Loop | None, _: type) -> _Selector:
+        return _Selector(loop)
+
+    def select(self, timeout: float | None = None) -> list[Any]:
+        """Run an iteration of the loop, perhaps within a task, which is not the current one meanwhile."""
+        loop: Any = self._loop
+        task = asyncio.current_task(loop)
+        if task is not None:
+            _tasks._leave_task(loop, task)
+        try:
+            _core.Loop._run_once(loop)
+        finally:
+            if task is not None:
+                _tasks._enter_task(loop, task)
+        return []
+
+
 class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEventLoop):
     """An asyncio event loop that runs callbacks, timers and transports in Rust.
 
@@ -82,6 +113,9 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
     _asyncgen_finalizer_hook: Callable[[Any], None]
     _ensure_resolved: Callable[..., Awaitable[Any]]
 
+    # How the hooks for asynchronous generators were set before a run.
+    _old_agen_hooks: Any = None
+
     # Called with each loop that is made.
     _when_made: Callable[[Loop], object] | None = None
 
@@ -89,11 +123,12 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
     _blocking: Watch | None = None
 
     # What asyncio's own loops wait with. Here the extension does.
-    _selector = None
+    _selector = _Selector()
 
     def __init__(self, selector: object = None) -> None:
         try:
             asyncio.BaseEventLoop.__init__(self)
+            adopt(Loop)
             self._replaces_connecting = _replaces_connecting(type(self))
             SignalHandling.__init__(self)
             SubprocessSupport.__init__(self)
@@ -113,14 +148,9 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
 
     def run_forever(self) -> None:
         """Run until stop() is called."""
-        self._check_closed()
-        self._check_running()
-        self._set_coroutine_origin_tracking(self._debug)
-        firstiter, finalizer = sys.get_asyncgen_hooks()
-        self._thread_id = threading.get_ident()
+        self._run_forever_setup()
         try:
-            sys.set_asyncgen_hooks(self._asyncgen_firstiter_hook, self._asyncgen_finalizer_hook)
-            events._set_running_loop(self)
+            self._wait_by(_replaced_select())
             waking = self._wake_on_signals()
             try:
                 if self._run_once == _core.Loop._run_once.__get__(self):
@@ -131,16 +161,38 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
                 if waking:
                     self._stop_waking_on_signals()
         finally:
-            self._stopping = False
-            self._thread_id = None
-            # Each can fail where there is no memory, which is no reason to leave out the others.
+            self._run_forever_cleanup()
+
+    def _run_forever_setup(self) -> None:
+        """What comes before the first iteration: asyncio has it in a method of its own since Python 3.13."""
+        self._check_closed()
+        self._check_running()
+        adopt(Loop)
+        self._note_overrides()
+        self._set_coroutine_origin_tracking(self._debug)
+        self._old_agen_hooks = sys.get_asyncgen_hooks()
+        self._thread_id = threading.get_ident()
+        try:
+            sys.set_asyncgen_hooks(self._asyncgen_firstiter_hook, self._asyncgen_finalizer_hook)
+            events._set_running_loop(self)
+        except BaseException:
+            self._run_forever_cleanup()
+            raise
+
+    def _run_forever_cleanup(self) -> None:
+        """What comes after the last iteration."""
+        self._stopping = False
+        self._thread_id = None
+        # Each can fail where there is no memory, which is no reason to leave out the others.
+        try:
+            events._set_running_loop(None)
+        finally:
             try:
-                events._set_running_loop(None)
+                self._set_coroutine_origin_tracking(False)
             finally:
-                try:
-                    self._set_coroutine_origin_tracking(False)
-                finally:
-                    sys.set_asyncgen_hooks(firstiter, finalizer)
+                hooks, self._old_agen_hooks = self._old_agen_hooks, None
+                if hooks is not None:
+                    sys.set_asyncgen_hooks(*hooks)
 
     def _run_by_method(self) -> None:
         """What asyncio does, which calls the _run_once() of a subclass."""
@@ -148,6 +200,9 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
             self._run_once()
             if self._stopping:
                 break
+
+    def _process_events(self, event_list: list[Any]) -> None:
+        """Nothing: see _Selector."""
 
     def close(self) -> None:
         """Close the event loop: what is scheduled is dropped, what was written and the network takes is sent.
@@ -165,6 +220,26 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
         # Not by its name: at the end of the interpreter this module may have none any more.
         super().close()
         self._close()
+
+    @property
+    def _ready(self) -> ReadyHandles:
+        """What is ready to be run, as asyncio has it, to be looked at or added to."""
+        return ReadyHandles(self)
+
+    @_ready.setter
+    def _ready(self, handles: object) -> None:
+        # BaseEventLoop's __init__() sets an empty one.
+        pass
+
+    @property
+    def _scheduled(self) -> list[asyncio.TimerHandle]:
+        """The timers, as asyncio has them, to be looked at."""
+        # A loop that is closed has dropped them, or is about to: asyncio's close() asks for them.
+        return [] if self._closed else list(self._timer_handles())
+
+    @_scheduled.setter
+    def _scheduled(self, timers: object) -> None:
+        pass
 
     def set_debug(self, enabled: bool) -> None:
         """Turn debug mode on or off, as asyncio has it."""
@@ -309,9 +384,10 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
     async def _sendfile_native(self, transp: Any, file: Any, offset: int, count: int | None) -> int:
         """os.sendfile() on a duplicate of the transport's descriptor, which can be watched beside it."""
         resume_reading = transp.is_reading()
-        transp.pause_reading()
+        # It fails if another sendfile is under way, which goes on as if this one had not been asked for.
+        waiter = transp._make_empty_waiter()
         try:
-            waiter = transp._make_empty_waiter()
+            transp.pause_reading()
             await waiter
             sock = transp._sock
             if sock is None:
@@ -371,6 +447,17 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
         create_unix_server = _Unix.create_unix_server
     _accept_connection = _Unix._accept_connection
     _accept_connection2 = _Unix._accept_connection2
+
+
+def _replaced_select() -> Callable[..., object] | None:
+    """What gevent or eventlet has put in place of select.select(), so that its other threads run meanwhile.
+
+    It has also taken away what waits in other ways, which would stop them. What counts is what asyncio's own
+    loops wait by: eventlet, with a hub that is one of asyncio's loops, gives them back what it has replaced.
+    """
+    module = selector_events.selectors.select  # type: ignore[attr-defined]
+    replaced: Callable[..., object] = module.select
+    return None if isinstance(replaced, BuiltinFunctionType) or hasattr(module, "epoll") else replaced
 
 
 def _is_numeric(host: object) -> bool:

@@ -107,14 +107,19 @@ impl Core {
         Ok(())
     }
 
-    /// Runs a callback in debug mode, or while somebody watches, that `began` now, in ticks.
+    /// Runs a callback in debug mode, while somebody watches, or by a method of the program's. It `began` now, in ticks.
     #[inline(never)]
     fn run_observed(&self, py: Python<'_>, event_loop: &Object, entry: &Ready, began: u64) -> PyResult<()> {
+        let by_method = self.schedule.is_by_method();
+        let run = || match self.schedule.debug() {
+            true => entry.run_watched(py, event_loop, by_method),
+            false if by_method => entry.run_by_method(py, event_loop),
+            false => entry.run(py, event_loop),
+        };
         let turns = self.turns.borrow().clone();
-        let Some(turns) = turns else { return entry.run_watched(py, event_loop) };
+        let Some(turns) = turns else { return run() };
         turns.begin(began);
-        let result =
-            if self.schedule.debug() { entry.run_watched(py, event_loop) } else { entry.run(py, event_loop) };
+        let result = run();
         let Some(turn) = turns.end() else { return result };
         let seconds = self.pace.tick.seconds(clock::ticks().wrapping_sub(turn.began));
         let told = tell_end(py, event_loop, turn.number, entry.object(), seconds).or_else(|error| {

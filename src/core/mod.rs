@@ -24,7 +24,7 @@ use crate::cpython::borrowing::StateCell;
 use crate::cpython::buffer::{joined, new_bytes};
 use crate::cpython::class::Visitor;
 use crate::cpython::errors::no_memory;
-use crate::cpython::object::Object;
+use crate::cpython::object::{Object, ObjectCell};
 use crate::cpython::received::{self, Blank};
 use crate::handle::Schedule;
 use crate::reactor::clock;
@@ -67,6 +67,8 @@ pub struct Core {
     stopping: Cell<bool>,
     /// Whether time() is not ours, because a subclass or the program has another: it decides when timers are due.
     foreign_clock: Cell<bool>,
+    /// What the program waits by in place of the system's calls, called as select.select(): it lets others run meanwhile.
+    foreign_wait: ObjectCell,
     /// Lent to one receive at a time.
     buffer: Cell<Option<Box<[u8]>>>,
     /// An object for what was received when there is no memory for another.
@@ -102,6 +104,7 @@ impl Core {
             sending: Cell::new(Sending::AtOnce),
             stopping: Cell::new(false),
             foreign_clock: Cell::new(false),
+            foreign_wait: ObjectCell::default(),
             buffer: Cell::new(None),
             spare: Cell::new(None),
             received: StateCell::default(),
@@ -132,6 +135,14 @@ impl Core {
 
     pub fn set_foreign_clock(&self, foreign: bool) {
         self.foreign_clock.set(foreign);
+    }
+
+    pub fn set_foreign_wait(&self, wait: Option<Object>) {
+        self.foreign_wait.set(wait);
+    }
+
+    pub fn has_foreign_wait(&self) -> bool {
+        self.foreign_wait.is_some()
     }
 
     pub fn has_foreign_clock(&self) -> bool {
@@ -167,6 +178,28 @@ impl Core {
             self.collect_inbox();
         }
         self.ready.borrow_mut().push_back(entry);
+    }
+
+    /// What is queued, to be looked at. MemoryError if there is no room for that.
+    pub fn ready_entries(&self, py: Python<'_>) -> PyResult<Vec<Ready>> {
+        if self.inbox.is_filled() {
+            self.collect_inbox();
+        }
+        let ready = self.ready.borrow();
+        let mut entries = Vec::new();
+        if entries.try_reserve(ready.len()).is_err() {
+            return Err(no_memory(py));
+        }
+        entries.extend(ready.iter().cloned());
+        Ok(entries)
+    }
+
+    /// Takes what is to be run next out of the queue.
+    pub fn pop_ready(&self) -> Option<Ready> {
+        if self.inbox.is_filled() {
+            self.collect_inbox();
+        }
+        self.ready.borrow_mut().pop_front()
     }
 
     /// Queues from another thread, and wakes the event loop if it is asleep. MemoryError if there is no room.
@@ -352,7 +385,7 @@ impl Core {
         let registry = self.registry.try_borrow_mut().ok().and_then(|mut registry| registry.take());
         let ready = self.ready.try_borrow_mut().map(|mut ready| std::mem::take(&mut *ready));
         let unsent = self.unsent.try_borrow_mut().map(|mut unsent| std::mem::take(&mut *unsent));
-        drop((ready, unsent, self.inbox.collect()));
+        drop((ready, unsent, self.inbox.collect(), self.foreign_wait.take()));
         self.drop_timers();
         if let Some(mut registry) = registry {
             drop(registry.drain());
@@ -374,6 +407,7 @@ impl Core {
             }
         }
         self.inbox.try_for_each(|(entry, _)| entry.traverse(visitor));
+        visitor.cell(&self.foreign_wait);
         if let Ok(registry) = self.registry.try_borrow()
             && let Some(registry) = &*registry
         {

@@ -8,7 +8,7 @@ use pyo3::prelude::*;
 
 use super::{Core, Ready, report_error};
 use crate::cpython::errors::os_error;
-use crate::cpython::object::{Object, check_signals, has_other_threads};
+use crate::cpython::object::{Object, check_signals, has_other_threads, tuple};
 use crate::intern;
 use crate::reactor::clock::{self, Instant};
 use crate::reactor::doze::doze;
@@ -95,9 +95,16 @@ impl Core {
         timeout: Option<Duration>,
     ) -> PyResult<()> {
         self.pace.start_poll(now);
+        let by_program = self.has_foreign_wait() && self.wait_by_program(py, timeout)?;
         let mut events = self.events.take().unwrap_or_default();
         let (result, waited) = match timeout {
             Some(Duration::ZERO) => (self.peek(py, now.seconds, &mut events), false),
+            _ if by_program => {
+                let result = self.peek(py, now.seconds, &mut events);
+                self.pace.end_wait();
+                self.metrics.count_wait(self.pace.polled() - now.seconds, false);
+                (result, true)
+            }
             _ => (self.wait(py, now.seconds, &mut events, timeout), true),
         };
         // What signal handlers and other threads have scheduled meanwhile comes before what became ready.
@@ -212,6 +219,35 @@ impl Core {
             self.drowsiness.learn_from_doze(seconds);
         }
         result
+    }
+
+    /// Waits as the program has it, which may run anything, until the poller has something to tell. False if there is no
+    /// poller of this process to wait by.
+    #[cold]
+    fn wait_by_program(&self, py: Python<'_>, timeout: Option<Duration>) -> PyResult<bool> {
+        let Some(wait) = self.foreign_wait.get() else { return Ok(false) };
+        let fd = match &mut *self.registry.borrow_mut() {
+            Some(registry) => match registry.own_poller() {
+                Ok(()) => registry.poller().fd(),
+                Err(_) => return Ok(false),
+            },
+            None => return Ok(false),
+        };
+        if !self.inbox.fall_asleep(false) {
+            return Ok(true);
+        }
+        let wait = || {
+            let timeout = match timeout {
+                Some(timeout) => Object::from_float(py, timeout.as_secs_f64())?,
+                None => Object::none(py),
+            };
+            let none = tuple(py, &[])?;
+            let read = tuple(py, &[&Object::from_int(py, fd)?])?;
+            wait.call(py, &[&read, &none, &none, &timeout]).map(drop)
+        };
+        let result = wait();
+        self.inbox.sleep.end();
+        result.map(|()| true)
     }
 
     /// Goes on after a wait that failed, with another poller if the present one is of no use. If there can be none, which is

@@ -22,6 +22,7 @@ pub struct Readiness {
 }
 
 /// An entry of the ready queue.
+#[derive(Clone)]
 pub enum Ready {
     Handle(Obj<Handle>),
     Timer(Obj<TimerHandle>),
@@ -53,17 +54,29 @@ impl Ready {
     }
 
     /// Runs in debug mode: callbacks that take long are logged.
-    pub(super) fn run_watched(&self, py: Python<'_>, event_loop: &Object) -> PyResult<()> {
+    pub(super) fn run_watched(&self, py: Python<'_>, event_loop: &Object, by_method: bool) -> PyResult<()> {
         let handle = if self.is_handle() { self.object().clone() } else { Object::none(py) };
         event_loop.bind(py).setattr(intern!(py, "_current_handle"), handle.bind(py))?;
         let start = clock::now();
-        let result = self.run(py, event_loop);
+        let result = if by_method { self.run_by_method(py, event_loop) } else { self.run(py, event_loop) };
         let duration = clock::now() - start;
         let reset = event_loop.bind(py).setattr(intern!(py, "_current_handle"), py.None());
         // What the callback raised can be SystemExit or KeyboardInterrupt: nothing may come before it.
         result.and(reset)?;
         let duration = Object::from_float(py, duration)?;
         imports(py)?.report_slow.call(py, &[event_loop, self.object(), &duration]).map(drop)
+    }
+
+    /// Runs a handle by asyncio.Handle's `_run()`, in whose place the program has put its own.
+    pub(super) fn run_by_method(&self, py: Python<'_>, event_loop: &Object) -> PyResult<()> {
+        match self {
+            Ready::Handle(handle) if handle.is_cancelled() => Ok(()),
+            Ready::Timer(timer) if timer.handle().is_cancelled() => Ok(()),
+            Ready::ThreadSafe(handle) if handle.is_cancelled() => Ok(()),
+            Ready::Task(step) => run_as_method(py, step.handle(py, event_loop)?.as_object()),
+            Ready::Handle(_) | Ready::Timer(_) | Ready::ThreadSafe(_) => run_as_method(py, self.object()),
+            Ready::Foreign(_) | Ready::Step(..) | Ready::Event(..) => self.run(py, event_loop),
+        }
     }
 
     /// The handle, or the object that the step or event is for.
@@ -87,6 +100,12 @@ impl Ready {
     fn is_handle(&self) -> bool {
         matches!(self, Ready::Handle(_) | Ready::Timer(_) | Ready::ThreadSafe(_) | Ready::Foreign(_))
     }
+}
+
+/// Runs a handle of ours by what asyncio.Handle has for that.
+fn run_as_method(py: Python<'_>, handle: &Object) -> PyResult<()> {
+    let run = imports(py)?.handle_class.bind(py).getattr(intern!(py, "_run"))?;
+    Object::from(run).call1(py, handle).map(drop)
 }
 
 /// Runs an asyncio.Handle, which does not itself see to it that it is not cancelled.

@@ -241,6 +241,15 @@ pub fn class_of<T: Native>(py: Python<'_>) -> Borrowed<'static, '_, PyAny> {
     unsafe { Borrowed::from_ptr(py, T::class().class.load(Relaxed).cast()) }
 }
 
+/// What the class of `T` derives from, which is a class of Python's.
+pub fn base_of<T: Native>(py: Python<'_>) -> Borrowed<'static, '_, PyAny> {
+    // SAFETY: the class lives for good, and its base with it.
+    unsafe {
+        let class = T::class().class.load(Relaxed).cast::<ffi::PyTypeObject>();
+        Borrowed::from_ptr(py, (*class).tp_base.cast())
+    }
+}
+
 /// A reference to an instance of the class of `T`; TypeError if it is not one.
 pub fn downcast<'a, 'py, T: Native>(object: Borrowed<'a, 'py, PyAny>) -> PyResult<This<'a, 'py, T>> {
     if !is_instance::<T>(object.as_ptr()) {

@@ -16,6 +16,7 @@
 //! - [`errors`]: exceptions, and errors of the operating system.
 //! - [`module`]: the extension module, and what is asked of other modules.
 //! - [`names`]: names of attributes and methods.
+//! - [`namespace`]: hearing of changes to a dict.
 //!
 //! All of it leans on the GIL: an [`object::Object`] is used and dropped only by a thread that holds it. It is
 //! neither Send nor Sync, so the compiler sees to it that none crosses into code that runs without it.
@@ -31,6 +32,7 @@ pub mod interpreter;
 pub mod methods;
 pub mod module;
 pub mod names;
+pub mod namespace;
 pub mod object;
 pub mod received;
 pub mod socket;

@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::marker::PhantomData;
 use std::ptr::NonNull;
 
-use pyo3::exceptions::{PyKeyError, PyTypeError};
+use pyo3::exceptions::{PyKeyError, PySystemError, PyTypeError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString};
 use pyo3::{Borrowed, ffi};
@@ -315,7 +315,8 @@ type Vectorcall = unsafe extern "C-unwind" fn(
     *mut ffi::PyObject,
 ) -> *mut ffi::PyObject;
 
-/// What PyObject_Vectorcall does, without its function calls and its check that the callee has kept to the protocol.
+/// What PyObject_Vectorcall does, without its function calls. What is written in Python keeps to the protocol of calls; of
+/// others it is checked that they have left no exception behind with their result, which would be taken for somebody else's.
 ///
 /// # Safety
 /// `args` points to `count` live objects, behind a place that the callee may use.
@@ -329,11 +330,41 @@ unsafe fn vectorcall(callable: &Object, args: *const *mut ffi::PyObject, count: 
         if (*kind).tp_flags & ffi::Py_TPFLAGS_HAVE_VECTORCALL != 0 {
             let place = callable.byte_offset((*kind).tp_vectorcall_offset);
             if let Some(function) = *place.cast::<Option<Vectorcall>>() {
-                return enter(|| function(callable, args, count, std::ptr::null_mut()));
+                let result = enter(|| function(callable, args, count, std::ptr::null_mut()));
+                let is_python = kind == &raw mut ffi::PyFunction_Type || kind == &raw mut PyMethod_Type;
+                if is_python || result.is_null() || ffi::PyErr_Occurred().is_null() {
+                    return result;
+                }
+                return refuse(callable, result);
             }
         }
         ffi::PyObject_Vectorcall(callable, args, count, std::ptr::null_mut())
     }
+}
+
+unsafe extern "C" {
+    /// The type of bound methods.
+    static mut PyMethod_Type: ffi::PyTypeObject;
+}
+
+/// Drops a result that came with an exception, and sets the error that the interpreter has for that: null is returned.
+///
+/// # Safety
+/// `callable` lives, `result` is a strong reference, and an exception is set.
+#[cold]
+unsafe fn refuse(callable: *mut ffi::PyObject, result: *mut ffi::PyObject) -> *mut ffi::PyObject {
+    // SAFETY: as the caller says; the exception is set aside before anything else is called.
+    unsafe {
+        let py = Python::assume_attached();
+        let raised = fetch(py);
+        drop(Object::from_owned(py, result));
+        let name = Borrowed::from_ptr(py, callable).repr().and_then(|name| Ok(name.to_str()?.to_owned()));
+        let name = name.unwrap_or_else(|_| "a callable".to_owned());
+        let error = new_error::<PySystemError>(py, format!("{name} returned a result with an exception set"));
+        error.set_cause(py, Some(raised));
+        error.restore(py);
+    }
+    std::ptr::null_mut()
 }
 
 impl Stack<'_> {

@@ -6,6 +6,8 @@
 mod connecting;
 mod making;
 mod observing;
+mod overrides;
+mod queues;
 mod running;
 mod scheduling;
 mod serving;
@@ -19,15 +21,13 @@ use std::ffi::c_int;
 use std::rc::Rc;
 
 use pyo3::exceptions::{PyAttributeError, PyOverflowError, PyRuntimeError, PyTypeError, PyValueError};
+use pyo3::ffi;
 use pyo3::prelude::*;
-use pyo3::types::PyString;
-use pyo3::{Borrowed, ffi};
 
 use crate::core::Core;
 use crate::cpython::class::{self, Class, Definition, Native, This, Visitor};
 use crate::cpython::errors::OrOsError;
 use crate::cpython::errors::new_error;
-use crate::cpython::methods::guard;
 use crate::cpython::module::add;
 use crate::cpython::object::{Object, tuple};
 use crate::intern;
@@ -40,16 +40,10 @@ pub struct Loop {
     /// The identifier of the thread that runs the loop.
     thread: Cell<Option<u64>>,
     has_task_factory: Cell<bool>,
-    /// Whether call_at() is not ours.
-    foreign_call_at: Cell<bool>,
-    /// Whether call_soon() is not ours, so that somebody may look at what it returns.
-    foreign_call_soon: Cell<bool>,
+    overrides: Overrides,
     /// Whether the program has put a method of its own in place of one that asyncio connects with.
     replaces_connecting: Cell<bool>,
 }
-
-/// Methods that others call, so that overriding one changes what those may do.
-const OVERRIDES: [&str; 3] = ["time", "call_at", "call_soon"];
 
 /// What asyncio's create_connection() goes through.
 const CONNECTING: [&str; 6] = [
@@ -73,35 +67,9 @@ impl Loop {
             closed: Cell::new(true),
             thread: Cell::new(None),
             has_task_factory: Cell::new(false),
-            foreign_call_at: Cell::new(false),
-            foreign_call_soon: Cell::new(false),
+            overrides: Overrides::default(),
             replaces_connecting: Cell::new(false),
         })
-    }
-
-    /// Notes which of the methods that asyncio's own methods go through are not ours.
-    fn note_overrides(
-        &self,
-        class: &Bound<'_, PyAny>,
-        attributes: Option<&Bound<'_, PyAny>>,
-    ) -> PyResult<()> {
-        let ours = class::class_of::<Loop>(class.py());
-        let is_foreign = |name: &str| -> PyResult<bool> {
-            let name = Object::from_str(class.py(), name)?;
-            let name = name.bind(class.py());
-            if let Some(attributes) = attributes
-                && attributes.contains(name)?
-            {
-                return Ok(true);
-            }
-            let name = name.cast::<PyString>()?;
-            Ok(!class.getattr(name)?.is(&ours.getattr(name)?))
-        };
-        let [time, call_at, call_soon] = OVERRIDES;
-        self.core.set_foreign_clock(is_foreign(time)?);
-        self.foreign_call_at.set(is_foreign(call_at)?);
-        self.foreign_call_soon.set(is_foreign(call_soon)?);
-        Ok(())
     }
 
     fn check_closed(&self, py: Python<'_>) -> PyResult<()> {
@@ -148,48 +116,22 @@ unsafe extern "C" fn new_loop(
         class::new_instance::<Loop>(class, |py| {
             let event_loop = Loop::new(py)?;
             event_loop.note_overrides(Bound::from_borrowed_ptr(py, class.cast()).as_any(), None)?;
+            event_loop.note_patches(py)?;
             Ok(event_loop)
         })
     }
 }
 
-/// Sees the program replace a method of one loop, as test suites do.
-unsafe extern "C" fn set_attribute(
-    instance: *mut ffi::PyObject,
-    name: *mut ffi::PyObject,
-    value: *mut ffi::PyObject,
-) -> c_int {
-    // SAFETY: this is tp_setattro, called with an instance of the class.
-    unsafe {
-        if ffi::PyObject_GenericSetAttr(instance, name, value) < 0 {
-            return -1;
-        }
-        guard(-1, |py| {
-            let name = Borrowed::from_ptr(py, name);
-            // A name that is no text is none of these.
-            let text = name.cast::<PyString>()?;
-            let Ok(name) = text.to_str() else { return Ok(0) };
-            let event_loop = Borrowed::from_ptr(py, instance);
-            if CONNECTING.contains(&name) {
-                class::downcast::<Loop>(event_loop)?.replaces_connecting.set(true);
-            }
-            if OVERRIDES.contains(&name) || name == "__class__" {
-                let attributes = event_loop.getattr(intern!(py, "__dict__"))?;
-                let this = class::downcast::<Loop>(event_loop)?;
-                this.note_overrides(event_loop.get_type().as_any(), Some(&attributes))?;
-            }
-            Ok(0)
-        })
-    }
-}
-
 pub use observing::{begin_fork, end_fork, stop_watching};
+use overrides::Overrides;
+pub use overrides::watch_patches;
 
 /// Makes the classes.
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     let mut methods = scheduling::methods();
     methods.extend(running::methods());
     methods.extend(tasks::methods());
+    methods.extend(queues::methods());
     methods.extend(observing::methods());
     methods.extend(watchers::methods());
     methods.extend(sockets::methods());
@@ -204,7 +146,7 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
         attributes: running::attributes(),
         slots: vec![ffi::PyType_Slot {
             slot: ffi::Py_tp_setattro,
-            pfunc: set_attribute as *mut std::ffi::c_void,
+            pfunc: overrides::set_attribute as *mut std::ffi::c_void,
         }],
         open: false,
     };
@@ -215,7 +157,8 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     add(module, "Loop", class::make_subclassable::<Loop>(definition, new_loop)?)?;
     socket_operation::register(module)?;
     connecting::register(module)?;
-    serving::register(module)
+    serving::register(module)?;
+    queues::register(module)
 }
 
 /// A file descriptor out of an integer or an object with fileno(), with the errors of the `selectors` module: ValueError

@@ -7,12 +7,12 @@ use pyo3::ffi::{PyGetSetDef, PyMethodDef};
 use pyo3::prelude::*;
 use pyo3::{Borrowed, Python};
 
-use super::{Loop, ThisLoop};
+use super::{Loop, ThisLoop, given, overrides};
 use crate::cpython::errors::new_error;
 use crate::cpython::object::Object;
 use crate::handle::boolean;
 use crate::intern;
-use crate::{attribute, method0};
+use crate::{attribute, method0, method1};
 
 /// PyO3 counts attachments by thread: what it drops below this is released at once, not at some later time.
 fn counted<R>(f: impl FnOnce(Python<'_>) -> R) -> R {
@@ -27,13 +27,27 @@ fn run(this: ThisLoop<'_, '_>) -> PyResult<Object> {
 }
 
 fn run_once(this: ThisLoop<'_, '_>) -> PyResult<Object> {
-    counted(|py| this.core.iterate(py, &this.object()))?;
+    counted(|py| {
+        // Within an iteration it may wait for the answer to what that has written.
+        this.core.flush(py, &this.object())?;
+        this.core.iterate(py, &this.object())
+    })?;
+    Ok(Object::none(this.py()))
+}
+
+/// Waits by a function of the program's from now on, or by the system's calls for None.
+fn wait_by(this: ThisLoop<'_, '_>, function: Borrowed<'_, '_, PyAny>) -> PyResult<Object> {
+    this.core.set_foreign_wait(given(Some(Object::from(function))));
     Ok(Object::none(this.py()))
 }
 
 fn close_core(this: ThisLoop<'_, '_>) -> PyResult<Object> {
     this.core.close(this.py(), &this.object())?;
     Ok(Object::none(this.py()))
+}
+
+fn note_overrides(this: ThisLoop<'_, '_>) -> PyResult<Object> {
+    overrides::note(this)
 }
 
 fn flush(this: ThisLoop<'_, '_>) -> PyResult<Object> {
@@ -71,7 +85,20 @@ pub fn methods() -> Vec<PyMethodDef> {
             run,
             "_run($self, /)\n--\n\nRun iterations until stop() is called: the inside of run_forever()."
         ),
+        method0!(
+            Loop,
+            "_note_overrides",
+            note_overrides,
+            "_note_overrides($self, /)\n--\n\nFind out what the program has put in place of the loop's methods."
+        ),
         method0!(Loop, "_run_once", run_once, "_run_once($self, /)\n--\n\nRun one iteration."),
+        method1!(
+            Loop,
+            "_wait_by",
+            "function",
+            wait_by,
+            "Wait by a function that is called as select.select(), or as usual for None."
+        ),
         method0!(
             Loop,
             "_close",

@@ -1,16 +1,19 @@
 //! Scheduling callbacks, now and later: call_soon, call_soon_threadsafe, call_later, call_at, time.
 
+use pyo3::Borrowed;
 use pyo3::exceptions::PyTypeError;
 use pyo3::ffi::PyMethodDef;
 use pyo3::prelude::*;
+use pyo3::types::{PyFloat, PyInt};
 
+use super::overrides::replaced_clock;
 use super::{Loop, ThisLoop};
 use crate::core::Ready;
 use crate::cpython::args::Args;
 use crate::cpython::class::{Native, Obj};
 use crate::cpython::errors::new_error;
-use crate::cpython::object::{Object, call_method_with_keywords, copy_context, dict, thread_ident};
-use crate::handle::{Arguments, Call, Handle, TaskStep, ThreadSafeHandle, TimerHandle, is_of_task};
+use crate::cpython::object::{Object, call_method_with_keywords, copy_context, dict, thread_ident, tuple};
+use crate::handle::{Arguments, Call, Handle, TaskStep, ThreadSafeHandle, TimerHandle, When, is_of_task};
 use crate::intern;
 use crate::reactor::clock;
 use crate::{method, method0, method1};
@@ -55,9 +58,12 @@ fn call_soon<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Obje
     let py = this.py();
     this.check_closed(this.py())?;
     let ([callback], context) = args.leading("call_soon", ["callback"], intern!(py, "context"))?;
+    if this.overrides.queue.get() {
+        return call_soon_by_method(this, callback, args, context);
+    }
     let arguments = args.len().saturating_sub(1);
     if let Some(context) = &context
-        && !this.foreign_call_soon.get()
+        && !this.overrides.call_soon.get()
         && !this.debug()
         && is_of_task(py, &callback, arguments)?
     {
@@ -66,6 +72,47 @@ fn call_soon<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Obje
         return Ok(Object::none(py));
     }
     let handle = Obj::new(py, make_handle(this, "call_soon", callback, args, 1, context)?)?;
+    this.core.push_new(py, Ready::Handle(handle.clone()))?;
+    Ok(handle.into_object())
+}
+
+/// What asyncio's call_soon() does, by the `_call_soon()` of a subclass.
+#[cold]
+fn call_soon_by_method<'py>(
+    this: ThisLoop<'_, 'py>,
+    callback: Object,
+    args: Args<'_, 'py>,
+    context: Option<Object>,
+) -> PyResult<Object> {
+    let py = this.py();
+    if this.debug() {
+        check_in_debug(this, "call_soon", &callback)?;
+    }
+    let arguments: Vec<_> = args.rest(1).collect();
+    let arguments = tuple(py, &arguments.iter().collect::<Vec<_>>())?;
+    let context = context.unwrap_or_else(|| Object::none(py));
+    this.object().call_method(py, intern!(py, "_call_soon"), &[&callback, &arguments, &context])
+}
+
+/// `_call_soon(callback, args, context)`, for subclasses that go on with it.
+fn queue<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
+    let py = this.py();
+    let [callback, arguments, context] = args.parse("_call_soon", ["callback", "args", "context"], 3, 3)?;
+    let (Some(callback), Some(arguments)) = (callback, arguments) else { return Ok(Object::none(py)) };
+    let mut all = Vec::new();
+    for argument in arguments.bind(py).try_iter()? {
+        all.push(Object::from(argument?));
+    }
+    let call = Call {
+        callback,
+        arguments: Arguments::of_objects(&all.iter().collect::<Vec<_>>()),
+        context: match context {
+            Some(context) if !context.is_none() => context,
+            _ => copy_context(py)?,
+        },
+        event_loop: this.object(),
+    };
+    let handle = Obj::new(py, Handle::new(py, call, &this.core.schedule)?)?;
     this.core.push_new(py, Ready::Handle(handle.clone()))?;
     Ok(handle.into_object())
 }
@@ -85,6 +132,10 @@ fn call_soon_threadsafe<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> Py
     match this.thread.get() {
         Some(thread) if thread == thread_ident() => {
             this.core.push_new(this.py(), entry)?;
+            if this.core.has_foreign_wait() {
+                // The call may come from within the wait.
+                this.core.rouse();
+            }
         }
         Some(_) => this.core.send(this.py(), entry)?,
         None => {
@@ -94,6 +145,9 @@ fn call_soon_threadsafe<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> Py
             this.core.rouse();
         }
     }
+    if this.overrides.wake.get() {
+        this.object().call_method0(this.py(), intern!(this.py(), "_write_to_self"))?;
+    }
     Ok(handle)
 }
 
@@ -101,7 +155,7 @@ fn call_at_time<'py>(
     this: ThisLoop<'_, 'py>,
     method: &str,
     args: Args<'_, 'py>,
-    when: impl FnOnce(&Bound<'py, PyAny>) -> PyResult<f64>,
+    when: impl FnOnce(&Bound<'py, PyAny>) -> PyResult<When>,
 ) -> PyResult<Object> {
     let py = this.py();
     let name = if method == "call_later" { "delay" } else { "when" };
@@ -133,14 +187,20 @@ fn call_later_by_methods<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> P
 }
 
 fn call_later<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
-    if this.core.has_foreign_clock() || this.foreign_call_at.get() {
+    if this.core.has_foreign_clock() || this.overrides.call_at.get() {
         return call_later_by_methods(this, args);
     }
+    let py = this.py();
     call_at_time(this, "call_later", args, |delay| {
         if delay.is_none() {
             return Err(new_error::<PyTypeError>(delay.py(), "delay must not be None"));
         }
-        Ok(clock::now() + delay.extract::<f64>()?)
+        let now = clock::now();
+        if delay.is_exact_instance_of::<PyFloat>() || delay.is_exact_instance_of::<PyInt>() {
+            return Ok(When { seconds: now + delay.extract::<f64>()?, given: None });
+        }
+        // Whatever can be added to a float.
+        When::of(&Object::from_float(py, now)?.bind(py).add(delay)?)
     })
 }
 
@@ -149,15 +209,23 @@ fn call_at<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object
         if when.is_none() {
             return Err(new_error::<PyTypeError>(when.py(), "when cannot be None"));
         }
-        when.extract::<f64>()
+        When::of(when)
     })
 }
 
 fn time(this: ThisLoop<'_, '_>) -> PyResult<Object> {
-    Object::from_float(this.py(), clock::now())
+    match replaced_clock(this.py())? {
+        Some(time) => Ok(time),
+        None => Object::from_float(this.py(), clock::now()),
+    }
 }
 
-fn add_callback<'py>(this: ThisLoop<'_, 'py>, handle: pyo3::Borrowed<'_, 'py, PyAny>) -> PyResult<Object> {
+/// A timer was cancelled: subclasses may want to know. asyncio counts them here.
+fn timer_handle_cancelled<'py>(this: ThisLoop<'_, 'py>, _: Borrowed<'_, 'py, PyAny>) -> PyResult<Object> {
+    Ok(Object::none(this.py()))
+}
+
+fn add_callback<'py>(this: ThisLoop<'_, 'py>, handle: Borrowed<'_, 'py, PyAny>) -> PyResult<Object> {
     let py = this.py();
     if !handle.getattr(intern!(py, "_cancelled"))?.is_truthy()? {
         let handle = Object::from(handle);
@@ -215,6 +283,19 @@ pub fn methods() -> Vec<PyMethodDef> {
             "time($self, /)\n--\n\nReturn the time of the event loop's clock, in seconds: time.monotonic()."
         ),
         method1!(Loop, "_add_callback", "handle", add_callback, "Queue a handle."),
+        method!(
+            Loop,
+            "_call_soon",
+            queue,
+            "_call_soon($self, callback, args, context)\n--\n\nQueue a callback, with its arguments in a tuple."
+        ),
+        method1!(
+            Loop,
+            "_timer_handle_cancelled",
+            "handle",
+            timer_handle_cancelled,
+            "Called when a timer is cancelled."
+        ),
         method0!(
             Loop,
             "_write_to_self",

@@ -181,6 +181,13 @@ impl Listener {
     /// Accepts twice as many each time until there are no more, and at the most as many as the backlog says that there
     /// can be. The poller tells of the rest.
     fn accept_waiting(this: ThisListener<'_, '_>, begun: &mut Vec<Object>) -> PyResult<()> {
+        // SAFETY: the listener keeps the socket.
+        if this.place.is_some_and(|place| unsafe { place.get() } < 0) {
+            // The program has closed it, and its number is somebody else's by now.
+            this.stopped.set(true);
+            drop(this.core.remove_waiter(this.fd, Direction::Read, Some(&this.object())));
+            return Ok(());
+        }
         let batch = this.batch.get();
         this.batch.set((2 * batch).min(this.backlog + 1));
         for _ in 0..batch {
@@ -230,11 +237,16 @@ impl Listener {
     ) -> PyResult<()> {
         let py = this.py();
         let context = copy_of_context(py, &this.context)?;
-        let result = run_in_context(py, &context, || match &this.tls {
-            Some(tls) => Listener::serve_tls(this, tls, fd, &peer, &context),
-            None => {
-                begun.push(Listener::serve_plainly(this, fd, peer, &context)?);
-                Ok(())
+        let result = run_in_context(py, &context, || {
+            if this.core.schedule.debug() {
+                Listener::log(this, &fd, &peer)?;
+            }
+            match &this.tls {
+                Some(tls) => Listener::serve_tls(this, tls, fd, &peer, &context),
+                None => {
+                    begun.push(Listener::serve_plainly(this, fd, peer, &context)?);
+                    Ok(())
+                }
             }
         });
         let Err(error) = result else { return Ok(()) };
@@ -243,6 +255,16 @@ impl Listener {
             imports(py)?.report_connection.call(py, &[&this.event_loop, &exception])?;
         }
         Ok(())
+    }
+
+    #[cold]
+    fn log(this: ThisListener<'_, '_>, fd: &OwnedFd, peer: &Address) -> PyResult<()> {
+        let py = this.py();
+        let none = Object::none(py);
+        let server = this.server.as_ref().unwrap_or(&none);
+        let peer = peer.to_python(py)?.unwrap_or_else(|| none.clone());
+        let fd = Object::from_int(py, fd.as_raw_fd())?;
+        imports(py)?.log_connection.call(py, &[server, &peer, &fd]).map(drop)
     }
 
     fn serve_plainly(

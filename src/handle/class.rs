@@ -52,10 +52,16 @@ impl AsHandle for TimerHandle {
     /// The copy is not among the event loop's timers.
     fn copy(&self) -> TimerHandle {
         let schedule = Rc::clone(&self.schedule);
-        TimerHandle { handle: self.handle.copy(), schedule, when: self.when, key: Cell::new(None) }
+        let (when, given) = (self.when, self.given.clone());
+        TimerHandle { handle: self.handle.copy(), schedule, when, given, key: Cell::new(None) }
     }
 
     fn cancel(this: This<'_, '_, Self>) -> PyResult<()> {
+        if this.schedule.tell_cancelled.get() && !this.handle.is_cancelled() {
+            let py = this.py();
+            let event_loop = &this.handle.event_loop;
+            event_loop.call_method1(py, intern!(py, "_timer_handle_cancelled"), &this.object())?;
+        }
         if let Some(key) = this.key.take() {
             this.schedule.timers_cancelled.set(this.schedule.timers_cancelled.get() + 1);
             let removed = this.schedule.timers.borrow_mut().remove(key);
@@ -160,10 +166,10 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     timer.methods.push(method0!(
         TimerHandle,
         "when",
-        |this| Object::from_float(this.py(), this.when),
+        |this| this.given(this.py()),
         "when($self, /)\n--\n\nReturn the time at which the callback is due, in seconds of the event loop's clock."
     ));
-    timer.attributes.push(attribute!(TimerHandle, "_when", |this| Object::from_float(this.py(), this.when)));
+    timer.attributes.push(attribute!(TimerHandle, "_when", |this| this.given(this.py())));
     timer.attributes.push(attribute!(TimerHandle, "_scheduled", |this| {
         Ok(boolean(this.py(), this.key.get().is_some()))
     }));

@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use pyo3::exceptions::{PyKeyboardInterrupt, PySystemExit};
 use pyo3::prelude::*;
+use pyo3::types::PyFloat;
 
 use crate::cpython::args::Args;
 use crate::cpython::borrowing::StateCell;
@@ -36,8 +37,12 @@ pub struct Schedule {
     debug: Cell<bool>,
     /// Whether callbacks are watched, for taking long.
     watched: Cell<bool>,
-    /// Whether callbacks are run with something besides: neither of those is plain.
+    /// Whether asyncio's handles have another `_run()` than their own, by which they are run then.
+    by_method: Cell<bool>,
+    /// Whether callbacks are run with something besides: none of those is plain.
     observed: Cell<bool>,
+    /// Whether a timer tells the event loop that it is cancelled.
+    pub tell_cancelled: Cell<bool>,
     /// Timers that were cancelled before they fired.
     pub timers_cancelled: Cell<u64>,
     pub timers: StateCell<Timers<Obj<TimerHandle>>>,
@@ -60,20 +65,38 @@ impl Schedule {
 
     pub fn set_watched(&self, watched: bool) {
         self.watched.set(watched);
-        self.observed.set(watched || self.debug.get());
+        self.note_observed();
+    }
+
+    pub fn set_by_method(&self, by_method: bool) {
+        self.by_method.set(by_method);
+        self.note_observed();
+    }
+
+    pub fn is_by_method(&self) -> bool {
+        self.by_method.get()
+    }
+
+    fn note_observed(&self) {
+        self.observed.set(self.watched.get() || self.debug.get() || self.by_method.get());
     }
 
     pub fn set_debug(&self, debug: bool) {
         self.debug.set(debug);
-        self.observed.set(debug || self.watched.get());
+        self.note_observed();
         DEBUG_WAS_ON.fetch_or(debug, Relaxed);
     }
 
     /// In debug mode, the stack of whoever schedules something.
-    #[inline]
+    #[inline(always)]
     pub fn source_traceback(&self, py: Python<'_>) -> PyResult<Option<Object>> {
-        if self.debug.get() { imports(py)?.source_traceback.call(py, &[]).map(Some) } else { Ok(None) }
+        if self.debug.get() { source_traceback(py).map(Some) } else { Ok(None) }
     }
+}
+
+#[cold]
+fn source_traceback(py: Python<'_>) -> PyResult<Object> {
+    imports(py)?.source_traceback.call(py, &[])
 }
 
 /// Positional arguments of a callback. Most have at most two. A clone is for a call: it shares many of them.
@@ -284,12 +307,29 @@ pub fn reraise_fatal(py: Python<'_>, error: PyErr) -> PyResult<Object> {
     Ok(error.into_value(py).into_bound(py).into())
 }
 
+/// When a callback is due.
+pub struct When {
+    /// Of the event loop's clock.
+    pub seconds: f64,
+    /// The number that says so, if it is no float.
+    pub given: Option<Object>,
+}
+
+impl When {
+    pub fn of(number: &Bound<'_, PyAny>) -> PyResult<When> {
+        let given = (!number.is_exact_instance_of::<PyFloat>()).then(|| Object::from(number));
+        Ok(When { seconds: number.extract()?, given })
+    }
+}
+
 /// A callback that is due at a time.
 pub struct TimerHandle {
     handle: Handle,
     schedule: Rc<Schedule>,
     /// In seconds of the event loop's clock.
     when: f64,
+    /// The same as it was given, if that was no float.
+    given: Option<Object>,
     key: Cell<Option<TimerKey>>,
 }
 
@@ -297,11 +337,12 @@ impl TimerHandle {
     /// Makes a timer and puts it among the event loop's.
     pub fn schedule(
         py: Python<'_>,
-        when: f64,
+        when: When,
         handle: Handle,
         schedule: &Rc<Schedule>,
     ) -> PyResult<Obj<TimerHandle>> {
-        let timer = TimerHandle { handle, schedule: Rc::clone(schedule), when, key: Cell::new(None) };
+        let When { seconds: when, given } = when;
+        let timer = TimerHandle { handle, schedule: Rc::clone(schedule), when, given, key: Cell::new(None) };
         let timer = Obj::new(py, timer)?;
         let mut timers = schedule.timers.borrow_mut();
         if !timers.reserve() {
@@ -319,8 +360,23 @@ impl TimerHandle {
         self.key.set(None);
     }
 
+    /// Takes it out of the event loop's timers. False if it is not among them.
+    pub fn take_out(&self) -> bool {
+        let Some(key) = self.key.take() else { return false };
+        let removed = self.schedule.timers.borrow_mut().remove(key);
+        removed.is_some()
+    }
+
     pub fn handle(&self) -> &Handle {
         &self.handle
+    }
+
+    /// What when() returns.
+    fn given(&self, py: Python<'_>) -> PyResult<Object> {
+        match &self.given {
+            Some(given) => Ok(given.clone()),
+            None => Object::from_float(py, self.when),
+        }
     }
 
     pub fn when(&self) -> f64 {
@@ -351,6 +407,7 @@ impl Native for TimerHandle {
 
     fn traverse(&self, visitor: &mut Visitor) {
         self.handle.traverse(visitor);
+        visitor.optional(&self.given);
     }
 
     fn clear(&self) {

@@ -16,6 +16,7 @@ use crate::cpython::object::{Object, run_in_context};
 use crate::imports::imports;
 
 /// A task's step, or its wake-up with the future that it waited for.
+#[derive(Clone)]
 pub struct TaskStep {
     pub callback: Object,
     pub future: Option<Object>,
@@ -75,14 +76,20 @@ impl TaskStep {
     #[cold]
     fn report(&self, py: Python<'_>, error: PyErr, event_loop: &Object) -> PyResult<()> {
         let exception = reraise_fatal(py, error)?;
+        let handle = self.handle(py, event_loop)?;
+        imports(py)?.report_handle.call(py, &[handle.as_object(), &exception]).map(drop)
+    }
+
+    /// A handle that does the same.
+    #[cold]
+    pub fn handle(&self, py: Python<'_>, event_loop: &Object) -> PyResult<Obj<Handle>> {
         let call = Call {
             callback: self.callback.clone(),
             arguments: self.future.clone().map_or(Arguments::None, Arguments::One),
             context: self.context.clone(),
             event_loop: event_loop.clone(),
         };
-        let handle = Obj::new(py, Handle::with_traceback(call, None))?;
-        imports(py)?.report_handle.call(py, &[handle.as_object(), &exception]).map(drop)
+        Obj::new(py, Handle::with_traceback(call, None))
     }
 
     pub fn traverse(&self, visitor: &mut Visitor) {

@@ -67,18 +67,29 @@ impl Histogram {
 
     #[inline(never)]
     fn record_long(&self, ticks: u64, several: u64, tick: &Tick) {
-        if tick.seconds(1) == 0.0 && !tick.find_out() {
-            // The process has not run for long enough to tell; neither has what is counted.
-            self.short.set(self.short.get().wrapping_add(several));
-            return;
+        let seconds = tick.seconds(ticks);
+        if seconds <= 0.0 {
+            return self.record_first(ticks, several, tick);
         }
         // What is a little shorter by the last bits of a float is in the first bucket, too.
-        let seconds = tick.seconds(ticks).max(SHORTEST);
+        let seconds = seconds.max(SHORTEST);
         let bucket = ((seconds.to_bits() >> SHIFT) as usize - FIRST).min(BUCKETS);
         let count = &self.counts[bucket];
         count.set(count.get().wrapping_add(several));
         if seconds > self.longest.get() {
             self.longest.set(seconds);
+        }
+    }
+
+    /// A duration that is over before it is known how long a tick takes.
+    #[cold]
+    #[inline(never)]
+    fn record_first(&self, ticks: u64, several: u64, tick: &Tick) {
+        if tick.find_out() {
+            self.record_several(ticks, several, tick);
+        } else {
+            // The process has not run for long enough to tell; neither has what is counted.
+            self.short.set(self.short.get().wrapping_add(several));
         }
     }
 

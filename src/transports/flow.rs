@@ -5,8 +5,9 @@ use std::cell::Cell;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
+use crate::cpython::class::Visitor;
 use crate::cpython::errors::new_error;
-use crate::cpython::object::Object;
+use crate::cpython::object::{Object, ObjectCell, tuple};
 use crate::intern;
 
 /// asyncio's default high-water mark, in bytes.
@@ -16,11 +17,18 @@ pub struct FlowControl {
     high: Cell<usize>,
     low: Cell<usize>,
     paused: Cell<bool>,
+    /// The limits as they were given, if they are no sizes: floats, or larger ones.
+    given: ObjectCell,
 }
 
 impl Default for FlowControl {
     fn default() -> Self {
-        FlowControl { high: Cell::new(HIGH_WATER), low: Cell::new(HIGH_WATER / 4), paused: Cell::new(false) }
+        FlowControl {
+            high: Cell::new(HIGH_WATER),
+            low: Cell::new(HIGH_WATER / 4),
+            paused: Cell::new(false),
+            given: ObjectCell::default(),
+        }
     }
 }
 
@@ -31,6 +39,18 @@ impl FlowControl {
 
     pub fn low(&self) -> usize {
         self.low.get()
+    }
+
+    pub fn traverse(&self, visitor: &mut Visitor) {
+        visitor.cell(&self.given);
+    }
+
+    /// The low limit and the high one, as get_write_buffer_limits() has them.
+    pub fn limits(&self, py: Python<'_>) -> PyResult<Object> {
+        match self.given.get() {
+            Some(given) => Ok(given),
+            None => tuple(py, &[&Object::from_size(py, self.low())?, &Object::from_size(py, self.high())?]),
+        }
     }
 
     pub fn is_paused(&self) -> bool {
@@ -56,9 +76,12 @@ impl FlowControl {
             let message = format!("high ({}) must be >= low ({}) must be >= 0", most.repr()?, least.repr()?);
             return Err(new_error::<PyValueError>(py, message));
         }
+        let are_sizes = [&high, &low].iter().all(|limit| limit.bind(py).extract::<usize>().is_ok());
+        let given = if are_sizes { None } else { Some(tuple(py, &[&low, &high])?) };
         let (high, low) = (to_size(py, &high)?, to_size(py, &low)?);
         self.high.set(high);
         self.low.set(low);
+        self.given.set(given);
         Ok(())
     }
 

@@ -20,8 +20,8 @@ TEXT = f"""\
 The test suites of these projects, from their source distributions, run on asyncio's loop and on hotloop. A
 test has failed if it did so three times. "Failed on hotloop alone" counts all tests that do not end as they
 do on asyncio. What fails on both needs something that is not there, or another user than root, or is out of
-date. "Loops made" are hotloop's; none of asyncio's are made meanwhile. Of redis, what needs modules of Redis or
-a cluster is left out. The source distribution of websockets has no tests.
+date. "Loops made" are hotloop's; none of asyncio's are made meanwhile. Of redis, what needs modules of Redis
+or a cluster is left out. The source distribution of websockets has no tests.
 
 """
 HEAD = """\

@@ -322,9 +322,15 @@ for kind in (Backwards, Jumping):
     other.run_forever()
     assert len(ran) >= 100
     other.close()
-# Those that other code may replace are not the loop's.
+# One that stands still, and then goes on.
 time.monotonic, real = lambda: 0.0, time.monotonic
-loop.run_until_complete(asyncio.sleep(0.001)) if new_event_loop is not asyncio.new_event_loop else None
+late = []
+loop.call_later(0.001, late.append, 1)
+loop.run_until_complete(asyncio.sleep(0))
+assert not late
+time.monotonic = real
+loop.run_until_complete(asyncio.sleep(0.001))
+assert late
 print("end")
 """,
     # --- Subclasses ---

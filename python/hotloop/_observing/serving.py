@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from .. import __version__
 from ..blocking import where_in
 from .loops import give_name, open_loops, whenever_made
+from .telling import tell
 
 if TYPE_CHECKING:
     from ..loop import Loop
@@ -120,10 +121,16 @@ def _serve(_: Loop) -> None:
                 continue
             break
         else:
-            print(f"hotloop: no socket for `hotloop top`: {reason}", file=sys.stderr)
+            tell(f"hotloop: no socket for `hotloop top`: {reason}")
             return
     # A pause for each look at whether it is to end: it ends with the process.
-    threading.Thread(target=_server.serve_forever, args=(None,), name="hotloop-top", daemon=True).start()
+    thread = threading.Thread(target=_server.serve_forever, args=(None,), name="hotloop-top", daemon=True)
+    try:
+        thread.start()
+    except RuntimeError as error:
+        _close()
+        tell(f"hotloop: no socket for `hotloop top`: {error}")
+        return
     if "multiprocessing.util" in sys.modules:
         # Its children end without what atexit does.
         sys.modules["multiprocessing.util"].Finalize(None, _close, exitpriority=0)

@@ -6,7 +6,6 @@ import asyncio
 import atexit
 import os
 import signal
-import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from ..loop import Loop
 # Now, for a signal handler that imports may do so in the midst of another import.
 from ..metrics import Histogram, Metrics
 from .loops import give_name, open_loops, whenever_made
+from .telling import tell
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -67,7 +67,7 @@ def _tell(name: str, loop: Loop, *, tasks: bool = False) -> None:
     text = summary(name, loop.metrics())
     if tasks:
         text += "\n" + "\n".join(waiting(loop))
-    print(text, file=sys.stderr, flush=True)
+    tell(text)
 
 
 def summary(name: str, metrics: Metrics) -> str:

@@ -4,7 +4,7 @@ use std::ffi::c_int;
 use std::io::{self, IoSlice};
 use std::os::fd::RawFd;
 
-use pyo3::exceptions::{PyBlockingIOError, PyBufferError, PyInterruptedError, PyValueError};
+use pyo3::exceptions::{PyBlockingIOError, PyBufferError, PyInterruptedError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 
 use super::{Operation, SocketOperation};
@@ -25,6 +25,7 @@ impl SocketOperation {
     }
 
     /// Tries to do the operation; None if the socket is not ready.
+    #[inline(always)]
     pub(super) fn attempt(&self, py: Python<'_>) -> PyResult<Option<Object>> {
         let socket = &self.socket;
         match &self.operation {
@@ -44,7 +45,10 @@ impl SocketOperation {
                     memory => socket::recv(fd, memory),
                 });
                 let received = match received {
-                    Err(error) if error.is_instance_of::<PyBufferError>(py) => {
+                    Err(error)
+                        if error.is_instance_of::<PyBufferError>(py)
+                            || error.is_instance_of::<PyTypeError>(py) =>
+                    {
                         // The socket's method says it in words of its own.
                         return unless_blocked(py, socket.call_method1(py, intern!(py, "recv_into"), buffer));
                     }

@@ -219,6 +219,11 @@ impl Poller {
         self.inner().as_raw_fd() == fd
     }
 
+    /// What is readable when anything is to be told.
+    pub fn fd(&self) -> RawFd {
+        self.inner().as_raw_fd()
+    }
+
     fn inner(&self) -> &polling::Poller {
         self.poller.as_ref().expect("a poller is used only before it is dropped")
     }

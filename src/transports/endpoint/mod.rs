@@ -207,6 +207,7 @@ impl Endpoint {
         visitor.cell(&self.lost_context);
         visitor.cell(&self.lost_exception);
         visitor.cell(&self.source_traceback);
+        self.flow.traverse(visitor);
     }
 
     pub fn clear(&self) {

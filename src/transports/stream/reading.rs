@@ -2,7 +2,7 @@
 
 use std::io;
 
-use pyo3::exceptions::PyRuntimeError;
+use pyo3::exceptions::{PyBufferError, PyRuntimeError, PyTypeError};
 use pyo3::prelude::*;
 
 use super::{ProtocolKind, Stream, ThisStream};
@@ -39,6 +39,17 @@ static BUFFER_UPDATED: Name = Name::new("buffer_updated");
 #[inline(always)]
 fn call(py: Python<'_>, protocol: &Object, method: &'static Name, argument: &Object) -> PyResult<Object> {
     protocol.call_method1(py, method.get(py)?, argument)
+}
+
+/// The error of a socket's recv_into() for what is no buffer to write to.
+#[cold]
+fn in_words_of_sockets(py: Python<'_>, error: PyErr, buffer: &Object) -> PyErr {
+    if !error.is_instance_of::<PyBufferError>(py) && !error.is_instance_of::<PyTypeError>(py) {
+        return error;
+    }
+    let Ok(kind) = buffer.bind(py).get_type().name() else { return error };
+    let message = format!("recv_into() argument 1 must be read-write bytes-like object, not {kind}");
+    new_error::<PyTypeError>(py, message)
 }
 
 impl Stream {
@@ -97,7 +108,8 @@ impl Stream {
         let received = with_writable_buffer(py, &buffer, |memory| {
             (!memory.is_empty()).then(|| socket::recv(this.file.descriptor(), memory))
         });
-        match received.map_err(|error| (error, READ_FAILED))?.ok_or_else(empty)? {
+        let received = received.map_err(|error| (in_words_of_sockets(py, error, &buffer), READ_FAILED))?;
+        match received.ok_or_else(empty)? {
             Ok(0) => Ok(Received::End),
             Ok(count) => {
                 this.core.metrics.counts.bytes_read.add(count);

@@ -1,0 +1,170 @@
+//! What the program has put in place of the event loop's methods, and of what asyncio's loop asks.
+//!
+//! It is looked at when a loop is made, when an attribute of one is set, and when one begins to run: the methods of the
+//! loop find only flags. Since CPython 3.12 a loop that runs hears of the rest as it changes, too.
+
+use std::cell::Cell;
+use std::ffi::c_int;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+use pyo3::prelude::*;
+use pyo3::types::PyString;
+use pyo3::{Borrowed, ffi};
+
+use super::{CONNECTING, Loop, ThisLoop};
+use crate::cpython::class;
+use crate::cpython::methods::guard;
+use crate::cpython::namespace::{self, Name};
+use crate::cpython::object::{Object, dict_item};
+use crate::imports::imports;
+use crate::intern;
+
+/// Which methods that others call are not ours.
+#[derive(Default)]
+pub struct Overrides {
+    time: Cell<bool>,
+    pub call_at: Cell<bool>,
+    /// Somebody may look at what it returns.
+    pub call_soon: Cell<bool>,
+    /// `_call_soon()`, by which asyncio's call_soon() queues a handle.
+    pub queue: Cell<bool>,
+    /// `_write_to_self()`, by which call_soon_threadsafe() wakes a loop.
+    pub wake: Cell<bool>,
+}
+
+/// Their names, and that of what a timer calls when it is cancelled.
+const NAMES: [&str; 6] =
+    ["time", "call_at", "call_soon", "_call_soon", "_write_to_self", "_timer_handle_cancelled"];
+
+/// Whether another function is in the place of time.monotonic(), by which asyncio's loop tells the time.
+static CLOCK_IS_REPLACED: AtomicBool = AtomicBool::new(false);
+
+/// The time by whatever function is in the place of time.monotonic(); None if that is the usual one.
+#[inline(always)]
+pub fn replaced_clock(py: Python<'_>) -> PyResult<Option<Object>> {
+    if CLOCK_IS_REPLACED.load(Relaxed) { ask_replaced_clock(py).map(Some) } else { Ok(None) }
+}
+
+#[cold]
+fn ask_replaced_clock(py: Python<'_>) -> PyResult<Object> {
+    dict_item(py, &imports(py)?.time, intern!(py, "monotonic"))?.call0(py)
+}
+
+impl Loop {
+    /// Notes which methods are not ours, of a class and of the attributes of an instance.
+    pub(super) fn note_overrides(
+        &self,
+        class: &Bound<'_, PyAny>,
+        attributes: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<()> {
+        let ours = class::class_of::<Loop>(class.py());
+        let is_foreign = |name: &str| -> PyResult<bool> {
+            let name = Object::from_str(class.py(), name)?;
+            let name = name.bind(class.py());
+            if let Some(attributes) = attributes
+                && attributes.contains(name)?
+            {
+                return Ok(true);
+            }
+            let name = name.cast::<PyString>()?;
+            Ok(!class.getattr(name)?.is(&ours.getattr(name)?))
+        };
+        let [time, call_at, call_soon, queue, wake, timer_cancelled] = NAMES;
+        let overrides = &self.overrides;
+        overrides.time.set(is_foreign(time)?);
+        overrides.call_at.set(is_foreign(call_at)?);
+        overrides.call_soon.set(is_foreign(call_soon)?);
+        overrides.queue.set(is_foreign(queue)?);
+        overrides.wake.set(is_foreign(wake)?);
+        self.core.schedule.tell_cancelled.set(is_foreign(timer_cancelled)?);
+        self.note_clock();
+        Ok(())
+    }
+
+    /// Notes what is in the place of the functions of others that asyncio's loop calls.
+    pub(super) fn note_patches(&self, py: Python<'_>) -> PyResult<()> {
+        let imports = imports(py)?;
+        let monotonic = dict_item(py, &imports.time, intern!(py, "monotonic"))?;
+        CLOCK_IS_REPLACED.store(!monotonic.is(&imports.usual_monotonic), Relaxed);
+        self.note_clock();
+        let run = imports.handle_class.bind(py).getattr(intern!(py, "_run"))?;
+        self.core.schedule.set_by_method(!run.is(imports.usual_run.bind(py)));
+        Ok(())
+    }
+
+    fn note_clock(&self) {
+        self.core.set_foreign_clock(self.overrides.time.get() || CLOCK_IS_REPLACED.load(Relaxed));
+    }
+}
+
+/// A run begins.
+pub fn note(this: ThisLoop<'_, '_>) -> PyResult<Object> {
+    let py = this.py();
+    let event_loop = this.as_any();
+    let attributes = event_loop.getattr(intern!(py, "__dict__"))?;
+    this.note_overrides(event_loop.get_type().as_any(), Some(&attributes))?;
+    this.note_patches(py)?;
+    Ok(Object::none(py))
+}
+
+/// Sees the program replace a method of one loop, as test suites do.
+pub unsafe extern "C" fn set_attribute(
+    instance: *mut ffi::PyObject,
+    name: *mut ffi::PyObject,
+    value: *mut ffi::PyObject,
+) -> c_int {
+    // SAFETY: this is tp_setattro, called with an instance of the class.
+    unsafe {
+        if ffi::PyObject_GenericSetAttr(instance, name, value) < 0 {
+            return -1;
+        }
+        guard(-1, |py| {
+            let name = Borrowed::from_ptr(py, name);
+            // A name that is no text is none of these.
+            let text = name.cast::<PyString>()?;
+            let Ok(name) = text.to_str() else { return Ok(0) };
+            let event_loop = Borrowed::from_ptr(py, instance);
+            if CONNECTING.contains(&name) {
+                class::downcast::<Loop>(event_loop)?.replaces_connecting.set(true);
+            }
+            if NAMES.contains(&name) || name == "__class__" {
+                let attributes = event_loop.getattr(intern!(py, "__dict__"))?;
+                let this = class::downcast::<Loop>(event_loop)?;
+                this.note_overrides(event_loop.get_type().as_any(), Some(&attributes))?;
+            }
+            Ok(0)
+        })
+    }
+}
+
+/// Has the loop of the thread that makes a change hear of it.
+pub fn watch_patches(py: Python<'_>) -> PyResult<()> {
+    let imports = imports(py)?;
+    namespace::watch(&imports.time, changing);
+    namespace::watch_class(py, &imports.handle_class, changing);
+    Ok(())
+}
+
+#[cfg(not(Py_3_12))]
+fn changing(_py: Python<'_>, _name: Name<'_>, _value: Option<&Object>) {}
+
+#[cfg(Py_3_12)]
+fn changing(py: Python<'_>, name: Name<'_>, value: Option<&Object>) {
+    let is_clock = name.is(c"monotonic");
+    if !is_clock && !name.is(c"_run") {
+        return;
+    }
+    let Ok(imports) = imports(py) else { return };
+    let usual = if is_clock { &imports.usual_monotonic } else { &imports.usual_run };
+    let is_replaced = value.is_none_or(|value| !value.is(usual));
+    if is_clock {
+        CLOCK_IS_REPLACED.store(is_replaced, Relaxed);
+    }
+    let Ok(running) = imports.running_loop(py) else { return };
+    let Some(event_loop) = class::Obj::<Loop>::downcast(&running) else { return };
+    if is_clock {
+        event_loop.note_clock();
+    } else {
+        event_loop.core.schedule.set_by_method(is_replaced);
+    }
+}

@@ -1,0 +1,139 @@
+//! What is queued, for programs that look into asyncio's loop, or run its iterations in their own way.
+
+use pyo3::Borrowed;
+use pyo3::ffi::PyMethodDef;
+use pyo3::prelude::*;
+
+use super::{Loop, ThisLoop};
+use crate::core::Ready;
+use crate::cpython::class::{self, Class, Definition, Native, Obj, This, Visitor};
+use crate::cpython::errors::no_memory;
+use crate::cpython::module::add;
+use crate::cpython::object::{Object, copy_context, tuple};
+use crate::handle::{Arguments, Call, Handle, TimerHandle};
+use crate::intern;
+use crate::{method0, method1};
+
+/// What a handle calls that stands for an entry without one.
+struct Entry {
+    event_loop: Object,
+    ready: Ready,
+}
+
+impl Native for Entry {
+    fn class() -> &'static Class {
+        static CLASS: Class = Class::new(0);
+        &CLASS
+    }
+
+    fn traverse(&self, visitor: &mut Visitor) {
+        visitor.object(&self.event_loop);
+        visitor.object(self.ready.object());
+    }
+
+    /// Nothing: what it refers to breaks the cycles.
+    fn clear(&self) {}
+}
+
+fn run(this: This<'_, '_, Entry>) -> PyResult<Object> {
+    this.ready.run(this.py(), &this.event_loop)?;
+    Ok(Object::none(this.py()))
+}
+
+/// The handle of an entry, or one that does the same.
+fn to_handle(this: ThisLoop<'_, '_>, entry: Ready) -> PyResult<Object> {
+    let py = this.py();
+    match entry {
+        Ready::Task(step) => Ok(step.handle(py, &this.object())?.into_object()),
+        Ready::Step(..) | Ready::Event(..) => {
+            let entry = Obj::new(py, Entry { event_loop: this.object(), ready: entry })?;
+            let call = Call {
+                callback: entry.as_object().bind(py).getattr(intern!(py, "run"))?.into(),
+                arguments: Arguments::None,
+                context: copy_context(py)?,
+                event_loop: this.object(),
+            };
+            Ok(Obj::new(py, Handle::with_traceback(call, None))?.into_object())
+        }
+        entry => Ok(entry.object().clone()),
+    }
+}
+
+fn ready_handles(this: ThisLoop<'_, '_>) -> PyResult<Object> {
+    let entries = this.core.ready_entries(this.py())?;
+    let handles: PyResult<Vec<_>> = entries.into_iter().map(|entry| to_handle(this, entry)).collect();
+    tuple(this.py(), &handles?.iter().collect::<Vec<_>>())
+}
+
+fn pop_ready(this: ThisLoop<'_, '_>) -> PyResult<Object> {
+    match this.core.pop_ready() {
+        Some(entry) => to_handle(this, entry),
+        None => Ok(Object::none(this.py())),
+    }
+}
+
+fn timer_handles(this: ThisLoop<'_, '_>) -> PyResult<Object> {
+    let mut timers = Vec::new();
+    let scheduled = this.core.schedule.timers.borrow();
+    if timers.try_reserve(scheduled.len()).is_err() {
+        return Err(no_memory(this.py()));
+    }
+    timers.extend(scheduled.iter().cloned());
+    drop(scheduled);
+    timers.sort_by(|one, other| one.when().total_cmp(&other.when()));
+    tuple(this.py(), &timers.iter().map(Obj::as_object).collect::<Vec<_>>())
+}
+
+fn make_ready<'py>(this: ThisLoop<'_, 'py>, timer: Borrowed<'_, 'py, PyAny>) -> PyResult<Object> {
+    let py = this.py();
+    if let Some(timer) = Obj::<TimerHandle>::downcast(&Object::from(timer))
+        && timer.take_out()
+    {
+        this.core.push_new(py, Ready::Timer(timer))?;
+    }
+    Ok(Object::none(py))
+}
+
+pub fn methods() -> Vec<PyMethodDef> {
+    vec![
+        method0!(
+            Loop,
+            "_ready_handles",
+            ready_handles,
+            "_ready_handles($self, /)\n--\n\nReturn the handles of what is ready to be run."
+        ),
+        method0!(
+            Loop,
+            "_pop_ready",
+            pop_ready,
+            "_pop_ready($self, /)\n--\n\nTake out the first of them, and return it; None if there is none."
+        ),
+        method0!(
+            Loop,
+            "_timer_handles",
+            timer_handles,
+            "_timer_handles($self, /)\n--\n\nReturn the timers, the next one first."
+        ),
+        method1!(
+            Loop,
+            "_make_ready",
+            "timer",
+            make_ready,
+            "Have a timer run with what is ready, unless it has been taken out of the timers."
+        ),
+    ]
+}
+
+/// Makes the class of what stands for entries.
+pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    let definition = Definition {
+        name: c"hotloop._core.Entry",
+        doc: c"What is ready to be run and has no handle.",
+        base: module.py().get_type::<PyAny>(),
+        methods: vec![method0!(Entry, "run", run, "run($self, /)\n--\n\nRun it.")],
+        attributes: Vec::new(),
+        slots: Vec::new(),
+        open: false,
+    };
+    add(module, "Entry", class::make::<Entry>(definition)?)
+}
