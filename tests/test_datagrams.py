@@ -3,6 +3,7 @@
 import asyncio
 import contextvars
 import socket
+import struct
 
 import helpers
 import pytest
@@ -371,3 +372,25 @@ async def test_a_socket_that_the_program_closed_has_no_number(endpoint, peer):
         await helpers.iterations(2)
         with pytest.raises(BlockingIOError):
             peer.recv(100)
+
+
+@pytest.mark.skipif(not hasattr(socket, "AF_NETLINK"), reason="Linux has it")
+async def test_senders_of_another_family_have_their_addresses(loop):
+    """Whatever the socket module makes of them."""
+    request = struct.pack("=IHHIIB3xIIII", 36, 18, 0x301, 7, 0, 0, 0, 0, 0, 0)
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, 0) as asking:
+        asking.setblocking(False)
+        asking.bind((0, 0))
+        received = asyncio.Queue()
+
+        class Protocol(asyncio.DatagramProtocol):
+            def datagram_received(self, data, address):
+                received.put_nowait((data, address))
+
+        transport, _ = await loop.create_datagram_endpoint(Protocol, sock=asking)
+        transport.sendto(request, (0, 0))
+        data, sender = await asyncio.wait_for(received.get(), 5)
+        assert sender == (0, 0)
+        assert len(data) > 16
+        transport.close()
+        await asyncio.sleep(0)

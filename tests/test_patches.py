@@ -527,3 +527,14 @@ def test_what_a_descriptor_has_made_ready_is_run_by_its_handle(loop):
             second.close()
 
     loop.run_until_complete(main())
+
+
+@pytest.mark.skipif(PYTHON >= (3, 14), reason="asyncio makes the handle itself since 3.14")
+def test_threads_queue_by_a_method(make):
+    loop, seen = make("_call_soon", "_write_to_self")
+    thread = threading.Timer(0.02, loop.call_soon_threadsafe, [loop.stop])
+    thread.start()
+    loop.run_forever()
+    thread.join()
+    assert ("_call_soon", loop.stop, (), None) in seen
+    assert seen.index(("_write_to_self",)) == seen.index(("_call_soon", loop.stop, (), None)) + 1

@@ -64,7 +64,7 @@ fn call_soon<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Obje
     let ([callback], context) = args.leading("call_soon", ["callback"], intern!(py, "context"))?;
     let careful = this.core.schedule.is_careful();
     if careful && this.core.schedule.is_queued_by_method() {
-        return call_soon_by_method(this, callback, args, context);
+        return call_soon_by_method(this, "call_soon", callback, args, context);
     }
     let arguments = args.len().saturating_sub(1);
     if let Some(context) = &context
@@ -85,12 +85,13 @@ fn call_soon<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Obje
 #[cold]
 fn call_soon_by_method<'py>(
     this: ThisLoop<'_, 'py>,
+    method: &str,
     callback: Object,
     args: Args<'_, 'py>,
     context: Option<Object>,
 ) -> PyResult<Object> {
     let py = this.py();
-    check_in_debug(this, "call_soon", &callback)?;
+    check_in_debug(this, method, &callback)?;
     let arguments: Vec<_> = args.rest(1).collect();
     let arguments = tuple(py, &arguments.iter().collect::<Vec<_>>())?;
     let context = context.unwrap_or_else(|| Object::none(py));
@@ -116,7 +117,11 @@ fn queue<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> 
         event_loop: this.object(),
     };
     let handle = Obj::new(py, Handle::new(py, call, &this.core.schedule)?)?;
-    this.core.push_new(py, Ready::Handle(handle.clone()))?;
+    let entry = Ready::Handle(handle.clone());
+    match this.thread.get() {
+        Some(thread) if thread != thread_ident() => this.core.send(py, entry)?,
+        _ => this.core.push_new(py, entry)?,
+    }
     Ok(handle.into_object())
 }
 
@@ -124,6 +129,11 @@ fn call_soon_threadsafe<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> Py
     this.check_closed(this.py())?;
     const METHOD: &str = "call_soon_threadsafe";
     let ([callback], context) = args.leading(METHOD, ["callback"], intern!(this.py(), "context"))?;
+    if this.core.schedule.is_queued_by_method() && !ThreadSafeHandle::class().exists() {
+        // So does asyncio until 3.14.
+        let handle = call_soon_by_method(this, METHOD, callback, args, context)?;
+        return this.object().call_method0(this.py(), intern!(this.py(), "_write_to_self")).map(|_| handle);
+    }
     let handle = make_handle(this, METHOD, callback, args, 1, context)?;
     let (entry, handle) = if ThreadSafeHandle::class().exists() {
         let handle = Obj::new(this.py(), ThreadSafeHandle::new(handle))?;

@@ -93,7 +93,8 @@ def fault(result):
         return "a crash"
     told = result["told"] or is_of_frame(result)
     explained = result["shortage"] or result["overdue"] or is_of_frame(result) or is_of_peer(result)
-    if result["error"] is not None and not explained:
+    # A program that goes on without what the exception handler was told of fails on its own.
+    if result["error"] is not None and not (explained or result["told"]):
         return f"a {result['error']}, which does not come of the shortage"
     if result["overdue"] and result["kind"] == "once" and not told:
         return "what it waits for does not come, and nobody was told why"

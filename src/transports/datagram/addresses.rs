@@ -55,6 +55,7 @@ impl<K, V> Memory<K, V> {
 pub enum Family {
     V4,
     V6,
+    Unix,
     /// Left to the socket module.
     Other,
 }
@@ -66,6 +67,7 @@ impl Family {
         Ok(match family {
             libc::AF_INET => Family::V4,
             libc::AF_INET6 => Family::V6,
+            libc::AF_UNIX => Family::Unix,
             _ => Family::Other,
         })
     }

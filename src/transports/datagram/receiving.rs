@@ -3,11 +3,12 @@
 use std::cell::Cell;
 use std::io;
 
+use pyo3::exceptions::{PyBlockingIOError, PyInterruptedError, PyOSError};
 use pyo3::prelude::*;
 
 use super::addresses::Family;
 use super::{Datagram, Incoming, ThisDatagram};
-use crate::core::Ready;
+use crate::core::{RECEIVE_BUFFER, Ready};
 use crate::cpython::errors::os_error;
 use crate::cpython::object::Object;
 use crate::intern;
@@ -15,6 +16,8 @@ use crate::reactor::clock;
 use crate::reactor::datagram::{Batch, Slots};
 use crate::reactor::socket;
 use crate::transports::endpoint;
+
+const RECEIVE_FAILED: &str = "Fatal read error on datagram transport";
 
 /// Batches received before other callbacks have their turn.
 const BATCHES: usize = 4;
@@ -57,7 +60,11 @@ impl Datagram {
             return Ok(());
         }
         let turn = Turn::default();
-        let slots = if this.addresses.family == Family::Other { Slots::One } else { Slots::Many };
+        let slots = match this.addresses.family {
+            Family::V4 | Family::V6 => Slots::Many,
+            Family::Unix => Slots::One,
+            Family::Other => return Datagram::receive_by_method(this, &turn),
+        };
         let core = std::rc::Rc::clone(&this.core);
         let received = core.with_batch(this.py(), |batch| {
             for batches in 0..BATCHES {
@@ -72,15 +79,49 @@ impl Datagram {
             }
             Ok(())
         });
-        received.unwrap_or_else(|error| endpoint::fail(this, error, "Fatal read error on datagram transport"))
+        received.unwrap_or_else(|error| endpoint::fail(this, error, RECEIVE_FAILED))
+    }
+
+    /// The same, by the socket's recvfrom(): only that knows how such a sender's address looks in Python.
+    #[cold]
+    fn receive_by_method(this: ThisDatagram<'_, '_>, turn: &Turn) -> PyResult<()> {
+        let py = this.py();
+        let size = Object::from_size(py, RECEIVE_BUFFER)?;
+        while this.is_wanted() {
+            let socket = this.file.python_socket(py)?;
+            let received = match socket.call_method1(py, intern!(py, "recvfrom"), &size) {
+                Ok(received) => received,
+                Err(error)
+                    if error.is_instance_of::<PyBlockingIOError>(py)
+                        || error.is_instance_of::<PyInterruptedError>(py) =>
+                {
+                    return Ok(());
+                }
+                Err(error) if error.is_instance_of::<PyOSError>(py) => {
+                    return Datagram::tell_error(this, error);
+                }
+                Err(error) => return endpoint::fail(this, error, RECEIVE_FAILED),
+            };
+            let (data, sender): (Bound<'_, PyAny>, Bound<'_, PyAny>) = received.bind(py).extract()?;
+            this.core.metrics.counts.bytes_read.add(data.len()?);
+            Datagram::hand_over(this, &Incoming { data: data.into(), sender: sender.into() })?;
+            if turn.is_over() {
+                break;
+            }
+        }
+        Ok(())
     }
 
     fn receive_failed(this: ThisDatagram<'_, '_>, error: io::Error) -> PyResult<()> {
         if socket::is_not_ready(&error) {
             return Ok(());
         }
+        Datagram::tell_error(this, os_error(this.py(), error))
+    }
+
+    fn tell_error(this: ThisDatagram<'_, '_>, error: PyErr) -> PyResult<()> {
         let py = this.py();
-        let error = Object::from(os_error(py, error).value(py));
+        let error = Object::from(error.value(py));
         endpoint::tell(this, intern!(py, "error_received"), &[&error])
     }
 
@@ -121,7 +162,7 @@ impl Datagram {
             Some(sender) => this.addresses.for_python(py, sender)?,
             None => None,
         };
-        // An address of a family that is not known here is as good as none.
+        // One that sent from a socket without an address has none.
         Ok(Incoming { data, sender: sender.unwrap_or_else(|| Object::none(py)) })
     }
 

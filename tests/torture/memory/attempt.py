@@ -76,6 +76,13 @@ def is_shortage(error):
     return False
 
 
+def forget_frames(error):
+    """Have an exception keep nothing alive of where it was raised."""
+    while error is not None:
+        error.__traceback__ = None
+        error = error.__cause__ or error.__context__
+
+
 def starved(act, first, last):
     """Call `act` with those allocations failing. Returns its exception, and whether one failed for
     certain."""
@@ -221,6 +228,8 @@ def attempt(loop_name, name, first, last, patience=PATIENCE):
     except BaseException as caught:
         problems.append("afterwards: " + "".join(traceback.format_exception(caught)[-6:]))
     act = loop = watchdog = None
+    for _, told, *_ in witness.said:
+        forget_frames(told)
     for _ in range(3):
         gc.collect()
     problems += [f"a descriptor is left: {target}" for target in helpers.opened_since(before).values()]
