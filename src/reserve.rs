@@ -77,14 +77,12 @@ impl Allocator {
 
 // SAFETY: blocks are the system's, or slots that nobody else has, large enough and aligned.
 unsafe impl GlobalAlloc for Allocator {
-    #[inline]
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: as the caller says.
         let block = unsafe { System.alloc(layout) };
         if block.is_null() { self.take(layout) } else { block }
     }
 
-    #[inline]
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         // SAFETY: as the caller says.
         let block = unsafe { System.alloc_zeroed(layout) };
@@ -99,7 +97,6 @@ unsafe impl GlobalAlloc for Allocator {
         block
     }
 
-    #[inline]
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
         match self.slot(block) {
             Some(slot) => self.give_back(slot),
@@ -108,7 +105,6 @@ unsafe impl GlobalAlloc for Allocator {
         }
     }
 
-    #[inline]
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         if self.slot(block).is_none() {
             // SAFETY: as the caller says; the block is the system's.

@@ -136,7 +136,6 @@ impl Core {
 
     /// Asks for `step` to be called at the end of the iteration. False if it is to be called now.
     #[must_use]
-    #[inline]
     pub fn flush_later(&self, object: Object, step: Step) -> bool {
         match self.sending.get() {
             Sending::AtEnd => {
@@ -156,7 +155,6 @@ impl Core {
     }
 
     /// Lets all transports send that asked for it.
-    #[inline]
     pub fn flush(&self, py: Python<'_>, event_loop: &Object) -> PyResult<()> {
         if self.unsent.borrow().is_empty() { Ok(()) } else { self.send_unsent(py, event_loop) }
     }

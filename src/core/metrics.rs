@@ -172,7 +172,6 @@ impl Metrics {
 
     /// Counts how late the next callbacks are, of which `done` were run and `queued` are in the queue. Returns how many
     /// are to be done when this is to be called again.
-    #[inline]
     pub fn mark(&self, done: usize, callbacks: usize, queued: usize, tick: &Tick) -> usize {
         if done > 0 {
             self.set_moment(clock::ticks(), queued);
@@ -211,7 +210,6 @@ impl Metrics {
     }
 
     /// The clock was read. So many callbacks are queued: those that are in no batch yet were since the last reading.
-    #[inline]
     pub fn set_moment(&self, ticks: u64, queued: usize) {
         let since = self.moment.replace(ticks);
         self.close_batch(since, queued);
@@ -223,7 +221,6 @@ impl Metrics {
         self.moment.set(ticks);
     }
 
-    #[inline]
     fn close_batch(&self, since: u64, queued: usize) {
         let queued = if self.since.get() == 0 { queued } else { queued.saturating_sub(self.left.get()) };
         if queued > self.in_batches.get() {

@@ -40,7 +40,6 @@ fn foreign_time(py: Python<'_>, event_loop: &Object) -> PyResult<f64> {
 
 impl Core {
     /// The time in ticks, if this iteration needs neither the clock nor the descriptors.
-    #[inline]
     pub(super) fn fast(&self) -> Option<u64> {
         if self.has_foreign_clock() {
             return None;

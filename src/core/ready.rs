@@ -36,7 +36,6 @@ pub enum Ready {
 }
 
 impl Ready {
-    #[inline]
     pub fn run(&self, py: Python<'_>, event_loop: &Object) -> PyResult<()> {
         match self {
             // One that is being cancelled may still have its callback, while repr() says what it was.

@@ -100,7 +100,6 @@ impl<'a, 'py> Args<'a, 'py> {
 
     /// The parameters that a method's other arguments follow, by position or by name, and the value of its keyword,
     /// whose name the interpreter has interned; None stands for None and for not given.
-    #[inline]
     pub fn leading<const N: usize>(
         &self,
         method: &str,
@@ -116,7 +115,6 @@ impl<'a, 'py> Args<'a, 'py> {
     }
 
     /// The value of the only keyword that is given, if any is. None if there are others.
-    #[inline]
     fn only_keyword(&self, keyword: &Bound<'py, PyAny>) -> Option<Option<Object>> {
         if self.names.is_null() {
             return Some(None);
@@ -168,7 +166,6 @@ impl<'a, 'py> Args<'a, 'py> {
     }
 
     /// The only argument of a method, by position or by name.
-    #[inline]
     pub(super) fn only(&self, method: &str, name: &str) -> PyResult<Borrowed<'a, 'py, PyAny>> {
         if self.positional == 1 && self.names.is_null() {
             Ok(self.value(0))
@@ -243,7 +240,6 @@ fn assign(
 }
 
 /// The arguments, if none is missing.
-#[inline]
 pub fn all<const N: usize>(
     py: Python<'_>,
     method: &str,

@@ -46,7 +46,6 @@ impl Bytes {
     }
 
     /// The same for an argument.
-    #[inline]
     pub fn from_borrowed(object: Borrowed<'_, '_, PyAny>) -> Option<Bytes> {
         // SAFETY: the object lives.
         let exact = unsafe { ffi::PyBytes_CheckExact(object.as_ptr()) } != 0;
@@ -90,7 +89,6 @@ unsafe fn bytes_of(object: &Object) -> &[u8] {
 }
 
 /// Lends `f` the memory of an object's writable buffer. No Python code may run in it, which could write there, too.
-#[inline]
 pub fn with_writable_buffer<R>(
     py: Python<'_>,
     object: &Object,

@@ -19,7 +19,6 @@ impl Name {
         Name { text, string: AtomicPtr::new(std::ptr::null_mut()) }
     }
 
-    #[inline]
     pub fn get<'py>(&'static self, py: Python<'py>) -> PyResult<&'py Bound<'py, PyString>> {
         if self.string.load(Relaxed).is_null() {
             self.make(py)?;

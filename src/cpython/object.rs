@@ -110,7 +110,6 @@ impl Object {
     }
 
     /// Whether this is the only reference to the object.
-    #[inline]
     pub fn is_unique(&self) -> bool {
         // GIL: nobody can make another meanwhile.
         // SAFETY: the object lives.
@@ -137,7 +136,6 @@ impl Object {
     }
 
     /// Calls with no argument.
-    #[inline]
     pub fn call0(&self, py: Python<'_>) -> PyResult<Object> {
         let mut place = [std::ptr::null_mut::<ffi::PyObject>()];
         // SAFETY: no argument behind a free place.
@@ -145,7 +143,6 @@ impl Object {
     }
 
     /// Calls with one argument.
-    #[inline]
     pub fn call1(&self, py: Python<'_>, arg: &Object) -> PyResult<Object> {
         let mut args = [std::ptr::null_mut(), arg.as_ptr()];
         // SAFETY: one live argument behind a free place.
@@ -320,7 +317,6 @@ type Vectorcall = unsafe extern "C-unwind" fn(
 ///
 /// # Safety
 /// `args` points to `count` live objects, behind a place that the callee may use.
-#[inline]
 unsafe fn vectorcall(callable: &Object, args: *const *mut ffi::PyObject, count: usize) -> *mut ffi::PyObject {
     let callable = callable.as_ptr();
     let count = count | ffi::PY_VECTORCALL_ARGUMENTS_OFFSET;

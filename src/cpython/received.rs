@@ -89,7 +89,6 @@ pub struct Blank {
 
 impl Blank {
     /// A new one, with room for at least `size` bytes.
-    #[inline]
     pub fn new(py: Python<'_>, size: usize) -> PyResult<Blank> {
         let capacity = size.next_multiple_of(64);
         // SAFETY: null asks for bytes whose content is not there yet.

@@ -47,7 +47,6 @@ impl DescriptorPlace {
     ///
     /// # Safety
     /// The socket object lives.
-    #[inline]
     pub unsafe fn get(self) -> RawFd {
         // GIL: the interpreter writes there only while it holds it.
         // SAFETY: as the caller says.

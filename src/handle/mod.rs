@@ -56,12 +56,10 @@ pub struct Schedule {
 static DEBUG_WAS_ON: AtomicBool = AtomicBool::new(false);
 
 impl Schedule {
-    #[inline]
     pub fn debug(&self) -> bool {
         self.debug.get()
     }
 
-    #[inline]
     pub fn is_careful(&self) -> bool {
         self.careful.get()
     }
@@ -76,7 +74,6 @@ impl Schedule {
     }
 
     /// Whether callbacks are just run.
-    #[inline]
     pub fn is_plain(&self) -> bool {
         !self.observed.get()
     }
@@ -167,7 +164,6 @@ impl Arguments {
         }
     }
 
-    #[inline]
     fn call(&self, py: Python<'_>, callback: &Object) -> PyResult<Object> {
         let result = match self {
             Arguments::None => callback.call0(py),

@@ -24,7 +24,6 @@ pub struct TaskStep {
 }
 
 /// Whether a callable is a task's step (without an argument) or wake-up (with one).
-#[inline]
 pub fn is_of_task(py: Python<'_>, callback: &Object, arguments: usize) -> PyResult<bool> {
     // SAFETY: the object lives.
     let kind = unsafe { ffi::Py_TYPE(callback.as_ptr()) };
@@ -61,7 +60,6 @@ fn is_wakeup(py: Python<'_>, callback: &Object) -> PyResult<bool> {
 }
 
 impl TaskStep {
-    #[inline]
     pub fn run(&self, py: Python<'_>, event_loop: &Object) -> PyResult<()> {
         let result = run_in_context(py, &self.context, || match &self.future {
             Some(future) => self.callback.call1(py, future),

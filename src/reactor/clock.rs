@@ -134,7 +134,6 @@ impl Tick {
     }
 
     /// Takes a reading into account.
-    #[inline]
     pub fn learn(&self, now: Instant) {
         let known = self.seconds.get() > 0.0;
         if now.seconds - self.measured.get().seconds >= if known { WELL } else { SOON } {

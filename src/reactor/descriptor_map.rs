@@ -22,7 +22,6 @@ impl<T: Copy> Default for DescriptorMap<T> {
 }
 
 impl<T: Copy> DescriptorMap<T> {
-    #[inline]
     pub fn get(&self, fd: RawFd) -> Option<T> {
         match self.dense.get(fd as usize) {
             Some(place) => *place,

@@ -59,7 +59,6 @@ impl Pace {
 
     /// The time in ticks, if it is so soon after the last poll that no more than the time of that need be known; counts
     /// the iteration then. A timer that is due by `deadline` needs the time itself.
-    #[inline]
     pub fn fast(&self, deadline: Option<f64>) -> Option<u64> {
         if self.must_poll() {
             return None;

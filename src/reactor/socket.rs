@@ -65,14 +65,12 @@ pub fn is_not_ready(error: &io::Error) -> bool {
 }
 
 /// Receives into `buffer` and returns the number of bytes; never waits.
-#[inline]
 pub fn recv(fd: RawFd, buffer: &mut [u8]) -> io::Result<usize> {
     // SAFETY: the two have the same layout, and nothing but initialised bytes is written.
     recv_uninit(fd, unsafe { &mut *(std::ptr::from_mut(buffer) as *mut [MaybeUninit<u8>]) })
 }
 
 /// The same for memory that need not be initialised: of the result, so many bytes are.
-#[inline]
 pub fn recv_uninit(fd: RawFd, buffer: &mut [MaybeUninit<u8>]) -> io::Result<usize> {
     let length = faults::length(Call::Recv, buffer.len())?;
     // SAFETY: `buffer` is valid for writes of its length, which `length` is not above.
@@ -80,7 +78,6 @@ pub fn recv_uninit(fd: RawFd, buffer: &mut [MaybeUninit<u8>]) -> io::Result<usiz
 }
 
 /// The same for two pieces of memory, one after the other: of the first, as many bytes as the result has are initialised.
-#[inline]
 pub fn recv_into_both(fd: RawFd, first: &mut [MaybeUninit<u8>], rest: &mut [u8]) -> io::Result<usize> {
     let length = faults::length(Call::RecvMessage, first.len() + rest.len())?;
     let in_first = length.min(first.len());

@@ -23,13 +23,11 @@ struct Node {
 }
 
 impl Node {
-    #[inline]
     fn before(&self, other: &Node) -> bool {
         self.order() < other.order()
     }
 
     /// One number, because two are compared one after the other.
-    #[inline]
     fn order(&self) -> u128 {
         (self.deadline.0 as u128) << 64 | self.sequence as u128
     }
@@ -93,7 +91,6 @@ impl<T> Timers<T> {
 
     /// Makes room for another timer. False if there is no memory.
     #[must_use]
-    #[inline]
     pub fn reserve(&mut self) -> bool {
         self.heap.len() < self.room || self.make_room()
     }

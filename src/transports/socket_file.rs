@@ -105,7 +105,6 @@ impl SocketFile {
 
     /// The descriptor to make system calls on. It is -1, which the kernel refuses, once the transport or the program has
     /// closed the socket: the number may be another file's by then.
-    #[inline]
     pub fn descriptor(&self) -> RawFd {
         match self.place.get() {
             // SAFETY: the object is kept until the place is another.

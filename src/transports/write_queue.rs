@@ -46,7 +46,6 @@ impl WriteQueue {
 
     /// Makes room for so many chunks. False if there is no memory.
     #[must_use]
-    #[inline]
     pub fn reserve(&mut self, chunks: usize) -> bool {
         (self.first.is_none() && chunks == 1) || self.others.try_reserve(chunks).is_ok()
     }
@@ -85,7 +84,6 @@ impl WriteQueue {
 
     /// Hands chunks to `write`, which tells how many bytes it took, until nothing is left or it takes no more. What it
     /// took is counted as `written`.
-    #[inline]
     pub fn drain(
         &mut self,
         written: &Count,
@@ -146,7 +144,6 @@ impl WriteQueue {
     }
 
     /// Whether what is queued was queued before this process was forked.
-    #[inline]
     fn is_left_to_parent(&self) -> bool {
         self.forks != fork_count()
     }
@@ -191,7 +188,6 @@ impl WriteQueue {
     }
 
     /// Drops everything. No Python code runs: the chunks are exactly bytes.
-    #[inline]
     pub fn clear(&mut self) {
         self.first = None;
         self.sent = 0;

@@ -91,7 +91,6 @@ impl Default for Ready {
 
 impl Ready {
     /// The descriptors that are ready.
-    #[inline]
     pub fn events(&self) -> impl Iterator<Item = Event> {
         let events = self.events.iter().copied();
         #[cfg(target_os = "linux")]
@@ -141,7 +140,6 @@ fn forks() -> u32 {
 }
 
 /// How many forks led to this process since the first poller was made.
-#[inline]
 pub fn fork_count() -> u32 {
     FORKS.load(Ordering::Relaxed)
 }
@@ -257,7 +255,6 @@ impl Poller {
 
     /// Waits until a descriptor is ready, the time is up (None: never), a signal arrives or [`Poller::wake`] is
     /// called, and leaves in `ready` what became ready.
-    #[inline]
     pub fn wait(&self, ready: &mut Ready, timeout: Option<Duration>) -> io::Result<()> {
         ready.interrupted = false;
         #[cfg(target_os = "linux")]

@@ -111,7 +111,6 @@ impl<W, K: Kernel> Registry<W, K> {
         &self.poller
     }
 
-    #[inline]
     pub fn find(&self, fd: RawFd) -> Option<Slot> {
         self.by_fd.get(fd)
     }
@@ -304,7 +303,6 @@ impl<W, K: Kernel> Registry<W, K> {
     /// Sees to it that the poller is of use: to be called before each wait. Makes another one if the present one belongs to
     /// the process that this one was forked from, or has registrations that must not be there. An error means that there is
     /// none to wait on; the next call tries again.
-    #[inline]
     pub fn own_poller(&mut self) -> io::Result<()> {
         if self.poller.is_inherited() {
             return self.rebuild();

@@ -47,7 +47,6 @@ fn not_bytes_like(py: Python<'_>, data: &Object) -> PyResult<PyErr> {
     ))
 }
 
-#[inline]
 fn check_writable(this: ThisStream<'_, '_>, method: &str) -> PyResult<()> {
     if this.refuses_writes.get() { refuse(this, method) } else { Ok(()) }
 }

@@ -18,7 +18,6 @@ use crate::transports::write_queue::Progress;
 
 impl Stream {
     /// Queues a chunk, to be sent at the end of the iteration or sooner.
-    #[inline]
     pub fn write(this: ThisStream<'_, '_>, chunk: Bytes) -> PyResult<()> {
         if this.is_lost() {
             return Stream::write_lost(this);
@@ -58,7 +57,6 @@ impl Stream {
     }
 
     /// Sees to it that what is queued, `size` bytes, is sent at the end of the iteration, or sooner.
-    #[inline]
     fn flush_in_time(this: ThisStream<'_, '_>, size: usize) -> PyResult<()> {
         if this.flush_scheduled.get() && size <= this.flow.high() {
             return Ok(());
@@ -92,7 +90,6 @@ impl Stream {
     }
 
     /// Sends what is queued; what the socket does not take waits until it becomes writable.
-    #[inline]
     fn flush(this: ThisStream<'_, '_>) -> PyResult<()> {
         Stream::send_queued(this)?;
         if this.phase.get() == Phase::Closing && this.queue.borrow().is_empty() {
@@ -101,7 +98,6 @@ impl Stream {
         Ok(())
     }
 
-    #[inline]
     fn send_queued(this: ThisStream<'_, '_>) -> PyResult<()> {
         let py = this.py();
         if this.is_lost() {
@@ -126,7 +122,6 @@ impl Stream {
     }
 
     /// Sends as much as the socket takes.
-    #[inline]
     fn drain(this: ThisStream<'_, '_>) -> io::Result<Progress> {
         this.core.stir();
         let written = &this.core.metrics.counts.bytes_written;
