@@ -21,7 +21,6 @@ use crate::reactor::histogram::Histogram;
 pub struct Count(Cell<u64>);
 
 impl Count {
-    #[inline(always)]
     pub fn add(&self, number: usize) {
         self.0.set(self.0.get().wrapping_add(number as u64));
     }
@@ -143,7 +142,6 @@ impl Metrics {
 
     /// An iteration begins, which is the end of the one before, unless the loop has waited since, or has not run. So
     /// many callbacks are about to be run. Returns the first of them before which [`Metrics::mark`] is to be called.
-    #[inline(always)]
     pub fn begin_iteration(&self, now: u64, callbacks: usize, tick: &Tick) -> usize {
         let began = self.began.replace(now);
         if began != 0 {
@@ -187,7 +185,6 @@ impl Metrics {
     }
 
     /// A callback is run, after which so many are left.
-    #[inline(always)]
     pub fn set_left(&self, callbacks: usize) {
         self.left.set(callbacks);
     }
@@ -216,7 +213,6 @@ impl Metrics {
     }
 
     /// The same when nothing was queued before.
-    #[inline(always)]
     pub fn set_first_moment(&self, ticks: u64) {
         self.moment.set(ticks);
     }
@@ -260,7 +256,6 @@ impl Metrics {
     }
 
     /// A wait is over that took so many seconds. It may have been ended by another thread.
-    #[inline(always)]
     pub fn count_wait(&self, seconds: f64, woken: bool) {
         self.idle.set(self.idle.get() + seconds);
         if woken {
@@ -270,7 +265,6 @@ impl Metrics {
 
     /// Timers are looked at, at a time of the loop's clock and of ours. Those that were due before the last look were
     /// made late.
-    #[inline(always)]
     pub fn look_at_timers(&self, now: f64, ticks: u64) -> LateTimers {
         LateTimers { now, ticks, last: self.timers_looked_at.replace(now), due: now, timers: 0 }
     }
@@ -285,7 +279,6 @@ impl Metrics {
 
     /// The last such timers were queued, behind so many others, and the iteration begins. If they are all that is
     /// queued, they need no batch: they are as good as queued when they were due.
-    #[inline(always)]
     pub fn add_last_timers(&self, late: LateTimers, others: usize, tick: &Tick) {
         if others > 0 || self.in_batches.get() > 0 || late.timers == 0 {
             self.add_timers(late, tick);
@@ -358,13 +351,11 @@ pub struct LateTimers {
 }
 
 impl LateTimers {
-    #[inline(always)]
     fn due_in_ticks(&self, tick: &Tick) -> u64 {
         self.ticks.wrapping_sub(tick.ticks((self.now - self.due).max(0.0)))
     }
 
     /// Adds a timer that was due then. If it is not as late as the others, `full` is given those, without it.
-    #[inline(always)]
     pub fn add(&mut self, when: f64, full: impl FnOnce(LateTimers)) {
         let due = when.max(self.last);
         if self.timers > 0 && due - self.due > (self.now - self.due) * INSIGNIFICANT {

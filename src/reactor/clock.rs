@@ -35,7 +35,6 @@ pub fn now() -> f64 {
 
 /// What the processor counts, which takes half as long to read as the time and does not keep other instructions waiting:
 /// a hint of how much time has passed, with a unit that [`Tick`] finds out. Nanoseconds where there is no such thing.
-#[inline(always)]
 pub fn ticks() -> u64 {
     #[cfg(test)]
     if let Some(time) = simulated::read() {
@@ -108,7 +107,6 @@ impl Tick {
     }
 
     /// So many ticks in seconds; 0 as long as that is not known.
-    #[inline(always)]
     pub fn seconds(&self, ticks: u64) -> f64 {
         ticks as i64 as f64 * self.seconds.get()
     }
@@ -119,7 +117,6 @@ impl Tick {
     }
 
     /// Whether so many ticks take less than [`SHORTEST`], as far as that is known, or seem to be less than none.
-    #[inline(always)]
     pub fn is_short(&self, ticks: u64) -> bool {
         (ticks as i64) < self.shortest.get()
     }

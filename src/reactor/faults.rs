@@ -49,19 +49,16 @@ mod none {
     use super::Call;
 
     /// The error that the call is to fail with, if it is.
-    #[inline(always)]
     pub fn attempt(_call: Call) -> io::Result<()> {
         Ok(())
     }
 
     /// How many of `length` bytes or items the call may transfer.
-    #[inline(always)]
     pub fn length(_call: Call, length: usize) -> io::Result<usize> {
         Ok(length)
     }
 
     /// The part of the buffers that the call may transfer.
-    #[inline(always)]
     pub fn slices<'a>(_call: Call, slices: &'a [IoSlice<'a>]) -> io::Result<&'a [IoSlice<'a>]> {
         Ok(slices)
     }

@@ -50,13 +50,11 @@ impl Default for Histogram {
 
 impl Histogram {
     /// Counts a duration, in ticks of the clock. One that seems to be negative is a short one.
-    #[inline(always)]
     pub fn record(&self, ticks: u64, tick: &Tick) {
         self.record_several(ticks, 1, tick);
     }
 
     /// Counts several durations that are the same.
-    #[inline(always)]
     pub fn record_several(&self, ticks: u64, several: u64, tick: &Tick) {
         if tick.is_short(ticks) {
             self.short.set(self.short.get().wrapping_add(several));

@@ -38,7 +38,6 @@ impl Kernel for Poller {
         Poller::new(self.is_portable())
     }
 
-    #[inline(always)]
     fn is_inherited(&self) -> bool {
         Poller::is_inherited(self)
     }
@@ -55,17 +54,14 @@ impl Kernel for Poller {
         Poller::abandon(self);
     }
 
-    #[inline(always)]
     fn add(&self, fd: RawFd, key: usize, interest: Interest) -> io::Result<()> {
         Poller::add(self, fd, key, interest)
     }
 
-    #[inline(always)]
     fn modify(&self, fd: RawFd, key: usize, interest: Interest) -> io::Result<()> {
         Poller::modify(self, fd, key, interest)
     }
 
-    #[inline(always)]
     fn delete(&self, fd: RawFd) -> io::Result<()> {
         Poller::delete(self, fd)
     }
@@ -74,12 +70,10 @@ impl Kernel for Poller {
         Poller::narrow(self, fd, key, interest)
     }
 
-    #[inline(always)]
     fn wait(&self, ready: &mut Ready, timeout: Option<Duration>) -> io::Result<()> {
         Poller::wait(self, ready, timeout)
     }
 
-    #[inline(always)]
     fn yield_now(&self) {
         std::thread::yield_now();
     }

@@ -313,7 +313,6 @@ impl Poller {
 #[cfg(target_os = "linux")]
 impl Poller {
     /// One system call on the poller's own descriptor.
-    #[inline(always)]
     fn wait_natively(&self, ready: &mut Ready, timeout: Option<Duration>) -> io::Result<()> {
         let epoll = self.inner().as_raw_fd();
         let events = &mut ready.native;
@@ -354,7 +353,6 @@ fn from_epoll(event: &libc::epoll_event) -> Event {
 
 /// Fills `events` with what epoll reports, and returns how many they are, or what is negative for an error.
 #[cfg(target_os = "linux")]
-#[inline(always)]
 fn wait_for_milliseconds(
     epoll: RawFd,
     events: &mut Vec<libc::epoll_event>,
