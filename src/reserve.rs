@@ -63,7 +63,6 @@ impl Allocator {
     }
 
     /// Which slot a block is, if it is of the reserve.
-    #[inline(always)]
     fn slot(&self, block: *mut u8) -> Option<usize> {
         let offset = block.addr().wrapping_sub(self.slots.0.get().addr());
         (offset < SLOT * WORDS * 64).then_some(offset / SLOT)

@@ -12,7 +12,6 @@ thread_local! {
 }
 
 /// Asserts that this thread has borrowed nothing.
-#[inline(always)]
 pub fn check() {
     #[cfg(debug_assertions)]
     BORROWED.with(|borrowed| {
@@ -24,7 +23,6 @@ pub fn check() {
 struct Counted;
 
 impl Counted {
-    #[inline(always)]
     fn new() -> Counted {
         #[cfg(debug_assertions)]
         BORROWED.with(|borrowed| borrowed.set(borrowed.get() + 1));
@@ -33,7 +31,6 @@ impl Counted {
 }
 
 impl Drop for Counted {
-    #[inline(always)]
     fn drop(&mut self) {
         #[cfg(debug_assertions)]
         BORROWED.with(|borrowed| borrowed.set(borrowed.get() - 1));
@@ -49,13 +46,11 @@ impl<T> StateCell<T> {
         StateCell(RefCell::new(value))
     }
 
-    #[inline(always)]
     #[track_caller]
     pub fn borrow(&self) -> StateRef<'_, T> {
         StateRef { state: self.0.borrow(), _counted: Counted::new() }
     }
 
-    #[inline(always)]
     #[track_caller]
     pub fn borrow_mut(&self) -> StateMut<'_, T> {
         StateMut { state: self.0.borrow_mut(), _counted: Counted::new() }
@@ -92,7 +87,6 @@ pub struct StateRef<'a, T> {
 impl<T> Deref for StateRef<'_, T> {
     type Target = T;
 
-    #[inline(always)]
     fn deref(&self) -> &T {
         &self.state
     }
@@ -106,14 +100,12 @@ pub struct StateMut<'a, T> {
 impl<T> Deref for StateMut<'_, T> {
     type Target = T;
 
-    #[inline(always)]
     fn deref(&self) -> &T {
         &self.state
     }
 }
 
 impl<T> DerefMut for StateMut<'_, T> {
-    #[inline(always)]
     fn deref_mut(&mut self) -> &mut T {
         &mut self.state
     }

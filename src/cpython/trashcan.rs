@@ -38,7 +38,6 @@ thread_local! {
 }
 
 /// Begins a destruction. False if there are many within each other: then [`run_deep`] is to do it.
-#[inline(always)]
 #[must_use]
 pub fn begin() -> bool {
     let depth = DEPTH.0.get();
@@ -50,7 +49,6 @@ pub fn begin() -> bool {
 }
 
 /// Ends one that has begun.
-#[inline(always)]
 pub fn end() {
     DEPTH.0.set(DEPTH.0.get() - 1);
 }

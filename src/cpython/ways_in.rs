@@ -24,7 +24,6 @@ impl Drop for Stay {
 
 /// Calls something that may run Python code through a pointer, which the linker does not see. It must be of the "C-unwind"
 /// ABI: of others the compiler believes that nothing comes out of them but a result.
-#[inline(always)]
 pub fn enter<R>(call: impl FnOnce() -> R) -> R {
     super::borrowing::check();
     let stay = Stay;

@@ -38,7 +38,6 @@ const NAMES: [&str; 6] =
 static CLOCK_IS_REPLACED: AtomicBool = AtomicBool::new(false);
 
 /// The time by whatever function is in the place of time.monotonic(); None if that is the usual one.
-#[inline(always)]
 pub fn replaced_clock(py: Python<'_>) -> PyResult<Option<Object>> {
     if CLOCK_IS_REPLACED.load(Relaxed) { ask_replaced_clock(py).map(Some) } else { Ok(None) }
 }
