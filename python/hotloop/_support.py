@@ -13,7 +13,7 @@ import traceback
 import types
 import warnings
 import weakref
-from asyncio import base_events, constants, events, format_helpers, transports, trsock
+from asyncio import base_events, constants, events, format_helpers, selector_events, transports, trsock
 from asyncio.log import logger
 
 TYPE_CHECKING = False
@@ -35,6 +35,7 @@ CREATE_TASK_TAKES_ALL = not asyncio.BaseEventLoop.create_task.__kwdefaults__
 # What asyncio counts for a datagram that waits to be sent, beside its data.
 DATAGRAM_HEADER = 8 if sys.version_info >= (3, 13) else 0
 
+_selector_events: Any = selector_events
 _FORMAT_TAKES_DEBUG = "debug" in inspect.signature(format_helpers._format_callback_source).parameters
 
 
@@ -214,6 +215,26 @@ def has_own_method(sock: Any, name: str) -> bool:
     """Whether a method of *sock* is not the one that all sockets have from C."""
     method = getattr(sock, name)
     return not isinstance(sock, _socket.socket) or method != getattr(_socket.socket, name).__get__(sock)
+
+
+_STREAM_METHODS = ("recv", "recv_into", "send", "sendmsg")
+_DATAGRAM_METHODS = ("recvfrom", "recv", "sendto", "send")
+
+
+def has_own_methods(sock: Any, is_stream: bool) -> bool:
+    """Whether a transport has to call the methods of *sock*: an object like a socket, or of a subclass."""
+    methods = _STREAM_METHODS if is_stream else _DATAGRAM_METHODS
+    return any(not hasattr(sock, name) or has_own_method(sock, name) for name in methods)
+
+
+def stream_by_methods(loop: Any, sock: Any, protocol: Any, options: dict[str, Any]) -> Any:
+    """asyncio's own transport, which calls the methods of its socket."""
+    return _selector_events._SelectorSocketTransport(loop, sock, protocol, **options)
+
+
+def datagram_by_methods(loop: Any, sock: Any, protocol: Any, options: dict[str, Any]) -> Any:
+    """The same for datagrams."""
+    return _selector_events._SelectorDatagramTransport(loop, sock, protocol, **options)
 
 
 def send_by_method(sock: Any, data: Any, sent: int) -> tuple[int, bool]:

@@ -82,6 +82,10 @@ class _Selector:
     def __get__(self, loop: Loop | None, _: type) -> _Selector:
         return _Selector(loop)
 
+    def get_key(self, fd: int) -> Any:
+        """What repr() of asyncio's own transports asks: nothing is known here."""
+        raise KeyError(fd)
+
     def select(self, timeout: float | None = None) -> list[Any]:
         """Run an iteration of the loop, perhaps within a task, which is not the current one meanwhile."""
         loop: Any = self._loop

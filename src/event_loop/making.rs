@@ -7,7 +7,8 @@ use pyo3::prelude::*;
 
 use super::{Loop, ThisLoop, given, watchers};
 use crate::cpython::args::{Args, all};
-use crate::cpython::object::Object;
+use crate::cpython::object::{Object, dict};
+use crate::handle::boolean;
 use crate::imports::imports;
 use crate::intern;
 use crate::method;
@@ -28,6 +29,10 @@ fn make_socket_transport<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> P
     let fd = super::descriptor(&sock.bind(py))?;
     watchers::ensure_no_transport(this, fd, &sock.bind(py))?;
     this.check_closed(this.py())?;
+    if has_own_methods(py, &sock, true)? {
+        let options = [("waiter", waiter), ("extra", extra), ("server", server), ("context", context)];
+        return by_methods(this, &imports(py)?.stream_by_methods, &sock, &protocol, options);
+    }
     let peer = socket::peer_address(fd).ok().map(Address::from);
     if peer.as_ref().is_none_or(Address::is_internet) {
         socket::set_nodelay(fd);
@@ -47,12 +52,43 @@ fn make_datagram_transport<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) ->
     let fd = super::descriptor(&sock.bind(py))?;
     watchers::ensure_no_transport(this, fd, &sock.bind(py))?;
     this.check_closed(this.py())?;
+    if has_own_methods(py, &sock, false)? {
+        let options = [("address", address), ("waiter", waiter), ("extra", extra)];
+        return by_methods(this, &imports(py)?.datagram_by_methods, &sock, &protocol, options);
+    }
     let peer = socket::peer_address(fd).ok().map(Address::from);
     // First: looking at the protocol can run Python code, which may close the socket.
     let file = SocketFile::of_python(py, sock, fd, peer)?;
     let parts = parts(this, fd, protocol, waiter, extra)?;
     let header = imports(py)?.datagram_header;
     Ok(Datagram::create(py, parts, file, given(address), header)?.into_object())
+}
+
+/// Whether a transport has to call the methods of a socket, as that of a subclass can have.
+fn has_own_methods(py: Python<'_>, sock: &Object, is_stream: bool) -> PyResult<bool> {
+    let imports = imports(py)?;
+    if sock.bind(py).get_type().is(imports.socket.bind(py)) {
+        return Ok(false);
+    }
+    imports.has_own_methods.call(py, &[sock, &boolean(py, is_stream)])?.bind(py).is_truthy()
+}
+
+/// A transport that calls them: asyncio's own.
+fn by_methods<const N: usize>(
+    this: ThisLoop<'_, '_>,
+    make: &Object,
+    sock: &Object,
+    protocol: &Object,
+    options: [(&str, Option<Object>); N],
+) -> PyResult<Object> {
+    let py = this.py();
+    let given = dict(py)?;
+    for (name, option) in options {
+        if let Some(option) = option {
+            given.set_item(Object::from_str(py, name)?.bind(py), option.bind(py))?;
+        }
+    }
+    make.call(py, &[&this.object(), sock, protocol, &Object::from(given)])
 }
 
 /// AttributeError for what is no protocol: asyncio looks for connection_made() when it makes a transport.

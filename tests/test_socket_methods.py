@@ -1,0 +1,203 @@
+"""Sockets with methods of their own to receive and send: transports call them."""
+
+import asyncio
+import socket
+
+import helpers
+import pytest
+from helpers import Recorder
+
+
+class Counting(socket.socket):
+    """Notes the calls of its methods, and changes what is sent."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.called = []
+
+    def recv(self, *args):
+        self.called.append("recv")
+        return super().recv(*args).upper()
+
+    def recv_into(self, buffer, *args):
+        self.called.append("recv_into")
+        return super().recv_into(buffer, *args)
+
+    def send(self, data, *args):
+        self.called.append("send")
+        return super().send(bytes(data).replace(b"a", b"b"), *args)
+
+    def sendmsg(self, buffers, *args):
+        self.called.append("send")
+        return super().sendmsg([bytes(data).replace(b"a", b"b") for data in buffers], *args)
+
+    def recvfrom(self, *args):
+        self.called.append("recvfrom")
+        data, address = super().recvfrom(*args)
+        return data.upper(), address
+
+    def sendto(self, data, *args):
+        self.called.append("sendto")
+        return super().sendto(bytes(data).replace(b"a", b"b"), *args)
+
+
+class Wrapper:
+    """An object like a socket, which is none."""
+
+    def __init__(self, sock):
+        self._sock = sock
+        self.called = []
+
+    def __getattr__(self, name):
+        return getattr(self._sock, name)
+
+    def recv(self, *args):
+        self.called.append("recv")
+        return self._sock.recv(*args).upper()
+
+    def send(self, data):
+        self.called.append("send")
+        return self._sock.send(bytes(data).replace(b"a", b"b"))
+
+
+class Usual(socket.socket):
+    """A subclass without methods of its own for that."""
+
+    def something_else(self):
+        pass
+
+
+@pytest.fixture
+def pair():
+    ours, peer = socket.socketpair()
+    with ours, peer:
+        ours.setblocking(False)
+        peer.setblocking(False)
+        yield ours, peer
+
+
+def of_class(cls, sock):
+    if cls is Wrapper:
+        return Wrapper(sock)
+    made = cls(sock.family, sock.type, sock.proto, sock.detach())
+    made.setblocking(False)
+    return made
+
+
+@pytest.mark.parametrize("cls", [Counting, Wrapper])
+async def test_a_stream_transport_calls_them(loop, pair, cls):
+    ours, peer = of_class(cls, pair[0]), pair[1]
+    transport, protocol = await loop.create_connection(Recorder, sock=ours)
+    repr(transport)
+    transport.write(b"data")
+    assert await loop.sock_recv(peer, 10) == b"dbtb"
+    await loop.sock_sendall(peer, b"answer")
+    await protocol.received(6)
+    assert bytes(protocol.data) == b"ANSWER"
+    assert {"recv", "send"} <= set(ours.called)
+    peer.close()
+    assert await protocol.lost() is None
+    assert ours.fileno() == -1
+
+
+async def test_what_does_not_fit_is_sent_by_them_later(loop, pair):
+    ours, peer = of_class(Counting, pair[0]), pair[1]
+    transport, protocol = await loop.create_connection(Recorder, sock=ours)
+    data = b"x" * (4 << 20)
+    transport.write(data)
+    transport.close()
+    assert await helpers.read_to_end(peer) == data
+    assert await protocol.lost() is None
+
+
+async def test_a_buffered_protocol_has_them_called(loop, pair):
+    ours, peer = of_class(Counting, pair[0]), pair[1]
+    buffer = bytearray(100)
+    got = loop.create_future()
+
+    class Protocol(asyncio.BufferedProtocol):
+        def get_buffer(self, hint):
+            return buffer
+
+        def buffer_updated(self, count):
+            got.set_result(count)
+
+    transport, _ = await loop.create_connection(Protocol, sock=ours)
+    peer.send(b"data")
+    assert await asyncio.wait_for(got, 5) == 4
+    assert "recv_into" in ours.called
+    transport.close()
+    await asyncio.sleep(0)
+
+
+async def test_streams_over_them(loop, pair):
+    ours, peer = of_class(Counting, pair[0]), pair[1]
+    reader, writer = await asyncio.open_connection(sock=ours)
+    writer.writelines([b"a", b"aa"])
+    await writer.drain()
+    received = b""
+    while len(received) < 3:
+        received += await loop.sock_recv(peer, 10)
+    assert received == b"bbb"
+    await loop.sock_sendall(peer, b"line\n")
+    assert await asyncio.wait_for(reader.readline(), 5) == b"LINE\n"
+    writer.close()
+    await writer.wait_closed()
+
+
+async def test_a_server_makes_transports_of_accepted_ones(loop):
+    accepted = []
+
+    class Listening(socket.socket):
+        def accept(self):
+            connection, address = super().accept()
+            accepted.append(of_class(Counting, connection))
+            return accepted[-1], address
+
+    listening = Listening()
+    listening.bind(("127.0.0.1", 0))
+    listening.listen()
+    listening.setblocking(False)
+
+    async def echo(reader, writer):
+        writer.write(await reader.readexactly(4))
+        writer.close()
+
+    server = await asyncio.start_server(echo, sock=listening)
+    with socket.create_connection(listening.getsockname()) as client:
+        client.setblocking(False)
+        await loop.sock_sendall(client, b"data")
+        assert await helpers.read_to_end(client) == b"DATA"
+    assert {"recv", "send"} <= set(accepted[0].called)
+    server.close()
+
+
+async def test_a_datagram_transport_calls_them(loop):
+    ours = Counting(socket.AF_INET, socket.SOCK_DGRAM)
+    ours.bind(("127.0.0.1", 0))
+    received = asyncio.Queue()
+
+    class Protocol(asyncio.DatagramProtocol):
+        def datagram_received(self, data, address):
+            received.put_nowait((data, address))
+
+    ours.setblocking(False)
+    transport, _ = await loop.create_datagram_endpoint(Protocol, sock=ours)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer:
+        peer.bind(("127.0.0.1", 0))
+        peer.setblocking(False)
+        transport.sendto(b"data", peer.getsockname())
+        assert await asyncio.wait_for(loop.sock_recv(peer, 10), 5) == b"dbtb"
+        peer.sendto(b"answer", transport.get_extra_info("sockname"))
+        assert await asyncio.wait_for(received.get(), 5) == (b"ANSWER", peer.getsockname())
+    assert ours.called == ["sendto", "recvfrom"]
+    transport.close()
+    await asyncio.sleep(0)
+
+
+@pytest.mark.hotloop_only
+async def test_a_subclass_without_them_has_a_transport_of_ours(loop, pair):
+    transport, _ = await loop.create_connection(asyncio.Protocol, sock=of_class(Usual, pair[0]))
+    assert type(transport).__name__ == "StreamTransport"
+    transport.close()
+    await asyncio.sleep(0)
