@@ -511,6 +511,49 @@ async def test_a_connection_that_begins_is_a_task_among_all(loop):
             await served[0].lost()
 
 
+@pytest.mark.parametrize("how", ["as_completed", "wait", "discard"])
+async def test_all_tasks_are_waited_for_as_a_connection_begins(loop, how):
+    """What was found once stays the task that it was, also while others are accepted."""
+    waits = []
+
+    async def wait(tasks):
+        if how == "as_completed":
+            for task in asyncio.as_completed(tasks, timeout=5):
+                await task
+        elif how == "wait":
+            done, pending = await asyncio.wait(tasks, timeout=5)
+            assert done == tasks
+            assert not pending
+        else:
+            for task in list(tasks):
+                task.add_done_callback(tasks.discard)
+            await helpers.until(lambda: not tasks)
+
+    def begin(protocol, transport):
+        tasks = asyncio.all_tasks() - others
+        assert len(tasks) <= 1
+        if tasks:
+            others.update(tasks)
+            waits.append(loop.create_task(wait(tasks)))
+            others.add(waits[-1])
+        # The next one begins as this one's task ends.
+        if len(clients) < 20:
+            clients.append(connect(address))
+
+    others = {asyncio.current_task()}
+    clients = []
+    served = Served(connection_made=begin)
+    server = await loop.create_server(served, "127.0.0.1", 0)
+    async with helpers.running(server) as address:
+        clients.append(connect(address))
+        await helpers.until(lambda: len(served) == 20 and served[-1].transport)
+        assert len(waits) > 1
+        await asyncio.gather(*waits)
+        for client in clients:
+            client.close()
+        await asyncio.gather(*(protocol.lost() for protocol in served))
+
+
 async def test_other_threads_see_no_more_than_the_tasks_that_there_are(loop):
     counted = []
 

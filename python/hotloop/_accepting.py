@@ -46,7 +46,8 @@ class Accepting:
     """Stands among a loop's tasks for those that accept connections.
 
     asyncio.all_tasks() asks each of them whether it is done. This one is, unless connections have been
-    accepted a moment ago: then it makes a task for these, and is that task to whoever asked.
+    accepted a moment ago: then it makes a task for these, is that task from then on to whoever asked, and
+    leaves its place to another one.
     """
 
     def __init__(self, loop: Any) -> None:
@@ -58,25 +59,41 @@ class Accepting:
     def __class__(self) -> type:
         return asyncio.Task
 
+    # Callbacks are called with the task, and whoever waits looks it up among those that were asked for.
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (self._task is not None and self._task is other)
+
+    def __hash__(self) -> int:
+        return object.__hash__(self) if self._task is None else hash(self._task)
+
     def get_loop(self) -> Any:
         return self._loop
 
     def done(self) -> bool:
+        if self._task is not None:
+            finished: bool = self._task.done()
+            return finished
         if self._loop._thread_id not in (None, threading.get_ident()):
             # Another thread looks at the tasks.
             return True
         transports = self._loop._take_accepted()
-        if transports:
-            coroutine = _accept(self._loop, transports)
-            # A cancellation before a coroutine's first step is none to the coroutine.
-            coroutine.send(None)
-            try:
-                self._task = self._loop.create_task(coroutine)
-            except BaseException:
-                coroutine.close()
-                raise
-            return False
-        return True
+        if not transports:
+            return True
+        successor = Accepting(self._loop)
+        coroutine = _accept(self._loop, transports)
+        # A cancellation before a coroutine's first step is none to the coroutine.
+        coroutine.send(None)
+        try:
+            task = self._loop.create_task(coroutine)
+        except BaseException:
+            coroutine.close()
+            raise
+        # Before the hash changes.
+        asyncio._unregister_task(self)  # type: ignore[arg-type]
+        self._task = task
+        self._loop._accepting = successor
+        return False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._task, name)
