@@ -421,6 +421,34 @@ run(main())
     )
 
 
+def test_a_child_of_a_daemon_that_has_closed_a_loops_descriptors(loop_name):
+    """They are files of the program's by now, which has forgotten the loop."""
+    run(
+        loop_name,
+        """
+import tempfile
+
+forgotten = new_event_loop()
+forgotten.add_signal_handler(signal.SIGUSR1, print)
+os.closerange(3, 64)
+files = [tempfile.TemporaryFile() for _ in range(16)]
+
+def write():
+    for number, file in enumerate(files):
+        file.write(b"%d" % number)
+        file.flush()
+
+assert in_child(write) == 0
+for number, file in enumerate(files):
+    file.seek(0)
+    assert file.read() == b"%d" % number, number
+sys.stdout.flush()
+# The loop would close the files as its own.
+os._exit(0)
+""",
+    )
+
+
 def test_multiprocessing_with_fork(loop_name):
     run(
         loop_name,

@@ -554,6 +554,76 @@ async def test_all_tasks_are_waited_for_as_a_connection_begins(loop, how):
         await asyncio.gather(*(protocol.lost() for protocol in served))
 
 
+async def gather(tasks):
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def as_completed(tasks):
+    for task in asyncio.as_completed(tasks):
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+async def wait_for_callbacks(tasks):
+    left = set(tasks)
+    for task in tasks:
+        task.add_done_callback(left.discard)
+    while left:
+        # Others look at the tasks, too.
+        assert asyncio.current_task() in asyncio.all_tasks()
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("wait", [gather, asyncio.wait, as_completed, wait_for_callbacks])
+async def test_connections_that_begin_are_tasks_that_can_be_waited_for(loop, wait):
+    ended = loop.create_future()
+
+    async def end(tasks):
+        await wait(tasks)
+        return all(task.done() for task in tasks)
+
+    def look():
+        tasks = asyncio.all_tasks() - {this}
+        for task in tasks:
+            assert not task.done()
+            task.add_done_callback(print)
+            assert task.remove_done_callback(print) == 1
+            assert task.remove_done_callback(print) == 0
+            task.cancel()
+        loop.create_task(end(tasks)).add_done_callback(ended.set_result)
+
+    def factory():
+        if not served:
+            loop.call_soon(look)
+            connect(server.sockets[0].getsockname()).close()
+        return served()
+
+    this = asyncio.current_task()
+    served = Served()
+    server = await loop.create_server(factory, "127.0.0.1", 0)
+    async with helpers.running(server) as address:
+        connect(address).close()
+        assert (await asyncio.wait_for(ended, 5)).result()
+        await helpers.until(lambda: len(served) == 2)
+        await asyncio.gather(*(protocol.lost() for protocol in served))
+
+
+@pytest.mark.parametrize("iterations", range(6))
+def test_a_run_that_ends_iterations_after_a_client_has_connected(new_loop, iterations):
+    served = Served()
+
+    async def main():
+        server = await asyncio.get_running_loop().create_server(served, "127.0.0.1", 0)
+        client = connect(server.sockets[0].getsockname())
+        for _ in range(iterations):
+            await asyncio.sleep(0)
+        return client
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        client = runner.run(main())
+    client.close()
+
+
 async def test_other_threads_see_no_more_than_the_tasks_that_there_are(loop):
     counted = []
 

@@ -52,7 +52,9 @@ def _make_own_sockets() -> None:
     if current in _in_force:
         signal.set_wakeup_fd(current, warn_on_full_buffer=False)
     elif current >= 0 and current not in parents:
-        signal.set_wakeup_fd(current)
+        # It may have been closed, and be another file by now, which is refused.
+        with contextlib.suppress(ValueError, OSError):
+            signal.set_wakeup_fd(current)
 
 
 os.register_at_fork(after_in_child=_make_own_sockets)
@@ -65,6 +67,10 @@ def _file_of(fd: int) -> tuple[int, int] | None:
     except OSError:
         return None
     return status.st_dev, status.st_ino
+
+
+def _files_of(*socks: socket.socket) -> list[tuple[int, int] | None]:
+    return [_file_of(sock.fileno()) for sock in socks]
 
 
 def _noop(signum: int, frame: object) -> None:
@@ -80,6 +86,8 @@ class SignalHandling(_core.Loop):
         self._signal_handlers: dict[int, asyncio.Handle] = {}
         self._ssock: socket.socket | None = None
         self._csock: socket.socket | None = None
+        # The files of both.
+        self._wakeup_files: list[tuple[int, int] | None] = []
         # The wakeup descriptor to put back; None while this loop's is not in force.
         self._former_wakeup_fd: int | None = None
         # Its file.
@@ -99,6 +107,7 @@ class SignalHandling(_core.Loop):
                 csock.close()
                 raise
             self._ssock, self._csock = ssock, csock
+            self._wakeup_files = _files_of(ssock, csock)
             self._internal_fds += 1
         return self._csock
 
@@ -108,12 +117,16 @@ class SignalHandling(_core.Loop):
             return False
         if self._ssock.fileno() < 0 or self._csock.fileno() != fd:
             return False
+        if _files_of(self._ssock, self._csock) != self._wakeup_files:
+            # They were closed behind our back, as daemons close all descriptors: these are somebody else's.
+            return False
         try:
             pair = socket.socketpair()
             with pair[0], pair[1]:
                 for sock, new in zip((self._ssock, self._csock), pair, strict=True):
                     new.setblocking(False)
                     os.dup2(new.fileno(), sock.fileno(), inheritable=False)
+            self._wakeup_files = _files_of(self._ssock, self._csock)
         except OSError:
             # There are no descriptors.
             return False
