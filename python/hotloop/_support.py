@@ -200,7 +200,8 @@ def report_connection(loop: Any, exception: BaseException) -> None:
 
 def log_connection(server: Any, address: Any, fd: int) -> None:
     """Say in debug mode that a server has got a connection."""
-    cls: Any = socket.socket
+    # A function can be in its place.
+    cls: Any = socket.socket if isinstance(socket.socket, type) else _socket.socket
     sock: Any = cls.__new__(cls, fileno=fd)
     # Ctrl-C can come between any two steps, also those of Python's own detach().
     detach = _socket.socket.detach.__get__(sock) if isinstance(sock, _socket.socket) else sock.detach
