@@ -8,12 +8,6 @@ import pytest
 pytestmark = pytest.mark.hotloop_only
 
 
-def quietly(loop):
-    """Run what is queued."""
-    loop.call_soon(loop.stop)
-    loop.run_forever()
-
-
 @pytest.fixture
 def sockets():
     both = helpers.unix_pair()
@@ -36,7 +30,7 @@ def test_a_keyword_by_any_string(loop, name):
     for call in (loop.call_soon, loop.call_soon_threadsafe):
         call(lambda: ran.append(variable.get()), **{name: context})
     loop.call_later(0, lambda: ran.append(variable.get()), **{name: context})
-    quietly(loop)
+    helpers.run_once(loop)
     assert ran == ["ours"] * 3
 
 
@@ -65,7 +59,7 @@ def test_arguments_by_name(loop, sockets):
     loop.call_soon(callback=lambda: ran.append(1))
     loop.call_later(delay=0, callback=lambda: ran.append(2))
     loop.call_at(when=0, callback=lambda: ran.append(3))
-    quietly(loop)
+    helpers.run_once(loop)
     assert sorted(ran) == [1, 2, 3]
     sockets[1].send(b"hello")
     assert loop.run_until_complete(loop.sock_recv(n=5, sock=sockets[0])) == b"hello"

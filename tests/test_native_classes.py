@@ -31,12 +31,6 @@ def collect():
         gc.collect()
 
 
-def quietly(loop):
-    """Run what is queued."""
-    loop.call_soon(loop.stop)
-    loop.run_forever()
-
-
 @pytest.fixture
 def closing():
     """Closes what a test opened."""
@@ -98,7 +92,7 @@ def make_transport(request, loop, closing):
     def make():
         transport, others = request.param(loop, helpers.Recorder())
         closing(*others)
-        quietly(loop)
+        helpers.run_once(loop)
         return transport
 
     return make
@@ -117,7 +111,7 @@ def test_a_weak_reference_to_a_handle(loop, make):
     said = []
     thing = make(loop, Owner())
     ref = weakref.ref(thing, lambda ref: said.append(ref()))
-    quietly(loop)
+    helpers.run_once(loop)
     assert ref() is thing
     del thing
     assert ref() is None
@@ -139,7 +133,7 @@ def test_a_weak_reference_to_a_transport(loop, make_transport):
     said = []
     ref = weakref.ref(transport, lambda ref: said.append(ref()))
     transport.close()
-    quietly(loop)
+    helpers.run_once(loop)
     transport.get_protocol()
     del transport
     collect()
@@ -163,7 +157,7 @@ def test_a_weak_reference_to_a_loop_that_is_in_no_cycle(loop, members):
 def test_memory_that_is_used_again_is_another_object_to_weak_references(loop, sockets):
     for _ in range(3):
         first = [loop.call_soon(int) for _ in range(50)] + [loop.sock_recv(sockets[0], 1) for _ in range(50)]
-        quietly(loop)
+        helpers.run_once(loop)
         for operation in first[50:]:
             operation.close()
         refs = [weakref.ref(thing) for thing in first]
@@ -175,7 +169,7 @@ def test_memory_that_is_used_again_is_another_object_to_weak_references(loop, so
         assert [ref() for ref in again] == second
         for operation in second[50:]:
             operation.close()
-        quietly(loop)
+        helpers.run_once(loop)
 
 
 # Attributes
@@ -193,7 +187,7 @@ def test_the_dict_of_a_transport(loop, transport):
     with pytest.raises(AttributeError):
         transport.other  # noqa: B018  (it raises)
     transport.close()
-    quietly(loop)
+    helpers.run_once(loop)
 
 
 def test_an_operation_does_not_inherit_attributes(loop, sockets):
@@ -212,7 +206,7 @@ def test_the_dict_of_a_transport_in_a_cycle(loop, make_transport):
     transport.owner = owner
     ref = weakref.ref(owner)
     transport.close()
-    quietly(loop)
+    helpers.run_once(loop)
     del owner, transport
     collect()
     assert ref() is None
@@ -225,7 +219,7 @@ def test_the_class_of_an_instance_can_not_be_changed(loop, transport):
         with pytest.raises(TypeError):
             thing.__class__ = asyncio.Handle
     transport.close()
-    quietly(loop)
+    helpers.run_once(loop)
 
 
 # Classes
@@ -282,7 +276,7 @@ def test_copies(loop):
         other.cancel()
         assert not one.cancelled()
         one.cancel()
-    quietly(loop)
+    helpers.run_once(loop)
     assert ran == []
 
 
@@ -336,7 +330,7 @@ def test_a_handle_in_a_cycle(loop, make, through):
     owner = Owner()
     owner.context, owner.variable = contextvars.copy_context(), contextvars.ContextVar("owner")
     owner.handle = CYCLES[through](make, loop, owner)
-    quietly(loop)
+    helpers.run_once(loop)
     ref = weakref.ref(owner)
     del owner
     collect()
@@ -352,7 +346,7 @@ def test_a_handle_in_a_cycle_through_its_arguments(loop, schedule, count):
     owner.handle.cancel()
     owner.other = getattr(loop, schedule)(*when, id, *[owner] * count)
     loop.set_exception_handler(lambda loop, context: None)
-    quietly(loop)
+    helpers.run_once(loop)
     ref = weakref.ref(owner)
     del owner
     collect()
@@ -410,7 +404,7 @@ def test_a_transport_in_a_cycle_with_a_closed_loop(new_loop, closing, make, thro
     owner = helpers.Recorder()
     transport, others = make(loop, owner if through == "protocol" else helpers.Recorder())
     closing(*others)
-    quietly(loop)
+    helpers.run_once(loop)
     if through == "extra":
         transport._extra["owner"] = owner
         transport.get_protocol().transport = None
@@ -455,7 +449,7 @@ def test_attributes_that_are_not_to_be_deleted(loop, transport):
     with pytest.raises(AttributeError):
         del loop._thread_id
     transport.close()
-    quietly(loop)
+    helpers.run_once(loop)
 
 
 def test_references_are_kept_in_number(loop):
@@ -468,6 +462,6 @@ def test_references_are_kept_in_number(loop):
         with pytest.raises(AttributeError):
             one._args = value
         one.cancel()
-    quietly(loop)
+    helpers.run_once(loop)
     del one
     assert sys.getrefcount(value) == before

@@ -9,12 +9,6 @@ import pytest
 pytestmark = pytest.mark.hotloop_only
 
 
-def quietly(loop):
-    """Run what is queued."""
-    loop.call_soon(loop.stop)
-    loop.run_forever()
-
-
 @pytest.fixture
 def sockets():
     both = helpers.unix_pair()
@@ -74,8 +68,8 @@ def test_more_than_is_kept(loop):
         handles += [loop.call_later(0, ran.append, number) for number in range(5000)]
         for one in handles[::7]:
             one.cancel()
-        quietly(loop)
-        quietly(loop)
+        helpers.run_once(loop)
+        helpers.run_once(loop)
         wanted = [number for index, number in enumerate([*range(5000)] * 2) if index % 7]
         assert ran == wanted
         ran.clear()

@@ -9,12 +9,7 @@ import tty
 
 import helpers
 import pytest
-from helpers import Recorder
-
-
-def fail(*args):
-    raise ValueError("broken")
-
+from helpers import Recorder, fail
 
 # Reading
 
@@ -226,9 +221,7 @@ async def test_giving_up_on_a_pipe_closes_it(loop, name):
     protocol = Recorder()
     task = loop.create_task(getattr(loop, name)(lambda: protocol, file))
     await asyncio.sleep(0)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
+    await helpers.cancel(task)
     assert await protocol.lost() is None
     await helpers.iterations(2)
     assert protocol.calls == ["connection_made", "connection_lost"]

@@ -553,15 +553,8 @@ async def test_a_write_whose_error_another_thread_meets_ends_the_connection(loop
 
 async def test_the_representation_tells_the_state(attach):
     protocol, _peer = await attach(Recorder())
-    transport = protocol.transport
-    number = transport.get_extra_info("socket").fileno()
-    assert f"fd={number}" in repr(transport)
-    assert "clos" not in repr(transport)
-    transport.close()
-    assert "closing" in repr(transport)
-    await protocol.lost()
-    await helpers.iterations(1)
-    assert "closed" in repr(transport)
+    number = protocol.transport.get_extra_info("socket").fileno()
+    await helpers.close_and_check_repr(protocol, number)
 
 
 async def test_a_transport_can_be_referred_to_weakly(attach):
