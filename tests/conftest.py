@@ -120,6 +120,15 @@ def no_child_left():
     assert left() is None
 
 
+@pytest.fixture
+def gate():
+    """The ends of a pipe: a child waits on the first, and goes on when a line is written to the second."""
+    ends = os.pipe()
+    yield ends
+    for end in ends:
+        os.close(end)
+
+
 @pytest.fixture(params=["tcp", "unix"])
 def kind(request):
     """Each kind of stream socket in turn."""

@@ -40,13 +40,6 @@ def closing():
         thing.close()
 
 
-@pytest.fixture
-def sockets(closing):
-    both = helpers.unix_pair()
-    closing(*both)
-    return both
-
-
 def handle(loop, owner, **options):
     return loop.call_soon(owner.method, **options)
 
@@ -118,9 +111,10 @@ def test_a_weak_reference_to_a_handle(loop, make):
     assert said == [None]
 
 
-def test_a_weak_reference_to_an_operation(loop, sockets):
+@helpers.over_unix
+def test_a_weak_reference_to_an_operation(loop, pair):
     said = []
-    operation = loop.sock_recv(sockets[0], 1)
+    operation = loop.sock_recv(pair[0], 1)
     ref = weakref.ref(operation, lambda ref: said.append(ref()))
     operation.close()
     del operation
@@ -154,16 +148,17 @@ def test_a_weak_reference_to_a_loop_that_is_in_no_cycle(loop, members):
     assert said == [None]
 
 
-def test_memory_that_is_used_again_is_another_object_to_weak_references(loop, sockets):
+@helpers.over_unix
+def test_memory_that_is_used_again_is_another_object_to_weak_references(loop, pair):
     for _ in range(3):
-        first = [loop.call_soon(int) for _ in range(50)] + [loop.sock_recv(sockets[0], 1) for _ in range(50)]
+        first = [loop.call_soon(int) for _ in range(50)] + [loop.sock_recv(pair[0], 1) for _ in range(50)]
         helpers.run_once(loop)
         for operation in first[50:]:
             operation.close()
         refs = [weakref.ref(thing) for thing in first]
         del operation
         first.clear()
-        second = [loop.call_soon(int) for _ in range(50)] + [loop.sock_recv(sockets[0], 1) for _ in range(50)]
+        second = [loop.call_soon(int) for _ in range(50)] + [loop.sock_recv(pair[0], 1) for _ in range(50)]
         assert [ref() for ref in refs] == [None] * 100
         again = [weakref.ref(thing) for thing in second]
         assert [ref() for ref in again] == second
@@ -190,10 +185,11 @@ def test_the_dict_of_a_transport(loop, transport):
     helpers.run_once(loop)
 
 
-def test_an_operation_does_not_inherit_attributes(loop, sockets):
+@helpers.over_unix
+def test_an_operation_does_not_inherit_attributes(loop, pair):
     """Its memory may be that of one that had some."""
     for number in range(200):
-        operation = loop.sock_recv(sockets[0], 1)
+        operation = loop.sock_recv(pair[0], 1)
         assert vars(operation) == {}
         operation.mine = number
         operation.close()
@@ -283,12 +279,13 @@ def test_copies(loop):
 # Finalizers
 
 
-def test_each_operation_that_is_not_awaited_is_warned_of(loop, sockets):
+@helpers.over_unix
+def test_each_operation_that_is_not_awaited_is_warned_of(loop, pair):
     """Those, too, whose memory was that of one that was warned of."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for _ in range(300):
-            loop.sock_recv(sockets[0], 1)
+            loop.sock_recv(pair[0], 1)
     assert len([one for one in caught if "never awaited" in str(one.message)]) == 300
 
 
@@ -379,11 +376,12 @@ def test_an_operation_in_a_cycle(loop, name):
     assert ref() is None
 
 
-def test_an_operation_that_waits_in_a_cycle(loop, sockets):
+@helpers.over_unix
+def test_an_operation_that_waits_in_a_cycle(loop, pair):
     class Socket(socket.socket):
         pass
 
-    ours = Socket(fileno=os.dup(sockets[0].fileno()))
+    ours = Socket(fileno=os.dup(pair[0].fileno()))
     ours.setblocking(False)
     ours.operation = loop.sock_recv(ours, 1)
     future = ours.operation.send(None)

@@ -9,14 +9,6 @@ import pytest
 pytestmark = pytest.mark.hotloop_only
 
 
-@pytest.fixture
-def sockets():
-    both = helpers.unix_pair()
-    yield both
-    for sock in both:
-        sock.close()
-
-
 CHAINS = {
     "handles": "for _ in range(1_000_000):\n    last = loop.call_soon(id, last)\n    if not _ % 1000: run()",
     "many arguments": (
@@ -75,7 +67,8 @@ def test_more_than_is_kept(loop):
         ran.clear()
 
 
-def test_the_collector_at_each_allocation(loop, sockets):
+@helpers.over_unix
+def test_the_collector_at_each_allocation(loop, pair):
     """It sees no instance before its value is there, and what looks at all of them can."""
     seen = []
 
@@ -92,9 +85,9 @@ def test_the_collector_at_each_allocation(loop, sockets):
             loop.call_soon(ran.append, 1)
             loop.call_later(0, ran.append, 2)
             loop.call_soon_threadsafe(ran.append, 3)
-            receiving = loop.create_task(loop.sock_recv(sockets[0], 10))
+            receiving = loop.create_task(loop.sock_recv(pair[0], 10))
             await asyncio.sleep(0)
-            await loop.sock_sendall(sockets[1], b"hello")
+            await loop.sock_sendall(pair[1], b"hello")
             assert await receiving == b"hello"
         ours, peer = helpers.unix_pair()
         protocol = helpers.Recorder()

@@ -24,15 +24,6 @@ def shell(script, *args, **kwargs):
     return asyncio.create_subprocess_exec("/bin/sh", "-c", script, "sh", *args, **kwargs)
 
 
-@pytest.fixture
-def gate():
-    """The ends of a pipe: what comes through `read X <gate` in a child, and where to write it."""
-    ends = os.pipe()
-    yield ends
-    for end in ends:
-        os.close(end)
-
-
 def until_exited(process):
     return helpers.until(lambda: process.returncode is not None)
 
