@@ -90,14 +90,7 @@ def new_loop(loop_name, reports):
     yield make
     for loop in loops:
         if not loop.is_closed():
-            # What a closed transport still has to do, it does in the iterations that follow.
-            for _ in range(3):
-                loop.call_soon(loop.stop)
-                loop.run_forever()
-            executor = loop._default_executor
-            loop.close()
-            if executor is not None:
-                executor.shutdown()
+            helpers.close_loop(loop)
     loops.clear()
     if helpers.opened_since(before):
         for _ in range(3):  # what a destructor has touched goes one collection later
@@ -125,6 +118,15 @@ def no_child_left():
     assert left() is None
     yield
     assert left() is None
+
+
+@pytest.fixture
+def gate():
+    """The ends of a pipe: a child waits on the first, and goes on when a line is written to the second."""
+    ends = os.pipe()
+    yield ends
+    for end in ends:
+        os.close(end)
 
 
 @pytest.fixture(params=["tcp", "unix"])

@@ -33,6 +33,10 @@ HAS_IPV6 = socket.has_ipv6 and os.path.exists("/proc/net/if_inet6")
 # More than any pair of loopback socket buffers holds.
 TOO_MUCH = b"x" * (24 << 20)
 
+# Stream sockets of the one kind only, in the fixtures `pair` and `attach`.
+over_tcp = pytest.mark.parametrize("kind", ["tcp"])
+over_unix = pytest.mark.parametrize("kind", ["unix"])
+
 # Others may want the processor in the midst of what is compared with a stopwatch: try again then.
 whenever_quiet = pytest.mark.flaky(reruns=9)
 
@@ -43,6 +47,11 @@ class Leave(SystemExit):
 
 class Interrupt(KeyboardInterrupt):
     """A KeyboardInterrupt of our own: a real Ctrl-C at the test run is not taken for it."""
+
+
+def fail(*args):
+    """A callback that fails."""
+    raise ValueError("broken")
 
 
 class Reports(list):
@@ -357,10 +366,45 @@ async def read_from_pipe(file, count=sys.maxsize):
     return bytes(data)
 
 
+def run_once(loop, times=1):
+    """Run what is queued, in one iteration; or in so many of them."""
+    for _ in range(times):
+        loop.call_soon(loop.stop)
+        loop.run_forever()
+
+
+def close_loop(loop):
+    """Close a loop after what closed transports still have to do, and its executor."""
+    run_once(loop, 3)
+    executor = loop._default_executor
+    loop.close()
+    if executor is not None:
+        executor.shutdown()
+
+
 async def iterations(count):
     """Let the loop go round `count` times."""
     for _ in range(count):
         await asyncio.sleep(0)
+
+
+async def cancel(task):
+    """Cancel a task, which ends with the exception."""
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def close_and_check_repr(protocol, number):
+    """Close a transport whose descriptor has that number; its representation follows."""
+    transport = protocol.transport
+    assert f"fd={number}" in repr(transport)
+    assert "clos" not in repr(transport)
+    transport.close()
+    assert "closing" in repr(transport)
+    await protocol.lost()
+    await iterations(1)
+    assert "closed" in repr(transport)
 
 
 async def until(condition, timeout=5.0):

@@ -25,13 +25,6 @@ THRESHOLD = 0.05
 
 
 @pytest.fixture
-def loop():
-    loop = hotloop.new_event_loop()
-    yield loop
-    loop.close()
-
-
-@pytest.fixture
 def blocks(loop):
     """What is reported of the loop."""
     blocks = []

@@ -27,9 +27,7 @@ async def test_a_cancelled_receive_leaves_no_registration_and_no_gap(loop, pair,
     ours, peer = pair
     task = loop.create_task(CALLS[name](loop, ours))
     await helpers.iterations(2)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
+    await helpers.cancel(task)
     await helpers.iterations(2)
     assert loop.remove_reader(ours) is False
     peer.send(b"hello")
@@ -41,9 +39,7 @@ async def test_a_cancelled_send_leaves_no_registration_and_sends_no_more(loop, p
     data = os.urandom(len(helpers.TOO_MUCH))
     task = loop.create_task(loop.sock_sendall(ours, data))
     await asyncio.sleep(0.005)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
+    await helpers.cancel(task)
     await helpers.iterations(2)
     assert loop.remove_writer(ours) is False
     ours.shutdown(socket.SHUT_WR)
@@ -55,9 +51,7 @@ async def test_a_cancelled_send_leaves_no_registration_and_sends_no_more(loop, p
 async def test_a_cancelled_accept_leaves_no_registration(loop, listening):
     task = loop.create_task(loop.sock_accept(listening))
     await helpers.iterations(2)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
+    await helpers.cancel(task)
     await helpers.iterations(2)
     assert loop.remove_reader(listening) is False
     with socket.create_connection(listening.getsockname()) as client:
@@ -73,9 +67,7 @@ async def test_a_cancelled_connect_leaves_no_registration(loop):
     task = loop.create_task(loop.sock_connect(sock, server.getsockname()))
     await asyncio.sleep(0.01)
     assert not task.done()
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
+    await helpers.cancel(task)
     await helpers.iterations(2)
     assert loop.remove_writer(sock) is False
     for each in (sock, server, *waiting):

@@ -18,15 +18,6 @@ pytestmark = pytest.mark.usefixtures("no_child_left")
 
 
 @pytest.fixture
-def gate():
-    """The ends of a pipe: a child waits on the first, and goes on when a line is written to the second."""
-    ends = os.pipe()
-    yield ends
-    for end in ends:
-        os.close(end)
-
-
-@pytest.fixture
 def of_sigchld():
     """Whatever a test does, the handler of SIGCHLD is what it was."""
     before = signal.getsignal(signal.SIGCHLD)

@@ -41,12 +41,17 @@ async def main():
 """
 
 
+def run_with(watcher, loop_name, source):
+    """Run a program whose Watcher derives from that watcher of asyncio, and whose main() has children."""
+    helpers.run_script(loop_name, SOURCE.format(name=watcher) + source)
+
+
 @pytest.mark.parametrize("name", WATCHERS)
 def test_a_watcher_of_the_programs_own(loop_name, name):
-    helpers.run_script(
+    run_with(
+        name,
         loop_name,
-        SOURCE.format(name=name)
-        + """
+        """
 loop = new_event_loop()
 asyncio.set_event_loop(loop)
 watcher = Watcher()
@@ -61,10 +66,10 @@ loop.close()
 
 @pytest.mark.parametrize("name", ["SafeChildWatcher", "FastChildWatcher"])
 def test_a_watcher_that_the_policy_attaches(loop_name, name):
-    helpers.run_script(
+    run_with(
+        name,
         loop_name,
-        SOURCE.format(name=name)
-        + """
+        """
 asyncio.set_child_watcher(Watcher())
 loop = new_event_loop()
 asyncio.set_event_loop(loop)
@@ -78,10 +83,10 @@ loop.close()
 
 
 def test_a_watcher_and_a_runner(loop_name):
-    helpers.run_script(
+    run_with(
+        "ThreadedChildWatcher",
         loop_name,
-        SOURCE.format(name="ThreadedChildWatcher")
-        + """
+        """
 watcher = Watcher()
 watcher.attach_loop(None)
 asyncio.set_child_watcher(watcher)
@@ -94,10 +99,10 @@ run(main())
 
 @pytest.mark.parametrize("name", ["SafeChildWatcher", "FastChildWatcher"])
 def test_a_watcher_without_a_loop_starts_nothing(loop_name, name):
-    helpers.run_script(
+    run_with(
+        name,
         loop_name,
-        SOURCE.format(name=name)
-        + """
+        """
 asyncio.set_child_watcher(Watcher())
 loop = new_event_loop()
 try:
@@ -119,10 +124,10 @@ loop.close()
 
 
 def test_the_watcher_of_a_policy_of_the_programs_own(loop_name):
-    helpers.run_script(
+    run_with(
+        "ThreadedChildWatcher",
         loop_name,
-        SOURCE.format(name="ThreadedChildWatcher")
-        + """
+        """
 class Policy(asyncio.DefaultEventLoopPolicy):
     watcher = Watcher()
 
@@ -187,10 +192,10 @@ loop.close()
 
 
 def test_a_watcher_that_is_set_between_two_children(loop_name):
-    helpers.run_script(
+    run_with(
+        "ThreadedChildWatcher",
         loop_name,
-        SOURCE.format(name="ThreadedChildWatcher")
-        + """
+        """
 loop = new_event_loop()
 assert loop.run_until_complete(status_of(3))[0] == 3
 assert watched == []

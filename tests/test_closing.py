@@ -191,49 +191,42 @@ async def test_abort_after_close(attach):
 # The peer goes
 
 
-async def test_a_reset_is_the_exception_of_connection_lost(loop):
-    ours, peer = helpers.tcp_pair()
-    protocol = Recorder()
-    await loop.create_connection(lambda: protocol, sock=ours)
+@helpers.over_tcp
+async def test_a_reset_is_the_exception_of_connection_lost(attach):
+    protocol, peer = await attach(Recorder())
     helpers.reset(peer)
     assert isinstance(await protocol.lost(), ConnectionResetError)
     assert protocol.calls == ["connection_made", "connection_lost"]
 
 
-async def test_a_reset_while_writing(loop):
-    ours, peer = helpers.tcp_pair()
-    protocol = Recorder()
-    transport, _ = await loop.create_connection(lambda: protocol, sock=ours)
-    transport.write(helpers.TOO_MUCH)
+@helpers.over_tcp
+async def test_a_reset_while_writing(attach):
+    protocol, peer = await attach(Recorder())
+    protocol.transport.write(helpers.TOO_MUCH)
     helpers.reset(peer)
     assert isinstance(await protocol.lost(), (ConnectionResetError, BrokenPipeError))
     assert protocol.calls == ["connection_made", "pause_writing", "connection_lost"]
-    assert transport.get_write_buffer_size() == 0
+    assert protocol.transport.get_write_buffer_size() == 0
 
 
-@pytest.mark.parametrize("kind", [Recorder, BufferedRecorder])
-async def test_a_reset_of_one_that_another_connection_has_just_written_to(loop, kind):
-    ours, peer = helpers.tcp_pair()
-    protocol = kind()
-    transport, _ = await loop.create_connection(lambda: protocol, sock=ours)
-    talker, talking_peer = helpers.tcp_pair()
-    broadcaster = Recorder(data_received=lambda protocol, data: transport.write(data))
-    await loop.create_connection(lambda: broadcaster, sock=talker)
+@helpers.over_tcp
+@pytest.mark.parametrize("kind_of_protocol", [Recorder, BufferedRecorder])
+async def test_a_reset_of_one_that_another_connection_has_just_written_to(attach, kind_of_protocol):
+    protocol, peer = await attach(kind_of_protocol())
+    _, talking_peer = await attach(Recorder(data_received=lambda _, data: protocol.transport.write(data)))
     talking_peer.send(b"hello")
     helpers.reset(peer)
     assert isinstance(await protocol.lost(), ConnectionResetError)
     assert protocol.data == b""
-    broadcaster.transport.close()
-    await broadcaster.lost()
-    talking_peer.close()
 
 
-async def test_a_write_after_the_data_before_a_reset(loop):
+@helpers.over_tcp
+async def test_a_write_after_the_data_before_a_reset(attach):
     """However much data there is: the reset may have been seen with it."""
     for size in range(1200, 1400, 8):
-        ours, peer = helpers.tcp_pair()
-        protocol = Recorder(data_received=lambda protocol, data: protocol.transport.write(data))
-        await loop.create_connection(lambda protocol=protocol: protocol, sock=ours)
+        protocol, peer = await attach(
+            Recorder(data_received=lambda protocol, data: protocol.transport.write(data))
+        )
         for _ in range(2):
             peer.send(bytes(1000))
             await read_exactly(peer, 1000)
@@ -243,32 +236,27 @@ async def test_a_write_after_the_data_before_a_reset(loop):
         assert len(protocol.data) == 2000 + size
 
 
-async def test_a_reset_while_reading_is_paused_costs_no_time(loop):
+@helpers.over_tcp
+async def test_a_reset_while_reading_is_paused_costs_no_time(attach):
     """It is seen at the next read or write; until then the loop sleeps."""
-    ours, peer = helpers.tcp_pair()
-    protocol = Recorder()
-    transport, _ = await loop.create_connection(lambda: protocol, sock=ours)
-    transport.pause_reading()
+    protocol, peer = await attach(Recorder())
+    protocol.transport.pause_reading()
     helpers.reset(peer)
     async with helpers.idle():
         pass
     assert protocol.calls == ["connection_made"]
-    transport.resume_reading()
+    protocol.transport.resume_reading()
     assert isinstance(await protocol.lost(), ConnectionResetError)
 
 
-async def test_urgent_data_costs_no_time(loop):
-    ours, peer = helpers.tcp_pair()
-    protocol = Recorder()
-    transport, _ = await loop.create_connection(lambda: protocol, sock=ours)
+@helpers.over_tcp
+async def test_urgent_data_costs_no_time(attach):
+    protocol, peer = await attach(Recorder())
     peer.send(b"!", socket.MSG_OOB)
     async with helpers.idle():
         pass
     peer.send(b"hello")
     assert await protocol.received(5) == b"hello"
-    transport.close()
-    await protocol.lost()
-    peer.close()
 
 
 async def test_a_copy_of_the_socket_does_not_keep_the_loop_awake(attach):

@@ -99,7 +99,7 @@ async def test_whoever_ends_a_connection_gives_connection_lost_its_context(loop,
     assert seen == [("connection_lost", None if helpers.PYTHON >= (3, 15) else "closer")]
 
 
-@pytest.mark.parametrize("kind", ["unix"])
+@helpers.over_unix
 async def test_a_write_that_fails_gives_connection_lost_the_context_of_the_connection(loop, pair):
     seen = []
     ours, peer = pair

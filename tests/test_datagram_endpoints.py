@@ -367,9 +367,7 @@ async def test_giving_up_on_an_endpoint_closes_it(loop):
     sock = helpers.datagram_socket()
     task = loop.create_task(loop.create_datagram_endpoint(lambda: protocol, sock=sock))
     await asyncio.sleep(0)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
+    await helpers.cancel(task)
     assert await protocol.lost() is None
     await helpers.iterations(2)
     assert protocol.calls == ["connection_made", "connection_lost"]

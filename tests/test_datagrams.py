@@ -7,7 +7,7 @@ import struct
 
 import helpers
 import pytest
-from helpers import DatagramRecorder
+from helpers import DatagramRecorder, fail
 
 LOCAL = ("127.0.0.1", 0)
 variable = contextvars.ContextVar("variable", default=None)
@@ -22,10 +22,6 @@ def peer():
 
 async def connected(endpoint, peer, **hooks):
     return await endpoint(DatagramRecorder(**hooks), remote_addr=peer.getsockname())
-
-
-def fail(*args):
-    raise ValueError("broken")
 
 
 # The life of an endpoint
@@ -78,16 +74,9 @@ async def test_extra_information(endpoint, peer):
 
 async def test_the_representation_tells_the_state(endpoint):
     protocol = await endpoint(DatagramRecorder(), local_addr=LOCAL)
-    transport = protocol.transport
-    number = transport.get_extra_info("socket").fileno()
-    assert f"fd={number}" in repr(transport)
-    assert "bufsize=0" in repr(transport)
-    assert "clos" not in repr(transport)
-    transport.close()
-    assert "closing" in repr(transport)
-    await protocol.lost()
-    await helpers.iterations(1)
-    assert "closed" in repr(transport)
+    assert "bufsize=0" in repr(protocol.transport)
+    number = protocol.transport.get_extra_info("socket").fileno()
+    await helpers.close_and_check_repr(protocol, number)
 
 
 async def test_a_descriptor_of_a_transport_is_refused(loop, endpoint):

@@ -25,11 +25,6 @@ async def coroutine_function():
     pass
 
 
-def run_once(loop):
-    loop.call_soon(loop.stop)
-    loop.run_forever()
-
-
 def test_switching_it_on_and_off(loop):
     assert loop.get_debug() is True
     assert "debug=True" in repr(loop)
@@ -129,7 +124,7 @@ def test_without_debug_mode_it_is_only_found_out_later(loop, reports):
     loop.call_later(0, 42)
     loop.call_soon(callback)
     for _ in range(2):
-        run_once(loop)
+        helpers.run_once(loop)
     assert [type(report["exception"]) for report in reports] == [TypeError, TypeError]
     reports.clear()
 
@@ -141,7 +136,7 @@ def test_a_slow_callback_is_logged(loop, logged):
     loop.slow_callback_duration = 0.005
     loop.call_soon(time.sleep, 0.01)
     loop.call_soon(callback)
-    run_once(loop)
+    helpers.run_once(loop)
     (line,) = logged()
     assert line.startswith("Executing <Handle ")
     assert "sleep" in line
@@ -195,12 +190,12 @@ def test_a_slow_step_of_a_task_is_logged_with_the_task(loop, logged):
 def test_the_limit_for_slow_callbacks(loop, logged):
     assert loop.slow_callback_duration == 0.1
     loop.call_soon(time.sleep, 0.01)
-    run_once(loop)
+    helpers.run_once(loop)
     assert logged() == []
     loop.set_debug(False)
     loop.slow_callback_duration = 0.001
     loop.call_soon(time.sleep, 0.01)
-    run_once(loop)
+    helpers.run_once(loop)
     assert logged() == []
 
 
@@ -295,13 +290,13 @@ def test_what_must_leave_the_loop_does_so_though_the_loop_cannot_note_the_end_of
     stubborn.set_debug(True)
     stubborn.call_soon(interrupt)
     with pytest.raises(helpers.Interrupt):
-        run_once(stubborn)
+        helpers.run_once(stubborn)
     stubborn.close()
 
 
 def test_a_report_tells_where_the_callback_was_scheduled(loop, reports):
     loop.call_soon(lambda: 1 / 0)
-    run_once(loop)
+    helpers.run_once(loop)
     report = reports.take()
     assert report["source_traceback"][-1].name == "test_a_report_tells_where_the_callback_was_scheduled"
 
@@ -322,7 +317,7 @@ def test_without_debug_mode_nothing_is_kept(loop):
     handle = loop.call_soon(callback)
     assert handle._source_traceback is None
     assert "created at" not in repr(handle)
-    run_once(loop)
+    helpers.run_once(loop)
 
 
 def test_coroutines_know_where_they_were_made_while_the_loop_runs(loop):

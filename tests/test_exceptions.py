@@ -39,12 +39,6 @@ PyMODINIT_FUNC PyInit_broken(void)
 """
 
 
-def run_once(loop):
-    """One iteration."""
-    loop.call_soon(loop.stop)
-    loop.run_forever()
-
-
 def test_an_exception_is_reported_and_the_loop_goes_on(loop, reports):
     ran = []
     error = ValueError("broken")
@@ -54,7 +48,7 @@ def test_an_exception_is_reported_and_the_loop_goes_on(loop, reports):
 
     handle = loop.call_soon(fail)
     loop.call_soon(ran.append, 1)
-    run_once(loop)
+    helpers.run_once(loop)
     report = reports.take()
     assert report["exception"] is error
     assert report["handle"] is handle
@@ -71,7 +65,7 @@ def test_a_base_exception_of_the_users_own_is_reported_too(loop, reports):
         raise Odd
 
     loop.call_soon(fail)
-    run_once(loop)
+    helpers.run_once(loop)
     assert isinstance(reports.take()["exception"], Odd)
 
 
@@ -115,7 +109,7 @@ def test_exit_and_interrupt_leave_the_loop_which_can_go_on(loop, kind, place):
         assert not loop.is_running()
         if place == "task":
             assert isinstance(task.exception(), kind)
-        run_once(loop)
+        helpers.run_once(loop)
         assert ran == [place]
 
 
@@ -132,7 +126,7 @@ def test_what_stood_behind_an_exit_runs_when_the_loop_goes_on(loop):
     with pytest.raises(helpers.Leave):
         loop.run_forever()
     assert ran == [1]
-    run_once(loop)
+    helpers.run_once(loop)
     assert ran == [1, 2, 3]
 
 
@@ -142,7 +136,7 @@ def test_the_exception_handler_may_itself_fail(loop, logged):
 
     loop.set_exception_handler(broken)
     loop.call_soon(lambda: 1 / 0)
-    run_once(loop)
+    helpers.run_once(loop)
     assert any("Unhandled error in exception handler" in line for line in logged())
 
 
@@ -163,7 +157,7 @@ def test_without_a_handler_exceptions_are_logged(loop, logged):
     loop.set_exception_handler(None)
     assert loop.get_exception_handler() is None
     loop.call_soon(fail)
-    run_once(loop)
+    helpers.run_once(loop)
     (line,) = logged()
     assert line.startswith("Exception in callback ")
     with pytest.raises(TypeError):

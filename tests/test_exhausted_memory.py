@@ -32,10 +32,15 @@ FILL = """
 """
 
 
+def run_main(loop_name, source):
+    """Run the main() of a program that can fill() its memory."""
+    helpers.run_script(loop_name, f"{FILL}{source}\n    run(main())\n")
+
+
 def test_the_first_receive_of_a_transport(loop_name):
-    source = (
-        FILL
-        + """
+    run_main(
+        loop_name,
+        """
     import asyncio, socket
 
     async def main():
@@ -57,15 +62,14 @@ def test_the_first_receive_of_a_transport(loop_name):
         result = await told
         del kept
         assert result == b"data" or isinstance(result, MemoryError), result
-    """
+    """,
     )
-    helpers.run_script(loop_name, source + "\n    run(main())\n")
 
 
 def test_the_first_sock_recv(loop_name):
-    source = (
-        FILL
-        + """
+    run_main(
+        loop_name,
+        """
     import asyncio, socket
 
     async def main():
@@ -83,15 +87,14 @@ def test_the_first_sock_recv(loop_name):
             # Nothing was taken out of the socket.
             result = await loop.sock_recv(ours, 1 << 18)
         assert result == b"more"
-    """
+    """,
     )
-    helpers.run_script(loop_name, source + "\n    run(main())\n")
 
 
 def test_the_first_datagram(loop_name):
-    source = (
-        FILL
-        + """
+    run_main(
+        loop_name,
+        """
     import asyncio, socket
 
     async def main():
@@ -114,9 +117,8 @@ def test_the_first_datagram(loop_name):
         result = await told
         del kept
         assert result == b"data" or isinstance(result, MemoryError), result
-    """
+    """,
     )
-    helpers.run_script(loop_name, source + "\n    run(main())\n")
 
 
 CALLS = {
@@ -165,9 +167,9 @@ def test_what_is_queued_until_there_is_no_memory(loop_name, call):
 
 
 def test_what_is_received_without_memory_for_it_stays_whole(loop_name):
-    source = (
-        FILL
-        + """
+    run_main(
+        loop_name,
+        """
     import asyncio, fcntl, os, socket
 
     DATA = os.urandom(180_000)
@@ -215,9 +217,8 @@ def test_what_is_received_without_memory_for_it_stays_whole(loop_name):
         while protocol.received[-1][-3:] != b"end":
             await asyncio.sleep(0.001)
         assert b"".join(protocol.received) == b"x" + DATA + b"end"
-    """
+    """,
     )
-    helpers.run_script(loop_name, source + "\n    run(main())\n")
 
 
 def test_a_loop_with_many_timers_is_closed(loop_name):

@@ -240,44 +240,35 @@ async def test_drain_waits_for_a_slow_reader(loop, pair):
     await writer.wait_closed()
 
 
-async def test_a_callback_that_is_alone_sends_its_first_write_at_once(loop):
+@helpers.over_tcp
+async def test_a_callback_that_is_alone_sends_its_first_write_at_once(attach):
     """A peer that waits for it need not wait until the callback is over."""
-    ours, peer = helpers.tcp_pair()
-    protocol = Recorder()
-    transport, _ = await loop.create_connection(lambda: protocol, sock=ours)
+    protocol, peer = await attach(Recorder())
     peer.settimeout(5)
     for number in range(3):
         await asyncio.sleep(0)
-        transport.write(b"%d" % number)
+        protocol.transport.write(b"%d" % number)
         assert peer.recv(100) == b"%d" % number
-    transport.close()
-    await protocol.lost()
-    peer.close()
 
 
 @pytest.mark.hotloop_only
-async def test_the_writes_of_a_callback_after_the_first_are_sent_together(loop):
-    ours, peer = helpers.tcp_pair()
-    protocol = Recorder()
-    transport, _ = await loop.create_connection(lambda: protocol, sock=ours)
+@helpers.over_tcp
+async def test_the_writes_of_a_callback_after_the_first_are_sent_together(attach):
+    protocol, peer = await attach(Recorder())
     await asyncio.sleep(0)
     for number in range(10):
-        transport.write(b"%d" % number)
+        protocol.transport.write(b"%d" % number)
     peer.setblocking(False)
     assert peer.recv(100) == b"0"
     await asyncio.sleep(0.001)
     assert peer.recv(100) == b"123456789"
-    transport.close()
-    await protocol.lost()
-    peer.close()
 
 
 @pytest.mark.hotloop_only
-async def test_the_writes_of_several_callbacks_are_sent_together(loop):
+@helpers.over_tcp
+async def test_the_writes_of_several_callbacks_are_sent_together(loop, attach):
     """One segment, not many: a peer that reads once has it all."""
-    ours, peer = helpers.tcp_pair()
-    protocol = Recorder()
-    transport, _ = await loop.create_connection(lambda: protocol, sock=ours)
+    protocol, peer = await attach(Recorder())
     peer.setblocking(False)
     seen = []
 
@@ -286,22 +277,18 @@ async def test_the_writes_of_several_callbacks_are_sent_together(loop):
             seen.append(peer.recv(100))
 
     for number in range(10):
-        loop.call_soon(transport.write, b"%d" % number)
+        loop.call_soon(protocol.transport.write, b"%d" % number)
         loop.call_soon(look)
     await asyncio.sleep(0.001)
     assert not seen
     assert peer.recv(100) == b"0123456789"
-    transport.close()
-    await protocol.lost()
-    peer.close()
 
 
 @pytest.mark.hotloop_only
-async def test_a_long_iteration_does_not_hold_back_what_was_written(loop):
+@helpers.over_tcp
+async def test_a_long_iteration_does_not_hold_back_what_was_written(loop, attach):
     """A flood of callbacks after a write delays it by a few of them, not by all."""
-    ours, peer = helpers.tcp_pair()
-    protocol = Recorder()
-    transport, _ = await loop.create_connection(lambda: protocol, sock=ours)
+    protocol, peer = await attach(Recorder())
     peer.setblocking(False)
     seen = []
 
@@ -309,13 +296,10 @@ async def test_a_long_iteration_does_not_hold_back_what_was_written(loop):
         with contextlib.suppress(BlockingIOError):
             seen.append((number, peer.recv(100)))
 
-    loop.call_soon(transport.write, b"hello")
+    loop.call_soon(protocol.transport.write, b"hello")
     for number in range(5000):
         loop.call_soon(look, number)
     await helpers.iterations(2)
     assert seen
     assert seen[0][1] == b"hello"
     assert seen[0][0] < 4000
-    transport.close()
-    await protocol.lost()
-    peer.close()

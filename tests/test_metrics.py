@@ -13,14 +13,7 @@ import hotloop
 import pytest
 from hotloop.metrics import Histogram, Metrics
 
-pytestmark = pytest.mark.timeout(60)
-
-
-@pytest.fixture
-def loop():
-    loop = hotloop.new_event_loop()
-    yield loop
-    loop.close()
+pytestmark = [pytest.mark.timeout(60), pytest.mark.hotloop_only]
 
 
 def spin(seconds):
@@ -29,11 +22,6 @@ def spin(seconds):
     while (passed := time.perf_counter() - start) < seconds:
         pass
     return passed
-
-
-def run_once(loop):
-    loop.call_soon(loop.stop)
-    loop.run_forever()
 
 
 def quantile(durations, p):
@@ -55,7 +43,7 @@ def test_a_loop_that_did_nothing(loop):
 
 def test_a_snapshot_stays_as_it_is(loop):
     before = loop.metrics()
-    run_once(loop)
+    helpers.run_once(loop)
     assert before.iterations == 0
     assert loop.metrics().iterations == 1
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -65,7 +53,7 @@ def test_a_snapshot_stays_as_it_is(loop):
 
 
 def test_of_a_closed_loop(loop):
-    run_once(loop)
+    helpers.run_once(loop)
     loop.close()
     assert loop.metrics().callbacks == 1
 
@@ -124,13 +112,13 @@ def test_iterations_agree_with_a_stopwatch(loop):
 @helpers.whenever_quiet
 def test_since(loop):
     loop.call_soon(spin, 0.05)
-    run_once(loop)
+    helpers.run_once(loop)
     first = loop.metrics()
     assert first.since(first).callbacks == 0
     assert first.since(first).delay == Histogram((), 0.0)
     for seconds in (0.01, 0.02):
         loop.call_soon(spin, seconds)
-        run_once(loop)
+        helpers.run_once(loop)
     later = loop.metrics().since(first)
     assert later.callbacks == 4
     assert later.iterations == 2
@@ -138,7 +126,7 @@ def test_since(loop):
     assert later.iteration_duration.sum == pytest.approx(0.03, rel=0.1)
     assert later.busy == pytest.approx(0.03, rel=0.1)
     loop.call_soon(spin, 0.1)
-    run_once(loop)
+    helpers.run_once(loop)
     assert loop.metrics().since(first).iteration_duration.max == loop.metrics().iteration_duration.max > 0.1
     everything = first.since(hotloop.new_event_loop().metrics())
     assert everything == first
@@ -181,7 +169,7 @@ def test_half_and_half(loop):
 
 @helpers.whenever_quiet
 def test_a_loop_that_is_not_running_is_neither(loop):
-    run_once(loop)
+    helpers.run_once(loop)
     before = loop.metrics()
     time.sleep(0.05)
     after = loop.metrics()
@@ -190,7 +178,7 @@ def test_a_loop_that_is_not_running_is_neither(loop):
     loop.call_soon(print)
     time.sleep(0.05)
     loop.reset_metrics()
-    run_once(loop)
+    helpers.run_once(loop)
     assert loop.metrics().busy < 0.02
 
 
@@ -224,7 +212,7 @@ def test_the_work_that_is_under_way(loop):
         answers.append(loop.metrics())
 
     loop.call_soon(work)
-    run_once(loop)
+    helpers.run_once(loop)
     assert answers[0].busy >= 0.05
     assert answers[0].idle == 0.0
 
@@ -253,7 +241,7 @@ def test_reset(loop):
 def test_whoever_waits_behind_a_blocking_callback(loop):
     loop.call_soon(spin, 0.05)
     loop.call_soon(int)
-    run_once(loop)
+    helpers.run_once(loop)
     delay = loop.metrics().delay
     assert delay.count == 3
     assert delay.percentile(10) < 0.01
@@ -328,7 +316,7 @@ def test_many_callbacks_an_iteration(loop):
     """The clock is not read between any two of them, but often enough."""
     for _ in range(1000):
         loop.call_soon(spin, 20e-6)
-    run_once(loop)
+    helpers.run_once(loop)
     metrics = loop.metrics()
     assert metrics.callbacks == 1001
     assert metrics.iterations == 1
@@ -561,6 +549,6 @@ def test_iterations_within_iterations(loop):
         loop.call_soon(seen.append, number)
     loop.call_later(0.001, loop.stop)
     loop.run_forever()
-    run_once(loop)
+    helpers.run_once(loop)
     assert len(seen) == 33
     assert loop.metrics().delay.max < 1

@@ -8,20 +8,6 @@ import pytest
 pytestmark = pytest.mark.hotloop_only
 
 
-def quietly(loop):
-    """Run what is queued."""
-    loop.call_soon(loop.stop)
-    loop.run_forever()
-
-
-@pytest.fixture
-def sockets():
-    both = helpers.unix_pair()
-    yield both
-    for sock in both:
-        sock.close()
-
-
 class Name(str):
     """A name that is no plain string."""
 
@@ -36,7 +22,7 @@ def test_a_keyword_by_any_string(loop, name):
     for call in (loop.call_soon, loop.call_soon_threadsafe):
         call(lambda: ran.append(variable.get()), **{name: context})
     loop.call_later(0, lambda: ran.append(variable.get()), **{name: context})
-    quietly(loop)
+    helpers.run_once(loop)
     assert ran == ["ours"] * 3
 
 
@@ -60,14 +46,15 @@ def test_wrong_arguments(loop, wrong):
         WRONG[wrong](loop)
 
 
-def test_arguments_by_name(loop, sockets):
+@helpers.over_unix
+def test_arguments_by_name(loop, pair):
     ran = []
     loop.call_soon(callback=lambda: ran.append(1))
     loop.call_later(delay=0, callback=lambda: ran.append(2))
     loop.call_at(when=0, callback=lambda: ran.append(3))
-    quietly(loop)
+    helpers.run_once(loop)
     assert sorted(ran) == [1, 2, 3]
-    sockets[1].send(b"hello")
-    assert loop.run_until_complete(loop.sock_recv(n=5, sock=sockets[0])) == b"hello"
-    loop.add_reader(fd=sockets[0], callback=int)
-    assert loop.remove_reader(fd=sockets[0]) is True
+    pair[1].send(b"hello")
+    assert loop.run_until_complete(loop.sock_recv(n=5, sock=pair[0])) == b"hello"
+    loop.add_reader(fd=pair[0], callback=int)
+    assert loop.remove_reader(fd=pair[0]) is True

@@ -31,12 +31,6 @@ def collect():
         gc.collect()
 
 
-def quietly(loop):
-    """Run what is queued."""
-    loop.call_soon(loop.stop)
-    loop.run_forever()
-
-
 @pytest.fixture
 def closing():
     """Closes what a test opened."""
@@ -44,13 +38,6 @@ def closing():
     yield lambda *things: opened.extend(things)
     for thing in opened:
         thing.close()
-
-
-@pytest.fixture
-def sockets(closing):
-    both = helpers.unix_pair()
-    closing(*both)
-    return both
 
 
 def handle(loop, owner, **options):
@@ -98,7 +85,7 @@ def make_transport(request, loop, closing):
     def make():
         transport, others = request.param(loop, helpers.Recorder())
         closing(*others)
-        quietly(loop)
+        helpers.run_once(loop)
         return transport
 
     return make
@@ -117,16 +104,17 @@ def test_a_weak_reference_to_a_handle(loop, make):
     said = []
     thing = make(loop, Owner())
     ref = weakref.ref(thing, lambda ref: said.append(ref()))
-    quietly(loop)
+    helpers.run_once(loop)
     assert ref() is thing
     del thing
     assert ref() is None
     assert said == [None]
 
 
-def test_a_weak_reference_to_an_operation(loop, sockets):
+@helpers.over_unix
+def test_a_weak_reference_to_an_operation(loop, pair):
     said = []
-    operation = loop.sock_recv(sockets[0], 1)
+    operation = loop.sock_recv(pair[0], 1)
     ref = weakref.ref(operation, lambda ref: said.append(ref()))
     operation.close()
     del operation
@@ -139,7 +127,7 @@ def test_a_weak_reference_to_a_transport(loop, make_transport):
     said = []
     ref = weakref.ref(transport, lambda ref: said.append(ref()))
     transport.close()
-    quietly(loop)
+    helpers.run_once(loop)
     transport.get_protocol()
     del transport
     collect()
@@ -160,22 +148,23 @@ def test_a_weak_reference_to_a_loop_that_is_in_no_cycle(loop, members):
     assert said == [None]
 
 
-def test_memory_that_is_used_again_is_another_object_to_weak_references(loop, sockets):
+@helpers.over_unix
+def test_memory_that_is_used_again_is_another_object_to_weak_references(loop, pair):
     for _ in range(3):
-        first = [loop.call_soon(int) for _ in range(50)] + [loop.sock_recv(sockets[0], 1) for _ in range(50)]
-        quietly(loop)
+        first = [loop.call_soon(int) for _ in range(50)] + [loop.sock_recv(pair[0], 1) for _ in range(50)]
+        helpers.run_once(loop)
         for operation in first[50:]:
             operation.close()
         refs = [weakref.ref(thing) for thing in first]
         del operation
         first.clear()
-        second = [loop.call_soon(int) for _ in range(50)] + [loop.sock_recv(sockets[0], 1) for _ in range(50)]
+        second = [loop.call_soon(int) for _ in range(50)] + [loop.sock_recv(pair[0], 1) for _ in range(50)]
         assert [ref() for ref in refs] == [None] * 100
         again = [weakref.ref(thing) for thing in second]
         assert [ref() for ref in again] == second
         for operation in second[50:]:
             operation.close()
-        quietly(loop)
+        helpers.run_once(loop)
 
 
 # Attributes
@@ -193,13 +182,14 @@ def test_the_dict_of_a_transport(loop, transport):
     with pytest.raises(AttributeError):
         transport.other  # noqa: B018  (it raises)
     transport.close()
-    quietly(loop)
+    helpers.run_once(loop)
 
 
-def test_an_operation_does_not_inherit_attributes(loop, sockets):
+@helpers.over_unix
+def test_an_operation_does_not_inherit_attributes(loop, pair):
     """Its memory may be that of one that had some."""
     for number in range(200):
-        operation = loop.sock_recv(sockets[0], 1)
+        operation = loop.sock_recv(pair[0], 1)
         assert vars(operation) == {}
         operation.mine = number
         operation.close()
@@ -212,7 +202,7 @@ def test_the_dict_of_a_transport_in_a_cycle(loop, make_transport):
     transport.owner = owner
     ref = weakref.ref(owner)
     transport.close()
-    quietly(loop)
+    helpers.run_once(loop)
     del owner, transport
     collect()
     assert ref() is None
@@ -225,7 +215,7 @@ def test_the_class_of_an_instance_can_not_be_changed(loop, transport):
         with pytest.raises(TypeError):
             thing.__class__ = asyncio.Handle
     transport.close()
-    quietly(loop)
+    helpers.run_once(loop)
 
 
 # Classes
@@ -282,19 +272,20 @@ def test_copies(loop):
         other.cancel()
         assert not one.cancelled()
         one.cancel()
-    quietly(loop)
+    helpers.run_once(loop)
     assert ran == []
 
 
 # Finalizers
 
 
-def test_each_operation_that_is_not_awaited_is_warned_of(loop, sockets):
+@helpers.over_unix
+def test_each_operation_that_is_not_awaited_is_warned_of(loop, pair):
     """Those, too, whose memory was that of one that was warned of."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for _ in range(300):
-            loop.sock_recv(sockets[0], 1)
+            loop.sock_recv(pair[0], 1)
     assert len([one for one in caught if "never awaited" in str(one.message)]) == 300
 
 
@@ -336,7 +327,7 @@ def test_a_handle_in_a_cycle(loop, make, through):
     owner = Owner()
     owner.context, owner.variable = contextvars.copy_context(), contextvars.ContextVar("owner")
     owner.handle = CYCLES[through](make, loop, owner)
-    quietly(loop)
+    helpers.run_once(loop)
     ref = weakref.ref(owner)
     del owner
     collect()
@@ -352,7 +343,7 @@ def test_a_handle_in_a_cycle_through_its_arguments(loop, schedule, count):
     owner.handle.cancel()
     owner.other = getattr(loop, schedule)(*when, id, *[owner] * count)
     loop.set_exception_handler(lambda loop, context: None)
-    quietly(loop)
+    helpers.run_once(loop)
     ref = weakref.ref(owner)
     del owner
     collect()
@@ -385,11 +376,12 @@ def test_an_operation_in_a_cycle(loop, name):
     assert ref() is None
 
 
-def test_an_operation_that_waits_in_a_cycle(loop, sockets):
+@helpers.over_unix
+def test_an_operation_that_waits_in_a_cycle(loop, pair):
     class Socket(socket.socket):
         pass
 
-    ours = Socket(fileno=os.dup(sockets[0].fileno()))
+    ours = Socket(fileno=os.dup(pair[0].fileno()))
     ours.setblocking(False)
     ours.operation = loop.sock_recv(ours, 1)
     future = ours.operation.send(None)
@@ -410,7 +402,7 @@ def test_a_transport_in_a_cycle_with_a_closed_loop(new_loop, closing, make, thro
     owner = helpers.Recorder()
     transport, others = make(loop, owner if through == "protocol" else helpers.Recorder())
     closing(*others)
-    quietly(loop)
+    helpers.run_once(loop)
     if through == "extra":
         transport._extra["owner"] = owner
         transport.get_protocol().transport = None
@@ -455,7 +447,7 @@ def test_attributes_that_are_not_to_be_deleted(loop, transport):
     with pytest.raises(AttributeError):
         del loop._thread_id
     transport.close()
-    quietly(loop)
+    helpers.run_once(loop)
 
 
 def test_references_are_kept_in_number(loop):
@@ -468,6 +460,6 @@ def test_references_are_kept_in_number(loop):
         with pytest.raises(AttributeError):
             one._args = value
         one.cancel()
-    quietly(loop)
+    helpers.run_once(loop)
     del one
     assert sys.getrefcount(value) == before

@@ -9,20 +9,6 @@ import pytest
 pytestmark = pytest.mark.hotloop_only
 
 
-def quietly(loop):
-    """Run what is queued."""
-    loop.call_soon(loop.stop)
-    loop.run_forever()
-
-
-@pytest.fixture
-def sockets():
-    both = helpers.unix_pair()
-    yield both
-    for sock in both:
-        sock.close()
-
-
 CHAINS = {
     "handles": "for _ in range(1_000_000):\n    last = loop.call_soon(id, last)\n    if not _ % 1000: run()",
     "many arguments": (
@@ -74,14 +60,15 @@ def test_more_than_is_kept(loop):
         handles += [loop.call_later(0, ran.append, number) for number in range(5000)]
         for one in handles[::7]:
             one.cancel()
-        quietly(loop)
-        quietly(loop)
+        helpers.run_once(loop)
+        helpers.run_once(loop)
         wanted = [number for index, number in enumerate([*range(5000)] * 2) if index % 7]
         assert ran == wanted
         ran.clear()
 
 
-def test_the_collector_at_each_allocation(loop, sockets):
+@helpers.over_unix
+def test_the_collector_at_each_allocation(loop, pair):
     """It sees no instance before its value is there, and what looks at all of them can."""
     seen = []
 
@@ -98,9 +85,9 @@ def test_the_collector_at_each_allocation(loop, sockets):
             loop.call_soon(ran.append, 1)
             loop.call_later(0, ran.append, 2)
             loop.call_soon_threadsafe(ran.append, 3)
-            receiving = loop.create_task(loop.sock_recv(sockets[0], 10))
+            receiving = loop.create_task(loop.sock_recv(pair[0], 10))
             await asyncio.sleep(0)
-            await loop.sock_sendall(sockets[1], b"hello")
+            await loop.sock_sendall(pair[1], b"hello")
             assert await receiving == b"hello"
         ours, peer = helpers.unix_pair()
         protocol = helpers.Recorder()

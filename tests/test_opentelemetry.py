@@ -12,6 +12,8 @@ from hotloop.opentelemetry import instrument
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
+pytestmark = pytest.mark.hotloop_only
+
 
 @pytest.fixture
 def reader():
@@ -23,13 +25,6 @@ def provider(reader):
     provider = MeterProvider([reader], shutdown_on_exit=False)
     yield provider
     provider.shutdown()
-
-
-@pytest.fixture
-def loop():
-    loop = hotloop.new_event_loop()
-    yield loop
-    loop.close()
 
 
 def read(reader):

@@ -9,19 +9,21 @@ import tty
 
 import helpers
 import pytest
-from helpers import Recorder
+from helpers import Recorder, fail
 
 
-def fail(*args):
-    raise ValueError("broken")
+def raw_terminal():
+    """The two ends of a terminal that changes nothing of what is written."""
+    ours, theirs = os.openpty()
+    tty.setraw(theirs)
+    return ours, theirs
 
 
 # Reading
 
 
 async def test_the_end_of_a_terminal_is_an_error_that_is_not_reported(read_pipe):
-    ours, theirs = os.openpty()
-    tty.setraw(theirs)
+    ours, theirs = raw_terminal()
     protocol = await read_pipe(Recorder(), os.fdopen(ours, "rb", 0))
     os.write(theirs, b"hello")
     assert await protocol.received(5) == b"hello"
@@ -45,8 +47,7 @@ async def test_reading_what_is_typed(read_pipe):
 
 async def test_one_descriptor_of_a_terminal_that_is_read_and_written(read_pipe, write_pipe):
     """As programs do that drive another through a terminal."""
-    ours, theirs = os.openpty()
-    tty.setraw(theirs)
+    ours, theirs = raw_terminal()
     reader = await read_pipe(Recorder(), os.fdopen(ours, "rb", 0))
     writer = await write_pipe(Recorder(), os.fdopen(ours, "wb", 0, closefd=False))
     writer.transport.write(b"zero")
@@ -65,8 +66,7 @@ async def test_one_descriptor_of_a_terminal_that_is_read_and_written(read_pipe, 
 
 @pytest.mark.asyncio_bug("the transport that writes takes away the other's watch when it closes")
 async def test_one_descriptor_of_a_terminal_that_is_not_written_any_more(read_pipe, write_pipe):
-    ours, theirs = os.openpty()
-    tty.setraw(theirs)
+    ours, theirs = raw_terminal()
     reader = await read_pipe(Recorder(), os.fdopen(ours, "rb", 0))
     writer = await write_pipe(Recorder(), os.fdopen(ours, "wb", 0, closefd=False))
     writer.transport.close()
@@ -95,8 +95,7 @@ async def test_a_device_that_cannot_be_waited_for(read_pipe, reports):
 
 
 async def test_writing_to_a_terminal(write_pipe):
-    ours, theirs = os.openpty()
-    tty.setraw(theirs)
+    ours, theirs = raw_terminal()
     protocol = await write_pipe(Recorder(), os.fdopen(theirs, "wb", 0))
     data = bytes(range(256)) * 1000
     protocol.transport.write(data)
@@ -132,22 +131,19 @@ async def test_writing_to_dev_null(write_pipe):
     assert protocol.calls == ["connection_made", "connection_lost"]
 
 
-async def test_a_device_that_is_full(write_pipe):
+@pytest.mark.parametrize(
+    ("device", "mode", "number"),
+    [("/dev/full", os.O_WRONLY, errno.ENOSPC), ("/dev/null", os.O_RDONLY, errno.EBADF)],
+    ids=["full", "not open for writing"],
+)
+async def test_a_device_that_takes_nothing(write_pipe, device, mode, number):
     """An OSError is not reported."""
-    protocol = await write_pipe(Recorder(), os.fdopen(os.open("/dev/full", os.O_WRONLY), "wb", 0))
+    protocol = await write_pipe(Recorder(), os.fdopen(os.open(device, mode), "wb", 0))
     protocol.transport.write(b"x")
     error = await protocol.lost()
     assert isinstance(error, OSError)
-    assert error.errno == errno.ENOSPC
+    assert error.errno == number
     assert protocol.calls == ["connection_made", "connection_lost"]
-
-
-async def test_a_descriptor_that_is_not_open_for_writing(write_pipe):
-    protocol = await write_pipe(Recorder(), os.fdopen(os.open("/dev/null", os.O_RDONLY), "rb", 0))
-    protocol.transport.write(b"x")
-    error = await protocol.lost()
-    assert isinstance(error, OSError)
-    assert error.errno == errno.EBADF
 
 
 async def test_a_socket_whose_peer_talks_is_taken_for_one_whose_peer_has_gone(write_pipe):
@@ -226,9 +222,7 @@ async def test_giving_up_on_a_pipe_closes_it(loop, name):
     protocol = Recorder()
     task = loop.create_task(getattr(loop, name)(lambda: protocol, file))
     await asyncio.sleep(0)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
+    await helpers.cancel(task)
     assert await protocol.lost() is None
     await helpers.iterations(2)
     assert protocol.calls == ["connection_made", "connection_lost"]

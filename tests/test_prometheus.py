@@ -12,17 +12,12 @@ prometheus_client = pytest.importorskip("prometheus_client")
 from hotloop.prometheus import Collector  # noqa: E402
 from prometheus_client.parser import text_string_to_metric_families  # noqa: E402
 
+pytestmark = pytest.mark.hotloop_only
+
 
 @pytest.fixture
 def registry():
     return prometheus_client.CollectorRegistry()
-
-
-@pytest.fixture
-def loop():
-    loop = hotloop.new_event_loop()
-    yield loop
-    loop.close()
 
 
 @pytest.fixture

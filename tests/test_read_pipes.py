@@ -7,13 +7,9 @@ import os
 
 import helpers
 import pytest
-from helpers import Recorder
+from helpers import Recorder, fail
 
 variable = contextvars.ContextVar("variable", default=None)
-
-
-def fail(*args):
-    raise ValueError("broken")
 
 
 async def test_the_life_of_a_pipe(read_pipe, pipe):
@@ -46,14 +42,7 @@ async def test_a_transport_is_one_of_asyncios(read_pipe, pipe):
 async def test_the_representation_tells_the_state(read_pipe, pipe):
     number = pipe[0].fileno()
     protocol = await read_pipe(Recorder(), pipe[0])
-    transport = protocol.transport
-    assert f"fd={number}" in repr(transport)
-    assert "clos" not in repr(transport)
-    transport.close()
-    assert "closing" in repr(transport)
-    await protocol.lost()
-    await helpers.iterations(1)
-    assert "closed" in repr(transport)
+    await helpers.close_and_check_repr(protocol, number)
 
 
 async def test_a_lot_of_data(loop, read_pipe, pipe):

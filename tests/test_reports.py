@@ -17,12 +17,6 @@ def fail(*args):
     raise Broken("broken")
 
 
-def run_once(loop, times=1):
-    for _ in range(times):
-        loop.call_soon(loop.stop)
-        loop.run_forever()
-
-
 @pytest.fixture(params=[False, True], ids=["quiet", "debug"])
 def debug(request, loop):
     loop.set_debug(request.param)
@@ -39,7 +33,7 @@ def test_a_callback(loop, reports, debug):
         lambda function, *args: loop.call_later(0, function, *args),
     ):
         handle = schedule(fail, 1)
-        run_once(loop, 2)
+        helpers.run_once(loop, 2)
         report = reports.take()
         assert isinstance(report["exception"], Broken)
         assert report["handle"] is handle
@@ -56,7 +50,7 @@ def test_a_watcher(loop, reports, debug, side):
     peer.send(b"x")
     with ours, peer:
         getattr(loop, f"add_{side}")(ours, fail)
-        run_once(loop, 2)
+        helpers.run_once(loop, 2)
         getattr(loop, f"remove_{side}")(ours)
     report = reports[0]
     reports.clear()
@@ -69,7 +63,7 @@ def test_a_callback_of_a_future(loop, reports, debug):
     future = loop.create_future()
     future.add_done_callback(fail)
     future.set_result(None)
-    run_once(loop, 2)
+    helpers.run_once(loop, 2)
     report = reports.take()
     assert report["message"].startswith("Exception in callback fail(")
     assert report.keys() == {"message", "exception", "handle"} | ({"source_traceback"} if debug else set())
@@ -80,7 +74,7 @@ def test_an_exception_that_nobody_retrieved(loop, reports, debug):
         raise Broken
 
     loop.create_task(failing())
-    run_once(loop, 3)
+    helpers.run_once(loop, 3)
     gc.collect()
     report = reports.take()
     assert report["message"] == "Task exception was never retrieved"
@@ -99,7 +93,7 @@ def test_a_pending_task_that_is_dropped(loop, reports, debug):
         await asyncio.get_running_loop().create_future()
 
     loop.create_task(wait())
-    run_once(loop, 3)
+    helpers.run_once(loop, 3)
     gc.collect()
     report = reports.take()
     assert report["message"] == "Task was destroyed but it is pending!"
@@ -190,7 +184,7 @@ def test_a_report_without_a_message(unhandled, logged, caplog):
 
 def test_the_text_for_a_callback(unhandled, logged, caplog, debug):
     handle = unhandled.call_soon(fail)
-    run_once(unhandled)
+    helpers.run_once(unhandled)
     (text,) = logged()
     first, second, *rest = text.split("\n")
     assert first.startswith("Exception in callback fail() at ")
@@ -207,7 +201,7 @@ def test_the_text_for_a_callback(unhandled, logged, caplog, debug):
 def test_in_debug_mode_a_report_tells_which_callback_was_running(unhandled, logged):
     unhandled.set_debug(True)
     unhandled.call_soon(lambda: unhandled.call_exception_handler({"message": "said"}))
-    run_once(unhandled)
+    helpers.run_once(unhandled)
     (text,) = logged()
     assert text.startswith("said\nhandle_traceback: Handle created at (most recent call last):\n")
     assert "in test_in_debug_mode_a_report_tells_which_callback_was_running" in text
@@ -222,7 +216,7 @@ def test_a_handler_may_leave_it_to_the_default(loop, logged):
     loop.set_exception_handler(handler)
     assert loop.get_exception_handler() is handler
     loop.call_soon(fail)
-    run_once(loop)
+    helpers.run_once(loop)
     assert seen[0]["message"] == logged()[0].split("\n")[0]
 
 
@@ -243,7 +237,7 @@ def test_a_handler_that_fails(loop, logged, caplog):
 
     loop.set_exception_handler(handler)
     loop.call_soon(fail)
-    run_once(loop)
+    helpers.run_once(loop)
     (text,) = logged()
     assert text.startswith(
         "Unhandled error in exception handler\ncontext: {'message': 'Exception in callback fail()"
@@ -265,7 +259,7 @@ def test_a_handler_may_leave_the_loop(loop, error):
     with pytest.raises(error):
         loop.run_forever()
     assert not loop.is_running()
-    run_once(loop)
+    helpers.run_once(loop)
     assert ran == [1]
 
 
@@ -276,11 +270,11 @@ def test_a_default_handler_that_fails(loop_name, logged):
 
     loop = Loop()
     loop.call_soon(fail)
-    run_once(loop)
+    helpers.run_once(loop)
     assert logged() == ["Exception in default exception handler"]
     loop.set_exception_handler(fail)
     loop.call_soon(fail)
-    run_once(loop)
+    helpers.run_once(loop)
     loop.close()
     said = "while handling an unexpected error in custom exception handler"
     assert logged()[1:] == [f"Exception in default exception handler {said}"]
@@ -297,7 +291,7 @@ def test_a_callback_that_cannot_be_shown(loop, reports, debug):
             raise KeyError
 
     loop.call_soon(Hidden())
-    run_once(loop)
+    helpers.run_once(loop)
     report = reports.take()
     assert isinstance(report["exception"], Broken)
     assert report["message"] == "Exception in callback <Hidden, whose repr() raised KeyError>"

@@ -10,13 +10,6 @@ import weakref
 import helpers
 import pytest
 
-
-def run_once(loop):
-    """One iteration."""
-    loop.call_soon(loop.stop)
-    loop.run_forever()
-
-
 # call_soon
 
 
@@ -24,7 +17,7 @@ def test_callbacks_run_in_the_order_in_which_they_were_scheduled(loop):
     ran = []
     for number in range(1000):
         loop.call_soon(ran.append, number)
-    run_once(loop)
+    helpers.run_once(loop)
     assert ran == list(range(1000))
 
 
@@ -33,7 +26,7 @@ def test_a_callback_gets_its_arguments(loop):
     loop.call_soon(lambda *args: ran.append(args))
     loop.call_soon(lambda *args: ran.append(args), 1)
     loop.call_soon(lambda *args: ran.append(args), 1, "two", [3], None)
-    run_once(loop)
+    helpers.run_once(loop)
     assert ran == [(), (1,), (1, "two", [3], None)]
 
 
@@ -49,7 +42,7 @@ def test_a_callback_scheduled_by_a_callback_runs_in_the_next_iteration(loop):
     loop.call_soon(ran.append, "second")
     loop.run_forever()
     assert ran == ["first", "second"]
-    run_once(loop)
+    helpers.run_once(loop)
     assert ran == ["first", "second", "later"]
 
 
@@ -72,7 +65,7 @@ def test_any_callable_is_a_callback(loop):
     loop.call_soon(Callable.of_class, 3)
     loop.call_soon(lambda value, more=4: ran.append(more), 0)
     loop.call_soon(type("Kind", (), {"__init__": lambda self, value: ran.append(value)}), 5)
-    run_once(loop)
+    helpers.run_once(loop)
     assert ran == [1, 2, 3, 4, 5]
 
 
@@ -95,8 +88,8 @@ def test_arguments_are_dropped_after_the_call(loop):
     loop.call_soon(lambda thing: None, thing)
     loop.call_soon(lambda: loop.call_soon(lambda: seen.append(gone())))
     del thing
-    run_once(loop)
-    run_once(loop)
+    helpers.run_once(loop)
+    helpers.run_once(loop)
     assert seen == [None]
 
 
@@ -115,7 +108,7 @@ def test_dropping_arguments_can_schedule_more(loop):
 
     loop.call_soon(lambda thing: None, Last(3))
     for _ in range(6):
-        run_once(loop)
+        helpers.run_once(loop)
     assert sorted(ran) == [0, 0, 0, 0, 1, 2, 3]
 
 
@@ -429,7 +422,7 @@ def test_close_survives_a_destructor_that_uses_the_loop(loop):
 def test_the_representation_tells_the_state(loop):
     seen = []
     loop.call_soon(lambda: seen.append(repr(loop)))
-    run_once(loop)
+    helpers.run_once(loop)
     assert "running=True closed=False debug=False" in seen[0]
     assert "running=False closed=False debug=False" in repr(loop)
     loop.close()

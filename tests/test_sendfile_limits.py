@@ -328,9 +328,7 @@ async def test_a_sendfile_that_is_cancelled(loop, attach, file):
     """The connection lives on; what has been sent stays sent."""
     protocol, peer = await attach(Recorder())
     task = await started(loop, protocol.transport, file)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
+    await helpers.cancel(task)
     assert protocol.transport.is_reading()
     protocol.transport.write(b"goes on")
     protocol.transport.close()
@@ -344,9 +342,7 @@ async def test_a_sendfile_that_is_cancelled(loop, attach, file):
 async def test_a_sock_sendfile_that_is_cancelled(loop, pair, file):
     task = asyncio.create_task(loop.sock_sendfile(pair[0], file))
     await helpers.iterations(5)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
+    await helpers.cancel(task)
     assert loop.remove_writer(pair[0]) is False
     pair[0].shutdown(socket.SHUT_WR)
     received = await helpers.read_to_end(pair[1])
@@ -359,9 +355,7 @@ async def test_a_sendfile_that_waits_for_earlier_writes_is_cancelled(loop, attac
     protocol, peer = await attach(Recorder())
     protocol.transport.write(helpers.TOO_MUCH)
     task = await started(loop, protocol.transport, file)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
+    await helpers.cancel(task)
     assert file.tell() == 0
     assert protocol.transport.is_reading()
     protocol.transport.write(b"goes on")
@@ -410,9 +404,7 @@ async def test_a_sendfile_over_tls_that_is_cancelled(loop, tls, file):
         )
         task = asyncio.create_task(loop.sendfile(transport, file))
         await helpers.until(lambda: transport.get_protocol() is not protocol)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
+        await helpers.cancel(task)
         assert transport.get_protocol() is protocol
         await served.until("connection_made")
         served.transport.resume_reading()

@@ -221,9 +221,7 @@ async def test_serve_forever_until_cancelled(loop):
     with pytest.raises(RuntimeError, match="is already being awaited on serve_forever"):
         await server.serve_forever()
     connect(address).close()
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
+    await helpers.cancel(task)
     assert not server.is_serving()
     await refused(address)
     with pytest.raises(RuntimeError, match="is closed"):

@@ -26,15 +26,6 @@ def without_pipes(**options):
     return {"stdin": None, "stdout": None, "stderr": None, **options}
 
 
-@pytest.fixture
-def gate():
-    """The ends of a pipe: a child waits on the first, and goes on when a line is written to the second."""
-    ends = os.pipe()
-    yield ends
-    for end in ends:
-        os.close(end)
-
-
 # The calls, and their order
 
 

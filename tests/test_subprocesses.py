@@ -24,15 +24,6 @@ def shell(script, *args, **kwargs):
     return asyncio.create_subprocess_exec("/bin/sh", "-c", script, "sh", *args, **kwargs)
 
 
-@pytest.fixture
-def gate():
-    """The ends of a pipe: what comes through `read X <gate` in a child, and where to write it."""
-    ends = os.pipe()
-    yield ends
-    for end in ends:
-        os.close(end)
-
-
 def until_exited(process):
     return helpers.until(lambda: process.returncode is not None)
 
@@ -250,9 +241,7 @@ async def test_a_wait_that_is_cancelled(loop):
     cancelled = asyncio.create_task(process.wait())
     other = asyncio.create_task(process.wait())
     await helpers.iterations(3)
-    cancelled.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await cancelled
+    await helpers.cancel(cancelled)
     with pytest.raises(asyncio.TimeoutError):
         await asyncio.wait_for(process.wait(), 0.001)
     assert process.returncode is None
@@ -265,9 +254,7 @@ async def test_communicate_cancelled_and_called_again(loop):
     process = await asyncio.create_subprocess_exec("cat", stdin=PIPE, stdout=PIPE)
     task = asyncio.create_task(process.communicate(b"x" * (MUCH * 4)))
     await asyncio.sleep(0)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
+    await helpers.cancel(task)
     assert process.returncode is None
     process.kill()
     output, _ = await process.communicate()

@@ -225,9 +225,7 @@ async def test_cancelling_a_task_before_it_starts(loop):
         steps.append(1)
 
     task = loop.create_task(work())
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
+    await helpers.cancel(task)
     assert steps == []
 
 
@@ -257,9 +255,7 @@ async def test_a_task_group_cancels_the_others(loop):
 async def test_a_cancelled_sleep_leaves_no_timer_to_speak_of(loop):
     task = loop.create_task(asyncio.sleep(60, "slept"))
     await asyncio.sleep(0)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
+    await helpers.cancel(task)
 
 
 # What goes wrong in tasks

@@ -254,9 +254,7 @@ async def test_a_cancelled_upgrade_closes_the_connection(loop, tls, attach):
     protocol, peer = await attach(Recorder())
     task = loop.create_task(loop.start_tls(protocol.transport, protocol, tls[1], server_hostname="localhost"))
     assert (await loop.sock_recv(peer, 65536))[:1] == b"\x16"
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
+    await helpers.cancel(task)
     assert protocol.transport.is_closing()
     await helpers.read_to_end(peer)
 

@@ -553,15 +553,8 @@ async def test_a_write_whose_error_another_thread_meets_ends_the_connection(loop
 
 async def test_the_representation_tells_the_state(attach):
     protocol, _peer = await attach(Recorder())
-    transport = protocol.transport
-    number = transport.get_extra_info("socket").fileno()
-    assert f"fd={number}" in repr(transport)
-    assert "clos" not in repr(transport)
-    transport.close()
-    assert "closing" in repr(transport)
-    await protocol.lost()
-    await helpers.iterations(1)
-    assert "closed" in repr(transport)
+    number = protocol.transport.get_extra_info("socket").fileno()
+    await helpers.close_and_check_repr(protocol, number)
 
 
 async def test_a_transport_can_be_referred_to_weakly(attach):
@@ -598,49 +591,46 @@ async def test_an_end_is_seen_as_soon_as_data_are(loop, pair, end):
         await protocol.lost()
 
 
-@pytest.mark.parametrize("kind_of_protocol", [Recorder, BufferedRecorder])
-async def test_a_socket_that_the_program_closed_has_no_number(loop, kind_of_protocol):
-    # The number of its descriptor is another socket's, which gets nothing of what is written.
+@contextlib.asynccontextmanager
+async def a_socket_closed_behind_its_transport(loop, protocol):
+    """Gives the protocol a transport, and closes its socket; the number is then one of the strangers'."""
     ours, peer = socket.socketpair()
-    protocol = kind_of_protocol()
-    transport, _ = await loop.create_connection(lambda: protocol, sock=ours)
+    await loop.create_connection(lambda: protocol, sock=ours)
     number = ours.fileno()
     ours.close()
     strangers = socket.socketpair()
     try:
         assert number in [sock.fileno() for sock in strangers]
-        transport.write(b"not for strangers")
+        yield strangers
+    finally:
+        for sock in (peer, *strangers):
+            sock.close()
+
+
+@pytest.mark.parametrize("kind_of_protocol", [Recorder, BufferedRecorder])
+async def test_a_socket_that_the_program_closed_has_no_number(loop, kind_of_protocol):
+    protocol = kind_of_protocol()
+    async with a_socket_closed_behind_its_transport(loop, protocol) as strangers:
+        protocol.transport.write(b"not for strangers")
         assert isinstance(await protocol.lost(), OSError)
         for sock in strangers:
             sock.setblocking(False)
             with pytest.raises(BlockingIOError):
                 sock.recv(1)
             assert sock.fileno() >= 0
-    finally:
-        for sock in (peer, *strangers):
-            sock.close()
 
 
 async def test_a_closed_socket_has_no_number_for_the_end_of_what_is_written(loop):
-    ours, peer = socket.socketpair()
     protocol = Recorder()
-    transport, _ = await loop.create_connection(lambda: protocol, sock=ours)
-    number = ours.fileno()
-    ours.close()
-    strangers = socket.socketpair()
-    try:
-        assert number in [sock.fileno() for sock in strangers]
+    async with a_socket_closed_behind_its_transport(loop, protocol) as strangers:
         with pytest.raises(OSError, match="Bad file descriptor"):
-            transport.write_eof()
+            protocol.transport.write_eof()
         for sock in strangers:
             sock.send(b"still open")
-        transport.abort()
+        protocol.transport.abort()
         await protocol.lost()
         for sock in strangers:
             assert sock.recv(100) == b"still open"
-    finally:
-        for sock in (peer, *strangers):
-            sock.close()
 
 
 async def test_a_socket_that_is_closed_while_its_transport_is_made_has_no_number(loop):

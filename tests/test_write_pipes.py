@@ -9,15 +9,11 @@ import time
 
 import helpers
 import pytest
-from helpers import Recorder
+from helpers import Recorder, fail
 
 TOO_MUCH = bytes(range(256)) * 8192  # more than any pipe or socket here holds
 WARNING = "pipe closed by peer or os.write(pipe, data) raised exception."
 variable = contextvars.ContextVar("variable", default=None)
-
-
-def fail(*args):
-    raise ValueError("broken")
 
 
 # Writing
@@ -53,14 +49,7 @@ async def test_a_transport_is_one_of_asyncios(write_pipe, pipe):
 async def test_the_representation_tells_the_state(write_pipe, pipe):
     number = pipe[1].fileno()
     protocol = await write_pipe(Recorder(), pipe[1])
-    transport = protocol.transport
-    assert f"fd={number}" in repr(transport)
-    assert "clos" not in repr(transport)
-    transport.close()
-    assert "closing" in repr(transport)
-    await protocol.lost()
-    await helpers.iterations(1)
-    assert "closed" in repr(transport)
+    await helpers.close_and_check_repr(protocol, number)
 
 
 async def test_writes_arrive_in_their_order(write_pipe, pipe):

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import contextvars
 import dataclasses
 import difflib
 import gc
@@ -11,9 +12,12 @@ import signal
 import time
 import warnings
 
+SLOT = 0.003  # asyncio waits for whole milliseconds
 LIMIT = 2.0  # seconds for one program
 ATTEMPTS = 3  # a difference that is one must show each time
 LONGEST = 3000  # notes; a program that sees more than that goes round in circles
+
+value = contextvars.ContextVar("value", default=0)  # what programs set and look at
 
 
 class Stuck(KeyboardInterrupt):
@@ -157,6 +161,18 @@ def watched(loop, trace):
     finally:
         logger.propagate = propagate
         logger.removeHandler(logged)
+
+
+class Machine:
+    """What runs a program on a loop."""
+
+    def __init__(self, loop, trace, debug):
+        self.loop, self.trace = loop, trace
+        loop.set_debug(debug)
+        loop.slow_callback_duration = 60
+
+    def note(self, *what):
+        self.trace.note("program", *what)
 
 
 def run_all(loop, coro, note):

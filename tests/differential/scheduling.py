@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from hypothesis import strategies as st
 
 from . import running
-
-SLOT = 0.003  # asyncio waits for whole milliseconds
-value = contextvars.ContextVar("value", default=0)
+from .generating import rarely, trees, tuples
+from .running import value
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,7 @@ def _operations():
     )
 
     def nested(operations):
-        body = st.lists(operations, max_size=4).map(tuple)
+        body = tuples(operations, max_size=4)
         return st.one_of(
             st.builds(Soon, body, st.integers(0, 3), contexts, st.booleans()),
             st.builds(Soon, body),
@@ -112,38 +111,33 @@ def _operations():
             st.builds(Later, body, st.sampled_from([-2, -1, 0, 0, 1])),
         )
 
-    return st.one_of(leaves, nested(st.recursive(st.one_of(leaves, nested(leaves)), nested, max_leaves=8)))
+    return trees(leaves, nested, max_leaves=8)
 
 
 programs = st.builds(
     Program,
-    st.lists(st.lists(_operations(), min_size=1, max_size=6).map(tuple), min_size=1, max_size=3).map(tuple),
-    st.sampled_from([False, False, False, True]),
+    tuples(tuples(_operations(), min_size=1, max_size=6), min_size=1, max_size=3),
+    rarely,
 )
 
 
-class Machine:
+class Machine(running.Machine):
     """What runs such a program."""
 
     def __init__(self, loop, trace, program, slowness):
-        self.loop, self.trace = loop, trace
-        self.slot = SLOT * slowness
+        super().__init__(loop, trace, program.debug)
+        self.slot = running.SLOT * slowness
         self.start = loop.time()
         self.now = 0  # the slot of the last timer that came up
         self.taken = set()
         self.handles = []  # with the number of slots at which they come up
         self.pending = set()
         self.contexts = [contextvars.copy_context() for _ in range(2)]
-        loop.set_debug(program.debug)
-        loop.slow_callback_duration = 60
         for body in program.bodies:
             self.outside(body)
             self.forever()
         while self.pending:
             self.forever()
-
-    def note(self, *what):
-        self.trace.note("program", *what)
 
     def outside(self, body):
         """The body of a program sees its own exceptions."""

@@ -9,11 +9,11 @@ import contextlib
 import socket
 from dataclasses import dataclass
 
-import helpers
 from hypothesis import strategies as st
 
 from . import running
-from .transports import BIG, SENT, Received
+from .generating import tuples
+from .transports import BIG, SENT, Received, connected
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,12 @@ def _strategy():
     operation = st.builds(
         Op, st.sampled_from(["left", "right"]), st.sampled_from(OPERATIONS), st.sampled_from([1, 10, 100])
     )
-    step = st.lists(operation, min_size=1, max_size=3).map(tuple)
+    step = tuples(operation, min_size=1, max_size=3)
     kinds = st.sampled_from(["unix", "tcp"])
     return st.builds(
         Program,
         kinds,
-        st.lists(step, min_size=1, max_size=10).map(tuple),
+        tuples(step, min_size=1, max_size=10),
         st.sampled_from([False, False, True]),
     )
 
@@ -70,7 +70,7 @@ def _streams():
     doing = st.builds(
         Op, st.just("task"), st.sampled_from(READS * 2 + WRITES * 2 + OTHERS), st.sampled_from([1, 5, 20])
     )
-    script = st.lists(doing, max_size=8).map(tuple)
+    script = tuples(doing, max_size=8)
     kinds, limits = st.sampled_from(["unix", "tcp"]), st.sampled_from([16, 1 << 16])
     # What is sent to a peer that closes brings an error with one write or with the next.
     sending = script.map(lambda script: tuple(op for op in script if op.what not in ("close", "wait_closed")))
@@ -82,14 +82,6 @@ def _streams():
 
 
 programs = st.one_of(_strategy(), _streams())
-
-
-def connected(kind):
-    both = helpers.PAIRS[kind]()
-    if kind == "tcp":
-        for sock in both:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
-    return both
 
 
 class Socket:
@@ -228,16 +220,14 @@ class Socket:
         pass
 
 
-class Machine:
+class Machine(running.Machine):
     """What runs such a program."""
 
     def __init__(self, loop, trace, program, slowness):
-        self.loop, self.trace = loop, trace
-        loop.slow_callback_duration = 60
+        super().__init__(loop, trace, isinstance(program, Program) and program.debug)
         running.run_all(loop, getattr(self, type(program).__name__.lower())(program), trace.once)
 
     async def program(self, program):
-        self.loop.set_debug(program.debug)
         left, right = connected(program.kind)
         ends = {"left": Socket(self, "left", left), "right": Socket(self, "right", right)}
         for number, step in enumerate(program.steps):

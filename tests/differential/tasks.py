@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from hypothesis import strategies as st
 
 from . import running
+from .generating import rarely, trees, tuples
+from .running import value
 
-SLOT = 0.003  # asyncio waits for whole milliseconds
-value = contextvars.ContextVar("value", default=0)
 current = contextvars.ContextVar("current")  # the number of the task, or of the one whose wait_for it serves
 
 
@@ -77,11 +77,11 @@ def _operations():
     leaves = st.one_of(
         st.builds(Do, st.sampled_from(names), which),
         st.builds(Do, st.sampled_from(names), which),
-        st.builds(Many, st.sampled_from(MANY), st.lists(which, max_size=3).map(tuple)),
+        st.builds(Many, st.sampled_from(MANY), tuples(which, max_size=3)),
     )
 
     def nested(operations):
-        body = st.lists(operations, max_size=5).map(tuple)
+        body = tuples(operations, max_size=5)
         slots = st.sampled_from([None, None, 0, 0, -1, 1])
         return st.one_of(
             st.builds(Spawn, body, st.booleans(), st.booleans()),
@@ -89,30 +89,23 @@ def _operations():
             st.builds(Within, st.sampled_from(WITHIN), body, slots, which),
         )
 
-    return st.one_of(leaves, nested(st.recursive(st.one_of(leaves, nested(leaves)), nested, max_leaves=15)))
+    return trees(leaves, nested, max_leaves=15)
 
 
-programs = st.builds(
-    Program, st.lists(_operations(), min_size=1, max_size=8).map(tuple), st.sampled_from([False] * 3 + [True])
-)
+programs = st.builds(Program, tuples(_operations(), min_size=1, max_size=8), rarely)
 
 
-class Machine:
+class Machine(running.Machine):
     """What runs such a program."""
 
     def __init__(self, loop, trace, program, slowness):
-        self.loop, self.trace = loop, trace
-        self.slot = SLOT * slowness
+        super().__init__(loop, trace, program.debug)
+        self.slot = running.SLOT * slowness
         self.taken = 0  # the last slot that is in use
         self.tasks, self.futures, self.callbacks = [], [], []
         self.agens = []
-        loop.set_debug(program.debug)
-        loop.slow_callback_duration = 60
         self.start = loop.time()
         running.run_all(loop, self.main(program), trace.note)
-
-    def note(self, *what):
-        self.trace.note("program", *what)
 
     async def main(self, program):
         self.lock, self.semaphore = asyncio.Lock(), asyncio.Semaphore(2)

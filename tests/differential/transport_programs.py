@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from hypothesis import strategies as st
 
+from .generating import rarely, tuples
+
 BIG = 3 << 20
 
 
@@ -94,28 +96,24 @@ def _strategy():
     simple = st.one_of(
         st.builds(Write, sizes),
         st.builds(Write, small),
-        st.builds(WriteLines, st.lists(small.filter(bool), max_size=3).map(tuple)),
+        st.builds(WriteLines, tuples(small.filter(bool), max_size=3)),
         st.builds(Act, st.sampled_from(ACTS)),
         st.builds(Act, st.sampled_from(ACTS)),
         limits,
     )
-    reacting = st.one_of(
-        simple, st.builds(Soon, st.lists(simple, max_size=2).map(tuple)), st.just(Act("keep_open"))
-    )
+    reacting = st.one_of(simple, st.builds(Soon, tuples(simple, max_size=2)), st.just(Act("keep_open")))
 
     def reactions(actions, most):
-        on = st.builds(On, st.sampled_from(CALLS), st.lists(actions, min_size=1, max_size=3).map(tuple))
-        return st.lists(on, max_size=most, unique_by=lambda on: on.call).map(tuple)
+        on = st.builds(On, st.sampled_from(CALLS), tuples(actions, min_size=1, max_size=3))
+        return tuples(on, max_size=most, unique_by=lambda on: on.call)
 
     switch = st.builds(SetProtocol, st.booleans(), reactions(reacting, 2))
     every = st.one_of(reacting, reacting, reacting, switch)
-    step = st.builds(
-        Step, st.sampled_from(["left", "left", "right"]), st.lists(every, min_size=1, max_size=3).map(tuple)
-    )
+    step = st.builds(Step, st.sampled_from(["left", "left", "right"]), tuples(every, min_size=1, max_size=3))
     plain = st.builds(
         Step,
         st.just("right"),
-        st.lists(
+        tuples(
             st.one_of(
                 st.builds(Write, sizes),
                 st.builds(
@@ -125,23 +123,19 @@ def _strategy():
             ),
             min_size=1,
             max_size=2,
-        ).map(tuple),
+        ),
     )
     common = {
         "kind": st.sampled_from(["unix", "tcp", "served"]),
         "left": reactions(every, 4),
         "buffered": st.booleans(),
-        "debug": st.sampled_from([False, False, False, True]),
+        "debug": rarely,
     }
-    both = st.builds(
-        Program, right=reactions(every, 4), steps=st.lists(step, min_size=1, max_size=7).map(tuple), **common
-    )
+    both = st.builds(Program, right=reactions(every, 4), steps=tuples(step, min_size=1, max_size=7), **common)
     against_plain = st.builds(
         Program,
         right=st.none(),
-        steps=st.lists(
-            st.one_of(step.filter(lambda step: step.end == "left"), plain), min_size=1, max_size=8
-        ).map(tuple),
+        steps=tuples(st.one_of(step.filter(lambda step: step.end == "left"), plain), min_size=1, max_size=8),
         early=st.sampled_from([0, 0, 10]),
         **common,
     )

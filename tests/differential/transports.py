@@ -24,6 +24,16 @@ PATTERN = os.urandom(65521)
 SENT = PATTERN * (20 * BIG // len(PATTERN))
 
 
+def connected(kind):
+    """Two connected sockets of that kind."""
+    both = helpers.PAIRS[kind]()
+    if kind == "tcp":
+        # asyncio leaves it out for a socket that was made without naming TCP.
+        for sock in both:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
+    return both
+
+
 class Received:
     """Checks what comes against what was sent."""
 
@@ -283,13 +293,11 @@ class Plain(End):
         self.sock.close()
 
 
-class Machine:
+class Machine(running.Machine):
     """What runs such a program."""
 
     def __init__(self, loop, trace, program, slowness):
-        self.loop, self.trace = loop, trace
-        loop.set_debug(program.debug)
-        loop.slow_callback_duration = 60
+        super().__init__(loop, trace, program.debug)
         self.left = End(self, "left")
         self.right = (Plain if program.right is None else End)(self, "right")
         self.left.other, self.right.other = self.right, self.left
@@ -342,11 +350,7 @@ class Machine:
         if program.kind == "served":
             await self.serve(makers)
             return
-        ours, peer = helpers.PAIRS[program.kind]()
-        if program.kind == "tcp":
-            # asyncio leaves it out for a socket that was made without naming TCP.
-            for sock in (ours, peer):
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
+        ours, peer = connected(program.kind)
         if program.right is None:
             self.right.sock = peer
             self.right.perform(Write(program.early))

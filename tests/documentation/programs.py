@@ -302,6 +302,11 @@ def session_after(definition):
     )
 
 
+def client_of(server, client, port, **options):
+    """A client that talks to the server of another example, which is interrupted then."""
+    return Program(f"<<{server}>>", talk=with_client(client, port), fails=True, **options)
+
+
 ASYNC_SLEEP = """
 import asyncio
 import datetime
@@ -611,17 +616,13 @@ PROGRAMS = {
         )
     ],
     "asyncio-protocol#tcp-echo-client/1": [
-        Program(
-            "<<asyncio-protocol#tcp-echo-server/1>>",
-            talk=with_client("asyncio-protocol#tcp-echo-client/1", "8888"),
-            fails=True,
-        )
+        client_of("asyncio-protocol#tcp-echo-server/1", "asyncio-protocol#tcp-echo-client/1", "8888")
     ],
     "asyncio-protocol#udp-echo-client/1": [
-        Program(
-            "<<asyncio-protocol#udp-echo-server/1>>",
-            talk=with_client("asyncio-protocol#udp-echo-client/1", "9999"),
-            fails=True,
+        client_of(
+            "asyncio-protocol#udp-echo-server/1",
+            "asyncio-protocol#udp-echo-client/1",
+            "9999",
             # Its protocol has no connection_lost(), which each loop reports.
             differs=".*(?=AttributeError: 'EchoServerProtocol' object has no attribute 'connection_lost')",
         )
@@ -632,17 +633,13 @@ PROGRAMS = {
     ],
     # asyncio-stream
     "asyncio-stream#streams/1": [
-        Program(
-            "<<asyncio-stream#tcp-echo-server-using-streams/1>>",
-            talk=with_client("asyncio-stream#streams/1", "8888"),
-            fails=True,
-        )
+        client_of("asyncio-stream#tcp-echo-server-using-streams/1", "asyncio-stream#streams/1", "8888")
     ],
     "asyncio-stream#tcp-echo-client-using-streams/1": [
-        Program(
-            "<<asyncio-stream#tcp-echo-server-using-streams/1>>",
-            talk=with_client("asyncio-stream#tcp-echo-client-using-streams/1", "8888"),
-            fails=True,
+        client_of(
+            "asyncio-stream#tcp-echo-server-using-streams/1",
+            "asyncio-stream#tcp-echo-client-using-streams/1",
+            "8888",
         )
     ],
     "asyncio-stream#asyncio.StreamWriter.write/1": [Program(STREAMS)],

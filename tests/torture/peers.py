@@ -53,7 +53,7 @@ def same_on_each_loop(function):
             result = loop.run_until_complete(function(loop))
             loop.run_until_complete(check_loop())
         finally:
-            close_loop(loop)
+            helpers.close_loop(loop)
         seen[name] = result, [(report["message"], type(report["exception"])) for report in reports]
     assert all(one == other for one in seen.values() for other in seen.values()), seen
     assert not helpers.opened_since(before)
@@ -75,17 +75,6 @@ async def check_loop():
         assert await asyncio.wait_for(loop.sock_recv(ours, 10), 10) == b"alive"
     assert await loop.run_in_executor(None, int, "42") == 42
     await asyncio.sleep(0.001)
-
-
-def close_loop(loop):
-    """Close a loop after what closed transports still have to do, and its executor."""
-    for _ in range(3):
-        loop.call_soon(loop.stop)
-        loop.run_forever()
-    executor = loop._default_executor
-    loop.close()
-    if executor is not None:
-        executor.shutdown()
 
 
 # --- What a connection does when its peer goes ---

@@ -18,6 +18,18 @@ FATAL = ("panicked", "Fatal Python error", "Segmentation fault", "core dumped", 
 # asyncio's own loop is the reference; it stays the same, so `make test` asks hotloop alone.
 LOOPS = list(helpers.FACTORIES) if FULL else list(helpers.FACTORIES)[-1:]
 
+# A coroutine function of programs: a connection is served, and closed.
+SERVE_ONCE = """
+async def serve_once():
+    async def serve(reader, writer):
+        writer.close()
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+    assert await reader.read() == b""
+    writer.close()
+    server.close()
+"""
+
 
 def run(name, source, timeout=TIMEOUT, faulthandler=True):
     """Run a program on the loop called *name*, and return its status, what it printed, and its errors.

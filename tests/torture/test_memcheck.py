@@ -72,19 +72,14 @@ def described(error):
     return "\n".join(parts)
 
 
-@pytest.fixture(scope="module")
-def environment(authority, tmp_path_factory):
-    directory = tmp_path_factory.mktemp("tls")
-    certificate, trusted = directory / "server.pem", directory / "authority.pem"
-    authority.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(certificate)
-    authority.cert_pem.write_to_path(trusted)
+@pytest.fixture
+def environment(certificates):
     return {
         **os.environ,
+        **certificates,
         "PYTHONPATH": str(TESTS),
         # Each object is a block of its own, which memcheck knows.
         "PYTHONMALLOC": "malloc",
-        "TORTURE_CERTIFICATE": str(certificate),
-        "TORTURE_AUTHORITY": str(trusted),
         "TORTURE_LIMIT": "60",
     }
 

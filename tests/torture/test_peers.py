@@ -30,7 +30,7 @@ def _live_on(make_loop, kind, recorder, state, end, reaction):
     try:
         seen = loop.run_until_complete(main())
     finally:
-        peers.close_loop(loop)
+        helpers.close_loop(loop)
         ours.close()
         peer.close()
     return seen, [report["message"] for report in reports]

@@ -250,5 +250,5 @@ def test_loops_without_descriptors(new_loop):
         with pytest.raises(KeyboardInterrupt):
             loop.run_forever()
     loop.run_until_complete(peers.check_loop())
-    peers.close_loop(loop)
+    helpers.close_loop(loop)
     assert not helpers.opened_since(before)

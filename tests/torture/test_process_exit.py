@@ -41,6 +41,12 @@ def forever(*callbacks):
     for callback in callbacks:
         loop.call_soon(callback)
     loop.run_forever()
+async def steps(seconds=0):
+    there.set()
+    while True:
+        await asyncio.sleep(0)
+        if seconds:
+            time.sleep(seconds)
 {body}
 thread = threading.Thread(target=body, daemon=True)
 thread.start()
@@ -68,20 +74,11 @@ def body():
 """,
     "steps of tasks": """
 def body():
-    async def main():
-        there.set()
-        while True:
-            await asyncio.sleep(0)
-    run(main())
+    run(steps())
 """,
     "steps that sleep": """
 def body():
-    async def main():
-        there.set()
-        while True:
-            await asyncio.sleep(0)
-            time.sleep(0.001)
-    run(main())
+    run(steps(0.001))
 """,
     "a step with finally": """
 def body():
@@ -311,12 +308,7 @@ def at_exit():
     run(asyncio.sleep(0.01))
 atexit.register(at_exit)
 def body():
-    async def main():
-        there.set()
-        while True:
-            await asyncio.sleep(0)
-            time.sleep(0.0001)
-    run(main())
+    run(steps(0.0001))
 """,
     "children": """
 def body():
@@ -378,20 +370,15 @@ def test_a_server_that_is_not_closed(end, status):
 
 
 AT_EXIT = {
-    "atexit": """
+    "atexit": programs.SERVE_ONCE
+    + """
 import atexit
 loop = new_event_loop()
 def at_exit():
     loop.run_until_complete(asyncio.sleep(0.001))
     async def main():
         assert await (await asyncio.create_subprocess_exec("true")).wait() == 0
-        async def serve(reader, writer):
-            writer.close()
-        server = await asyncio.start_server(serve, "127.0.0.1", 0)
-        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
-        assert await reader.read() == b""
-        writer.close()
-        server.close()
+        await serve_once()
     run(main())
     print("end")
 atexit.register(at_exit)

@@ -5,20 +5,16 @@ import pytest
 from torture import programs
 from torture.effort import FULL, seeded
 
-PROGRAM = """
+PROGRAM = (
+    programs.SERVE_ONCE
+    + """
 import faulthandler
 statuses = []
 parent = os.getpid()
 async def everything():
     loop = asyncio.get_running_loop()
     await asyncio.sleep(0.001)
-    async def serve(reader, writer):
-        writer.close()
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
-    assert await reader.read() == b""
-    writer.close()
-    server.close()
+    await serve_once()
     assert await loop.run_in_executor(None, lambda: 42) == 42
     assert await (await asyncio.create_subprocess_exec("true")).wait() == 0
     if threading.current_thread() is threading.main_thread():
@@ -58,6 +54,7 @@ loop.close()
 run(everything())
 print("end")
 """
+)
 
 ENDS = {
     "exits at once": "os._exit(0)",

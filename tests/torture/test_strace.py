@@ -111,17 +111,12 @@ def tracing():
         pytest.skip(reason)
 
 
-@pytest.fixture(scope="module")
-def environment(authority, tmp_path_factory):
-    directory = tmp_path_factory.mktemp("tls")
-    certificate, trusted = directory / "server.pem", directory / "authority.pem"
-    authority.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(certificate)
-    authority.cert_pem.write_to_path(trusted)
+@pytest.fixture
+def environment(certificates, tmp_path):
     return {
         **os.environ,
-        "TORTURE_CERTIFICATE": str(certificate),
-        "TORTURE_AUTHORITY": str(trusted),
-        "TORTURE_OUTCOME": str(directory / "outcome"),
+        **certificates,
+        "TORTURE_OUTCOME": str(tmp_path / "outcome"),
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import socket
 
@@ -80,7 +81,16 @@ def sock_recv(loop, clean):
         peer.send(b"hello")
         await loop.sock_recv_into(ours, bytearray(10))
 
-    return lambda: loop.run_until_complete(main())
+    return main
+
+
+async def receive_much(loop, sock):
+    left = len(MUCH)
+    while left:
+        data = await loop.sock_recv(sock, 1 << 20)
+        if not data:
+            break
+        left -= len(data)
 
 
 @program
@@ -88,14 +98,9 @@ def sock_sendall(loop, clean):
     ours, peer = pair(clean)
 
     async def main():
-        async def receive():
-            left = len(MUCH)
-            while left:
-                left -= len(await loop.sock_recv(peer, 1 << 20))
+        await asyncio.gather(loop.sock_sendall(ours, MUCH), receive_much(loop, peer))
 
-        await asyncio.gather(loop.sock_sendall(ours, MUCH), receive())
-
-    return lambda: loop.run_until_complete(main())
+    return main
 
 
 @program
@@ -114,7 +119,7 @@ def sock_connect(loop, clean):
         (accepted, _), _ = await asyncio.gather(accepting, loop.sock_connect(ours, server.getsockname()))
         accepted.close()
 
-    return lambda: loop.run_until_complete(main())
+    return main
 
 
 @program
@@ -131,25 +136,25 @@ def sock_datagrams(loop, clean):
         await loop.sock_recvfrom(both[1], 100)
         await loop.sock_recvfrom_into(both[1], bytearray(10))
 
-    return lambda: loop.run_until_complete(main())
+    return main
+
+
+async def exchange(loop, connect, *address, **options):
+    """Connect to an echo server, and wait for its answer, and for the end."""
+    protocol = Protocol(loop)
+    transport, _ = await connect(lambda: protocol, *address, **options)
+    try:
+        transport.write(DATA)
+        await protocol.arrived
+    finally:
+        transport.close()
+    await protocol.lost
 
 
 @program
 def connect(loop, clean):
     """Also accept, and all that comes with them."""
-    address = served(loop, clean)
-
-    async def main():
-        protocol = Protocol(loop)
-        transport, _ = await loop.create_connection(lambda: protocol, *address)
-        try:
-            transport.write(DATA)
-            await protocol.arrived
-        finally:
-            transport.close()
-        await protocol.lost
-
-    return lambda: loop.run_until_complete(main())
+    return functools.partial(exchange, loop, loop.create_connection, *served(loop, clean))
 
 
 @program
@@ -159,31 +164,27 @@ def serve(loop, clean):
         server.close()
         await server.wait_closed()
 
-    return lambda: loop.run_until_complete(main())
+    return main
+
+
+def receiving(loop, clean, protocol):
+    _, peer = connected(loop, clean, protocol)
+
+    async def main():
+        peer.send(DATA)
+        await protocol.arrived
+
+    return main
 
 
 @program
 def read(loop, clean):
-    protocol = Protocol(loop)
-    _, peer = connected(loop, clean, protocol)
-
-    async def main():
-        peer.send(DATA)
-        await protocol.arrived
-
-    return lambda: loop.run_until_complete(main())
+    return receiving(loop, clean, Protocol(loop))
 
 
 @program
 def buffered_read(loop, clean):
-    protocol = Buffered(loop)
-    _, peer = connected(loop, clean, protocol)
-
-    async def main():
-        peer.send(DATA)
-        await protocol.arrived
-
-    return lambda: loop.run_until_complete(main())
+    return receiving(loop, clean, Buffered(loop))
 
 
 @program
@@ -203,7 +204,7 @@ def write(loop, clean):
         transport.write_eof()
         await loop.sock_recv(peer, 10_000)
 
-    return lambda: loop.run_until_complete(main())
+    return main
 
 
 @program
@@ -213,14 +214,9 @@ def large_write(loop, clean):
 
     async def main():
         transport.write(MUCH)
-        left = len(MUCH)
-        while left:
-            data = await loop.sock_recv(peer, 1 << 20)
-            if not data:
-                break
-            left -= len(data)
+        await receive_much(loop, peer)
 
-    return lambda: loop.run_until_complete(main())
+    return main
 
 
 @program
@@ -232,7 +228,7 @@ def lose(loop, clean):
         peer.close()
         await protocol.lost
 
-    return lambda: loop.run_until_complete(main())
+    return main
 
 
 @program
@@ -249,7 +245,7 @@ def streams(loop, clean):
             writer.close()
         await writer.wait_closed()
 
-    return lambda: loop.run_until_complete(main())
+    return main
 
 
 @program
@@ -257,37 +253,16 @@ def unix(loop, clean):
     path = f"\0hotloop-{os.getpid()}"
     server = loop.run_until_complete(loop.create_unix_server(lambda: Protocol(loop, echo=True), path))
     clean.callback(server.close)
-
-    async def main():
-        protocol = Protocol(loop)
-        transport, _ = await loop.create_unix_connection(lambda: protocol, path)
-        try:
-            transport.write(DATA)
-            await protocol.arrived
-        finally:
-            transport.close()
-
-    return lambda: loop.run_until_complete(main())
+    return functools.partial(exchange, loop, loop.create_unix_connection, path)
 
 
 @program
 def tls(loop, clean):
     server, client = contexts()
     address = served(loop, clean, ssl=server)
-
-    async def main():
-        protocol = Protocol(loop)
-        transport, _ = await loop.create_connection(
-            lambda: protocol, *address, ssl=client, server_hostname="localhost"
-        )
-        try:
-            transport.write(DATA)
-            await protocol.arrived
-        finally:
-            transport.close()
-        await protocol.lost
-
-    return lambda: loop.run_until_complete(main())
+    return functools.partial(
+        exchange, loop, loop.create_connection, *address, ssl=client, server_hostname="localhost"
+    )
 
 
 @program
@@ -306,7 +281,7 @@ def datagrams(loop, clean):
         finally:
             client.close()
 
-    return lambda: loop.run_until_complete(main())
+    return main
 
 
 @program
@@ -330,4 +305,4 @@ def pipes(loop, clean):
         finally:
             reading.close()
 
-    return lambda: loop.run_until_complete(main())
+    return main

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import inspect
 import socket
 import ssl
 
@@ -26,8 +27,16 @@ def contexts():
 
 
 def program(function):
-    PROGRAMS[function.__name__.rstrip("_")] = function
-    return function
+    """What a program returns is run without memory: a function, or a coroutine function for its loop."""
+
+    def prepare(loop, clean):
+        act = function(loop, clean)
+        if inspect.iscoroutinefunction(act):
+            return lambda: loop.run_until_complete(act())
+        return act
+
+    PROGRAMS[function.__name__.rstrip("_")] = prepare
+    return prepare
 
 
 class Protocol(asyncio.Protocol):

@@ -109,7 +109,7 @@ def create_task(loop, clean):
     async def main():
         return await asyncio.gather(once(), once(), loop.create_task(once(), name="named"))
 
-    return lambda: loop.run_until_complete(main())
+    return main
 
 
 @program
@@ -122,7 +122,7 @@ def futures(loop, clean):
             async with asyncio.timeout(0.001):
                 await loop.create_future()
 
-    return lambda: loop.run_until_complete(main())
+    return main
 
 
 @program
@@ -184,7 +184,7 @@ def subprocesses(loop, clean):
         )
         await process.communicate(DATA)
 
-    return lambda: loop.run_until_complete(main())
+    return main
 
 
 @program
@@ -198,7 +198,7 @@ def asyncgens(loop, clean):
         await anext(generator)
         await loop.shutdown_asyncgens()
 
-    return lambda: loop.run_until_complete(main())
+    return main
 
 
 @program
