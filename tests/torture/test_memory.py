@@ -36,7 +36,7 @@ EACH = 1000
 # How many programs are compared with asyncio's loop at a time: most of it is waiting.
 COMPARISONS = 6
 # As many at most of asyncio's own loop, for each program in which something is wrong.
-COMPARED = int(effort.effort(128, 600))
+COMPARED = int(effort.effort(400, 600))
 # What is wrong whatever asyncio's loop does.
 CERTAIN = {"a panic", "a crash"}
 LEFT = "it leaves something behind"
