@@ -5,7 +5,7 @@ import socket
 
 import helpers
 import pytest
-from helpers import Recorder
+from helpers import PYTHON, Recorder
 
 
 class Counting(socket.socket):
@@ -201,3 +201,82 @@ async def test_a_subclass_without_them_has_a_transport_of_ours(loop, pair):
     assert type(transport).__name__ == "StreamTransport"
     transport.close()
     await asyncio.sleep(0)
+
+
+@pytest.fixture
+def patch(monkeypatch):
+    """Puts methods into socket.socket, as tests and tools do, and returns what was called."""
+    called = []
+
+    def wrap(name):
+        def method(self, *args):
+            called.append(name)
+            return getattr(super(socket.socket, self), name)(*args)
+
+        monkeypatch.setattr(socket.socket, name, method, raising=False)
+
+    def patch():
+        for name in ("recv", "send", "sendmsg", "recvfrom", "sendto"):
+            wrap(name)
+        return called
+
+    return patch
+
+
+@pytest.mark.parametrize(
+    "when", ["before", pytest.param("during", marks=pytest.mark.skipif(PYTHON < (3, 12), reason="3.12"))]
+)
+def test_methods_that_are_put_into_the_class_are_called(loop, patch, when):
+    called = patch() if when == "before" else []
+
+    async def main():
+        nonlocal called
+        served = []
+
+        class Echo(asyncio.Protocol):
+            def connection_made(self, transport):
+                self.transport = transport
+                served.append(self)
+
+            def data_received(self, data):
+                self.transport.write(data)
+
+        server = await loop.create_server(Echo, "127.0.0.1", 0)
+        address = server.sockets[0].getsockname()
+        if when == "during":
+            called = patch()
+        transport, protocol = await loop.create_connection(Recorder, *address)
+        transport.write(b"data")
+        await protocol.received(4)
+        assert called.count("recv") >= 2
+        assert called.count("send") >= 2
+        transport.close()
+        await protocol.lost()
+        del called[:]
+        endpoint, _ = await loop.create_datagram_endpoint(
+            asyncio.DatagramProtocol, local_addr=("127.0.0.1", 0)
+        )
+        endpoint.sendto(b"x", address)
+        assert "sendto" in called
+        endpoint.close()
+        server.close()
+        await asyncio.sleep(0.01)
+
+    loop.run_until_complete(main())
+
+
+@pytest.mark.hotloop_only
+def test_without_them_transports_are_ours_again(loop, patch, monkeypatch):
+    patch()
+    loop.run_until_complete(asyncio.sleep(0))
+    monkeypatch.undo()
+
+    async def main():
+        ours, peer = socket.socketpair()
+        with peer:
+            transport, _ = await loop.create_connection(asyncio.Protocol, sock=ours)
+            assert type(transport).__name__ == "StreamTransport"
+            transport.close()
+            await asyncio.sleep(0)
+
+    loop.run_until_complete(main())

@@ -207,6 +207,8 @@ class Loop:
 
     # Servers and transports
     _replaces_connecting: bool
+    @property
+    def _sockets_are_patched(self) -> bool: ...
     def _connect(self, host: object, port: object) -> Connection | None: ...
     def _make_socket_transport(
         self,

@@ -351,6 +351,7 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
         return not (
             self._debug
             or self._replaces_connecting
+            or self._sockets_are_patched
             or socket.socket is not _Socket
             or socket.socket.connect is not _socket_connect
             or asyncio.BaseEventLoop.create_connection is not _create_connection

@@ -5,6 +5,7 @@ use std::rc::Rc;
 use pyo3::ffi::PyMethodDef;
 use pyo3::prelude::*;
 
+use super::overrides::sockets_are_patched;
 use super::{Loop, ThisLoop, given, watchers};
 use crate::cpython::args::{Args, all};
 use crate::cpython::object::{Object, dict};
@@ -64,10 +65,10 @@ fn make_datagram_transport<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) ->
     Ok(Datagram::create(py, parts, file, given(address), header)?.into_object())
 }
 
-/// Whether a transport has to call the methods of a socket, as that of a subclass can have.
+/// Whether a transport has to call the methods of a socket: a subclass can have its own, or the program has put some in.
 fn has_own_methods(py: Python<'_>, sock: &Object, is_stream: bool) -> PyResult<bool> {
     let imports = imports(py)?;
-    if sock.bind(py).get_type().is(imports.socket.bind(py)) {
+    if sock.bind(py).get_type().is(imports.socket.bind(py)) && !sockets_are_patched() {
         return Ok(false);
     }
     imports.has_own_methods.call(py, &[sock, &boolean(py, is_stream)])?.bind(py).is_truthy()

@@ -37,6 +37,16 @@ const NAMES: [&str; 6] =
 /// Whether another function is in the place of time.monotonic(), by which asyncio's loop tells the time.
 static CLOCK_IS_REPLACED: AtomicBool = AtomicBool::new(false);
 
+/// Methods of sockets that asyncio's transports call, and the class socket.socket has from C.
+const OF_SOCKETS: [&str; 6] = ["recv", "recv_into", "send", "sendmsg", "recvfrom", "sendto"];
+
+/// Whether the program has put one of them into socket.socket.
+static SOCKETS_ARE_PATCHED: AtomicBool = AtomicBool::new(false);
+
+pub fn sockets_are_patched() -> bool {
+    SOCKETS_ARE_PATCHED.load(Relaxed)
+}
+
 /// The time by whatever function is in the place of time.monotonic(); None if that is the usual one.
 pub fn replaced_clock(py: Python<'_>) -> PyResult<Option<Object>> {
     if CLOCK_IS_REPLACED.load(Relaxed) { ask_replaced_clock(py).map(Some) } else { Ok(None) }
@@ -86,6 +96,12 @@ impl Loop {
         self.note_clock();
         let run = imports.handle_class.bind(py).getattr(intern!(py, "_run"))?;
         self.core.schedule.set_by_method(!run.is(imports.usual_run.bind(py)));
+        let of_sockets = imports.socket.bind(py).getattr(intern!(py, "__dict__"))?;
+        let mut patched = false;
+        for name in OF_SOCKETS {
+            patched |= of_sockets.contains(Object::from_str(py, name)?.bind(py))?;
+        }
+        SOCKETS_ARE_PATCHED.store(patched, Relaxed);
         Ok(())
     }
 
@@ -139,6 +155,7 @@ pub fn watch_patches(py: Python<'_>) -> PyResult<()> {
     let imports = imports(py)?;
     namespace::watch(&imports.time, changing);
     namespace::watch_class(py, &imports.handle_class, changing);
+    namespace::watch_class(py, &imports.socket, changing);
     Ok(())
 }
 
@@ -147,6 +164,12 @@ fn changing(_py: Python<'_>, _name: Name<'_>, _value: Option<&Object>) {}
 
 #[cfg(Py_3_12)]
 fn changing(py: Python<'_>, name: Name<'_>, value: Option<&Object>) {
+    let of_sockets = [c"recv", c"recv_into", c"send", c"sendmsg", c"recvfrom", c"sendto"];
+    if value.is_some() && of_sockets.iter().any(|method| name.is(method)) {
+        // What is taken out again is seen when a loop begins to run.
+        SOCKETS_ARE_PATCHED.store(true, Relaxed);
+        return;
+    }
     let is_clock = name.is(c"monotonic");
     if !is_clock && !name.is(c"_run") {
         return;

@@ -198,6 +198,10 @@ pub fn attributes() -> Vec<PyGetSetDef> {
                 Ok(())
             }
         ),
+        attribute!(Loop, "_sockets_are_patched", |this| Ok(boolean(
+            this.py(),
+            overrides::sockets_are_patched()
+        ))),
         attribute!(Loop, "_task_factory", get_task_factory, set_task_factory),
         attribute!(Loop, "_poller", |this| {
             let name = if this.core.is_portable() { "portable" } else { "epoll" };

@@ -9,6 +9,7 @@ use pyo3::prelude::*;
 use std::io;
 
 use super::making::check_protocol;
+use super::overrides::sockets_are_patched;
 use super::{Loop, ThisLoop, given};
 use crate::core::{Core, Direction, Waiter};
 use crate::cpython::args::{Args, all};
@@ -217,7 +218,14 @@ impl Listener {
                 Listener::log(this, &fd, &peer)?;
             }
             match &this.tls {
-                Some(tls) => Listener::serve_tls(this, tls, fd, &peer, &context),
+                Some(tls) => Listener::serve_as_asyncio(this, tls, fd, &peer, &context),
+                None if sockets_are_patched() => {
+                    let none = Object::none(py);
+                    let [context_of_tls, handshake_timeout, shutdown_timeout] =
+                        std::array::from_fn(|_| none.clone());
+                    let plain = Tls { context: context_of_tls, handshake_timeout, shutdown_timeout };
+                    Listener::serve_as_asyncio(this, &plain, fd, &peer, &context)
+                }
                 None => Listener::serve_plainly(this, fd, peer, &context),
             }
         });
@@ -269,8 +277,8 @@ impl Listener {
         Ok(())
     }
 
-    /// asyncio's own way: a task that waits for the handshake.
-    fn serve_tls(
+    /// asyncio's own way: a task, which waits for the handshake if there is one.
+    fn serve_as_asyncio(
         this: ThisListener<'_, '_>,
         tls: &Tls,
         fd: OwnedFd,
