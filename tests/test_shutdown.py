@@ -330,3 +330,25 @@ def test_a_destructor_may_run_a_loop_when_the_interpreter_ends(loop_name):
     """
     result = helpers.run_script(loop_name, source)
     assert (result.stdout, result.stderr) == ("ran\n", "")
+
+
+CLEARED = """
+import asyncio, signal, hotloop, hotloop._signals as module
+loop = hotloop.new_event_loop()
+loop.run_until_complete(asyncio.sleep(0))
+if {handler}:
+    loop.add_signal_handler(signal.SIGUSR1, print)
+for name in list(vars(module)):
+    if not name.startswith("__"):
+        vars(module)[name] = None
+loop.close()
+assert loop.is_closed()
+print("closed")
+"""
+
+
+@pytest.mark.hotloop_only
+@pytest.mark.parametrize("handler", [False, True])
+def test_a_loop_is_closed_when_its_modules_are_cleared(loop_name, handler):
+    """As the interpreter clears them at its end, in an order of its own."""
+    assert "closed" in helpers.run_script(loop_name, CLEARED.format(handler=handler)).stdout

@@ -309,10 +309,13 @@ class SignalHandling(_core.Loop):
 
     def _end_signal_handling(self) -> None:
         """What close() has to do: restore the handlers, and close the sockets."""
-        if not sys.is_finalizing():
+        # At the end of the interpreter this module may have no names any more.
+        is_cleared: bool = sys is None
+        is_ending = is_cleared or sys.is_finalizing()
+        if not is_ending:
             for sig in list(self._signal_handlers):
                 self.remove_signal_handler(sig)
-        elif self._signal_handlers:
+        elif self._signal_handlers and not is_cleared:
             warnings.warn(
                 f"Closing the loop {self!r} on interpreter shutdown stage, skipping signal handlers removal",
                 ResourceWarning,
@@ -321,7 +324,7 @@ class SignalHandling(_core.Loop):
             )
             self._signal_handlers.clear()
         if self._csock is not None and self._ssock is not None:
-            if threading.current_thread() is threading.main_thread():
+            if not is_cleared and threading.current_thread() is threading.main_thread():
                 self._give_wakeup_fd_back()
             ssock, csock = self._ssock, self._csock
             self._ssock = self._csock = None
@@ -330,6 +333,8 @@ class SignalHandling(_core.Loop):
                 # Unless the garbage collector was first, which closes sockets of a cycle in any order.
                 self._remove_reader(ssock.fileno())
             for sock in (ssock, csock):
-                # Somebody may have closed the descriptor behind our back.
-                with contextlib.suppress(OSError):
+                try:  # noqa: SIM105  (contextlib may be among the names that are gone)
                     sock.close()
+                except OSError:
+                    # Somebody may have closed the descriptor behind our back.
+                    pass
