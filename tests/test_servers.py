@@ -622,6 +622,34 @@ def test_a_run_that_ends_iterations_after_a_client_has_connected(new_loop, itera
     client.close()
 
 
+@pytest.mark.hotloop_only
+async def test_a_task_factory_that_raises_is_not_asked_for_a_connection_that_begins(loop):
+    """asyncio's loop accepts nothing with such a factory."""
+    seen = []
+
+    def refuse(loop, coroutine, **options):
+        coroutine.close()
+        raise ValueError("no task")
+
+    def factory():
+        seen.append(asyncio.all_tasks() - {this})
+        return served()
+
+    this = asyncio.current_task()
+    served = Served(connection_made=lambda *_: seen.append(asyncio.all_tasks() - {this}))
+    server = await loop.create_server(factory, "127.0.0.1", 0)
+    async with helpers.running(server) as address:
+        loop.set_task_factory(refuse)
+        with connect(address):
+            while len(seen) < 2:
+                await asyncio.sleep(0)
+            for task in seen[1]:
+                task.cancel()
+            assert seen[1]
+            await served[0].lost()
+        loop.set_task_factory(None)
+
+
 async def test_other_threads_see_no_more_than_the_tasks_that_there_are(loop):
     counted = []
 

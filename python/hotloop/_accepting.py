@@ -53,8 +53,10 @@ class Accepting:
     def __init__(self, loop: Any) -> None:
         self._loop = loop
         self._task: Any = None
+        # It has what tasks are asked for, and is none to type checkers.
         asyncio._register_task(self)  # type: ignore[arg-type]
 
+    # For isinstance(), which asks for it: type checkers have it as no property.
     @property  # type: ignore[misc]
     def __class__(self) -> type:
         return asyncio.Task
@@ -85,11 +87,12 @@ class Accepting:
         # A cancellation before a coroutine's first step is none to the coroutine.
         coroutine.send(None)
         try:
-            task = self._loop.create_task(coroutine)
+            # Not by the program's task factory, of which all_tasks() is to know nothing.
+            task = asyncio.Task(coroutine, loop=self._loop)
         except BaseException:
             coroutine.close()
             raise
-        # Before the hash changes.
+        # Before the hash changes. For the type, see above.
         asyncio._unregister_task(self)  # type: ignore[arg-type]
         self._task = task
         self._loop._accepting = successor
