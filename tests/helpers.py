@@ -41,6 +41,16 @@ over_unix = pytest.mark.parametrize("kind", ["unix"])
 whenever_quiet = pytest.mark.flaky(reruns=9)
 
 
+# What is patched before a loop runs, or while it does: since 3.12 dicts tell of that.
+before_and_during = pytest.mark.parametrize(
+    "when",
+    [
+        "before",
+        pytest.param("during", marks=pytest.mark.skipif(PYTHON < (3, 12), reason="dicts tell nothing")),
+    ],
+)
+
+
 class Leave(SystemExit):
     """A SystemExit of our own, so that nobody else's can pass for it."""
 

@@ -14,11 +14,6 @@ import helpers
 import pytest
 from helpers import PYTHON
 
-# Before that a loop of ours finds out when it begins to run.
-FROM_WHEN_IT_IS_MADE = pytest.mark.parametrize(
-    "when", ["before", pytest.param("during", marks=pytest.mark.skipif(PYTHON < (3, 12), reason="3.12"))]
-)
-
 
 def callback():
     pass
@@ -49,7 +44,7 @@ def runs(monkeypatch):
     return Runs(monkeypatch)
 
 
-@FROM_WHEN_IT_IS_MADE
+@helpers.before_and_during
 @pytest.mark.parametrize("debug", [False, True])
 def test_handles_are_run_by_a_method_of_the_programs(loop, runs, when, debug):
     loop.set_debug(debug)
@@ -143,7 +138,7 @@ def clock(monkeypatch):
     return Clock(monkeypatch)
 
 
-@FROM_WHEN_IT_IS_MADE
+@helpers.before_and_during
 def test_the_clock_that_the_program_puts_in_decides(loop, clock, when):
     def main():
         if when == "during":
@@ -234,7 +229,6 @@ def test_methods_that_a_tool_wraps_are_called(new_loop, monkeypatch, name, use):
     loop = new_loop()
     use(loop)
     assert loop in seen
-    count = len(seen)
     loop.run_until_complete(loop.shutdown_default_executor())
     monkeypatch.undo()
     loop = new_loop()
@@ -244,13 +238,17 @@ def test_methods_that_a_tool_wraps_are_called(new_loop, monkeypatch, name, use):
     assert len(seen) == count
 
 
-def test_call_soon_of_a_tool_runs_callbacks_from_other_threads(new_loop, monkeypatch):
+def wrap_call_soon_threadsafe(monkeypatch):
     usual = asyncio.BaseEventLoop.call_soon_threadsafe
     monkeypatch.setattr(
         asyncio.BaseEventLoop,
         "call_soon_threadsafe",
         lambda self, *args, **kwargs: usual(self, *args, **kwargs),
     )
+
+
+def test_call_soon_of_a_tool_runs_callbacks_from_other_threads(new_loop, monkeypatch):
+    wrap_call_soon_threadsafe(monkeypatch)
     loop = new_loop()
     thread = threading.Timer(0.02, loop.call_soon_threadsafe, [loop.stop])
     thread.start()
@@ -260,12 +258,7 @@ def test_call_soon_of_a_tool_runs_callbacks_from_other_threads(new_loop, monkeyp
 
 def test_a_call_of_a_tool_is_not_slept_through(loop_name, monkeypatch):
     """Another thread makes it when the loop has found nothing to do, and asks its time() how long to wait."""
-    usual = asyncio.BaseEventLoop.call_soon_threadsafe
-    monkeypatch.setattr(
-        asyncio.BaseEventLoop,
-        "call_soon_threadsafe",
-        lambda self, *args, **kwargs: usual(self, *args, **kwargs),
-    )
+    wrap_call_soon_threadsafe(monkeypatch)
     asked, called = threading.Event(), threading.Event()
 
     unused = helpers.FACTORIES[loop_name]()

@@ -5,7 +5,7 @@ import socket
 
 import helpers
 import pytest
-from helpers import PYTHON, Recorder
+from helpers import Recorder
 
 
 class Counting(socket.socket):
@@ -203,6 +203,36 @@ async def test_a_subclass_without_them_has_a_transport_of_ours(loop, pair):
     await asyncio.sleep(0)
 
 
+async def test_a_file_is_sent_past_a_transport_that_calls_them(loop, pair, tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"y" * 300_000)
+    ours, peer = of_class(Counting, pair[0]), pair[1]
+    transport, protocol = await loop.create_connection(Recorder, sock=ours)
+    transport.write(b"x" * 5000)
+    with path.open("rb") as file:
+        sending = asyncio.create_task(loop.sendfile(transport, file))
+        received = b""
+        while len(received) < 305_000:
+            received += await loop.sock_recv(peer, 65536)
+        assert received == b"x" * 5000 + b"y" * 300_000
+        assert await sending == 300_000
+    transport.close()
+    assert await protocol.lost() is None
+
+
+async def test_a_method_that_raises_ends_the_transport(loop, pair, reports):
+    class Failing(Counting):
+        def send(self, *args):
+            raise ZeroDivisionError
+
+        sendmsg = send
+
+    transport, protocol = await loop.create_connection(Recorder, sock=of_class(Failing, pair[0]))
+    transport.write(b"data")
+    assert isinstance(await protocol.lost(), ZeroDivisionError)
+    assert reports.take()["message"] == "Fatal write error on socket transport"
+
+
 @pytest.fixture
 def patch(monkeypatch):
     """Puts methods into socket.socket, as tests and tools do, and returns what was called."""
@@ -223,9 +253,7 @@ def patch(monkeypatch):
     return patch
 
 
-@pytest.mark.parametrize(
-    "when", ["before", pytest.param("during", marks=pytest.mark.skipif(PYTHON < (3, 12), reason="3.12"))]
-)
+@helpers.before_and_during
 def test_methods_that_are_put_into_the_class_are_called(loop, patch, when):
     called = patch() if when == "before" else []
 

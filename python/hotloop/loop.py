@@ -472,6 +472,7 @@ def _replaced_select() -> Callable[..., object] | None:
     It has also taken away what waits in other ways, which would stop them. What counts is what asyncio's own
     loops wait by: eventlet, with a hub that is one of asyncio's loops, gives them back what it has replaced.
     """
+    # Type checkers do not know what these modules import.
     module = selector_events.selectors.select  # type: ignore[attr-defined]
     replaced: Callable[..., object] = module.select
     return None if isinstance(replaced, BuiltinFunctionType) or hasattr(module, "epoll") else replaced

@@ -219,6 +219,7 @@ impl Core {
         let ready = self.ready.borrow();
         let mut entries = Vec::new();
         if entries.try_reserve(ready.len()).is_err() {
+            drop(ready);
             return Err(no_memory(py));
         }
         entries.extend(ready.iter().cloned());

@@ -4,7 +4,7 @@
 //! loop find only flags. Since CPython 3.12 a loop that runs hears of the rest as it changes, too.
 
 use std::cell::Cell;
-use std::ffi::c_int;
+use std::ffi::{CStr, c_int};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use pyo3::prelude::*;
@@ -38,7 +38,7 @@ const NAMES: [&str; 6] =
 static CLOCK_IS_REPLACED: AtomicBool = AtomicBool::new(false);
 
 /// Methods of sockets that asyncio's transports call, and the class socket.socket has from C.
-const OF_SOCKETS: [&str; 6] = ["recv", "recv_into", "send", "sendmsg", "recvfrom", "sendto"];
+const OF_SOCKETS: [&CStr; 6] = [c"recv", c"recv_into", c"send", c"sendmsg", c"recvfrom", c"sendto"];
 
 /// Whether the program has put one of them into socket.socket.
 static SOCKETS_ARE_PATCHED: AtomicBool = AtomicBool::new(false);
@@ -99,7 +99,8 @@ impl Loop {
         let of_sockets = imports.socket.bind(py).getattr(intern!(py, "__dict__"))?;
         let mut patched = false;
         for name in OF_SOCKETS {
-            patched |= of_sockets.contains(Object::from_str(py, name)?.bind(py))?;
+            let name = Object::from_str(py, &name.to_string_lossy())?;
+            patched |= of_sockets.contains(name.bind(py))?;
         }
         SOCKETS_ARE_PATCHED.store(patched, Relaxed);
         Ok(())
@@ -164,8 +165,7 @@ fn changing(_py: Python<'_>, _name: Name<'_>, _value: Option<&Object>) {}
 
 #[cfg(Py_3_12)]
 fn changing(py: Python<'_>, name: Name<'_>, value: Option<&Object>) {
-    let of_sockets = [c"recv", c"recv_into", c"send", c"sendmsg", c"recvfrom", c"sendto"];
-    if value.is_some() && of_sockets.iter().any(|method| name.is(method)) {
+    if value.is_some() && OF_SOCKETS.iter().any(|method| name.is(method)) {
         // What is taken out again is seen when a loop begins to run.
         SOCKETS_ARE_PATCHED.store(true, Relaxed);
         return;

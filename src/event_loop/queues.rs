@@ -76,6 +76,7 @@ fn timer_handles(this: ThisLoop<'_, '_>) -> PyResult<Object> {
     let mut timers = Vec::new();
     let scheduled = this.core.schedule.timers.borrow();
     if timers.try_reserve(scheduled.len()).is_err() {
+        drop(scheduled);
         return Err(no_memory(this.py()));
     }
     timers.extend(scheduled.iter().cloned());
@@ -87,9 +88,10 @@ fn timer_handles(this: ThisLoop<'_, '_>) -> PyResult<Object> {
 fn make_ready<'py>(this: ThisLoop<'_, 'py>, timer: Borrowed<'_, 'py, PyAny>) -> PyResult<Object> {
     let py = this.py();
     if let Some(timer) = Obj::<TimerHandle>::downcast(&Object::from(timer))
-        && timer.take_out()
+        && timer.is_scheduled()
     {
-        this.core.push_new(py, Ready::Timer(timer))?;
+        this.core.push_new(py, Ready::Timer(timer.clone()))?;
+        timer.take_out();
     }
     Ok(Object::none(py))
 }

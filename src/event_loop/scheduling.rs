@@ -9,7 +9,7 @@ use pyo3::types::{PyFloat, PyInt};
 use super::overrides::replaced_clock;
 use super::{Loop, ThisLoop};
 use crate::core::Ready;
-use crate::cpython::args::Args;
+use crate::cpython::args::{Args, all};
 use crate::cpython::class::{Native, Obj};
 use crate::cpython::errors::new_error;
 use crate::cpython::object::{Object, call_method_with_keywords, copy_context, dict, thread_ident, tuple};
@@ -101,15 +101,16 @@ fn call_soon_by_method<'py>(
 /// `_call_soon(callback, args, context)`, for subclasses that go on with it.
 fn queue<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
     let py = this.py();
-    let [callback, arguments, context] = args.parse("_call_soon", ["callback", "args", "context"], 3, 3)?;
-    let (Some(callback), Some(arguments)) = (callback, arguments) else { return Ok(Object::none(py)) };
-    let mut all = Vec::new();
+    const METHOD: &str = "_call_soon";
+    let [callback, arguments, context] = args.parse(METHOD, ["callback", "args", "context"], 3, 3)?;
+    let [callback, arguments] = all(py, METHOD, &["callback", "args"], [callback, arguments])?;
+    let mut items = Vec::new();
     for argument in arguments.bind(py).try_iter()? {
-        all.push(Object::from(argument?));
+        items.push(Object::from(argument?));
     }
     let call = Call {
         callback,
-        arguments: Arguments::of_objects(&all.iter().collect::<Vec<_>>()),
+        arguments: Arguments::of_objects(&items.iter().collect::<Vec<_>>()),
         context: match context {
             Some(context) if !context.is_none() => context,
             _ => copy_context(py)?,

@@ -52,7 +52,7 @@ pub struct Listener {
     stopped: Cell<bool>,
 }
 
-/// What TLS connections need besides.
+/// What TLS connections need besides; None in all of it stands for one without TLS.
 struct Tls {
     context: Object,
     handshake_timeout: Object,
@@ -220,10 +220,8 @@ impl Listener {
             match &this.tls {
                 Some(tls) => Listener::serve_as_asyncio(this, tls, fd, &peer, &context),
                 None if sockets_are_patched() => {
-                    let none = Object::none(py);
-                    let [context_of_tls, handshake_timeout, shutdown_timeout] =
-                        std::array::from_fn(|_| none.clone());
-                    let plain = Tls { context: context_of_tls, handshake_timeout, shutdown_timeout };
+                    let none = || Object::none(py);
+                    let plain = Tls { context: none(), handshake_timeout: none(), shutdown_timeout: none() };
                     Listener::serve_as_asyncio(this, &plain, fd, &peer, &context)
                 }
                 None => Listener::serve_plainly(this, fd, peer, &context),

@@ -62,10 +62,8 @@ impl AsHandle for TimerHandle {
             let event_loop = &this.handle.event_loop;
             event_loop.call_method1(py, intern!(py, "_timer_handle_cancelled"), &this.object())?;
         }
-        if let Some(key) = this.key.take() {
+        if this.get().take_out() {
             this.schedule.timers_cancelled.set(this.schedule.timers_cancelled.get() + 1);
-            let removed = this.schedule.timers.borrow_mut().remove(key);
-            drop(removed);
         }
         this.get().handle.cancel_as(this.py(), &this.object())
     }
@@ -170,8 +168,8 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
         "when($self, /)\n--\n\nReturn the time at which the callback is due, in seconds of the event loop's clock."
     ));
     timer.attributes.push(attribute!(TimerHandle, "_when", |this| this.given(this.py())));
-    timer.attributes.push(attribute!(TimerHandle, "_scheduled", |this| {
-        Ok(boolean(this.py(), this.key.get().is_some()))
-    }));
+    timer
+        .attributes
+        .push(attribute!(TimerHandle, "_scheduled", |this| { Ok(boolean(this.py(), this.is_scheduled())) }));
     add(module, "TimerHandle", class::make::<TimerHandle>(timer)?)
 }

@@ -378,11 +378,17 @@ impl TimerHandle {
         self.key.set(None);
     }
 
-    /// Takes it out of the event loop's timers. False if it is not among them.
+    /// Whether it is among the event loop's timers.
+    pub fn is_scheduled(&self) -> bool {
+        self.key.get().is_some()
+    }
+
+    /// Takes it out of them. False if it is not there.
     pub fn take_out(&self) -> bool {
         let Some(key) = self.key.take() else { return false };
         let removed = self.schedule.timers.borrow_mut().remove(key);
-        removed.is_some()
+        drop(removed);
+        true
     }
 
     pub fn handle(&self) -> &Handle {

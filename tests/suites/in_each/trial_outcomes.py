@@ -10,6 +10,7 @@ from twisted.internet import asyncioreactor
 
 asyncioreactor.install()
 
+# Before anything that imports another reactor.
 from suite_outcomes import write  # noqa: E402
 from twisted.trial import reporter, runner  # noqa: E402
 
