@@ -1,8 +1,8 @@
 """Measuring what is left behind: descriptors, objects, memory.
 
 What is measured is done many times. It is measured after a part of the rounds and at the end; what grew in
-between must be less than half an object, and less than a few bytes, a round. HOTLOOP_LEAKS=full does, on
-hotloop, many times as many rounds, and prints what grew (with `pytest -s`).
+between must be less than half an object, and less than a few bytes, a round, in one of three attempts.
+HOTLOOP_LEAKS=full does, on hotloop, many times as many rounds, and prints what grew (with `pytest -s`).
 """
 
 import ctypes
@@ -13,6 +13,7 @@ import sys
 import helpers
 
 FULL = os.environ.get("HOTLOOP_LEAKS") == "full"
+ATTEMPTS = 3
 
 
 class _MallocInfo(ctypes.Structure):
@@ -58,17 +59,24 @@ def flat(run, rounds, caches=4096):
     """
     early = rounds // 4
     run(early)
-    before = usage()
-    run(rounds - early)
-    after = usage()
-    grown = {name: after[name] - before[name] for name in before}
     done = rounds - early
-    if FULL:
-        print(f"\n{done} rounds: " + ", ".join(f"{name} {value:+}" for name, value in grown.items()))
-    assert grown["descriptors"] <= 2, grown
-    assert grown["objects"] < done / 2, grown
-    # Caches of the interpreter still fill up.
-    assert grown["blocks"] < done / 2 + 100, grown
-    # Python's own tables grow by doubling; a leak of one small thing a round is sixteen bytes at least.
-    assert grown["malloc"] < 8 * done + caches, grown
-    assert grown["resident"] < 16 * done + (8 << 20), grown
+    # Memory that is taken once can be taken at any time; what leaks does so each time.
+    for attempt in range(1, ATTEMPTS + 1):
+        before = usage()
+        run(done)
+        after = usage()
+        grown = {name: after[name] - before[name] for name in before}
+        if FULL:
+            print(f"\n{done} rounds: " + ", ".join(f"{name} {value:+}" for name, value in grown.items()))
+        limits = {
+            "descriptors": 2,
+            "objects": done / 2,
+            # Caches of the interpreter still fill up.
+            "blocks": done / 2 + 100,
+            # Python's own tables grow by doubling; a leak of one small thing a round is 16 bytes at least.
+            "malloc": 8 * done + caches,
+            "resident": 16 * done + (8 << 20),
+        }
+        if all(grown[name] <= limits[name] for name in limits):
+            return
+        assert attempt < ATTEMPTS, f"{done} rounds, {attempt} times: {grown}"

@@ -60,6 +60,22 @@ class Wrapper:
         return self._sock.send(bytes(data).replace(b"a", b"b"))
 
 
+class Plain(socket.socket):
+    """Notes the calls of its methods, and changes nothing."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.called = []
+
+    def recv_into(self, *args):
+        self.called.append("recv_into")
+        return super().recv_into(*args)
+
+    def send(self, *args):
+        self.called.append("send")
+        return super().send(*args)
+
+
 class Usual(socket.socket):
     """A subclass without methods of its own for that."""
 
@@ -143,6 +159,31 @@ async def test_streams_over_them(loop, pair):
     assert await asyncio.wait_for(reader.readline(), 5) == b"LINE\n"
     writer.close()
     await writer.wait_closed()
+
+
+async def test_tls_over_them(loop, pair, tls):
+    server_context, client_context = tls
+    ours, peer = (of_class(Plain, sock) for sock in pair)
+
+    class Echo(asyncio.Protocol):
+        def connection_made(self, transport):
+            self.transport = transport
+
+        def data_received(self, data):
+            self.transport.write(data)
+
+    accepting = asyncio.create_task(loop.connect_accepted_socket(Echo, peer, ssl=server_context))
+    transport, protocol = await loop.create_connection(
+        Recorder, sock=ours, ssl=client_context, server_hostname="localhost"
+    )
+    transport.write(b"data")
+    await protocol.received(4)
+    assert bytes(protocol.data) == b"data"
+    for sock in ours, peer:
+        assert {"recv_into", "send"} <= set(sock.called)
+    transport.close()
+    await protocol.lost()
+    (await accepting)[0].close()
 
 
 async def test_a_server_makes_transports_of_accepted_ones(loop):

@@ -83,13 +83,14 @@ fn by_methods<const N: usize>(
     options: [(&str, Option<Object>); N],
 ) -> PyResult<Object> {
     let py = this.py();
-    let given = dict(py)?;
+    let keywords = dict(py)?;
+    // Without those that are None, which is the default of each: not every Python's has a `context`.
     for (name, option) in options {
-        if let Some(option) = option {
-            given.set_item(Object::from_str(py, name)?.bind(py), option.bind(py))?;
+        if let Some(option) = given(option) {
+            keywords.set_item(Object::from_str(py, name)?.bind(py), option.bind(py))?;
         }
     }
-    make.call(py, &[&this.object(), sock, protocol, &Object::from(given)])
+    make.call(py, &[&this.object(), sock, protocol, &Object::from(keywords)])
 }
 
 /// AttributeError for what is no protocol: asyncio looks for connection_made() when it makes a transport.

@@ -4,12 +4,15 @@ Those of anyio and aiohttp know uvloop, and find hotloop under that name. What p
 hotloop. The others are a part of what `make test-suites` runs, in the same way.
 """
 
+import contextlib
 import importlib.metadata
 import os
 import re
+import signal
 import subprocess
 import sys
 import tarfile
+import tempfile
 import xml.etree.ElementTree
 from pathlib import Path
 
@@ -22,7 +25,9 @@ import catalogue
 import comparing
 
 STAND_INS = Path(__file__).parent / "stand_ins"
-PATIENCE = 900
+# Seconds, for all tests and for one.
+PATIENCE = 600
+PATIENCE_FOR_ONE = 120
 
 
 def sources(package: str, folder: Path) -> Path:
@@ -39,16 +44,30 @@ def sources(package: str, folder: Path) -> Path:
 def outcomes(folder: Path, *options: str) -> dict[str, str]:
     """What became of each test."""
     report = folder / "report.xml"
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:asyncio", f"--junitxml={report}", *options]
-    done = subprocess.run(
-        command,
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": programs.search_path(STAND_INS)},
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-    )
-    assert done.returncode in (0, 1), done.stdout + done.stderr
+    command = [sys.executable, "-m", "pytest", "-v", "-p", "no:asyncio", f"--timeout={PATIENCE_FOR_ONE}"]
+    command += [f"--junitxml={report}", *options]
+    with tempfile.TemporaryFile("w+") as output:
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": programs.search_path(STAND_INS)},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            code = process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            code = None
+        finally:
+            # Also what it has started: a child can outlive it.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        output.seek(0)
+        problem = f"not done within {PATIENCE} s" if code is None else f"exit code {code}"
+        assert code in (0, 1), f"{problem}\n{output.read()[-10000:]}"
     found = {}
     for case in xml.etree.ElementTree.parse(report).iter("testcase"):
         problem = next(
