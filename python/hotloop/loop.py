@@ -25,7 +25,7 @@ from ._support import check_ssl_socket
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
-    from typing import Any, TypeVar
+    from typing import Any, Self, TypeVar
 
     from ._observing.watching import Watch
     from .blocking import Block
@@ -234,6 +234,10 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
         # Not by its name: at the end of the interpreter this module may have none any more.
         super().close()
         self._close()
+
+    def __copy__(self) -> Self:
+        """The loop itself: two cannot share what it has."""
+        return self
 
     @property
     def _ready(self) -> ReadyHandles:

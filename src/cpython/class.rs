@@ -262,6 +262,7 @@ pub fn downcast<'a, 'py, T: Native>(object: Borrowed<'a, 'py, PyAny>) -> PyResul
 /// What a class is made of, besides its value.
 pub struct Definition<'py> {
     pub name: &'static CStr,
+    /// Empty if `__doc__` is among the attributes.
     pub doc: &'static CStr,
     pub base: Bound<'py, PyType>,
     pub methods: Vec<ffi::PyMethodDef>,
@@ -280,7 +281,20 @@ struct Tail {
 
 /// Makes the class of `T`; instances come from Rust only.
 pub fn make<'py, T: Native>(definition: Definition<'py>) -> PyResult<Bound<'py, PyType>> {
-    make_with::<T>(definition, ffi::Py_TPFLAGS_DISALLOW_INSTANTIATION, None)
+    make_with::<T>(definition, ffi::Py_TPFLAGS_DISALLOW_INSTANTIATION, None, None)
+}
+
+/// Makes the class of `T`, whose instances are methods; `vectorcall` is where in `T` the function is that calls them.
+pub fn make_method<'py, T: Native>(
+    definition: Definition<'py>,
+    vectorcall: usize,
+) -> PyResult<Bound<'py, PyType>> {
+    // The interpreter remembers where it found a method only if the method's class cannot change.
+    let flags = ffi::Py_TPFLAGS_DISALLOW_INSTANTIATION
+        | ffi::Py_TPFLAGS_IMMUTABLETYPE
+        | ffi::Py_TPFLAGS_HAVE_VECTORCALL
+        | ffi::Py_TPFLAGS_METHOD_DESCRIPTOR;
+    make_with::<T>(definition, flags, None, Some(vectorcall))
 }
 
 /// Makes the class of `T`, which Python can subclass and call without arguments.
@@ -288,13 +302,14 @@ pub fn make_subclassable<'py, T: Native>(
     definition: Definition<'py>,
     new: ffi::newfunc,
 ) -> PyResult<Bound<'py, PyType>> {
-    make_with::<T>(definition, ffi::Py_TPFLAGS_BASETYPE, Some(new))
+    make_with::<T>(definition, ffi::Py_TPFLAGS_BASETYPE, Some(new), None)
 }
 
 fn make_with<'py, T: Native>(
     definition: Definition<'py>,
     flags: std::ffi::c_ulong,
     new: Option<ffi::newfunc>,
+    vectorcall: Option<usize>,
 ) -> PyResult<Bound<'py, PyType>> {
     let py = definition.base.py();
     if let Some(class) = existing::<T>(py) {
@@ -316,7 +331,9 @@ fn make_with<'py, T: Native>(
 
     let mut slots = definition.slots;
     let mut slot = |slot: c_int, pfunc: *mut c_void| slots.push(ffi::PyType_Slot { slot, pfunc });
-    slot(ffi::Py_tp_doc, definition.doc.as_ptr().cast_mut().cast());
+    if !definition.doc.is_empty() {
+        slot(ffi::Py_tp_doc, definition.doc.as_ptr().cast_mut().cast());
+    }
     slot(ffi::Py_tp_dealloc, dealloc::<T> as *mut c_void);
     if definition.open {
         slot(ffi::Py_tp_traverse, traverse::<T, true> as *mut c_void);
@@ -342,6 +359,9 @@ fn make_with<'py, T: Native>(
     attributes.push(unsafe { std::mem::zeroed() });
     slot(ffi::Py_tp_getset, Box::leak(attributes.into_boxed_slice()).as_mut_ptr().cast());
     let mut members = Vec::new();
+    if let Some(vectorcall) = vectorcall {
+        members.push(offset_member(c"__vectorcalloffset__", offset + vectorcall));
+    }
     if definition.open {
         members.push(offset_member(c"__dictoffset__", tail + std::mem::offset_of!(Tail, dict)));
         members.push(offset_member(c"__weaklistoffset__", tail + std::mem::offset_of!(Tail, weak)));

@@ -7,7 +7,7 @@
 //! - [`object`]: references, and calls.
 //! - [`interpreter`]: which interpreter all this is of.
 //! - [`class`]: classes whose instances hold a Rust value behind the layout of a Python base.
-//! - [`methods`]: their methods and attributes.
+//! - [`methods`]: their methods and attributes; [`coroutine_method`]: those that pass for coroutine functions.
 //! - [`args`]: what a method was called with.
 //! - [`received`]: bytes objects to receive into.
 //! - [`socket`]: the descriptors of socket objects.
@@ -27,6 +27,7 @@ pub mod audit;
 pub mod borrowing;
 pub mod buffer;
 pub mod class;
+pub mod coroutine_method;
 pub mod errors;
 pub mod interpreter;
 pub mod methods;

@@ -31,15 +31,20 @@ pub fn attribute(object: &Bound<'_, PyAny>, name: &str) -> PyResult<Object> {
     unsafe { Object::from_owned(py, ffi::PyObject_GetAttr(object.as_ptr(), name.as_ptr())) }
 }
 
-/// Adds something to a module.
-pub fn add(module: &Bound<'_, PyModule>, name: &str, value: impl Into<Object>) -> PyResult<()> {
-    let py = module.py();
-    let (name, value) = (Object::from_str(py, name)?, value.into());
+/// Sets an attribute of an object, under a name that is set once.
+pub fn set_attribute(object: &Bound<'_, PyAny>, name: &str, value: &Object) -> PyResult<()> {
+    let py = object.py();
+    let name = Object::from_str(py, name)?;
     // SAFETY: all three live.
-    match unsafe { ffi::PyObject_SetAttr(module.as_ptr(), name.as_ptr(), value.as_ptr()) } {
+    match unsafe { ffi::PyObject_SetAttr(object.as_ptr(), name.as_ptr(), value.as_ptr()) } {
         0 => Ok(()),
         _ => Err(fetch(py)),
     }
+}
+
+/// Adds something to a module.
+pub fn add(module: &Bound<'_, PyModule>, name: &str, value: impl Into<Object>) -> PyResult<()> {
+    set_attribute(module, name, &value.into())
 }
 
 /// What a module is made of.

@@ -154,7 +154,9 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     let names = CONNECTING.map(|name| Object::from_str(py, name));
     let names = names.into_iter().collect::<PyResult<Vec<_>>>()?;
     add(module, "CONNECTING", tuple(py, &names.iter().collect::<Vec<_>>())?)?;
-    add(module, "Loop", class::make_subclassable::<Loop>(definition, new_loop)?)?;
+    let class = class::make_subclassable::<Loop>(definition, new_loop)?;
+    sockets::put_coroutine_methods(&class)?;
+    add(module, "Loop", class)?;
     socket_operation::register(module)?;
     connecting::register(module)?;
     serving::register(module)?;

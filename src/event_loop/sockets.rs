@@ -4,10 +4,13 @@ use std::cell::Cell;
 
 use pyo3::ffi::PyMethodDef;
 use pyo3::prelude::*;
+use pyo3::types::PyType;
 
 use super::socket_operation::{Operation, SocketOperation};
 use super::{Loop, ThisLoop};
 use crate::cpython::args::{Args, all};
+use crate::cpython::coroutine_method::{self, CoroutineMethod};
+use crate::cpython::module::{attribute, import, set_attribute};
 use crate::cpython::object::Object;
 use crate::method;
 
@@ -66,6 +69,30 @@ fn sock_connect<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<O
     operation(this, "_sock_connect", args, ["sock", "address"], |[sock, address]| {
         (sock, Operation::Connect { address, begun: Cell::new(false) })
     })
+}
+
+/// Coroutine functions of asyncio's loop.
+const COROUTINE_METHODS: [&str; 7] = [
+    "sock_recv",
+    "sock_recv_into",
+    "sock_recvfrom",
+    "sock_recvfrom_into",
+    "sock_sendall",
+    "sock_sendto",
+    "sock_accept",
+];
+
+/// Has methods of the class pass for coroutine functions.
+pub fn put_coroutine_methods(class: &Bound<'_, PyType>) -> PyResult<()> {
+    let py = class.py();
+    coroutine_method::make_class(py)?;
+    let asyncio = attribute(&import(py, "asyncio.selector_events")?, "BaseSelectorEventLoop")?;
+    for name in COROUTINE_METHODS {
+        let method = attribute(class, name)?;
+        let function = attribute(asyncio.bind(py).as_any(), name)?;
+        set_attribute(class, name, &CoroutineMethod::create(py, method, function)?)?;
+    }
+    Ok(())
 }
 
 pub fn methods() -> Vec<PyMethodDef> {

@@ -199,6 +199,12 @@ macro_rules! transport_methods {
                  Return what is known under a name: of a socket 'socket' (an asyncio TransportSocket), 'sockname' and \
                  'peername', of a pipe 'pipe', and what the transport was made with."
             ),
+            method0!(
+                $native,
+                "__copy__",
+                |this| Ok(this.object()),
+                "__copy__($self, /)\n--\n\nReturn the transport: two cannot share what it has."
+            ),
         ]
     };
 }
