@@ -166,7 +166,7 @@ def report_slow(loop: Any, subject: Any, duration: float) -> None:
         logger.warning("Executing %s took %.3f seconds", subject, duration)
 
 
-def report_usual(transport: Any, message: str, exception: BaseException) -> None:
+def log_connection_error(transport: Any, message: str, exception: BaseException) -> None:
     """Log, in debug mode, an error of the network's that ends a connection."""
     logger.debug("%r: %s", transport, message, exc_info=exception)
 

@@ -3,7 +3,7 @@
 use pyo3::exceptions::PyException;
 use pyo3::prelude::*;
 
-use super::{Core, Ready, Step};
+use super::{Core, ReadyEntry, Step};
 use crate::cpython::module::import;
 use crate::cpython::object::Object;
 use crate::handle::reraise_fatal;
@@ -34,17 +34,17 @@ impl Core {
     /// Runs iterations until [`Core::set_stopping`]; the one under way then is finished.
     pub fn run(&self, py: Python<'_>, event_loop: &Object) -> PyResult<()> {
         // What happened before may have made descriptors ready.
-        self.pace.stir();
+        self.poll_policy.request_poll();
         let now = Instant::now();
         self.metrics.begin_run(now);
-        if let Some(turns) = &*self.turns.borrow() {
-            turns.set_thread();
+        if let Some(run_monitor) = &*self.run_monitor.borrow() {
+            run_monitor.set_thread();
         }
-        if !self.has_foreign_clock() {
+        if !self.has_overridden_clock() {
             self.metrics.look_at_timers(now.seconds, now.ticks);
         }
         let result = self.run_iterations(py, event_loop);
-        self.metrics.end_run(&self.pace.tick);
+        self.metrics.end_run(&self.poll_policy.tick);
         result
     }
 
@@ -61,13 +61,13 @@ impl Core {
     /// there by then, send what they wrote.
     pub fn iterate(&self, py: Python<'_>, event_loop: &Object) -> PyResult<()> {
         self.iteration.set(self.iteration.get() + 1);
-        if self.inbox.is_filled() {
-            self.collect_inbox();
+        if self.injected.has_entries() {
+            self.take_injected();
         }
         let callbacks_wait = !self.ready.borrow().is_empty() || self.stopping.get();
-        let started = match if callbacks_wait { self.fast() } else { None } {
-            Some(ticks) => Instant { seconds: self.pace.polled(), ticks },
-            None => self.look(py, event_loop, callbacks_wait)?,
+        let started = match if callbacks_wait { self.try_skip_poll() } else { None } {
+            Some(ticks) => Instant { seconds: self.poll_policy.polled(), ticks },
+            None => self.poll_and_collect_due(py, event_loop, callbacks_wait)?,
         };
         let result = self.run_ready(py, event_loop, started);
         self.sending.set(Sending::AtOnce);
@@ -79,11 +79,11 @@ impl Core {
     fn run_ready(&self, py: Python<'_>, event_loop: &Object, started: Instant) -> PyResult<()> {
         let count = self.ready.borrow().len();
         self.sending.set(if count > 1 { Sending::AtEnd } else { Sending::FirstAtOnce });
-        let mut mark = self.metrics.begin_iteration(started.ticks, count, &self.pace.tick);
+        let mut mark = self.metrics.begin_iteration(started.ticks, count, &self.poll_policy.tick);
         let mut flushed = started.seconds;
         for done in 1..=count {
             if done > mark {
-                mark = self.metrics.mark(done - 1, count, self.ready_length(), &self.pace.tick);
+                mark = self.metrics.mark(done - 1, count, self.ready_length(), &self.poll_policy.tick);
             }
             let Some(entry) = self.ready.borrow_mut().pop_front() else { break };
             self.metrics.set_left(count - done);
@@ -110,19 +110,25 @@ impl Core {
 
     /// Runs a callback in debug mode, while somebody watches, or by a method of the program's. It `began` now, in ticks.
     #[inline(never)]
-    fn run_observed(&self, py: Python<'_>, event_loop: &Object, entry: &Ready, began: u64) -> PyResult<()> {
+    fn run_observed(
+        &self,
+        py: Python<'_>,
+        event_loop: &Object,
+        entry: &ReadyEntry,
+        began: u64,
+    ) -> PyResult<()> {
         let by_method = self.schedule.is_by_method();
         let run = || match self.schedule.debug() {
             true => entry.run_watched(py, event_loop, by_method),
             false if by_method => entry.run_by_method(py, event_loop),
             false => entry.run(py, event_loop),
         };
-        let turns = self.turns.borrow().clone();
-        let Some(turns) = turns else { return run() };
-        turns.begin(began);
+        let run_monitor = self.run_monitor.borrow().clone();
+        let Some(run_monitor) = run_monitor else { return run() };
+        run_monitor.begin(began);
         let result = run();
-        let Some(turn) = turns.end() else { return result };
-        let seconds = self.pace.tick.seconds(clock::ticks().wrapping_sub(turn.began));
+        let Some(turn) = run_monitor.end() else { return result };
+        let seconds = self.poll_policy.tick.seconds(clock::ticks().wrapping_sub(turn.began));
         let told = tell_end(py, event_loop, turn.number, entry.object(), seconds).or_else(|error| {
             // What fails to be told is no failure of the program; Ctrl-C, which any Python code can meet, is for it.
             if error.is_instance_of::<PyException>(py) {

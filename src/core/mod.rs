@@ -25,23 +25,23 @@ use crate::cpython::buffer::{joined, new_bytes};
 use crate::cpython::class::Visitor;
 use crate::cpython::errors::no_memory;
 use crate::cpython::object::{Object, ObjectCell};
-use crate::cpython::received::{self, Blank};
+use crate::cpython::received::{self, UninitBytes};
 use crate::handle::Schedule;
 use crate::reactor::clock;
 use crate::reactor::datagram::Batch;
-use crate::reactor::doze::Drowsiness;
-use crate::reactor::pace::Pace;
+use crate::reactor::inject_queue::InjectQueue;
+use crate::reactor::poll_policy::PollPolicy;
 use crate::reactor::poller::{self, Poller};
-use crate::reactor::registry::{Registry, Slot};
-use crate::reactor::turns::Turns;
-use crate::reactor::waker::Inbox;
+use crate::reactor::registry::{Registry, Token};
+use crate::reactor::run_monitor::RunMonitor;
+use crate::reactor::spin::AdaptiveSpin;
 use crate::reserve::zeroes;
 
 pub use future::resolve;
 use iterations::Sending;
 pub use iterations::report_error;
 pub use metrics::{Count, Metrics};
-pub use ready::{OnReady, Readiness, Ready, Step};
+pub use ready::{OnReady, Readiness, ReadyEntry, Step};
 pub use receiving::{LEAST, Received};
 pub use watching::{Direction, Waiter, Watch};
 
@@ -59,9 +59,9 @@ const WAKE_ATTEMPTS: u32 = 3;
 
 pub struct Core {
     pub schedule: Rc<Schedule>,
-    ready: StateCell<VecDeque<Ready>>,
+    ready: StateCell<VecDeque<ReadyEntry>>,
     /// Handles from other threads, and when they were sent, in ticks of the clock.
-    inbox: Inbox<(Ready, u64)>,
+    injected: InjectQueue<(ReadyEntry, u64)>,
     /// None once the event loop is closed.
     registry: StateCell<Option<Registry<Watch>>>,
     /// Transports with something to send at the end of the iteration.
@@ -69,35 +69,35 @@ pub struct Core {
     /// How many iterations have begun.
     iteration: Cell<u64>,
     /// Transports of connections that were accepted lately, and in which iteration.
-    accepted: StateCell<VecDeque<(u64, Slot)>>,
+    accepted: StateCell<VecDeque<(u64, Token)>>,
     sending: Cell<Sending>,
     stopping: Cell<bool>,
     /// Whether time() is not ours, because a subclass or the program has another: it decides when timers are due.
-    foreign_clock: Cell<bool>,
+    overridden_clock: Cell<bool>,
     /// What the program waits by in place of the system's calls, called as select.select(): it lets others run meanwhile.
-    foreign_wait: ObjectCell,
+    overridden_wait: ObjectCell,
     /// Lent to one receive at a time.
     buffer: Cell<Option<Box<[u8]>>>,
     /// An object for what was received when there is no memory for another.
-    spare: Cell<Option<Blank>>,
+    spare: Cell<Option<UninitBytes>>,
     /// Bytes objects that streams receive into.
-    received: StateCell<received::Received>,
+    bytes_pool: StateCell<received::BytesPool>,
     /// How much comes at a time to sockets that are read from without a transport, roughly.
-    pub usual_size: Cell<usize>,
+    pub recv_size_hint: Cell<usize>,
     /// The same for datagrams.
     batch: Cell<Option<Box<Batch>>>,
-    events: Cell<Option<Box<poller::Ready>>>,
-    pub pace: Pace,
+    events: Cell<Option<Box<poller::Events>>>,
+    pub poll_policy: PollPolicy,
     /// When the GIL was last released, or that was thought of, in seconds of the clock.
     released: Cell<f64>,
     /// How long other threads had used a processor by then, in seconds.
     others_ran: Cell<f64>,
     /// Whether the last wait failed, which was reported then.
     wait_failed: Cell<bool>,
-    drowsiness: Drowsiness,
+    spin: AdaptiveSpin,
     pub metrics: Metrics,
     /// What a watcher sees of the loop, if it is watched.
-    turns: StateCell<Option<Arc<Turns>>>,
+    run_monitor: StateCell<Option<Arc<RunMonitor>>>,
 }
 
 impl Core {
@@ -105,28 +105,28 @@ impl Core {
         Ok(Core {
             schedule: Rc::default(),
             ready: StateCell::default(),
-            inbox: Inbox::default(),
+            injected: InjectQueue::default(),
             registry: StateCell::new(Some(Registry::new(Poller::new(portable)?))),
             unsent: StateCell::default(),
             iteration: Cell::new(0),
             accepted: StateCell::default(),
             sending: Cell::new(Sending::AtOnce),
             stopping: Cell::new(false),
-            foreign_clock: Cell::new(false),
-            foreign_wait: ObjectCell::default(),
+            overridden_clock: Cell::new(false),
+            overridden_wait: ObjectCell::default(),
             buffer: Cell::new(None),
             spare: Cell::new(None),
-            received: StateCell::default(),
-            usual_size: Cell::new(0),
+            bytes_pool: StateCell::default(),
+            recv_size_hint: Cell::new(0),
             batch: Cell::new(None),
             events: Cell::new(None),
-            pace: Pace::default(),
+            poll_policy: PollPolicy::default(),
             released: Cell::new(f64::NEG_INFINITY),
             others_ran: Cell::new(0.0),
             wait_failed: Cell::new(false),
-            drowsiness: Drowsiness::default(),
+            spin: AdaptiveSpin::default(),
             metrics: Metrics::default(),
-            turns: StateCell::default(),
+            run_monitor: StateCell::default(),
         })
     }
 
@@ -142,20 +142,20 @@ impl Core {
         self.stopping.get()
     }
 
-    pub fn set_foreign_clock(&self, foreign: bool) {
-        self.foreign_clock.set(foreign);
+    pub fn set_overridden_clock(&self, foreign: bool) {
+        self.overridden_clock.set(foreign);
     }
 
-    pub fn set_foreign_wait(&self, wait: Option<Object>) {
-        self.foreign_wait.set(wait);
+    pub fn set_overridden_wait(&self, wait: Option<Object>) {
+        self.overridden_wait.set(wait);
     }
 
-    pub fn has_foreign_wait(&self) -> bool {
-        self.foreign_wait.is_some()
+    pub fn has_overridden_wait(&self) -> bool {
+        self.overridden_wait.is_some()
     }
 
-    pub fn has_foreign_clock(&self) -> bool {
-        self.foreign_clock.get()
+    pub fn has_overridden_clock(&self) -> bool {
+        self.overridden_clock.get()
     }
 
     pub fn set_stopping(&self, stopping: bool) {
@@ -166,10 +166,10 @@ impl Core {
 
     /// Queues a callback of the program's. MemoryError if there is no room.
     #[inline(always)]
-    pub fn push_new(&self, py: Python<'_>, entry: Ready) -> PyResult<()> {
-        if self.inbox.is_filled() {
+    pub fn push_new(&self, py: Python<'_>, entry: ReadyEntry) -> PyResult<()> {
+        if self.injected.has_entries() {
             // What other threads sent before this call comes first.
-            self.collect_inbox();
+            self.take_injected();
         }
         let mut ready = self.ready.borrow_mut();
         if ready.capacity() - ready.len() < HEADROOM && ready.try_reserve(2 * HEADROOM).is_err() {
@@ -181,10 +181,10 @@ impl Core {
     }
 
     #[inline(always)]
-    pub fn push(&self, entry: Ready) {
-        if self.inbox.is_filled() {
+    pub fn push(&self, entry: ReadyEntry) {
+        if self.injected.has_entries() {
             // What another thread has sent came first.
-            self.collect_inbox();
+            self.take_injected();
         }
         self.ready.borrow_mut().push_back(entry);
     }
@@ -192,7 +192,7 @@ impl Core {
     // --- Connections that have just been accepted ---
 
     /// Notes that the connection of a transport was accepted in this iteration.
-    pub fn note_accepted(&self, slot: Slot) {
+    pub fn note_accepted(&self, token: Token) {
         let mut accepted = self.accepted.borrow_mut();
         let iteration = self.iteration.get();
         while accepted.front().is_some_and(|(then, _)| iteration - then > BEGINNING) {
@@ -200,7 +200,7 @@ impl Core {
         }
         // Without memory, it is as if it had been accepted earlier.
         if accepted.try_reserve(1).is_ok() {
-            accepted.push_back((iteration, slot));
+            accepted.push_back((iteration, token));
         }
     }
 
@@ -208,13 +208,13 @@ impl Core {
     pub fn take_accepted(&self, py: Python<'_>) -> Vec<Object> {
         let iteration = self.iteration.get();
         let recent = self.accepted.take().into_iter().filter(|(then, _)| iteration - then <= BEGINNING);
-        recent.filter_map(|(_, slot)| self.transport_at(py, slot)).collect()
+        recent.filter_map(|(_, token)| self.transport_at(py, token)).collect()
     }
 
     /// What is queued, to be looked at. MemoryError if there is no room for that.
-    pub fn ready_entries(&self, py: Python<'_>) -> PyResult<Vec<Ready>> {
-        if self.inbox.is_filled() {
-            self.collect_inbox();
+    pub fn ready_entries(&self, py: Python<'_>) -> PyResult<Vec<ReadyEntry>> {
+        if self.injected.has_entries() {
+            self.take_injected();
         }
         let ready = self.ready.borrow();
         let mut entries = Vec::new();
@@ -227,48 +227,48 @@ impl Core {
     }
 
     /// Takes what is to be run next out of the queue.
-    pub fn pop_ready(&self) -> Option<Ready> {
-        if self.inbox.is_filled() {
-            self.collect_inbox();
+    pub fn pop_ready(&self) -> Option<ReadyEntry> {
+        if self.injected.has_entries() {
+            self.take_injected();
         }
         self.ready.borrow_mut().pop_front()
     }
 
     /// Queues from another thread, and wakes the event loop if it is asleep. MemoryError if there is no room.
-    pub fn send(&self, py: Python<'_>, entry: Ready) -> PyResult<()> {
-        if !self.inbox.reserve() {
+    pub fn push_threadsafe(&self, py: Python<'_>, entry: ReadyEntry) -> PyResult<()> {
+        if !self.injected.reserve() {
             return Err(no_memory(py));
         }
-        if self.inbox.deliver((entry, clock::ticks())) {
-            self.wake();
+        if self.injected.push((entry, clock::ticks())) {
+            self.wake_poller();
         }
         Ok(())
     }
 
     /// Ends a wait that is under way in another thread, or about to begin.
-    pub fn rouse(&self) {
-        if self.inbox.rouse() {
-            self.wake();
+    pub fn wake(&self) {
+        if self.injected.notify() {
+            self.wake_poller();
         }
     }
 
     /// An error is nothing that the caller can mend, who has done what was asked: asyncio ignores it, too.
-    fn wake(&self) {
+    fn wake_poller(&self) {
         let registry = self.registry.borrow();
         let Some(registry) = &*registry else { return };
         if (0..WAKE_ATTEMPTS).all(|_| registry.poller().wake().is_err()) {
-            self.inbox.sleep.wake_failed();
+            self.injected.sleep.wake_failed();
         }
     }
 
     #[cold]
-    fn collect_inbox(&self) {
+    fn take_injected(&self) {
         let mut ready = self.ready.borrow_mut();
-        if ready.try_reserve(self.inbox.count() + HEADROOM).is_err() {
+        if ready.try_reserve(self.injected.count() + HEADROOM).is_err() {
             // They stay where they are until there is memory.
             return;
         }
-        let entries = self.inbox.collect();
+        let entries = self.injected.take_all();
         let others = ready.len();
         self.metrics.begin_batches(others);
         for (entry, since) in entries {
@@ -283,27 +283,27 @@ impl Core {
     }
 
     /// Lets a watcher see what the loop does from now on; None for nobody.
-    pub fn set_turns(&self, turns: Option<Arc<Turns>>) {
-        self.schedule.set_watched(turns.is_some());
-        if let Some(turns) = &turns {
-            turns.set_thread();
+    pub fn set_turns(&self, run_monitor: Option<Arc<RunMonitor>>) {
+        self.schedule.set_watched(run_monitor.is_some());
+        if let Some(run_monitor) = &run_monitor {
+            run_monitor.set_thread();
         }
-        self.turns.replace(turns);
+        self.run_monitor.replace(run_monitor);
     }
 
-    pub fn turns(&self) -> Option<Arc<Turns>> {
-        self.turns.borrow().clone()
+    pub fn run_monitor(&self) -> Option<Arc<RunMonitor>> {
+        self.run_monitor.borrow().clone()
     }
 
     /// Says that something was done that can have made a descriptor ready.
-    pub fn stir(&self) {
-        self.pace.stir();
+    pub fn request_poll(&self) {
+        self.poll_policy.request_poll();
     }
 
     /// A bytes object to receive into, with room for at least `size` bytes.
     #[inline(always)]
-    pub fn blank_bytes(&self, py: Python<'_>, size: usize) -> PyResult<Blank> {
-        self.received.borrow_mut().take(py, size)
+    pub fn acquire_bytes(&self, py: Python<'_>, size: usize) -> PyResult<UninitBytes> {
+        self.bytes_pool.borrow_mut().take(py, size)
     }
 
     /// A bytes object of the first `length` bytes that were received into it.
@@ -311,14 +311,14 @@ impl Core {
     /// # Safety
     /// They have been written.
     #[inline(always)]
-    pub unsafe fn hand_out(&self, blank: Blank, length: usize) -> Object {
+    pub unsafe fn freeze(&self, uninit: UninitBytes, length: usize) -> Object {
         // SAFETY: as the caller says.
-        unsafe { self.received.borrow_mut().hand_out(blank, length) }
+        unsafe { self.bytes_pool.borrow_mut().freeze(uninit, length) }
     }
 
     /// Takes back a bytes object that nothing was received into.
-    pub fn put_back(&self, blank: Blank) {
-        self.received.borrow_mut().put_back(blank);
+    pub fn recycle(&self, uninit: UninitBytes) {
+        self.bytes_pool.borrow_mut().recycle(uninit);
     }
 
     /// Lends the memory for datagrams to `f`. MemoryError if there is none.
@@ -349,7 +349,7 @@ impl Core {
     ) -> PyResult<R> {
         let spare = match self.spare.take() {
             Some(spare) => spare,
-            None => Blank::new(py, RECEIVE_BUFFER).or_else(|_| Blank::new(py, least))?,
+            None => UninitBytes::new(py, RECEIVE_BUFFER).or_else(|_| UninitBytes::new(py, least))?,
         };
         let room = spare.capacity();
         self.spare.set(Some(spare));
@@ -372,15 +372,15 @@ impl Core {
     pub fn received_bytes(&self, py: Python<'_>, first: &[u8], rest: &[u8]) -> PyResult<Object> {
         let made = if rest.is_empty() { new_bytes(py, first) } else { joined(py, first, rest) };
         made.or_else(|error| {
-            let Some(mut blank) = self.spare.take() else { return Err(error) };
+            let Some(mut uninit) = self.spare.take() else { return Err(error) };
             let length = first.len() + rest.len();
-            if blank.capacity() < length {
+            if uninit.capacity() < length {
                 return Err(error);
             }
             let bytes = first.iter().chain(rest);
-            blank.as_mut_slice().iter_mut().zip(bytes).for_each(|(place, byte)| _ = place.write(*byte));
+            uninit.as_mut_slice().iter_mut().zip(bytes).for_each(|(place, byte)| _ = place.write(*byte));
             // SAFETY: they were just written.
-            Ok(unsafe { self.hand_out(blank, length) })
+            Ok(unsafe { self.freeze(uninit, length) })
         })
     }
 
@@ -391,14 +391,14 @@ impl Core {
         let flushed = self.flush(py, event_loop);
         let registry = self.registry.borrow_mut().take();
         let ready = self.ready.take();
-        let sent = self.inbox.collect();
+        let sent = self.injected.take_all();
         self.drop_timers();
         // Dropping runs Python code: nothing is borrowed any more.
         drop((ready, sent));
         if let Some(mut registry) = registry {
             drop(registry.drain());
         }
-        drop((self.received.take(), self.spare.take()));
+        drop((self.bytes_pool.take(), self.spare.take()));
         flushed
     }
 
@@ -417,7 +417,7 @@ impl Core {
         let registry = self.registry.try_borrow_mut().ok().and_then(|mut registry| registry.take());
         let ready = self.ready.try_borrow_mut().map(|mut ready| std::mem::take(&mut *ready));
         let unsent = self.unsent.try_borrow_mut().map(|mut unsent| std::mem::take(&mut *unsent));
-        drop((ready, unsent, self.inbox.collect(), self.foreign_wait.take()));
+        drop((ready, unsent, self.injected.take_all(), self.overridden_wait.take()));
         self.drop_timers();
         if let Some(mut registry) = registry {
             drop(registry.drain());
@@ -438,8 +438,8 @@ impl Core {
                 visitor.object(object);
             }
         }
-        self.inbox.try_for_each(|(entry, _)| entry.traverse(visitor));
-        visitor.cell(&self.foreign_wait);
+        self.injected.try_for_each(|(entry, _)| entry.traverse(visitor));
+        visitor.cell(&self.overridden_wait);
         if let Ok(registry) = self.registry.try_borrow()
             && let Some(registry) = &*registry
         {

@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use pyo3::prelude::*;
 
-use super::{Core, Ready, report_error};
+use super::{Core, ReadyEntry, report_error};
 use crate::cpython::errors::os_error;
 use crate::cpython::object::{Object, check_signals, has_other_threads, tuple};
 use crate::intern;
 use crate::reactor::clock::{self, Instant};
-use crate::reactor::doze::doze;
 use crate::reactor::poller;
+use crate::reactor::spin::spin_for_wakeup;
 
 /// Seconds after which a poll that does not wait gives other threads a chance to run. One that wants the GIL waits for as
 /// long as the loop is busy otherwise, or for the interpreter's switch interval.
@@ -34,23 +34,23 @@ const LONGEST_WAIT: f64 = 24.0 * 3600.0;
 
 /// The time as the event loop's own time() tells it.
 #[cold]
-fn foreign_time(py: Python<'_>, event_loop: &Object) -> PyResult<f64> {
+fn overridden_time(py: Python<'_>, event_loop: &Object) -> PyResult<f64> {
     event_loop.call_method0(py, intern!(py, "time"))?.bind(py).extract()
 }
 
 impl Core {
     /// The time in ticks, if this iteration needs neither the clock nor the descriptors.
-    pub(super) fn fast(&self) -> Option<u64> {
-        if self.has_foreign_clock() {
+    pub(super) fn try_skip_poll(&self) -> Option<u64> {
+        if self.has_overridden_clock() {
             return None;
         }
         let deadline = self.schedule.timers.borrow().next_deadline();
-        self.pace.fast(deadline)
+        self.poll_policy.try_skip_poll(deadline)
     }
 
     /// Takes in what is ready, and what is due. Returns the time.
     #[inline(never)]
-    pub(super) fn look(
+    pub(super) fn poll_and_collect_due(
         &self,
         py: Python<'_>,
         event_loop: &Object,
@@ -58,19 +58,19 @@ impl Core {
     ) -> PyResult<Instant> {
         let mut now = Instant::now();
         if !callbacks_wait {
-            self.metrics.end_iteration(now.ticks, &self.pace.tick);
+            self.metrics.end_iteration(now.ticks, &self.poll_policy.tick);
             let timeout = self.time_left(py, event_loop, now.seconds)?;
             self.poll(py, event_loop, now, timeout)?;
-            now = self.pace.instant();
+            now = self.poll_policy.instant();
             self.metrics.set_first_moment(now.ticks);
-        } else if self.pace.poll_is_due(now.seconds) {
+        } else if self.poll_policy.poll_is_due(now.seconds) {
             let queued = self.ready_length();
             self.poll(py, event_loop, now, Some(Duration::ZERO))?;
             if self.ready_length() > queued {
                 self.metrics.set_moment(now.ticks, queued);
             }
         }
-        let due = if self.has_foreign_clock() { foreign_time(py, event_loop)? } else { now.seconds };
+        let due = if self.has_overridden_clock() { overridden_time(py, event_loop)? } else { now.seconds };
         self.queue_due_timers(due, now.ticks);
         Ok(now)
     }
@@ -78,7 +78,7 @@ impl Core {
     /// How long to wait for the next timer; None if there is none.
     fn time_left(&self, py: Python<'_>, event_loop: &Object, now: f64) -> PyResult<Option<Duration>> {
         let Some(deadline) = self.schedule.timers.borrow().next_deadline() else { return Ok(None) };
-        let now = if self.has_foreign_clock() { foreign_time(py, event_loop)? } else { now };
+        let now = if self.has_overridden_clock() { overridden_time(py, event_loop)? } else { now };
         let left = deadline - now;
         // A foreign clock can say anything, NaN included.
         Ok(Some(Duration::from_secs_f64(if left > 0.0 { left.min(LONGEST_WAIT) } else { 0.0 })))
@@ -93,29 +93,29 @@ impl Core {
         now: Instant,
         timeout: Option<Duration>,
     ) -> PyResult<()> {
-        self.pace.start_poll(now);
-        let by_program = self.has_foreign_wait() && self.wait_by_program(py, timeout)?;
+        self.poll_policy.start_poll(now);
+        let by_program = self.has_overridden_wait() && self.wait_by_program(py, timeout)?;
         let mut events = self.events.take().unwrap_or_default();
         let (result, waited) = match timeout {
-            Some(Duration::ZERO) => (self.peek(py, now.seconds, &mut events), false),
+            Some(Duration::ZERO) => (self.poll_nonblocking(py, now.seconds, &mut events), false),
             _ if by_program => {
-                let result = self.peek(py, now.seconds, &mut events);
-                self.pace.end_wait();
-                self.metrics.count_wait(self.pace.polled() - now.seconds, false);
+                let result = self.poll_nonblocking(py, now.seconds, &mut events);
+                self.poll_policy.end_wait();
+                self.metrics.count_wait(self.poll_policy.polled() - now.seconds, false);
                 (result, true)
             }
             _ => (self.wait(py, now.seconds, &mut events, timeout), true),
         };
         // What signal handlers and other threads have scheduled meanwhile comes before what became ready.
         let handled = if events.interrupted || waited { check_signals(py) } else { Ok(()) };
-        if self.inbox.is_filled() {
+        if self.injected.has_entries() {
             if waited {
-                self.metrics.set_first_moment(self.pace.instant().ticks);
+                self.metrics.set_first_moment(self.poll_policy.instant().ticks);
             }
-            self.collect_inbox();
+            self.take_injected();
         }
         // If a handler raised, the kernel tells of the descriptors again.
-        let in_vain = handled.is_ok() && result.is_ok() && self.take_in(py, &events);
+        let in_vain = handled.is_ok() && result.is_ok() && self.dispatch_events(py, &events);
         self.events.set(Some(events));
         handled?;
         if in_vain {
@@ -131,13 +131,13 @@ impl Core {
     }
 
     /// Looks at the descriptors without waiting. Other threads that want to run get the GIL now and then.
-    fn peek(&self, py: Python<'_>, now: f64, events: &mut poller::Ready) -> io::Result<()> {
+    fn poll_nonblocking(&self, py: Python<'_>, now: f64, events: &mut poller::Events) -> io::Result<()> {
         let release =
             now - self.released.get() >= RELEASE_INTERVAL && has_other_threads(py) && self.others_run(now);
         let poller = match &mut *self.registry.borrow_mut() {
             None => None,
             Some(registry) => {
-                registry.own_poller()?;
+                registry.refresh_poller()?;
                 if release {
                     Some(Arc::clone(registry.poller()))
                 } else {
@@ -157,7 +157,7 @@ impl Core {
                 poller.wait(events, Some(Duration::ZERO))
             })?;
         }
-        self.pace.end_peek(events.is_empty());
+        self.poll_policy.end_poll(events.is_empty());
         Ok(())
     }
 
@@ -173,12 +173,12 @@ impl Core {
         &self,
         py: Python<'_>,
         now: f64,
-        events: &mut poller::Ready,
+        events: &mut poller::Events,
         timeout: Option<Duration>,
     ) -> io::Result<()> {
         let poller = match &mut *self.registry.borrow_mut() {
             Some(registry) => {
-                registry.own_poller()?;
+                registry.refresh_poller()?;
                 Arc::clone(registry.poller())
             }
             None => {
@@ -187,35 +187,35 @@ impl Core {
                 return Ok(());
             }
         };
-        let dozes = self.drowsiness.wants_doze(timeout);
-        if !self.inbox.fall_asleep(dozes) {
-            return self.peek(py, now, events);
+        let spins = self.spin.should_spin(timeout);
+        if !self.injected.begin_wait(spins) {
+            return self.poll_nonblocking(py, now, events);
         }
-        let sleep = &self.inbox.sleep;
-        let mut dozed = None;
+        let sleep = &self.injected.sleep;
+        let mut spun = None;
         let result = py.detach(|| {
             let mut timeout = timeout;
-            if dozes {
-                let doze = doze(sleep, &*poller, events)?;
-                dozed = Some(doze.seconds);
-                if doze.is_over {
+            if spins {
+                let spin = spin_for_wakeup(sleep, &*poller, events)?;
+                spun = Some(spin.seconds);
+                if spin.is_over {
                     return Ok(());
                 }
-                let passed = Duration::from_secs_f64(doze.seconds);
+                let passed = Duration::from_secs_f64(spin.seconds);
                 timeout = timeout.map(|timeout| timeout.saturating_sub(passed));
             }
             poller.wait(events, timeout)
         });
         let woken = sleep.is_awake();
         sleep.end();
-        self.pace.end_wait();
-        let polled = self.pace.polled();
+        self.poll_policy.end_wait();
+        let polled = self.poll_policy.polled();
         self.released.set(polled);
         let seconds = polled - now;
         self.metrics.count_wait(seconds, woken);
-        self.drowsiness.learn(seconds, woken);
-        if let Some(seconds) = dozed {
-            self.drowsiness.learn_from_doze(seconds);
+        self.spin.record_wait(seconds, woken);
+        if let Some(seconds) = spun {
+            self.spin.record_spin(seconds);
         }
         result
     }
@@ -224,15 +224,15 @@ impl Core {
     /// poller of this process to wait by.
     #[cold]
     fn wait_by_program(&self, py: Python<'_>, timeout: Option<Duration>) -> PyResult<bool> {
-        let Some(wait) = self.foreign_wait.get() else { return Ok(false) };
+        let Some(wait) = self.overridden_wait.get() else { return Ok(false) };
         let fd = match &mut *self.registry.borrow_mut() {
-            Some(registry) => match registry.own_poller() {
+            Some(registry) => match registry.refresh_poller() {
                 Ok(()) => registry.poller().fd(),
                 Err(_) => return Ok(false),
             },
             None => return Ok(false),
         };
-        if !self.inbox.fall_asleep(false) {
+        if !self.injected.begin_wait(false) {
             return Ok(true);
         }
         let wait = || {
@@ -245,7 +245,7 @@ impl Core {
             wait.call(py, &[&read, &none, &none, &timeout]).map(drop)
         };
         let result = wait();
-        self.inbox.sleep.end();
+        self.injected.sleep.end();
         result.map(|()| true)
     }
 
@@ -283,9 +283,9 @@ impl Core {
             && let Some(timer) = timers.pop_due(now + CLOCK_RESOLUTION)
         {
             timer.set_fired();
-            late.add(timer.when(), |batch| self.metrics.add_timers(batch, &self.pace.tick));
-            ready.push_back(Ready::Timer(timer));
+            late.add(timer.when(), |batch| self.metrics.add_timers(batch, &self.poll_policy.tick));
+            ready.push_back(ReadyEntry::Timer(timer));
         }
-        self.metrics.add_last_timers(late, others, &self.pace.tick);
+        self.metrics.add_last_timers(late, others, &self.poll_policy.tick);
     }
 }

@@ -23,32 +23,32 @@ pub struct Readiness {
 
 /// An entry of the ready queue.
 #[derive(Clone)]
-pub enum Ready {
+pub enum ReadyEntry {
     Handle(Obj<Handle>),
     Timer(Obj<TimerHandle>),
     ThreadSafe(Obj<ThreadSafeHandle>),
     /// An asyncio.Handle that is not of our making.
-    Foreign(Object),
+    PythonHandle(Object),
     /// A step of a task, which nobody can have a handle of.
     Task(TaskStep),
     Step(Object, Step),
     Event(Object, OnReady, Readiness),
 }
 
-impl Ready {
+impl ReadyEntry {
     pub fn run(&self, py: Python<'_>, event_loop: &Object) -> PyResult<()> {
         match self {
             // One that is being cancelled may still have its callback, while repr() says what it was.
-            Ready::Handle(handle) if handle.is_cancelled() => Ok(()),
-            Ready::Handle(handle) => handle.run(py, handle.as_object()),
-            Ready::Timer(timer) if timer.handle().is_cancelled() => Ok(()),
-            Ready::Timer(timer) => timer.handle().run(py, timer.as_object()),
-            Ready::ThreadSafe(handle) if handle.is_cancelled() => Ok(()),
-            Ready::ThreadSafe(handle) => handle.run(py, handle.as_object()),
-            Ready::Task(step) => step.run(py, event_loop),
-            Ready::Foreign(handle) => run_foreign(py, handle),
-            Ready::Step(object, step) => step(py, object),
-            Ready::Event(object, on_ready, readiness) => on_ready(py, object, *readiness),
+            ReadyEntry::Handle(handle) if handle.is_cancelled() => Ok(()),
+            ReadyEntry::Handle(handle) => handle.run(py, handle.as_object()),
+            ReadyEntry::Timer(timer) if timer.handle().is_cancelled() => Ok(()),
+            ReadyEntry::Timer(timer) => timer.handle().run(py, timer.as_object()),
+            ReadyEntry::ThreadSafe(handle) if handle.is_cancelled() => Ok(()),
+            ReadyEntry::ThreadSafe(handle) => handle.run(py, handle.as_object()),
+            ReadyEntry::Task(step) => step.run(py, event_loop),
+            ReadyEntry::PythonHandle(handle) => run_python_handle(py, handle),
+            ReadyEntry::Step(object, step) => step(py, object),
+            ReadyEntry::Event(object, on_ready, readiness) => on_ready(py, object, *readiness),
         }
     }
 
@@ -69,35 +69,47 @@ impl Ready {
     /// Runs a handle by asyncio.Handle's `_run()`, in whose place the program has put its own.
     pub(super) fn run_by_method(&self, py: Python<'_>, event_loop: &Object) -> PyResult<()> {
         match self {
-            Ready::Handle(handle) if handle.is_cancelled() => Ok(()),
-            Ready::Timer(timer) if timer.handle().is_cancelled() => Ok(()),
-            Ready::ThreadSafe(handle) if handle.is_cancelled() => Ok(()),
-            Ready::Task(step) => run_as_method(py, step.handle(py, event_loop)?.as_object()),
-            Ready::Handle(_) | Ready::Timer(_) | Ready::ThreadSafe(_) => run_as_method(py, self.object()),
-            Ready::Foreign(_) | Ready::Step(..) | Ready::Event(..) => self.run(py, event_loop),
+            ReadyEntry::Handle(handle) if handle.is_cancelled() => Ok(()),
+            ReadyEntry::Timer(timer) if timer.handle().is_cancelled() => Ok(()),
+            ReadyEntry::ThreadSafe(handle) if handle.is_cancelled() => Ok(()),
+            ReadyEntry::Task(step) => run_as_method(py, step.handle(py, event_loop)?.as_object()),
+            ReadyEntry::Handle(_) | ReadyEntry::Timer(_) | ReadyEntry::ThreadSafe(_) => {
+                run_as_method(py, self.object())
+            }
+            ReadyEntry::PythonHandle(_) | ReadyEntry::Step(..) | ReadyEntry::Event(..) => {
+                self.run(py, event_loop)
+            }
         }
     }
 
     /// The handle, or the object that the step or event is for.
     pub fn object(&self) -> &Object {
         match self {
-            Ready::Handle(handle) => handle.as_object(),
-            Ready::Timer(timer) => timer.as_object(),
-            Ready::ThreadSafe(handle) => handle.as_object(),
-            Ready::Task(step) => &step.callback,
-            Ready::Foreign(object) | Ready::Step(object, _) | Ready::Event(object, ..) => object,
+            ReadyEntry::Handle(handle) => handle.as_object(),
+            ReadyEntry::Timer(timer) => timer.as_object(),
+            ReadyEntry::ThreadSafe(handle) => handle.as_object(),
+            ReadyEntry::Task(step) => &step.callback,
+            ReadyEntry::PythonHandle(object)
+            | ReadyEntry::Step(object, _)
+            | ReadyEntry::Event(object, ..) => object,
         }
     }
 
     pub(super) fn traverse(&self, visitor: &mut Visitor) {
         match self {
-            Ready::Task(step) => step.traverse(visitor),
+            ReadyEntry::Task(step) => step.traverse(visitor),
             entry => visitor.object(entry.object()),
         }
     }
 
     fn is_handle(&self) -> bool {
-        matches!(self, Ready::Handle(_) | Ready::Timer(_) | Ready::ThreadSafe(_) | Ready::Foreign(_))
+        matches!(
+            self,
+            ReadyEntry::Handle(_)
+                | ReadyEntry::Timer(_)
+                | ReadyEntry::ThreadSafe(_)
+                | ReadyEntry::PythonHandle(_)
+        )
     }
 }
 
@@ -108,7 +120,7 @@ fn run_as_method(py: Python<'_>, handle: &Object) -> PyResult<()> {
 }
 
 /// Runs an asyncio.Handle, which does not itself see to it that it is not cancelled.
-fn run_foreign(py: Python<'_>, handle: &Object) -> PyResult<()> {
+fn run_python_handle(py: Python<'_>, handle: &Object) -> PyResult<()> {
     if handle.bind(py).getattr(intern!(py, "_cancelled"))?.is_truthy()? {
         return Ok(());
     }

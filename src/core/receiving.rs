@@ -10,7 +10,7 @@ use super::{Core, RECEIVE_BUFFER};
 use crate::cpython::buffer::new_bytes;
 use crate::cpython::errors::os_error;
 use crate::cpython::object::Object;
-use crate::cpython::received::Blank;
+use crate::cpython::received::UninitBytes;
 use crate::reactor::socket;
 
 /// What came of an attempt to receive.
@@ -27,18 +27,18 @@ const SMALL: usize = 480;
 /// ...and what is larger than this is not to take up much more memory than it needs: a program may keep it.
 const LARGE: usize = 8 * 1024;
 
-/// Bytes to receive at a time where there is no memory for the usual buffer.
+/// Bytes to receive at a time where there is no memory for the size_hint buffer.
 pub const LEAST: usize = 8 * 1024;
 
 /// Follows what comes: up at once, down slowly.
-fn note_size(usual: &Cell<usize>, size: usize) {
-    let former = usual.get();
-    usual.set(if size >= former { size } else { former - (former - size) / 8 });
+fn update_size_hint(size_hint: &Cell<usize>, size: usize) {
+    let former = size_hint.get();
+    size_hint.set(if size >= former { size } else { former - (former - size) / 8 });
 }
 
 /// Room for what usually comes, and some more.
-fn room(usual: &Cell<usize>) -> usize {
-    usual.get() + usual.get() / 4
+fn room(size_hint: &Cell<usize>) -> usize {
+    size_hint.get() + size_hint.get() / 4
 }
 
 impl Core {
@@ -47,32 +47,32 @@ impl Core {
         if !(SMALL..=LARGE).contains(&data.len()) {
             return new_bytes(py, data);
         }
-        let mut blank = self.blank_bytes(py, data.len())?;
-        let count = blank.write(data);
+        let mut uninit = self.acquire_bytes(py, data.len())?;
+        let count = uninit.write(data);
         // SAFETY: they were just written.
-        Ok(unsafe { self.hand_out(blank, count) })
+        Ok(unsafe { self.freeze(uninit, count) })
     }
 
-    /// Receives at most [`RECEIVE_BUFFER`] bytes of a stream. `usual` remembers, from one call to the next, how much comes.
-    /// The number of an error that comes behind data is left in `later`, for the next attempt: the kernel tells it once.
+    /// Receives at most [`RECEIVE_BUFFER`] bytes of a stream. `size_hint` remembers, from one call to the next, how much comes.
+    /// The number of an error that comes behind data is left in `deferred_error`, for the next attempt: the kernel tells it once.
     #[inline(always)]
     pub fn receive(
         &self,
         py: Python<'_>,
         fd: RawFd,
-        usual: &Cell<usize>,
-        later: &Cell<i32>,
+        size_hint: &Cell<usize>,
+        deferred_error: &Cell<i32>,
     ) -> PyResult<Received> {
-        if usual.get() < SMALL {
-            return self.receive_and_copy(py, fd, RECEIVE_BUFFER, LEAST, usual);
+        if size_hint.get() < SMALL {
+            return self.receive_and_copy(py, fd, RECEIVE_BUFFER, LEAST, size_hint);
         }
-        let mut blank = self.blank_bytes(py, room(usual).min(RECEIVE_BUFFER))?;
-        let slice = blank.as_mut_slice();
+        let mut uninit = self.acquire_bytes(py, room(size_hint).min(RECEIVE_BUFFER))?;
+        let slice = uninit.as_mut_slice();
         let capacity = slice.len().min(RECEIVE_BUFFER);
         let count = match socket::recv_uninit(fd, &mut slice[..capacity]) {
             Ok(count) => count,
             Err(error) => {
-                self.put_back(blank);
+                self.recycle(uninit);
                 return nothing_or(py, error);
             }
         };
@@ -84,14 +84,14 @@ impl Core {
                     Ok(count) => count,
                     Err(error) if socket::is_not_ready(&error) => 0,
                     Err(error) => {
-                        later.set(error.raw_os_error().unwrap_or(libc::EIO));
+                        deferred_error.set(error.raw_os_error().unwrap_or(libc::EIO));
                         0
                     }
                 };
-                self.both(py, blank, capacity, &rest[..more], usual)
+                self.both(py, uninit, capacity, &rest[..more], size_hint)
             })?;
         }
-        self.received(py, blank, capacity, count, usual)
+        self.received(py, uninit, capacity, count, size_hint)
     }
 
     /// Receives at most `limit` bytes, and no more than [`RECEIVE_BUFFER`], in one call: of a datagram, what a call leaves is
@@ -101,23 +101,23 @@ impl Core {
         py: Python<'_>,
         fd: RawFd,
         limit: usize,
-        usual: &Cell<usize>,
+        size_hint: &Cell<usize>,
     ) -> PyResult<Received> {
         let limit = limit.min(RECEIVE_BUFFER);
-        if usual.get() < SMALL {
-            return self.receive_and_copy(py, fd, limit, limit, usual);
+        if size_hint.get() < SMALL {
+            return self.receive_and_copy(py, fd, limit, limit, size_hint);
         }
-        let mut blank = self.blank_bytes(py, room(usual).min(limit))?;
-        let capacity = blank.as_mut_slice().len().min(limit);
+        let mut uninit = self.acquire_bytes(py, room(size_hint).min(limit))?;
+        let capacity = uninit.as_mut_slice().len().min(limit);
         self.with_buffer(py, limit, |buffer| {
             let rest = &mut buffer[..limit - capacity];
-            match socket::recv_into_both(fd, &mut blank.as_mut_slice()[..capacity], rest) {
+            match socket::recv_into_both(fd, &mut uninit.as_mut_slice()[..capacity], rest) {
                 Ok(count) if count > capacity => {
-                    self.both(py, blank, capacity, &rest[..count - capacity], usual)
+                    self.both(py, uninit, capacity, &rest[..count - capacity], size_hint)
                 }
-                Ok(count) => self.received(py, blank, capacity, count, usual),
+                Ok(count) => self.received(py, uninit, capacity, count, size_hint),
                 Err(error) => {
-                    self.put_back(blank);
+                    self.recycle(uninit);
                     nothing_or(py, error)
                 }
             }
@@ -132,13 +132,13 @@ impl Core {
         fd: RawFd,
         limit: usize,
         least: usize,
-        usual: &Cell<usize>,
+        size_hint: &Cell<usize>,
     ) -> PyResult<Received> {
         self.with_buffer(py, least, |buffer| {
             let limit = limit.min(buffer.len());
             match socket::recv(fd, &mut buffer[..limit]) {
                 Ok(count) => {
-                    note_size(usual, count);
+                    update_size_hint(size_hint, count);
                     Ok(Received::Data(self.received_bytes(py, &buffer[..count], &[])?, count))
                 }
                 Err(error) => nothing_or(py, error),
@@ -151,23 +151,23 @@ impl Core {
     fn received(
         &self,
         py: Python<'_>,
-        blank: Blank,
+        uninit: UninitBytes,
         capacity: usize,
         count: usize,
-        usual: &Cell<usize>,
+        size_hint: &Cell<usize>,
     ) -> PyResult<Received> {
-        note_size(usual, count);
+        update_size_hint(size_hint, count);
         let least = if capacity <= LARGE { capacity / 2 } else { capacity - capacity / 4 };
         if count < least {
             // Too little to keep that much memory for.
             // SAFETY: so many bytes were received.
-            if let Ok(data) = new_bytes(py, unsafe { blank.written(count) }) {
-                self.put_back(blank);
+            if let Ok(data) = new_bytes(py, unsafe { uninit.written(count) }) {
+                self.recycle(uninit);
                 return Ok(Received::Data(data, count));
             }
         }
         // SAFETY: so many bytes were received.
-        Ok(Received::Data(unsafe { self.hand_out(blank, count) }, count))
+        Ok(Received::Data(unsafe { self.freeze(uninit, count) }, count))
     }
 
     /// The `count` bytes that were received into a bytes object, and the rest.
@@ -175,15 +175,15 @@ impl Core {
     fn both(
         &self,
         py: Python<'_>,
-        blank: Blank,
+        uninit: UninitBytes,
         count: usize,
         rest: &[u8],
-        usual: &Cell<usize>,
+        size_hint: &Cell<usize>,
     ) -> PyResult<Received> {
-        note_size(usual, count + rest.len());
+        update_size_hint(size_hint, count + rest.len());
         // SAFETY: so many bytes were received.
-        let data = self.received_bytes(py, unsafe { blank.written(count) }, rest);
-        self.put_back(blank);
+        let data = self.received_bytes(py, unsafe { uninit.written(count) }, rest);
+        self.recycle(uninit);
         data.map(|data| Received::Data(data, count + rest.len()))
     }
 }

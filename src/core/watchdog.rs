@@ -1,6 +1,6 @@
 //! The thread that watches all loops that are to be watched, for callbacks that run long.
 //!
-//! It sleeps for a part of the shortest threshold, and looks at each loop's [`Turns`] without the GIL. Only a callback that
+//! It sleeps for a part of the shortest threshold, and looks at each loop's [`RunMonitor`] without the GIL. Only a callback that
 //! has run for too long makes it take the GIL, which it may have to wait for: a C function that holds the GIL gives it away
 //! when it returns, with the frame that called it still on the same line.
 
@@ -17,7 +17,7 @@ use crate::cpython::object::Object;
 use crate::handle::boolean;
 use crate::intern;
 use crate::reactor::clock::{self, Tick};
-use crate::reactor::turns::{Turn, Turns};
+use crate::reactor::run_monitor::{CallbackRun, RunMonitor};
 
 /// Looks within a threshold.
 const LOOKS: f64 = 4.0;
@@ -30,7 +30,7 @@ const AGAIN: f64 = 10.0;
 
 /// A loop that is watched.
 struct Watched {
-    turns: Weak<Turns>,
+    run_monitor: Weak<RunMonitor>,
     /// Which one it is, for `hotloop._observing.watching`.
     id: usize,
     seen: Option<Seen>,
@@ -39,7 +39,7 @@ struct Watched {
 /// A callback that was running at the last look.
 #[derive(Clone, Copy)]
 struct Seen {
-    turn: Turn,
+    turn: CallbackRun,
     /// When it was first seen, in ticks, and the processor time of its thread by then.
     at: u64,
     processor: Option<f64>,
@@ -119,7 +119,7 @@ fn with_watchdog<R>(py: Python<'_>, f: impl FnOnce(&mut Option<Watchdog>) -> R) 
 }
 
 /// Watches a loop from now on.
-pub fn watch(py: Python<'_>, turns: &Arc<Turns>, id: usize) {
+pub fn watch(py: Python<'_>, run_monitor: &Arc<RunMonitor>, id: usize) {
     with_watchdog(py, |watchdog| {
         let process = std::process::id();
         let state = watchdog.get_or_insert_default();
@@ -128,8 +128,8 @@ pub fn watch(py: Python<'_>, turns: &Arc<Turns>, id: usize) {
             std::mem::forget(std::mem::take(state));
             state.process = process;
         }
-        state.watched.retain(|watched| watched.id != id && watched.turns.strong_count() > 0);
-        state.watched.push(Watched { turns: Arc::downgrade(turns), id, seen: None });
+        state.watched.retain(|watched| watched.id != id && watched.run_monitor.strong_count() > 0);
+        state.watched.push(Watched { run_monitor: Arc::downgrade(run_monitor), id, seen: None });
         state.stopping = false;
         match &state.thread {
             Some(thread) => thread.thread().unpark(),
@@ -178,8 +178,8 @@ fn run(interpreter: Interpreter) {
         std::thread::park_timeout(Duration::from_secs_f64(pause));
         let was_stopped = start.elapsed().as_secs_f64() > pause + STOPPED;
         tick.learn(clock::Instant::now());
-        for (turns, id, seen, again) in look(&tick, was_stopped) {
-            tell(interpreter, &turns, id, seen, again, &tick);
+        for (run_monitor, id, seen, again) in look(&tick, was_stopped) {
+            tell(interpreter, &run_monitor, id, seen, again, &tick);
         }
     }
 }
@@ -188,25 +188,26 @@ fn run(interpreter: Interpreter) {
 fn pause() -> Option<f64> {
     let mut guard = watchdog();
     let state = guard.as_mut()?;
-    state.watched.retain(|watched| watched.turns.strong_count() > 0);
+    state.watched.retain(|watched| watched.run_monitor.strong_count() > 0);
     if state.stopping || state.watched.is_empty() {
         // The next loop that is to be watched starts another.
         state.thread = None;
         return None;
     }
-    let thresholds = state.watched.iter().filter_map(|watched| Some(watched.turns.upgrade()?.threshold()));
+    let thresholds =
+        state.watched.iter().filter_map(|watched| Some(watched.run_monitor.upgrade()?.threshold()));
     Some((thresholds.fold(f64::INFINITY, f64::min) / LOOKS).min(LONGEST_PAUSE))
 }
 
 /// Looks at all loops, and returns what is to be told: of which callbacks, and whether again.
-fn look(tick: &Tick, was_stopped: bool) -> Vec<(Arc<Turns>, usize, Seen, bool)> {
+fn look(tick: &Tick, was_stopped: bool) -> Vec<(Arc<RunMonitor>, usize, Seen, bool)> {
     let mut found = Vec::new();
     let mut guard = watchdog();
     let Some(state) = guard.as_mut() else { return found };
     let now = clock::ticks();
     for watched in &mut state.watched {
-        let Some(turns) = watched.turns.upgrade() else { continue };
-        let Some(turn) = turns.under_way() else {
+        let Some(run_monitor) = watched.run_monitor.upgrade() else { continue };
+        let Some(turn) = run_monitor.under_way() else {
             watched.seen = None;
             continue;
         };
@@ -214,26 +215,27 @@ fn look(tick: &Tick, was_stopped: bool) -> Vec<(Arc<Turns>, usize, Seen, bool)> 
             Some(seen) if seen.turn == turn && !was_stopped => seen,
             place => {
                 let since = if was_stopped { now } else { turn.began };
-                *place = Some(Seen { turn, at: now, processor: turns.processor_time(), since, told: 0 });
+                *place =
+                    Some(Seen { turn, at: now, processor: run_monitor.processor_time(), since, told: 0 });
                 continue;
             }
         };
         let ran = tick.seconds(now.wrapping_sub(seen.since));
-        let due = turns.threshold() * if seen.told == 0 { 1.0 } else { AGAIN };
+        let due = run_monitor.threshold() * if seen.told == 0 { 1.0 } else { AGAIN };
         if ran >= due && seen.told < 2 {
             seen.told += 1;
-            turns.notice(turn);
-            found.push((turns, watched.id, *seen, seen.told == 2));
+            run_monitor.notice(turn);
+            found.push((run_monitor, watched.id, *seen, seen.told == 2));
         }
     }
     found
 }
 
 /// Has Python look at what the callback is doing.
-fn tell(interpreter: Interpreter, turns: &Turns, id: usize, seen: Seen, again: bool, tick: &Tick) {
+fn tell(interpreter: Interpreter, run_monitor: &RunMonitor, id: usize, seen: Seen, again: bool, tick: &Tick) {
     let tell = |py: Python<'_>| {
         // Waiting for the GIL can have taken long enough for the callback to end.
-        if turns.under_way() != Some(seen.turn) {
+        if run_monitor.under_way() != Some(seen.turn) {
             return;
         }
         let now = clock::ticks();

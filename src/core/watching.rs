@@ -7,7 +7,7 @@ use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyWeakrefMethods, PyWeakrefReference};
 
-use super::{Core, OnReady, Readiness, Ready, Step};
+use super::{Core, OnReady, Readiness, ReadyEntry, Step};
 use crate::cpython::class::{Obj, Visitor};
 use crate::cpython::errors::OrOsError;
 use crate::cpython::errors::new_error;
@@ -15,7 +15,7 @@ use crate::cpython::object::Object;
 use crate::handle::Handle;
 use crate::intern;
 use crate::reactor::poller::{self, Interest};
-use crate::reactor::registry::{Registry, Slot};
+use crate::reactor::registry::{Registry, Token};
 
 /// Who waits for one direction of a descriptor.
 pub enum Waiter {
@@ -26,10 +26,10 @@ pub enum Waiter {
 }
 
 impl Waiter {
-    fn to_ready(&self) -> Ready {
+    fn to_ready(&self) -> ReadyEntry {
         match self {
-            Waiter::Handle(handle, _) => Ready::Handle(handle.clone()),
-            Waiter::Operation(object, step) => Ready::Step(object.clone(), *step),
+            Waiter::Handle(handle, _) => ReadyEntry::Handle(handle.clone()),
+            Waiter::Operation(object, step) => ReadyEntry::Step(object.clone(), *step),
         }
     }
 
@@ -68,23 +68,23 @@ pub enum Watch {
         idle: u8,
     },
     /// A transport, which has the descriptor to itself.
-    Transport(Hold, OnReady),
+    Transport(TransportRef, OnReady),
 }
 
 /// How a transport is kept: one with nothing to wait for, because it is paused, lives only as long as somebody else
 /// wants it, as in asyncio.
-pub enum Hold {
+pub enum TransportRef {
     Strong(Object),
     /// A weak reference.
     Weak(Py<PyWeakrefReference>),
 }
 
-impl Hold {
+impl TransportRef {
     /// The transport, unless it is being destroyed.
     fn get(&self, py: Python<'_>) -> Option<Object> {
         match self {
-            Hold::Strong(object) => Some(object.clone()),
-            Hold::Weak(reference) => reference.bind(py).upgrade().map(Object::from),
+            TransportRef::Strong(object) => Some(object.clone()),
+            TransportRef::Weak(reference) => reference.bind(py).upgrade().map(Object::from),
         }
     }
 }
@@ -126,8 +126,8 @@ impl Watch {
 
     pub(super) fn traverse(&self, visitor: &mut Visitor) {
         match self {
-            Watch::Transport(Hold::Strong(object), _) => visitor.object(object),
-            Watch::Transport(Hold::Weak(_), _) => {}
+            Watch::Transport(TransportRef::Strong(object), _) => visitor.object(object),
+            Watch::Transport(TransportRef::Weak(_), _) => {}
             Watch::Waiters { reader, writer, .. } => {
                 for waiter in [reader, writer].into_iter().flatten() {
                     visitor.object(waiter.object());
@@ -156,8 +156,8 @@ fn event_loop_is_closed(py: Python<'_>) -> PyErr {
 }
 
 /// Answers an event that nobody waits for: sooner or later the kernel is not asked for it any more.
-fn calm(registry: &mut Registry<Watch>, slot: Slot) {
-    let Some(watch) = registry.get_mut(slot) else { return };
+fn unregister_if_idle(registry: &mut Registry<Watch>, token: Token) {
+    let Some(watch) = registry.get_mut(token) else { return };
     let wanted = watch.wanted();
     let Watch::Waiters { idle, .. } = watch else { return };
     *idle += 1;
@@ -167,10 +167,10 @@ fn calm(registry: &mut Registry<Watch>, slot: Slot) {
     *idle = 0;
     if wanted.is_none() {
         // It holds nothing that could run code when it is dropped.
-        registry.remove(slot);
+        registry.remove(token);
     } else {
         // If the descriptor is not what it was, there is nothing to be told of it any more.
-        let _ = registry.set_interest(slot, wanted);
+        let _ = registry.set_interest(token, wanted);
     }
 }
 
@@ -201,7 +201,7 @@ impl Core {
     /// Queues what has become ready.
     /// Returns whether the kernel told of nothing but files that are not watched, and will again: a new poller is needed,
     /// and cannot be had.
-    pub(super) fn take_in(&self, py: Python<'_>, events: &poller::Ready) -> bool {
+    pub(super) fn dispatch_events(&self, py: Python<'_>, events: &poller::Events) -> bool {
         if events.is_empty() {
             return false;
         }
@@ -212,19 +212,19 @@ impl Core {
             // The kernel tells of them again.
             return true;
         }
-        let mut strays = false;
+        let mut stale = false;
         let mut unwaited = Vec::new();
         for event in events.events() {
             self.metrics.counts.io_events.add(1);
-            let Some((slot, watch)) = registry.resolve(event.key) else {
-                strays = true;
+            let Some((token, watch)) = registry.resolve(event.key) else {
+                stale = true;
                 continue;
             };
             if event.only_priority {
-                registry.narrow(slot);
+                registry.mask_priority(token);
                 continue;
             }
-            let asked = registry.registered(slot);
+            let asked = registry.registered(token);
             let readiness = Readiness {
                 readable: event.readable && asked.readable,
                 writable: event.writable && asked.writable,
@@ -232,7 +232,7 @@ impl Core {
             match watch {
                 Watch::Transport(hold, on_ready) => {
                     if let Some(object) = hold.get(py) {
-                        ready.push_back(Ready::Event(object, *on_ready, readiness));
+                        ready.push_back(ReadyEntry::Event(object, *on_ready, readiness));
                     }
                 }
                 Watch::Waiters { reader, writer, .. } => {
@@ -242,7 +242,7 @@ impl Core {
                     let waited =
                         (readiness.readable && waits(reader)) || (readiness.writable && waits(writer));
                     if !waited {
-                        unwaited.push(slot);
+                        unwaited.push(token);
                     }
                     if readiness.readable
                         && let Some(reader) = reader
@@ -257,22 +257,22 @@ impl Core {
                 }
             }
         }
-        if !strays && unwaited.is_empty() {
+        if !stale && unwaited.is_empty() {
             return false;
         }
         let nothing = ready.is_empty();
         drop(ready);
         let mut cancelled = Vec::new();
-        for slot in unwaited {
-            if let Some(watch) = registry.get_mut(slot) {
+        for token in unwaited {
+            if let Some(watch) = registry.get_mut(token) {
                 watch.take_cancelled(&mut cancelled);
             }
-            calm(registry, slot);
+            unregister_if_idle(registry, token);
         }
-        if strays {
-            registry.suspect_strays();
+        if stale {
+            registry.suspect_stale();
         }
-        let in_vain = strays && registry.keeps_strays() && nothing;
+        let in_vain = stale && registry.keeps_stale() && nothing;
         // What it refers to may run Python code when it is dropped.
         drop(borrowed);
         drop(cancelled);
@@ -294,12 +294,12 @@ impl Core {
 
     /// The transport that a descriptor belongs to.
     pub fn transport_of(&self, py: Python<'_>, fd: RawFd) -> Option<Object> {
-        let slot = self.registry.borrow().as_ref()?.find(fd)?;
-        self.transport_at(py, slot)
+        let token = self.registry.borrow().as_ref()?.find(fd)?;
+        self.transport_at(py, token)
     }
 
-    pub fn transport_at(&self, py: Python<'_>, slot: Slot) -> Option<Object> {
-        match self.registry.borrow().as_ref()?.get(slot)? {
+    pub fn transport_at(&self, py: Python<'_>, token: Token) -> Option<Object> {
+        match self.registry.borrow().as_ref()?.get(token)? {
             Watch::Transport(hold, _) => hold.get(py),
             Watch::Waiters { .. } => None,
         }
@@ -308,48 +308,48 @@ impl Core {
     /// Gives a descriptor to a transport, which hears of events after [`Core::begin`]; waiters that were left from an earlier
     /// file of that number are dropped. If the kernel is still asked for something that was waited for, it is asked for what
     /// the transport will want first.
-    pub fn attach(&self, py: Python<'_>, fd: RawFd, transport: &Object) -> PyResult<Slot> {
-        let watch = Watch::Transport(Hold::Strong(transport.clone()), ignore);
+    pub fn attach(&self, py: Python<'_>, fd: RawFd, transport: &Object) -> PyResult<Token> {
+        let watch = Watch::Transport(TransportRef::Strong(transport.clone()), ignore);
         let mut borrowed = self.registry.borrow_mut();
         let Some(registry) = &mut *borrowed else {
             drop(borrowed);
             drop(watch);
             return Err(event_loop_is_closed(py));
         };
-        let (slot, stale) = if let Some(slot) = registry.find(fd)
-            && registry.get(slot).is_some_and(Watch::is_idle)
-            && let Ok(slot) = registry.renew_or_move(slot, Interest::READABLE)
-            && let Some(place) = registry.get_mut(slot)
+        let (token, stale) = if let Some(token) = registry.find(fd)
+            && registry.get(token).is_some_and(Watch::is_idle)
+            && let Ok(token) = registry.renew_or_move(token, Interest::READABLE)
+            && let Some(place) = registry.get_mut(token)
         {
-            (slot, Some(std::mem::replace(place, watch)))
+            (token, Some(std::mem::replace(place, watch)))
         } else {
-            let stale = registry.find(fd).and_then(|slot| registry.remove(slot));
+            let stale = registry.find(fd).and_then(|token| registry.remove(token));
             (registry.insert(fd, watch), stale)
         };
         // What it refers to may run Python code when it is dropped.
         drop(borrowed);
         drop(stale);
-        Ok(slot)
+        Ok(token)
     }
 
     /// Has a transport hear of the events of polls from now on. An event that is in the ready queue by now would come before
     /// the tasks that connection_made(), and whoever waits for it, have woken; the kernel tells of it again.
-    pub fn begin(&self, slot: Slot, on_ready: OnReady) {
+    pub fn begin(&self, token: Token, on_ready: OnReady) {
         if let Some(Watch::Transport(_, place)) =
-            self.registry.borrow_mut().as_mut().and_then(|registry| registry.get_mut(slot))
+            self.registry.borrow_mut().as_mut().and_then(|registry| registry.get_mut(token))
         {
             *place = on_ready;
         }
     }
 
     /// Keeps a transport alive from now on, or no longer.
-    pub fn hold(&self, py: Python<'_>, slot: Slot, transport: &Object, strongly: bool) -> PyResult<()> {
+    pub fn hold(&self, py: Python<'_>, token: Token, transport: &Object, strongly: bool) -> PyResult<()> {
         let hold = if strongly {
-            Hold::Strong(transport.clone())
+            TransportRef::Strong(transport.clone())
         } else {
-            Hold::Weak(PyWeakrefReference::new(&transport.bind(py))?.unbind())
+            TransportRef::Weak(PyWeakrefReference::new(&transport.bind(py))?.unbind())
         };
-        let former = match self.registry.borrow_mut().as_mut().and_then(|registry| registry.get_mut(slot)) {
+        let former = match self.registry.borrow_mut().as_mut().and_then(|registry| registry.get_mut(token)) {
             Some(Watch::Transport(place, _)) => Some(std::mem::replace(place, hold)),
             _ => None,
         };
@@ -358,23 +358,23 @@ impl Core {
     }
 
     /// Ends a transport's hold of its descriptor. To be called before the descriptor is closed.
-    pub fn detach(&self, slot: Slot) {
+    pub fn detach(&self, token: Token) {
         let watch = match &mut *self.registry.borrow_mut() {
-            Some(registry) => registry.remove(slot),
+            Some(registry) => registry.remove(token),
             None => None,
         };
         drop(watch);
     }
 
     /// Asks for events of a transport's descriptor.
-    pub fn set_interest(&self, py: Python<'_>, slot: Slot, interest: Interest) -> PyResult<()> {
-        self.stir();
-        self.with_registry(py, |registry| registry.set_interest(slot, interest))
+    pub fn set_interest(&self, py: Python<'_>, token: Token, interest: Interest) -> PyResult<()> {
+        self.request_poll();
+        self.with_registry(py, |registry| registry.set_interest(token, interest))
     }
 
     /// What the kernel has been asked for on behalf of a transport.
-    pub fn interest(&self, slot: Slot) -> Interest {
-        self.registry.borrow().as_ref().map_or(Interest::NONE, |registry| registry.registered(slot))
+    pub fn interest(&self, token: Token) -> Interest {
+        self.registry.borrow().as_ref().map_or(Interest::NONE, |registry| registry.registered(token))
     }
 
     /// Watches one direction of a descriptor and returns who waited for it before.
@@ -385,17 +385,17 @@ impl Core {
         direction: Direction,
         waiter: Waiter,
     ) -> PyResult<Option<Waiter>> {
-        self.stir();
+        self.request_poll();
         // Whatever becomes of it, it is dropped when nothing is borrowed.
         let mut waiter = Some(waiter);
         self.with_registry(py, |registry| {
-            let slot = match registry.find(fd) {
-                Some(slot) => slot,
+            let token = match registry.find(fd) {
+                Some(token) => token,
                 None => registry.insert(fd, Watch::Waiters { reader: None, writer: None, idle: 0 }),
             };
-            let mut interest = registry.registered(slot);
+            let mut interest = registry.registered(token);
             // Who waits for the other direction need not be registered: the last attempt may have failed.
-            let wanted = registry.get(slot).map_or(Interest::NONE, Watch::wanted);
+            let wanted = registry.get(token).map_or(Interest::NONE, Watch::wanted);
             interest.readable |= wanted.readable;
             interest.writable |= wanted.writable;
             match direction {
@@ -403,18 +403,18 @@ impl Core {
                 Direction::Write => interest.writable = true,
             }
             let taken = || io::Error::other("the descriptor belongs to a transport");
-            registry.get_mut(slot).and_then(|watch| watch.waiter(direction)).ok_or_else(taken)?;
-            let slot = match registry.renew_or_move(slot, interest) {
-                Ok(slot) => slot,
+            registry.get_mut(token).and_then(|watch| watch.waiter(direction)).ok_or_else(taken)?;
+            let token = match registry.renew_or_move(token, interest) {
+                Ok(token) => token,
                 Err(error) => {
-                    let slot = registry.find(fd).unwrap_or(slot);
-                    if registry.get(slot).is_some_and(Watch::is_idle) {
-                        registry.remove(slot);
+                    let token = registry.find(fd).unwrap_or(token);
+                    if registry.get(token).is_some_and(Watch::is_idle) {
+                        registry.remove(token);
                     }
                     return Err(error);
                 }
             };
-            let watch = registry.get_mut(slot).ok_or_else(taken)?;
+            let watch = registry.get_mut(token).ok_or_else(taken)?;
             if let Watch::Waiters { idle, .. } = watch {
                 *idle = 0;
             }
@@ -438,8 +438,8 @@ impl Core {
     pub fn take_waiter(&self, fd: RawFd, direction: Direction, only: &Object) -> Option<Waiter> {
         let mut registry = self.registry.borrow_mut();
         let registry = registry.as_mut()?;
-        let slot = registry.find(fd)?;
-        let place = registry.get_mut(slot)?.waiter(direction)?;
+        let token = registry.find(fd)?;
+        let place = registry.get_mut(token)?.waiter(direction)?;
         if place.as_ref().is_some_and(|waiter| waiter.object().is(only)) { place.take() } else { None }
     }
 
@@ -448,8 +448,8 @@ impl Core {
     pub fn remove_waiter(&self, fd: RawFd, direction: Direction, only: Option<&Object>) -> Option<Waiter> {
         let mut registry = self.registry.borrow_mut();
         let registry = registry.as_mut()?;
-        let slot = registry.find(fd)?;
-        let watch = registry.get_mut(slot)?;
+        let token = registry.find(fd)?;
+        let watch = registry.get_mut(token)?;
         let place = watch.waiter(direction)?;
         if let (Some(only), Some(waiter)) = (only, &*place)
             && !waiter.object().is(only)
@@ -459,10 +459,10 @@ impl Core {
         let waiter = place.take();
         let interest = watch.wanted();
         if interest.is_none() {
-            registry.remove(slot);
+            registry.remove(token);
         } else {
             // If the descriptor is not what it was, there is nothing to be told of it any more.
-            let _ = registry.set_interest(slot, interest);
+            let _ = registry.set_interest(token, interest);
         }
         waiter
     }

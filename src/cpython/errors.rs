@@ -1,4 +1,4 @@
-//! Making Python's exceptions: the one place that turns an error of the operating system into Python's.
+//! Making Python's exceptions: the one place that run_monitor an error of the operating system into Python's.
 //!
 //! PyO3 makes an exception when it is first looked at, and panics if there is no memory for it then; it does so, too, where
 //! it finds none set. Here it is made at once, and if that fails, the error is a MemoryError. PyO3 converts an io::Error with `?`, too, but into an OSError

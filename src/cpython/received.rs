@@ -25,15 +25,15 @@ struct Lent {
 
 /// The objects that were handed out last, oldest first.
 #[derive(Default)]
-pub struct Received {
+pub struct BytesPool {
     lent: VecDeque<Lent>,
     bytes: usize,
 }
 
-impl Received {
+impl BytesPool {
     /// An object with room for at least `size` bytes, which nobody else knows.
     #[inline(always)]
-    pub fn take(&mut self, py: Python<'_>, size: usize) -> PyResult<Blank> {
+    pub fn take(&mut self, py: Python<'_>, size: usize) -> PyResult<UninitBytes> {
         if let Some(oldest) = self.lent.front() {
             let is_ours = oldest.object.is_unique();
             let fits = oldest.capacity >= size && oldest.capacity <= 2 * size;
@@ -43,11 +43,11 @@ impl Received {
                 };
                 self.bytes -= capacity;
                 if is_ours && fits {
-                    return Ok(Blank { object, capacity });
+                    return Ok(UninitBytes { object, capacity });
                 }
             }
         }
-        Blank::new(py, size)
+        UninitBytes::new(py, size)
     }
 
     /// The object with its first `length` bytes as its content.
@@ -55,8 +55,8 @@ impl Received {
     /// # Safety
     /// They have been written.
     #[inline(always)]
-    pub unsafe fn hand_out(&mut self, blank: Blank, length: usize) -> Object {
-        let Blank { object, capacity } = blank;
+    pub unsafe fn freeze(&mut self, uninit: UninitBytes, length: usize) -> Object {
+        let UninitBytes { object, capacity } = uninit;
         assert!(length <= capacity);
         // SAFETY: the object is an instance of bytes that nobody else knows; its memory has room for its capacity and
         // a null byte. Its hash is of an earlier content.
@@ -75,28 +75,28 @@ impl Received {
     }
 
     /// Keeps an object that was not needed for the next time.
-    pub fn put_back(&mut self, blank: Blank) {
-        self.bytes += blank.capacity;
-        self.lent.push_front(Lent { object: blank.object, capacity: blank.capacity });
+    pub fn recycle(&mut self, uninit: UninitBytes) {
+        self.bytes += uninit.capacity;
+        self.lent.push_front(Lent { object: uninit.object, capacity: uninit.capacity });
     }
 }
 
 /// A bytes object without a content.
-pub struct Blank {
+pub struct UninitBytes {
     object: Object,
     capacity: usize,
 }
 
-impl Blank {
+impl UninitBytes {
     /// A new one, with room for at least `size` bytes.
-    pub fn new(py: Python<'_>, size: usize) -> PyResult<Blank> {
+    pub fn new(py: Python<'_>, size: usize) -> PyResult<UninitBytes> {
         let capacity = size.next_multiple_of(64);
         // SAFETY: null asks for bytes whose content is not there yet.
         let object = unsafe {
             let bytes = ffi::PyBytes_FromStringAndSize(std::ptr::null(), capacity as ffi::Py_ssize_t);
             Object::from_owned(py, bytes)?
         };
-        Ok(Blank { object, capacity })
+        Ok(UninitBytes { object, capacity })
     }
 
     /// For how many bytes there is room.

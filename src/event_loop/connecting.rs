@@ -11,7 +11,7 @@ use pyo3::ffi::PyMethodDef;
 use pyo3::prelude::*;
 use pyo3::types::{PyInt, PyString};
 
-use super::making::parts;
+use super::transport_factories::params;
 use super::{Loop, ThisLoop, watchers};
 use crate::core::{Direction, Waiter, resolve};
 use crate::cpython::args::{Args, all};
@@ -91,7 +91,7 @@ impl Connection {
     fn begin(this: ThisConnection<'_, '_>) -> PyResult<()> {
         let py = this.py();
         let core = &this.event_loop.core;
-        core.stir();
+        core.request_poll();
         match socket::connect(this.descriptor(), &this.peer) {
             Ok(()) => resolve(py, &this.connected),
             Err(error) if is_under_way(&error) => {
@@ -159,8 +159,8 @@ fn transport<'py>(
     socket::set_nodelay(file.descriptor());
     let event_loop = this.event_loop.as_object();
     let made = event_loop.call_method0(py, intern!(py, "create_future"))?;
-    let parts = parts(this.event_loop.this(py), this.fd, protocol.clone(), Some(made.clone()), None)?;
-    let transport = Stream::create(py, parts, file, None)?.into_object();
+    let params = params(this.event_loop.this(py), this.fd, protocol.clone(), Some(made.clone()), None)?;
+    let transport = Stream::create(py, params, file, None)?.into_object();
     tuple(py, &[&transport, &protocol, &made])
 }
 

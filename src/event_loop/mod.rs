@@ -4,7 +4,6 @@
 //! documentation of asyncio's AbstractEventLoop, and `observing`, which that does not have.
 
 mod connecting;
-mod making;
 mod observing;
 mod overrides;
 mod queues;
@@ -14,6 +13,7 @@ mod serving;
 mod socket_operation;
 mod sockets;
 mod tasks;
+mod transport_factories;
 mod watchers;
 
 use std::cell::Cell;
@@ -136,7 +136,7 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     methods.extend(watchers::methods());
     methods.extend(sockets::methods());
     methods.extend(serving::methods());
-    methods.extend(making::methods());
+    methods.extend(transport_factories::methods());
     methods.extend(connecting::methods());
     let definition = Definition {
         name: c"hotloop._core.Loop",

@@ -41,7 +41,7 @@ fn metrics(this: ThisLoop<'_, '_>) -> PyResult<Object> {
     for (name, count) in metrics.counts.all() {
         set(name, to_int(py, count)?)?;
     }
-    let (idle, busy) = metrics.idle_and_busy(core.pace.polled());
+    let (idle, busy) = metrics.idle_and_busy(core.poll_policy.polled());
     let waiting = core.watched_objects(py).iter().map(transports::queued_size).sum();
     set("timers_cancelled", to_int(py, core.schedule.timers_cancelled.get())?)?;
     set("idle", Object::from_float(py, idle)?)?;
@@ -77,10 +77,10 @@ fn watch<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> 
     if !(threshold > 0.0 && threshold.is_finite()) {
         return Err(new_error::<PyValueError>(py, "the threshold must be a positive number of seconds"));
     }
-    let turns = this.core.turns().unwrap_or_default();
-    turns.set_threshold(threshold);
-    this.core.set_turns(Some(Arc::clone(&turns)));
-    watchdog::watch(py, &turns, id);
+    let run_monitor = this.core.run_monitor().unwrap_or_default();
+    run_monitor.set_threshold(threshold);
+    this.core.set_turns(Some(Arc::clone(&run_monitor)));
+    watchdog::watch(py, &run_monitor, id);
     Ok(Object::none(py))
 }
 

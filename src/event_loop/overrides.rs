@@ -107,7 +107,7 @@ impl Loop {
     }
 
     fn note_clock(&self) {
-        self.core.set_foreign_clock(self.overrides.time.get() || CLOCK_IS_REPLACED.load(Relaxed));
+        self.core.set_overridden_clock(self.overrides.time.get() || CLOCK_IS_REPLACED.load(Relaxed));
     }
 }
 

@@ -5,7 +5,7 @@ use pyo3::ffi::PyMethodDef;
 use pyo3::prelude::*;
 
 use super::{Loop, ThisLoop};
-use crate::core::Ready;
+use crate::core::ReadyEntry;
 use crate::cpython::class::{self, Class, Definition, Native, Obj, This, Visitor};
 use crate::cpython::errors::no_memory;
 use crate::cpython::module::add;
@@ -17,7 +17,7 @@ use crate::{method0, method1};
 /// What a handle calls that stands for an entry without one.
 struct Entry {
     event_loop: Object,
-    ready: Ready,
+    ready: ReadyEntry,
 }
 
 impl Native for Entry {
@@ -41,11 +41,11 @@ fn run(this: This<'_, '_, Entry>) -> PyResult<Object> {
 }
 
 /// The handle of an entry, or one that does the same.
-fn to_handle(this: ThisLoop<'_, '_>, entry: Ready) -> PyResult<Object> {
+fn to_handle(this: ThisLoop<'_, '_>, entry: ReadyEntry) -> PyResult<Object> {
     let py = this.py();
     match entry {
-        Ready::Task(step) => Ok(step.handle(py, &this.object())?.into_object()),
-        Ready::Step(..) | Ready::Event(..) => {
+        ReadyEntry::Task(step) => Ok(step.handle(py, &this.object())?.into_object()),
+        ReadyEntry::Step(..) | ReadyEntry::Event(..) => {
             let entry = Obj::new(py, Entry { event_loop: this.object(), ready: entry })?;
             let call = Call {
                 callback: entry.as_object().bind(py).getattr(intern!(py, "run"))?.into(),
@@ -90,7 +90,7 @@ fn make_ready<'py>(this: ThisLoop<'_, 'py>, timer: Borrowed<'_, 'py, PyAny>) -> 
     if let Some(timer) = Obj::<TimerHandle>::downcast(&Object::from(timer))
         && timer.is_scheduled()
     {
-        this.core.push_new(py, Ready::Timer(timer.clone()))?;
+        this.core.push_new(py, ReadyEntry::Timer(timer.clone()))?;
         timer.take_out();
     }
     Ok(Object::none(py))

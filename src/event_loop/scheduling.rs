@@ -8,7 +8,7 @@ use pyo3::types::{PyFloat, PyInt};
 
 use super::overrides::replaced_clock;
 use super::{Loop, ThisLoop};
-use crate::core::Ready;
+use crate::core::ReadyEntry;
 use crate::cpython::args::{Args, all};
 use crate::cpython::class::{Native, Obj};
 use crate::cpython::errors::new_error;
@@ -73,11 +73,11 @@ fn call_soon<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Obje
         && is_of_task(py, &callback, arguments)?
     {
         let step = TaskStep { callback, future: args.object(1), context: context.clone() };
-        this.core.push_new(py, Ready::Task(step))?;
+        this.core.push_new(py, ReadyEntry::Task(step))?;
         return Ok(Object::none(py));
     }
     let handle = Obj::new(py, make_handle(this, "call_soon", callback, args, 1, context)?)?;
-    this.core.push_new(py, Ready::Handle(handle.clone()))?;
+    this.core.push_new(py, ReadyEntry::Handle(handle.clone()))?;
     Ok(handle.into_object())
 }
 
@@ -118,9 +118,9 @@ fn queue<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> 
         event_loop: this.object(),
     };
     let handle = Obj::new(py, Handle::new(py, call, &this.core.schedule)?)?;
-    let entry = Ready::Handle(handle.clone());
+    let entry = ReadyEntry::Handle(handle.clone());
     match this.thread.get() {
-        Some(thread) if thread != thread_ident() => this.core.send(py, entry)?,
+        Some(thread) if thread != thread_ident() => this.core.push_threadsafe(py, entry)?,
         _ => this.core.push_new(py, entry)?,
     }
     Ok(handle.into_object())
@@ -138,25 +138,25 @@ fn call_soon_threadsafe<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> Py
     let handle = make_handle(this, METHOD, callback, args, 1, context)?;
     let (entry, handle) = if ThreadSafeHandle::class().exists() {
         let handle = Obj::new(this.py(), ThreadSafeHandle::new(handle))?;
-        (Ready::ThreadSafe(handle.clone()), handle.into_object())
+        (ReadyEntry::ThreadSafe(handle.clone()), handle.into_object())
     } else {
         let handle = Obj::new(this.py(), handle)?;
-        (Ready::Handle(handle.clone()), handle.into_object())
+        (ReadyEntry::Handle(handle.clone()), handle.into_object())
     };
     match this.thread.get() {
         Some(thread) if thread == thread_ident() => {
             this.core.push_new(this.py(), entry)?;
-            if this.core.has_foreign_wait() {
+            if this.core.has_overridden_wait() {
                 // The call may come from within the wait.
-                this.core.rouse();
+                this.core.wake();
             }
         }
-        Some(_) => this.core.send(this.py(), entry)?,
+        Some(_) => this.core.push_threadsafe(this.py(), entry)?,
         None => {
             // GIL: while nobody runs the loop, whoever holds the GIL may touch its queue. A subclass may run it without
             // saying so, and then waits without the GIL.
             this.core.push_new(this.py(), entry)?;
-            this.core.rouse();
+            this.core.wake();
         }
     }
     if this.overrides.wake.get() {
@@ -201,7 +201,7 @@ fn call_later_by_methods<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> P
 }
 
 fn call_later<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
-    if this.core.has_foreign_clock() || this.overrides.call_at.get() {
+    if this.core.has_overridden_clock() || this.overrides.call_at.get() {
         return call_later_by_methods(this, args);
     }
     let py = this.py();
@@ -247,8 +247,8 @@ fn add_callback<'py>(this: ThisLoop<'_, 'py>, handle: Borrowed<'_, 'py, PyAny>) 
     if !handle.getattr(intern!(py, "_cancelled"))?.is_truthy()? {
         let handle = Object::from(handle);
         let entry = match Obj::<Handle>::downcast(&handle) {
-            Some(handle) => Ready::Handle(handle),
-            None => Ready::Foreign(handle),
+            Some(handle) => ReadyEntry::Handle(handle),
+            None => ReadyEntry::PythonHandle(handle),
         };
         this.core.push_new(py, entry)?;
     }
@@ -256,7 +256,7 @@ fn add_callback<'py>(this: ThisLoop<'_, 'py>, handle: Borrowed<'_, 'py, PyAny>) 
 }
 
 fn write_to_self(this: ThisLoop<'_, '_>) -> PyResult<Object> {
-    this.core.rouse();
+    this.core.wake();
     Ok(Object::none(this.py()))
 }
 

@@ -8,8 +8,8 @@ use pyo3::ffi::PyMethodDef;
 use pyo3::prelude::*;
 use std::io;
 
-use super::making::check_protocol;
 use super::overrides::sockets_are_patched;
+use super::transport_factories::check_protocol;
 use super::{Loop, ThisLoop, given};
 use crate::core::{Core, Direction, Waiter};
 use crate::cpython::args::{Args, all};
@@ -25,7 +25,7 @@ use crate::imports::imports;
 use crate::intern;
 use crate::reactor::socket;
 use crate::transports::address::Address;
-use crate::transports::endpoint::Parts;
+use crate::transports::endpoint::EndpointParams;
 use crate::transports::socket_file::{SocketFile, socket_of};
 use crate::transports::stream::Stream;
 use crate::{method, method0, method1};
@@ -258,7 +258,7 @@ impl Listener {
             socket::set_nodelay(fd.as_raw_fd());
         }
         let number = fd.as_raw_fd();
-        let parts = Parts {
+        let params = EndpointParams {
             core: Rc::clone(&this.core),
             event_loop: this.event_loop.clone(),
             fd: number,
@@ -268,9 +268,9 @@ impl Listener {
             context: this.shares_context.then(|| context.clone()),
         };
         let file = SocketFile::new(fd, Some(peer));
-        let transport = Stream::create(py, parts, file, this.server.clone())?;
-        if let Some(slot) = transport.slot() {
-            this.core.note_accepted(slot);
+        let transport = Stream::create(py, params, file, this.server.clone())?;
+        if let Some(token) = transport.token() {
+            this.core.note_accepted(token);
         }
         Ok(())
     }

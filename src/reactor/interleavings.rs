@@ -12,14 +12,14 @@ use loom::sync::{Arc, Condvar, Mutex};
 use loom::thread;
 
 use super::clock::simulated;
-use super::doze::doze;
+use super::inject_queue::InjectQueue;
 use super::kernel::Kernel;
-use super::poller::{Interest, Ready};
+use super::poller::{Events, Interest};
 use super::run_lock::RunLock;
-use super::turns::Turns;
-use super::waker::Inbox;
+use super::run_monitor::RunMonitor;
+use super::spin::spin_for_wakeup;
 
-/// A poller that nothing but its alarm wakes.
+/// A poller that nothing but its waker wakes.
 #[derive(Default)]
 struct Bell {
     rung: Mutex<bool>,
@@ -27,7 +27,7 @@ struct Bell {
 }
 
 impl Bell {
-    fn ring(&self) {
+    fn wake(&self) {
         *self.rung.lock().unwrap() = true;
         self.changed.notify_all();
     }
@@ -73,11 +73,11 @@ impl Kernel for Bell {
         Ok(())
     }
 
-    fn narrow(&self, _: RawFd, _: usize, _: Interest) -> io::Result<()> {
+    fn mask_priority(&self, _: RawFd, _: usize, _: Interest) -> io::Result<()> {
         Ok(())
     }
 
-    fn wait(&self, _: &mut Ready, timeout: Option<Duration>) -> io::Result<()> {
+    fn wait(&self, _: &mut Events, timeout: Option<Duration>) -> io::Result<()> {
         match timeout {
             None => self.sleep(),
             Some(_) => *self.rung.lock().unwrap() = false,
@@ -91,38 +91,39 @@ impl Kernel for Bell {
 }
 
 struct Loop {
-    inbox: Inbox<u32>,
+    injected: InjectQueue<u32>,
     bell: Bell,
 }
 
 impl Loop {
     fn send(&self, message: u32) {
-        if self.inbox.deliver(message) {
-            self.bell.ring();
+        if self.injected.push(message) {
+            self.bell.wake();
         }
     }
 
     /// Waits as the event loop does, and returns the messages.
-    fn wait(&self, dozes: bool) -> Vec<u32> {
-        if self.inbox.fall_asleep(dozes) {
-            let mut ready = Ready::default();
-            let is_over = dozes && doze(&self.inbox.sleep, &self.bell, &mut ready).unwrap().is_over;
+    fn wait(&self, spins: bool) -> Vec<u32> {
+        if self.injected.begin_wait(spins) {
+            let mut ready = Events::default();
+            let is_over =
+                spins && spin_for_wakeup(&self.injected.sleep, &self.bell, &mut ready).unwrap().is_over;
             if !is_over {
                 self.bell.wait(&mut ready, None).unwrap();
             }
         }
-        self.inbox.sleep.end();
-        self.inbox.collect()
+        self.injected.sleep.end();
+        self.injected.take_all()
     }
 }
 
 /// Has `senders` threads send `messages` each to a loop that waits until it has all of them.
-fn deliver(senders: u32, messages: u32, dozes: bool) {
+fn deliver(senders: u32, messages: u32, spins: bool) {
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound = Some(3);
     builder.check(move || {
         simulated::start(40_000);
-        let shared = Arc::new(Loop { inbox: Inbox::default(), bell: Bell::default() });
+        let shared = Arc::new(Loop { injected: InjectQueue::default(), bell: Bell::default() });
         let threads: Vec<_> = (0..senders)
             .map(|sender| {
                 let shared = Arc::clone(&shared);
@@ -133,7 +134,7 @@ fn deliver(senders: u32, messages: u32, dozes: bool) {
             .collect();
         let mut received = Vec::new();
         while received.len() < (senders * messages) as usize {
-            received.extend(shared.wait(dozes));
+            received.extend(shared.wait(spins));
         }
         for sender in 0..senders {
             let range = sender * messages..(sender + 1) * messages;
@@ -163,22 +164,22 @@ fn a_turn_that_is_seen_is_whole() {
         100 * number
     }
     loom::model(|| {
-        let turns = Arc::new(Turns::default());
+        let run_monitor = Arc::new(RunMonitor::default());
         let watcher = {
-            let turns = Arc::clone(&turns);
+            let run_monitor = Arc::clone(&run_monitor);
             thread::spawn(move || {
-                let turn = turns.under_way();
+                let turn = run_monitor.under_way();
                 if let Some(turn) = turn {
                     assert_eq!(turn.began, began(turn.number), "of another turn");
-                    turns.notice(turn);
+                    run_monitor.notice(turn);
                 }
                 turn
             })
         };
         let mut told = None;
         for number in [1, 3, 5] {
-            turns.begin(began(number));
-            if let Some(turn) = turns.end() {
+            run_monitor.begin(began(number));
+            if let Some(turn) = run_monitor.end() {
                 assert_eq!((turn.number, turn.began), (number, began(number)));
                 assert_eq!(told.replace(turn), None, "a turn is told of once");
             }

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::RawFd;
 use std::time::Duration;
 
-use super::poller::{Interest, Poller, Ready};
+use super::poller::{Events, Interest, Poller};
 
 /// A set of watched descriptors. [`Poller`] says what each method does.
 pub trait Kernel: Sized {
@@ -25,9 +25,9 @@ pub trait Kernel: Sized {
 
     fn delete(&self, fd: RawFd) -> io::Result<()>;
 
-    fn narrow(&self, fd: RawFd, key: usize, interest: Interest) -> io::Result<()>;
+    fn mask_priority(&self, fd: RawFd, key: usize, interest: Interest) -> io::Result<()>;
 
-    fn wait(&self, ready: &mut Ready, timeout: Option<Duration>) -> io::Result<()>;
+    fn wait(&self, ready: &mut Events, timeout: Option<Duration>) -> io::Result<()>;
 
     /// Offers the processor to other threads.
     fn yield_now(&self);
@@ -66,11 +66,11 @@ impl Kernel for Poller {
         Poller::delete(self, fd)
     }
 
-    fn narrow(&self, fd: RawFd, key: usize, interest: Interest) -> io::Result<()> {
-        Poller::narrow(self, fd, key, interest)
+    fn mask_priority(&self, fd: RawFd, key: usize, interest: Interest) -> io::Result<()> {
+        Poller::mask_priority(self, fd, key, interest)
     }
 
-    fn wait(&self, ready: &mut Ready, timeout: Option<Duration>) -> io::Result<()> {
+    fn wait(&self, ready: &mut Events, timeout: Option<Duration>) -> io::Result<()> {
         Poller::wait(self, ready, timeout)
     }
 

@@ -140,18 +140,18 @@ pub fn repr<T: Transport>(
     details: impl FnOnce() -> String,
 ) -> PyResult<Object> {
     let py = this.py();
-    let mut parts = vec![this.as_any().get_type().name()?.to_string()];
+    let mut params = vec![this.as_any().get_type().name()?.to_string()];
     match this.phase.get() {
         Phase::Open => {}
-        Phase::Closing | Phase::Lost => parts.push("closing".to_owned()),
-        Phase::Closed => parts.push("closed".to_owned()),
+        Phase::Closing | Phase::Lost => params.push("closing".to_owned()),
+        Phase::Closed => params.push("closed".to_owned()),
     }
-    parts.push(format!("fd={}", this.fd));
+    params.push(format!("fd={}", this.fd));
     if this.phase.get() != Phase::Closed {
         let closed = this.core.is_closed();
-        parts.extend(if closed { idle.map(str::to_owned) } else { Some(details()) });
+        params.extend(if closed { idle.map(str::to_owned) } else { Some(details()) });
     }
-    Object::from_str(py, &format!("<{}>", parts.join(" ")))
+    Object::from_str(py, &format!("<{}>", params.join(" ")))
 }
 
 pub fn polling(polling: bool) -> &'static str {
@@ -251,7 +251,7 @@ macro_rules! writing_methods {
                 $native,
                 "abort",
                 |this| {
-                    $crate::transports::endpoint::abort(this, None)?;
+                    $crate::transports::endpoint::force_close(this, None)?;
                     $crate::transports::methods::none(this)
                 },
                 "abort($self, /)\n--\n\nClose at once: what is buffered is lost. connection_lost(None) is called."

@@ -46,7 +46,7 @@ pub trait Wake: Clone + Send + 'static {
 
 pub struct Hotloop {
     registry: Registry<usize>,
-    ready: poller::Ready,
+    ready: poller::Events,
 }
 
 impl Reactor for Hotloop {
@@ -54,7 +54,7 @@ impl Reactor for Hotloop {
     type Waker = Arc<Poller>;
 
     fn new() -> io::Result<Hotloop> {
-        Ok(Hotloop { registry: Registry::new(Poller::new(false)?), ready: poller::Ready::default() })
+        Ok(Hotloop { registry: Registry::new(Poller::new(false)?), ready: poller::Events::default() })
     }
 
     fn waker(&self) -> Arc<Poller> {

@@ -86,7 +86,7 @@ impl SocketOperation {
                 };
                 // As above.
                 let fd = self.fileno(py)?;
-                self.core.stir();
+                self.core.request_poll();
                 let rest = &buffer.as_slice()[sent.get()..];
                 // Nothing at all is sent, too: it can be a datagram.
                 let result = socket::send(fd, &[IoSlice::new(rest)]);
@@ -97,7 +97,7 @@ impl SocketOperation {
                 Ok((count == left).then(|| Object::none(py)))
             }
             Operation::SendTo(data, address) => {
-                self.core.stir();
+                self.core.request_poll();
                 unless_blocked(py, socket.call_method(py, intern!(py, "sendto"), &[data, address]))
             }
             Operation::Accept => {
@@ -111,7 +111,7 @@ impl SocketOperation {
                 Ok(accepted)
             }
             Operation::Connect { address, begun } => {
-                self.core.stir();
+                self.core.request_poll();
                 if !begun.replace(true) {
                     let connected =
                         unless_blocked(py, socket.call_method1(py, intern!(py, "connect"), address))?;
@@ -146,7 +146,7 @@ impl SocketOperation {
             // The rest of a datagram would be lost.
             return unless_blocked(py, self.socket.call_method1(py, intern!(py, "recv"), size));
         }
-        match self.core.receive_at_once(py, fd, count, &self.core.usual_size)? {
+        match self.core.receive_at_once(py, fd, count, &self.core.recv_size_hint)? {
             Received::Data(data, _) => Ok(Some(data)),
             Received::Nothing => Ok(None),
         }

@@ -18,7 +18,7 @@
 //!   nothing but EPOLLPRI narrows the registration to what asyncio asks for.
 
 #[cfg(target_os = "linux")]
-mod alarm;
+mod waker;
 
 use std::io;
 #[cfg(target_os = "linux")]
@@ -32,7 +32,7 @@ use std::time::Duration;
 use polling::PollMode;
 
 #[cfg(target_os = "linux")]
-use alarm::{ALARM_KEY, Alarm};
+use waker::{WAKER_KEY, Waker};
 
 use super::faults::{self, Call};
 
@@ -62,12 +62,12 @@ pub struct Event {
     pub key: usize,
     pub readable: bool,
     pub writable: bool,
-    /// Only out-of-band data: see [`Poller::narrow`].
+    /// Only out-of-band data: see [`Poller::mask_priority`].
     pub only_priority: bool,
 }
 
 /// What a wait found. Reused from wait to wait, of one poller or several that wait in the same way.
-pub struct Ready {
+pub struct Events {
     /// Whether a signal cut the wait short.
     pub interrupted: bool,
     portable: polling::Events,
@@ -77,9 +77,9 @@ pub struct Ready {
     native: Vec<libc::epoll_event>,
 }
 
-impl Default for Ready {
+impl Default for Events {
     fn default() -> Self {
-        Ready {
+        Events {
             interrupted: false,
             portable: polling::Events::new(),
             events: Vec::new(),
@@ -89,13 +89,13 @@ impl Default for Ready {
     }
 }
 
-impl Ready {
+impl Events {
     /// The descriptors that are ready.
     pub fn events(&self) -> impl Iterator<Item = Event> {
         let events = self.events.iter().copied();
         #[cfg(target_os = "linux")]
         let events =
-            self.native.iter().filter(|event| event.u64 != ALARM_KEY as u64).map(from_epoll).chain(events);
+            self.native.iter().filter(|event| event.u64 != WAKER_KEY as u64).map(from_epoll).chain(events);
         events
     }
 
@@ -150,7 +150,7 @@ pub struct Poller {
     poller: Option<polling::Poller>,
     portable: bool,
     #[cfg(target_os = "linux")]
-    alarm: Option<Alarm>,
+    waker: Option<Waker>,
     forks: u32,
     /// See [`Poller::abandon`].
     abandoned: AtomicBool,
@@ -163,12 +163,12 @@ impl Poller {
         faults::attempt(Call::EpollCreate)?;
         let poller = polling::Poller::new()?;
         #[cfg(target_os = "linux")]
-        let alarm = if portable { None } else { Some(Alarm::new(&poller)?) };
+        let waker = if portable { None } else { Some(Waker::new(&poller)?) };
         Ok(Poller {
             poller: Some(poller),
             portable,
             #[cfg(target_os = "linux")]
-            alarm,
+            waker,
             forks,
             abandoned: AtomicBool::new(false),
         })
@@ -187,8 +187,8 @@ impl Poller {
     /// that they are not closed when it is dropped.
     pub fn abandon(&self) {
         #[cfg(target_os = "linux")]
-        if let Some(alarm) = &self.alarm
-            && alarm.is_in(self.inner().as_raw_fd())
+        if let Some(waker) = &self.waker
+            && waker.is_in(self.inner().as_raw_fd())
         {
             // They are there all the same.
             return;
@@ -202,8 +202,8 @@ impl Poller {
             return false;
         }
         #[cfg(target_os = "linux")]
-        if let Some(alarm) = &self.alarm {
-            return alarm.is_in(self.inner().as_raw_fd());
+        if let Some(waker) = &self.waker {
+            return waker.is_in(self.inner().as_raw_fd());
         }
         true
     }
@@ -211,7 +211,7 @@ impl Poller {
     /// Whether a number is one that the poller waits by: nobody else can have it watched.
     pub fn is_own(&self, fd: RawFd) -> bool {
         #[cfg(target_os = "linux")]
-        if self.alarm.as_ref().is_some_and(|alarm| alarm.as_raw_fd() == fd) {
+        if self.waker.as_ref().is_some_and(|waker| waker.as_raw_fd() == fd) {
             return true;
         }
         self.inner().as_raw_fd() == fd
@@ -246,8 +246,8 @@ impl Poller {
     /// Wakes the thread that waits, or makes the next wait return at once. Callable from any thread.
     pub fn wake(&self) -> io::Result<()> {
         #[cfg(target_os = "linux")]
-        if let Some(alarm) = &self.alarm {
-            return alarm.ring();
+        if let Some(waker) = &self.waker {
+            return waker.ring();
         }
         faults::attempt(Call::Wake)?;
         self.inner().notify()
@@ -255,7 +255,7 @@ impl Poller {
 
     /// Waits until a descriptor is ready, the time is up (None: never), a signal arrives or [`Poller::wake`] is
     /// called, and leaves in `ready` what became ready.
-    pub fn wait(&self, ready: &mut Ready, timeout: Option<Duration>) -> io::Result<()> {
+    pub fn wait(&self, ready: &mut Events, timeout: Option<Duration>) -> io::Result<()> {
         ready.interrupted = false;
         #[cfg(target_os = "linux")]
         if !self.portable {
@@ -265,7 +265,7 @@ impl Poller {
     }
 
     #[inline(never)]
-    fn wait_portably(&self, ready: &mut Ready, timeout: Option<Duration>) -> io::Result<()> {
+    fn wait_portably(&self, ready: &mut Events, timeout: Option<Duration>) -> io::Result<()> {
         ready.portable.clear();
         ready.events.clear();
         // `polling` waits on when a signal cuts its wait short. The event loop has signals written to a descriptor and watches
@@ -283,7 +283,7 @@ impl Poller {
     }
 
     /// Stops asking for out-of-band data on a descriptor: what follows an event that is `only_priority`.
-    pub fn narrow(&self, fd: RawFd, key: usize, interest: Interest) -> io::Result<()> {
+    pub fn mask_priority(&self, fd: RawFd, key: usize, interest: Interest) -> io::Result<()> {
         #[cfg(target_os = "linux")]
         {
             faults::attempt(Call::EpollModify)?;
@@ -313,7 +313,7 @@ impl Poller {
 #[cfg(target_os = "linux")]
 impl Poller {
     /// One system call on the poller's own descriptor.
-    fn wait_natively(&self, ready: &mut Ready, timeout: Option<Duration>) -> io::Result<()> {
+    fn wait_natively(&self, ready: &mut Events, timeout: Option<Duration>) -> io::Result<()> {
         let epoll = self.inner().as_raw_fd();
         let events = &mut ready.native;
         events.clear();
@@ -431,7 +431,7 @@ impl Drop for Poller {
         }
         #[cfg(target_os = "linux")]
         if !is_intact {
-            std::mem::forget(self.alarm.take());
+            std::mem::forget(self.waker.take());
         }
     }
 }

@@ -14,7 +14,7 @@ const MOMENT: Option<Duration> = Some(Duration::from_millis(20));
 fn reports_what_is_ready_as_long_as_it_is() {
     for poller in both() {
         let (mut here, mut there) = UnixStream::pair().unwrap();
-        let mut ready = Ready::default();
+        let mut ready = Events::default();
         poller.add(here.as_raw_fd(), 7, Interest::READABLE).unwrap();
         poller.wait(&mut ready, Some(Duration::ZERO)).unwrap();
         assert!(ready.is_empty());
@@ -40,7 +40,7 @@ fn reports_what_is_ready_as_long_as_it_is() {
 #[test]
 fn waits_no_shorter_than_asked() {
     for poller in both() {
-        let mut ready = Ready::default();
+        let mut ready = Events::default();
         for timeout in [Duration::from_micros(300), Duration::from_millis(5)] {
             let start = Instant::now();
             poller.wait(&mut ready, Some(timeout)).unwrap();
@@ -52,7 +52,7 @@ fn waits_no_shorter_than_asked() {
 #[test]
 fn wakes_again_and_again() {
     for poller in both() {
-        let mut ready = Ready::default();
+        let mut ready = Events::default();
         for _ in 0..3 {
             poller.wake().unwrap();
             poller.wake().unwrap();

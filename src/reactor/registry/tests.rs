@@ -1,4 +1,4 @@
-use super::super::poller::Ready;
+use super::super::poller::Events;
 use super::*;
 use std::io::Write;
 use std::os::fd::AsRawFd;
@@ -10,7 +10,7 @@ fn registry() -> Registry<&'static str> {
 }
 
 fn poll(registry: &Registry<&'static str>) -> Vec<Option<&'static str>> {
-    let mut ready = Ready::default();
+    let mut ready = Events::default();
     registry.poller().wait(&mut ready, Some(Duration::ZERO)).unwrap();
     ready.events().map(|event| registry.resolve(event.key).map(|(_, watch)| *watch)).collect()
 }
@@ -38,16 +38,16 @@ fn close(fd: RawFd) {
 fn events_find_their_watch() {
     let mut registry = registry();
     let (here, _there) = readable_pair();
-    let slot = registry.insert(here.as_raw_fd(), "watch");
+    let token = registry.insert(here.as_raw_fd(), "watch");
     assert_eq!(poll(&registry), []);
-    registry.set_interest(slot, Interest::READABLE).unwrap();
+    registry.set_interest(token, Interest::READABLE).unwrap();
     assert_eq!(poll(&registry), [Some("watch")]);
-    registry.set_interest(slot, Interest::NONE).unwrap();
+    registry.set_interest(token, Interest::NONE).unwrap();
     assert_eq!(poll(&registry), []);
-    registry.set_interest(slot, Interest::WRITABLE).unwrap();
+    registry.set_interest(token, Interest::WRITABLE).unwrap();
     assert_eq!(poll(&registry), [Some("watch")]);
-    assert_eq!(registry.remove(slot), Some("watch"));
-    assert_eq!(registry.remove(slot), None);
+    assert_eq!(registry.remove(token), Some("watch"));
+    assert_eq!(registry.remove(token), None);
     assert_eq!(poll(&registry), []);
     assert_eq!(registry.find(here.as_raw_fd()), None);
 }
@@ -73,15 +73,15 @@ fn a_descriptor_closed_and_reused_is_watched_anew() {
     let fd = HIGH[0];
     duplicate_to(&here, fd);
     drop(here);
-    let slot = registry.insert(fd, "watch");
-    registry.set_interest(slot, Interest::READABLE).unwrap();
+    let token = registry.insert(fd, "watch");
+    registry.set_interest(token, Interest::READABLE).unwrap();
     close(fd);
     assert_eq!(poll(&registry), []);
     let (successor, _peer) = UnixStream::pair().unwrap();
     duplicate_to(&successor, fd);
-    registry.renew_interest(slot, Interest::READABLE).unwrap();
+    registry.renew_interest(token, Interest::READABLE).unwrap();
     assert_eq!(poll(&registry), []);
-    registry.set_interest(slot, Interest::WRITABLE).unwrap();
+    registry.set_interest(token, Interest::WRITABLE).unwrap();
     assert_eq!(poll(&registry), [Some("watch")]);
     close(fd);
 }
@@ -92,14 +92,14 @@ fn an_entry_whose_file_was_replaced_does_not_hear_the_former_one() {
     let (here, _there) = readable_pair();
     let fd = HIGH[2];
     duplicate_to(&here, fd);
-    let slot = registry.insert(fd, "watch");
-    assert_eq!(registry.renew_or_move(slot, Interest::READABLE).unwrap(), slot);
-    assert_eq!(registry.renew_or_move(slot, Interest::READABLE).unwrap(), slot, "it is the same file");
+    let token = registry.insert(fd, "watch");
+    assert_eq!(registry.renew_or_move(token, Interest::READABLE).unwrap(), token);
+    assert_eq!(registry.renew_or_move(token, Interest::READABLE).unwrap(), token, "it is the same file");
     close(fd);
     let (successor, _peer) = UnixStream::pair().unwrap();
     duplicate_to(&successor, fd);
-    let moved = registry.renew_or_move(slot, Interest::READABLE).unwrap();
-    assert_ne!(moved, slot);
+    let moved = registry.renew_or_move(token, Interest::READABLE).unwrap();
+    assert_ne!(moved, token);
     assert_eq!(registry.find(fd), Some(moved));
     assert_eq!(poll(&registry), [None], "the former file lives on, and is nobody's");
     close(fd);
@@ -112,12 +112,12 @@ fn a_ghost_is_told_from_the_living_and_driven_out() {
     let ((here, _there), (other, _peer)) = (readable_pair(), readable_pair());
     let fd = HIGH[1];
     duplicate_to(&here, fd);
-    let slot = registry.insert(fd, "closed");
-    registry.set_interest(slot, Interest::READABLE).unwrap();
+    let token = registry.insert(fd, "closed");
+    registry.set_interest(token, Interest::READABLE).unwrap();
     let living = registry.insert(other.as_raw_fd(), "living");
     registry.set_interest(living, Interest::READABLE).unwrap();
     close(fd);
-    registry.remove(slot);
+    registry.remove(token);
     let mut seen = poll(&registry);
     seen.sort();
     assert_eq!(seen, [None, Some("living")], "the duplicate keeps the registration alive");
@@ -132,13 +132,13 @@ fn out_of_band_data_does_not_spin() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     let (server, _) = listener.accept().unwrap();
-    let slot = registry.insert(server.as_raw_fd(), "server");
-    registry.set_interest(slot, Interest::READABLE).unwrap();
+    let token = registry.insert(server.as_raw_fd(), "server");
+    registry.set_interest(token, Interest::READABLE).unwrap();
     socket2::SockRef::from(&client).send_out_of_band(b"!").unwrap();
-    let mut ready = Ready::default();
+    let mut ready = Events::default();
     registry.poller().wait(&mut ready, Some(Duration::from_secs(5))).unwrap();
     assert!(ready.events().next().unwrap().only_priority);
-    registry.narrow(slot);
+    registry.mask_priority(token);
     assert_eq!(poll(&registry), []);
     (&client).write_all(b"x").unwrap();
     registry.poller().wait(&mut ready, Some(Duration::from_secs(5))).unwrap();
@@ -150,13 +150,13 @@ fn out_of_band_data_does_not_spin() {
 fn a_forked_child_leaves_the_parents_set_alone() {
     let mut registry = registry();
     let (here, _there) = readable_pair();
-    let slot = registry.insert(here.as_raw_fd(), "watch");
-    registry.set_interest(slot, Interest::READABLE).unwrap();
+    let token = registry.insert(here.as_raw_fd(), "watch");
+    registry.set_interest(token, Interest::READABLE).unwrap();
     // SAFETY: the child calls nothing but this module and _exit.
     let child = unsafe { libc::fork() };
     if child == 0 {
         let inherited = registry.poller().is_inherited();
-        registry.remove(slot);
+        registry.remove(token);
         drop(registry);
         // SAFETY: _exit does not return.
         unsafe { libc::_exit(if inherited { 0 } else { 1 }) };
@@ -168,8 +168,8 @@ fn a_forked_child_leaves_the_parents_set_alone() {
     assert_eq!(poll(&registry), [Some("watch")]);
     registry.poller().wake().unwrap();
     let start = std::time::Instant::now();
-    let mut ready = Ready::default();
-    registry.remove(slot);
+    let mut ready = Events::default();
+    registry.remove(token);
     registry.poller().wait(&mut ready, Some(Duration::from_secs(20))).unwrap();
     assert!(start.elapsed() < Duration::from_secs(10), "the parent can still be woken");
 }
@@ -178,11 +178,11 @@ fn a_forked_child_leaves_the_parents_set_alone() {
 fn numbers_beyond_all_reason_are_refused_and_cost_nothing() {
     let mut registry = registry();
     for fd in [50_000_000, RawFd::MAX, -1] {
-        let slot = registry.insert(fd, "watch");
-        assert_eq!(registry.find(fd), Some(slot));
-        let error = registry.set_interest(slot, Interest::READABLE).unwrap_err();
+        let token = registry.insert(fd, "watch");
+        assert_eq!(registry.find(fd), Some(token));
+        let error = registry.set_interest(token, Interest::READABLE).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::EBADF));
-        assert_eq!(registry.remove(slot), Some("watch"));
+        assert_eq!(registry.remove(token), Some("watch"));
         assert_eq!(registry.find(fd), None);
     }
 }
@@ -210,15 +210,15 @@ fn close_all() {
 }
 
 /// In a child, since other tests run in this process: closes all descriptors before it runs what is given.
-fn after_closing_all(portable: bool, run: impl FnOnce(&mut Registry<&'static str>, Slot) -> bool) {
+fn after_closing_all(portable: bool, run: impl FnOnce(&mut Registry<&'static str>, Token) -> bool) {
     let status = in_child(|| {
         let mut registry = Registry::new(Poller::new(portable).unwrap());
         let (here, there) = readable_pair();
-        let slot = registry.insert(here.as_raw_fd(), "closed");
-        registry.set_interest(slot, Interest::READABLE).unwrap();
+        let token = registry.insert(here.as_raw_fd(), "closed");
+        registry.set_interest(token, Interest::READABLE).unwrap();
         close_all();
         std::mem::forget((here, there));
-        run(&mut registry, slot)
+        run(&mut registry, token)
     });
     assert_eq!(status, 0);
 }
@@ -226,17 +226,17 @@ fn after_closing_all(portable: bool, run: impl FnOnce(&mut Registry<&'static str
 #[test]
 fn a_set_that_was_closed_is_made_anew_by_the_wait() {
     for portable in [false, true] {
-        after_closing_all(portable, |registry, slot| {
-            let mut ready = Ready::default();
+        after_closing_all(portable, |registry, token| {
+            let mut ready = Events::default();
             let error = registry.poller().wait(&mut ready, Some(Duration::ZERO)).unwrap_err();
             registry.recover(error).unwrap();
-            let gone = registry.registered(slot).is_none() && poll(registry).is_empty();
+            let gone = registry.registered(token).is_none() && poll(registry).is_empty();
             let (here, _there) = readable_pair();
-            let slot = match registry.find(here.as_raw_fd()) {
-                Some(slot) => registry.renew_or_move(slot, Interest::READABLE).unwrap(),
+            let token = match registry.find(here.as_raw_fd()) {
+                Some(token) => registry.renew_or_move(token, Interest::READABLE).unwrap(),
                 None => registry.insert(here.as_raw_fd(), "new"),
             };
-            registry.set_interest(slot, Interest::READABLE).unwrap();
+            registry.set_interest(token, Interest::READABLE).unwrap();
             gone && poll(registry).len() == 1
         });
     }
@@ -244,13 +244,13 @@ fn a_set_that_was_closed_is_made_anew_by_the_wait() {
 
 #[test]
 fn a_set_that_was_closed_is_made_anew_by_a_request() {
-    after_closing_all(false, |registry, slot| {
+    after_closing_all(false, |registry, token| {
         let (here, _there) = readable_pair();
         let new = registry.insert(here.as_raw_fd() + 100, "new");
         // SAFETY: the child has that number for nothing else.
         unsafe { libc::dup2(here.as_raw_fd(), here.as_raw_fd() + 100) };
         registry.set_interest(new, Interest::READABLE).unwrap();
-        registry.set_interest(slot, Interest::NONE).unwrap();
+        registry.set_interest(token, Interest::NONE).unwrap();
         poll(registry) == [Some("new")]
     });
 }
@@ -261,7 +261,7 @@ fn a_poller_that_lost_its_numbers_closes_nobody_elses() {
         let former = Poller::new(false).unwrap();
         close_all();
         // It has the same numbers.
-        let (poller, mut ready) = (Poller::new(false).unwrap(), Ready::default());
+        let (poller, mut ready) = (Poller::new(false).unwrap(), Events::default());
         assert!(poller.is_intact() && !former.is_intact());
         drop(former);
         poller.wake().unwrap();
@@ -276,7 +276,7 @@ fn a_poller_that_lost_its_numbers_closes_nobody_elses() {
 fn the_pollers_own_number_is_nobody_elses() {
     let mut registry = registry();
     let fd = (3..1024).find(|fd| registry.poller().is_own(*fd)).unwrap();
-    let slot = registry.insert(fd, "watch");
-    assert!(registry.set_interest(slot, Interest::READABLE).is_err());
+    let token = registry.insert(fd, "watch");
+    assert!(registry.set_interest(token, Interest::READABLE).is_err());
     assert!(registry.poller().is_intact());
 }

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::super::kernel::Kernel;
-use super::super::poller::{Interest, Ready};
-use super::super::registry::{Registry, Slot};
+use super::super::poller::{Events, Interest};
+use super::super::registry::{Registry, Token};
 use super::machine::{IN, Kind, Machine};
 use super::set::Set;
 
@@ -24,30 +24,30 @@ impl Case {
     }
 
     /// A file that is readable and watched.
-    fn watched(&mut self) -> (RawFd, Slot) {
+    fn watched(&mut self) -> (RawFd, Token) {
         let mut state = self.machine.state.borrow_mut();
         let fd = state.open(Kind::Socket).unwrap();
         let file = state.file(fd).unwrap();
         state.change(file, IN);
         drop(state);
-        let slot = self.registry.insert(fd, fd);
-        self.registry.set_interest(slot, Interest::READABLE).unwrap();
-        (fd, slot)
+        let token = self.registry.insert(fd, fd);
+        self.registry.set_interest(token, Interest::READABLE).unwrap();
+        (fd, token)
     }
 
     /// Leaves a registration of a file that lives on under another number.
     fn make_stray(&mut self) {
-        let (fd, slot) = self.watched();
+        let (fd, token) = self.watched();
         let mut state = self.machine.state.borrow_mut();
         state.duplicate(fd, None).unwrap();
         state.close(fd).unwrap();
         drop(state);
-        self.registry.remove(slot);
-        self.registry.suspect_strays();
+        self.registry.remove(token);
+        self.registry.suspect_stale();
     }
 
     fn look(&self) -> Vec<Option<RawFd>> {
-        let mut ready = Ready::default();
+        let mut ready = Events::default();
         self.registry.poller().wait(&mut ready, Some(Duration::ZERO)).unwrap();
         let mut found: Vec<_> =
             ready.events().map(|event| self.registry.resolve(event.key).map(|(_, fd)| *fd)).collect();
@@ -73,7 +73,7 @@ fn a_rebuilding_that_fails_half_way_loses_nothing() {
         assert!(Arc::ptr_eq(&set, case.registry.poller()));
         assert_eq!(case.look(), everything);
         assert_eq!(case.machine.state.borrow().numbers().count(), numbers, "no descriptor is left open");
-        assert!(entries.iter().all(|(_, slot)| case.registry.registered(*slot) == Interest::READABLE));
+        assert!(entries.iter().all(|(_, token)| case.registry.registered(*token) == Interest::READABLE));
         drop(set);
         case.registry.rebuild().unwrap();
         assert_eq!(case.look(), everything);
@@ -87,14 +87,14 @@ fn strays_are_driven_out_when_that_is_possible_again_and_not_tried_at_each_look(
     case.make_stray();
     case.machine.state.borrow_mut().refuse_new = (u32::MAX, libc::EMFILE);
     for _ in 0..10_000 {
-        case.registry.own_poller().unwrap();
+        case.registry.refresh_poller().unwrap();
     }
     let attempts = case.machine.state.borrow().refusals;
     assert!((5..30).contains(&attempts), "{attempts} attempts");
     assert_eq!(case.look(), [None, Some(living)]);
     case.machine.state.borrow_mut().refuse_new = (0, 0);
     for _ in 0..2000 {
-        case.registry.own_poller().unwrap();
+        case.registry.refresh_poller().unwrap();
     }
     assert_eq!(case.look(), [Some(living)]);
 }
@@ -102,13 +102,13 @@ fn strays_are_driven_out_when_that_is_possible_again_and_not_tried_at_each_look(
 #[test]
 fn a_child_without_a_descriptor_to_spare_is_told_and_tries_again() {
     let mut case = Case::new();
-    let (fd, slot) = case.watched();
+    let (fd, token) = case.watched();
     case.machine.state.borrow_mut().fork();
     case.machine.state.borrow_mut().refuse_new = (2, libc::EMFILE);
-    assert_eq!(case.registry.own_poller().unwrap_err().raw_os_error(), Some(libc::EMFILE));
-    assert!(case.registry.set_interest(slot, Interest::WRITABLE).is_err());
-    assert_eq!(case.registry.registered(slot), Interest::READABLE);
-    case.registry.own_poller().unwrap();
+    assert_eq!(case.registry.refresh_poller().unwrap_err().raw_os_error(), Some(libc::EMFILE));
+    assert!(case.registry.set_interest(token, Interest::WRITABLE).is_err());
+    assert_eq!(case.registry.registered(token), Interest::READABLE);
+    case.registry.refresh_poller().unwrap();
     assert_eq!(case.look(), [Some(fd)]);
     assert!(case.machine.state.borrow().parents_are_unharmed());
 }

@@ -7,11 +7,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::super::clock::Instant;
-use super::super::doze::{Drowsiness, doze};
 use super::super::kernel::Kernel;
-use super::super::pace::Pace;
-use super::super::poller::{Interest, Ready};
-use super::super::registry::{Registry, Slot};
+use super::super::poll_policy::PollPolicy;
+use super::super::poller::{Events, Interest};
+use super::super::registry::{Registry, Token};
+use super::super::spin::{AdaptiveSpin, spin_for_wakeup};
 use super::super::timers::Timers;
 use super::machine::Machine;
 use super::program::Direction;
@@ -73,17 +73,17 @@ pub struct EventLoop {
     pub machine: Rc<Machine>,
     pub registry: Registry<Watch, Set>,
     pub timers: Timers<u32>,
-    pub pace: Pace,
+    pub poll_policy: PollPolicy,
     pub callbacks: u32,
-    drowsiness: Drowsiness,
-    ready: Ready,
+    spin: AdaptiveSpin,
+    ready: Events,
     received: Vec<u32>,
     /// Messages that were received and taken out of the ready queue.
     pub run: Vec<u32>,
     pub fired: Vec<u32>,
     /// Iterations since the last poll.
     pub skipped: u32,
-    /// Whether there were strays even after the poller was to be of use.
+    /// Whether there were stale even after the poller was to be of use.
     pub strays_stay: bool,
 }
 
@@ -93,10 +93,10 @@ impl EventLoop {
             machine: Rc::clone(machine),
             registry: Registry::new(Set::new(machine).expect("nothing is refused yet")),
             timers: Timers::default(),
-            pace: Pace::default(),
+            poll_policy: PollPolicy::default(),
             callbacks: 0,
-            drowsiness: Drowsiness::default(),
-            ready: Ready::default(),
+            spin: AdaptiveSpin::default(),
+            ready: Events::default(),
             received: Vec::new(),
             run: Vec::new(),
             fired: Vec::new(),
@@ -106,13 +106,13 @@ impl EventLoop {
     }
 
     /// One iteration. Returns what the look at the descriptors found, if there was one.
-    pub fn iterate(&mut self, dozes: bool) -> io::Result<Option<Look>> {
+    pub fn iterate(&mut self, spins: bool) -> io::Result<Option<Look>> {
         self.collect();
         let callbacks_wait = self.callbacks > 0 || !self.received.is_empty();
         self.callbacks = self.callbacks.saturating_sub(1);
         self.run.append(&mut self.received);
         self.skipped += 1;
-        if callbacks_wait && self.pace.fast(self.timers.next_deadline()).is_some() {
+        if callbacks_wait && self.poll_policy.try_skip_poll(self.timers.next_deadline()).is_some() {
             return Ok(None);
         }
         let mut now = Instant::now();
@@ -122,9 +122,9 @@ impl EventLoop {
                 .timers
                 .next_deadline()
                 .map(|deadline| Duration::from_secs_f64((deadline - now.seconds).clamp(0.0, 24.0 * 3600.0)));
-            look = Some(self.poll(now, timeout, dozes)?);
-            now = self.pace.instant();
-        } else if self.pace.poll_is_due(now.seconds) {
+            look = Some(self.poll(now, timeout, spins)?);
+            now = self.poll_policy.instant();
+        } else if self.poll_policy.poll_is_due(now.seconds) {
             look = Some(self.poll(now, Some(Duration::ZERO), false)?);
         }
         self.collect();
@@ -138,16 +138,16 @@ impl EventLoop {
     }
 
     fn collect(&mut self) {
-        if self.machine.inbox.is_filled() {
-            self.received.extend(self.machine.inbox.collect());
+        if self.machine.injected.has_entries() {
+            self.received.extend(self.machine.injected.take_all());
         }
     }
 
-    fn poll(&mut self, now: Instant, timeout: Option<Duration>, dozes: bool) -> io::Result<Look> {
-        self.pace.start_poll(now);
+    fn poll(&mut self, now: Instant, timeout: Option<Duration>, spins: bool) -> io::Result<Look> {
+        self.poll_policy.start_poll(now);
         self.skipped = 0;
         let mut ready = std::mem::take(&mut self.ready);
-        let mut result = self.wait(now.seconds, &mut ready, timeout, dozes);
+        let mut result = self.wait(now.seconds, &mut ready, timeout, spins);
         let is_recovered = result.is_err();
         if let Err(error) = result {
             result = self.registry.recover(error).and_then(|()| self.peek(&mut ready));
@@ -163,72 +163,72 @@ impl EventLoop {
         look
     }
 
-    fn peek(&mut self, ready: &mut Ready) -> io::Result<()> {
-        self.registry.own_poller()?;
+    fn peek(&mut self, ready: &mut Events) -> io::Result<()> {
+        self.registry.refresh_poller()?;
         self.strays_stay = self.registry.suspects_strays();
         self.registry.poller().wait(ready, Some(Duration::ZERO))?;
-        self.pace.end_peek(ready.is_empty());
+        self.poll_policy.end_poll(ready.is_empty());
         Ok(())
     }
 
     fn wait(
         &mut self,
         now: f64,
-        ready: &mut Ready,
+        ready: &mut Events,
         timeout: Option<Duration>,
-        dozes: bool,
+        spins: bool,
     ) -> io::Result<()> {
         if timeout == Some(Duration::ZERO) {
             return self.peek(ready);
         }
-        self.registry.own_poller()?;
+        self.registry.refresh_poller()?;
         self.strays_stay = self.registry.suspects_strays();
         let poller = Arc::clone(self.registry.poller());
-        let sleep = &self.machine.inbox.sleep;
-        let dozes = dozes || self.drowsiness.wants_doze(timeout);
-        if !self.machine.inbox.fall_asleep(dozes) {
+        let sleep = &self.machine.injected.sleep;
+        let spins = spins || self.spin.should_spin(timeout);
+        if !self.machine.injected.begin_wait(spins) {
             return self.peek(ready);
         }
-        let mut dozed = None;
+        let mut spun = None;
         let result = (|| {
             let mut timeout = timeout;
-            if dozes {
-                let doze = doze(sleep, &*poller, ready)?;
-                dozed = Some(doze.seconds);
-                if doze.is_over {
+            if spins {
+                let spin = spin_for_wakeup(sleep, &*poller, ready)?;
+                spun = Some(spin.seconds);
+                if spin.is_over {
                     return Ok(());
                 }
-                let passed = Duration::from_secs_f64(doze.seconds);
+                let passed = Duration::from_secs_f64(spin.seconds);
                 timeout = timeout.map(|timeout| timeout.saturating_sub(passed));
             }
             poller.wait(ready, timeout)
         })();
         let woken = sleep.is_awake();
         sleep.end();
-        self.pace.end_wait();
-        self.drowsiness.learn(self.pace.polled() - now, woken);
-        if let Some(seconds) = dozed {
-            self.drowsiness.learn_from_doze(seconds);
+        self.poll_policy.end_wait();
+        self.spin.record_wait(self.poll_policy.polled() - now, woken);
+        if let Some(seconds) = spun {
+            self.spin.record_spin(seconds);
         }
         result
     }
 
-    fn take_in(&mut self, ready: &Ready) -> Look {
+    fn take_in(&mut self, ready: &Events) -> Look {
         let mut look = Look::default();
         let mut unwaited = Vec::new();
         let registry = &mut self.registry;
         for event in ready.events() {
             look.events += 1;
             let place = look.events - 1;
-            let Some((slot, watch)) = registry.resolve(event.key) else {
-                registry.suspect_strays();
+            let Some((token, watch)) = registry.resolve(event.key) else {
+                registry.suspect_stale();
                 continue;
             };
             if event.only_priority {
-                registry.narrow(slot);
+                registry.mask_priority(token);
                 continue;
             }
-            let asked = registry.registered(slot);
+            let asked = registry.registered(token);
             let readable = event.readable && asked.readable;
             let writable = event.writable && asked.writable;
             let (readable, writable) = match watch.by {
@@ -238,16 +238,16 @@ impl EventLoop {
             if readable || writable {
                 look.told.push(Told { fd: watch.fd, event: place, readable, writable });
             } else if matches!(watch.by, By::Waiters { .. }) {
-                unwaited.push(slot);
+                unwaited.push(token);
             }
         }
-        unwaited.into_iter().for_each(|slot| self.calm(slot));
+        unwaited.into_iter().for_each(|token| self.calm(token));
         look
     }
 
-    fn calm(&mut self, slot: Slot) {
+    fn calm(&mut self, token: Token) {
         let registry = &mut self.registry;
-        let Some(watch) = registry.get_mut(slot) else { return };
+        let Some(watch) = registry.get_mut(token) else { return };
         let wanted = watch.wanted();
         let By::Waiters { idle, .. } = &mut watch.by else { return };
         *idle += 1;
@@ -256,38 +256,38 @@ impl EventLoop {
         }
         *idle = 0;
         if wanted.is_none() {
-            registry.remove(slot);
+            registry.remove(token);
         } else {
-            let _ = registry.set_interest(slot, wanted);
+            let _ = registry.set_interest(token, wanted);
         }
     }
 
     // --- What the program asks for, as in `src/core/watching.rs` ---
 
     pub fn add_waiter(&mut self, fd: RawFd, direction: Direction) -> io::Result<()> {
-        self.pace.stir();
+        self.poll_policy.request_poll();
         let registry = &mut self.registry;
-        let slot = registry.find(fd).unwrap_or_else(|| {
+        let token = registry.find(fd).unwrap_or_else(|| {
             registry.insert(fd, Watch { fd, by: By::Waiters { reader: false, writer: false, idle: 0 } })
         });
-        let mut interest = registry.registered(slot);
+        let mut interest = registry.registered(token);
         // Who waits already may have been lost from the set by an error.
-        let wanted = registry.get(slot).map_or(Interest::NONE, Watch::wanted);
+        let wanted = registry.get(token).map_or(Interest::NONE, Watch::wanted);
         interest.readable |= wanted.readable || direction == Direction::Read;
         interest.writable |= wanted.writable || direction == Direction::Write;
         let taken = || io::Error::other("the descriptor belongs to a transport");
-        registry.get_mut(slot).and_then(|watch| watch.waiter(direction)).ok_or_else(taken)?;
-        let slot = match registry.renew_or_move(slot, interest) {
-            Ok(slot) => slot,
+        registry.get_mut(token).and_then(|watch| watch.waiter(direction)).ok_or_else(taken)?;
+        let token = match registry.renew_or_move(token, interest) {
+            Ok(token) => token,
             Err(error) => {
-                let slot = registry.find(fd).unwrap_or(slot);
-                if registry.get(slot).is_some_and(Watch::is_idle) {
-                    registry.remove(slot);
+                let token = registry.find(fd).unwrap_or(token);
+                if registry.get(token).is_some_and(Watch::is_idle) {
+                    registry.remove(token);
                 }
                 return Err(error);
             }
         };
-        let watch = registry.get_mut(slot).expect("it was just renewed");
+        let watch = registry.get_mut(token).expect("it was just renewed");
         if let By::Waiters { idle, .. } = &mut watch.by {
             *idle = 0;
         }
@@ -296,8 +296,8 @@ impl EventLoop {
     }
 
     pub fn take_waiter(&mut self, fd: RawFd, direction: Direction) {
-        if let Some(slot) = self.registry.find(fd)
-            && let Some(waiter) = self.registry.get_mut(slot).and_then(|watch| watch.waiter(direction))
+        if let Some(token) = self.registry.find(fd)
+            && let Some(waiter) = self.registry.get_mut(token).and_then(|watch| watch.waiter(direction))
         {
             *waiter = false;
         }
@@ -306,46 +306,46 @@ impl EventLoop {
     /// Returns whether the kernel was asked, and what it said.
     pub fn remove_waiter(&mut self, fd: RawFd, direction: Direction) -> Option<io::Result<()>> {
         let registry = &mut self.registry;
-        let slot = registry.find(fd)?;
-        let watch = registry.get_mut(slot)?;
+        let token = registry.find(fd)?;
+        let watch = registry.get_mut(token)?;
         *watch.waiter(direction)? = false;
         let wanted = watch.wanted();
         if wanted.is_none() {
-            registry.remove(slot);
+            registry.remove(token);
             return None;
         }
-        (registry.registered(slot) != wanted).then(|| registry.set_interest(slot, wanted))
+        (registry.registered(token) != wanted).then(|| registry.set_interest(token, wanted))
     }
 
     /// Returns what the transport hears of at first.
     pub fn attach(&mut self, fd: RawFd) -> Interest {
         let watch = Watch { fd, by: By::Transport };
         let registry = &mut self.registry;
-        if let Some(slot) = registry.find(fd)
-            && registry.get(slot).is_some_and(Watch::is_idle)
-            && let Ok(slot) = registry.renew_or_move(slot, Interest::READABLE)
-            && let Some(place) = registry.get_mut(slot)
+        if let Some(token) = registry.find(fd)
+            && registry.get(token).is_some_and(Watch::is_idle)
+            && let Ok(token) = registry.renew_or_move(token, Interest::READABLE)
+            && let Some(place) = registry.get_mut(token)
         {
             *place = watch;
             return Interest::READABLE;
         }
-        if let Some(slot) = registry.find(fd) {
-            registry.remove(slot);
+        if let Some(token) = registry.find(fd) {
+            registry.remove(token);
         }
         registry.insert(fd, watch);
         Interest::NONE
     }
 
     pub fn detach(&mut self, fd: RawFd) {
-        if let Some(slot) = self.registry.find(fd) {
-            self.registry.remove(slot);
+        if let Some(token) = self.registry.find(fd) {
+            self.registry.remove(token);
         }
     }
 
     /// Returns whether the kernel was asked, and what it said.
     pub fn set_interest(&mut self, fd: RawFd, interest: Interest) -> Option<io::Result<()>> {
-        self.pace.stir();
-        let slot = self.registry.find(fd)?;
-        (self.registry.registered(slot) != interest).then(|| self.registry.set_interest(slot, interest))
+        self.poll_policy.request_poll();
+        let token = self.registry.find(fd)?;
+        (self.registry.registered(token) != interest).then(|| self.registry.set_interest(token, interest))
     }
 }

@@ -12,7 +12,7 @@ use std::os::fd::RawFd;
 use std::rc::Rc;
 
 use super::super::clock::simulated;
-use super::super::waker::Inbox;
+use super::super::inject_queue::InjectQueue;
 
 pub const IN: u32 = libc::EPOLLIN as u32;
 pub const OUT: u32 = libc::EPOLLOUT as u32;
@@ -79,8 +79,8 @@ pub struct State {
     sequence: u64,
     interrupted: bool,
     sent: u32,
-    /// The alarm of the set that the loop waits on.
-    alarm: RawFd,
+    /// The waker of the set that the loop waits on.
+    waker: RawFd,
     /// The last registration that was reported: the next report begins after it.
     last: (RawFd, FileId),
     /// How many registrations one wait reports.
@@ -104,7 +104,7 @@ type Content = Vec<((RawFd, FileId), u64, u32)>;
 
 pub struct Machine {
     pub state: RefCell<State>,
-    pub inbox: Inbox<u32>,
+    pub injected: InjectQueue<u32>,
 }
 
 fn error(number: i32) -> io::Error {
@@ -114,7 +114,7 @@ fn error(number: i32) -> io::Error {
 impl Machine {
     pub fn new() -> Rc<Machine> {
         let state = State { width: 64, ..State::default() };
-        Rc::new(Machine { state: RefCell::new(state), inbox: Inbox::default() })
+        Rc::new(Machine { state: RefCell::new(state), injected: InjectQueue::default() })
     }
 
     pub fn fail(&self, failure: &str) {
@@ -126,7 +126,7 @@ impl Machine {
     }
 
     pub fn set_alarm(&self, fd: RawFd) {
-        self.state.borrow_mut().alarm = fd;
+        self.state.borrow_mut().waker = fd;
     }
 
     /// Lets happen what is due.
@@ -141,13 +141,13 @@ impl Machine {
                 Happening::Change(file, ready) => state.change(file, ready),
                 Happening::Signal => state.interrupted = true,
                 Happening::Wake => {
-                    let alarm = state.alarm;
-                    let _ = state.write(alarm);
+                    let waker = state.waker;
+                    let _ = state.write(waker);
                 }
                 Happening::Deliver(delay) => {
                     let message = state.sent;
                     state.sent += 1;
-                    if self.inbox.deliver(message) {
+                    if self.injected.push(message) {
                         state.schedule(delay, Happening::Wake);
                     }
                 }
@@ -168,7 +168,7 @@ impl Machine {
                 return Ok((events, interrupted));
             }
             let wakes = state.happenings.values().any(|happening| matches!(happening, Happening::Wake));
-            if self.inbox.is_filled() && !wakes {
+            if self.injected.has_entries() && !wakes {
                 state.failure.get_or_insert_with(|| "a delivery is slept through".to_owned());
             }
             let next = state.happenings.first_key_value().map(|(key, _)| key.0);
@@ -363,9 +363,9 @@ impl State {
         self.reports += 1;
         let (after, width) = (self.last, self.width);
         let turned = |place: &(RawFd, FileId)| (*place <= after, *place);
-        let mut places: Vec<_> = registrations.keys().copied().collect();
-        places.sort_by_key(turned);
-        for place in places {
+        let mut slab: Vec<_> = registrations.keys().copied().collect();
+        slab.sort_by_key(turned);
+        for place in slab {
             let Some(registration) = registrations.get_mut(&place) else { continue };
             let flags = self.files[place.1].ready & (registration.events | HUP | ERR);
             if events.len() == width || flags == 0 || (registration.events & ET != 0 && !registration.fresh) {

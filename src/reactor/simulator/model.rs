@@ -16,8 +16,8 @@ use super::program::{Direction, Step};
 const CLOCK_STEP: u64 = 200;
 /// The most iterations between two looks at the descriptors.
 const MOST_SKIPPED: u32 = 128;
-/// The most dozes in a row that end without a look at the descriptors.
-const MOST_BLIND: u32 = 8;
+/// The most spins in a row that end without a look at the descriptors.
+const MAX_WITHOUT_POLL: u32 = 8;
 
 /// What is known of a watched number.
 #[derive(Debug, Default)]
@@ -230,8 +230,8 @@ impl Model {
             Step::Deliver(delay, wake) => machine.schedule(delay, Happening::Deliver(wake)),
             Step::Signal(delay) => machine.schedule(delay, Happening::Signal),
             Step::Callbacks(count) => self.event_loop.callbacks += count,
-            Step::Stir => self.event_loop.pace.stir(),
-            Step::Iterate(dozes) => return self.iterate(dozes),
+            Step::Stir => self.event_loop.poll_policy.request_poll(),
+            Step::Iterate(spins) => return self.iterate(spins),
             Step::Chatter(count) => {
                 for _ in 0..count {
                     machine.schedule(2_000, Happening::Deliver(0));
@@ -250,7 +250,7 @@ impl Model {
                 }
             }
             Step::Age(left) => {
-                // Else generations would come again while the kernel has a key of them: the alarm, the notifier and the
+                // Else generations would come again while the kernel has a key of them: the waker, the notifier and the
                 // timer are all that is in the set.
                 if self.machine.state.borrow().registrations() == 3 {
                     self.event_loop.registry.age(left);
@@ -282,7 +282,7 @@ impl Model {
     // --- What the program asks for ---
 
     fn watch(&mut self, fd: RawFd, direction: Direction) -> Checked {
-        // After an error the registry may ring the alarm to see whether it is there.
+        // After an error the registry may ring the waker to see whether it is there.
         self.early = 0;
         let refusals = self.machine.state.borrow().refusals;
         self.note_return(fd);
@@ -349,12 +349,12 @@ impl Model {
 
     // --- Iterations ---
 
-    fn iterate(&mut self, dozes: bool) -> Checked {
+    fn iterate(&mut self, spins: bool) -> Checked {
         // Events that nobody waits for make the registry ask, too.
         let numbers: Vec<_> = self.entries.keys().copied().collect();
         numbers.into_iter().for_each(|fd| self.note_return(fd));
         let refusals = self.machine.state.borrow().refusals;
-        let look = match self.event_loop.iterate(dozes) {
+        let look = match self.event_loop.iterate(spins) {
             Ok(look) => look,
             Err(error) => {
                 let state = self.machine.state.borrow();
@@ -397,7 +397,7 @@ impl Model {
     fn check_told(&mut self, look: &Look) -> Checked {
         self.note_renewal();
         let state = self.machine.state.borrow();
-        // Strays that could not be driven out, because a set was refused, may go on for a while.
+        // StaleRegistrations that could not be driven out, because a set was refused, may go on for a while.
         let excused = self.event_loop.strays_stay;
         for told in &look.told {
             let entry = self.entries.get(&told.fd).ok_or_else(|| format!("{} is not watched", told.fd))?;
@@ -419,7 +419,9 @@ impl Model {
         check(self.vain <= most, || format!("{} looks in vain", self.vain))?;
         let is_blind = std::mem::replace(&mut self.reports, state.reports) == state.reports;
         self.blind = if is_blind { self.blind + 1 } else { 0 };
-        check(self.blind < MOST_BLIND, || format!("{} dozes without a look at the descriptors", self.blind))?;
+        check(self.blind < MAX_WITHOUT_POLL, || {
+            format!("{} spins without a look at the descriptors", self.blind)
+        })?;
         if is_blind {
             return Ok(());
         }
@@ -466,14 +468,15 @@ impl Model {
             if !entry.taken || entry.file.is_none() || state.file(*fd) != entry.file {
                 continue;
             }
-            let slot = registry.find(*fd).ok_or_else(|| format!("{fd} is lost"))?;
-            let registered = registry.registered(slot);
+            let token = registry.find(*fd).ok_or_else(|| format!("{fd} is lost"))?;
+            let registered = registry.registered(token);
             let covers = (registered.readable || !entry.wanted.readable)
                 && (registered.writable || !entry.wanted.writable);
             check(covers, || format!("{fd} wants more than {registered:?}: {entry:?}"))?;
             // What has a key that is nobody's is stray: it has no other effect than to be driven out.
             let kernels = state.registration(set.number(), *fd).map_or(Interest::NONE, |registration| {
-                let is_own = registry.resolve(registration.key as usize).is_some_and(|found| found.0 == slot);
+                let is_own =
+                    registry.resolve(registration.key as usize).is_some_and(|found| found.0 == token);
                 let asked = |flag: u32| is_own && registration.events & flag != 0;
                 Interest { readable: asked(IN), writable: asked(OUT) }
             });

@@ -34,7 +34,7 @@ pub enum Step {
     Callbacks(u32),
     /// Something may have made a descriptor ready.
     Stir,
-    /// One iteration, with a doze or without.
+    /// One iteration, with a spin or without.
     Iterate(bool),
     /// So many, in each of which another thread answers before there is a look at the descriptors.
     Chatter(u32),

@@ -9,17 +9,17 @@ use std::time::Duration;
 
 use super::super::clock::simulated;
 use super::super::kernel::Kernel;
-use super::super::poller::{Interest, Ready};
+use super::super::poller::{Events, Interest};
 use super::machine::{ET, FileId, IN, Kind, Machine, OUT, Operation, PRI};
 
-/// The keys of the alarm, and of the notifier and the timer of `polling`.
-const ALARM_KEY: u64 = u64::MAX - 1;
+/// The keys of the waker, and of the notifier and the timer of `polling`.
+const WAKER_KEY: u64 = u64::MAX - 1;
 const NOTIFIER_KEY: u64 = u64::MAX;
 
 /// How long another thread keeps the processor that was offered to it, in nanoseconds.
 const YIELD: u64 = 3_000;
 
-/// A set, with its notifier, its timer and its alarm.
+/// A set, with its notifier, its timer and its waker.
 pub struct Set {
     machine: Rc<Machine>,
     numbers: [RawFd; 4],
@@ -49,11 +49,11 @@ impl Set {
         }
         let numbers: [RawFd; 4] = numbers.try_into().expect("one for each");
         let files = numbers.map(|fd| state.file(fd).expect("just opened"));
-        let [set, notifier, timer, alarm] = numbers;
+        let [set, notifier, timer, waker] = numbers;
         let refusals = (std::mem::take(&mut state.accept_add), std::mem::take(&mut state.refuse_add));
         state.control(set, Operation::Add, notifier, NOTIFIER_KEY, 0)?;
         state.control(set, Operation::Add, timer, NOTIFIER_KEY, 0)?;
-        state.control(set, Operation::Add, alarm, ALARM_KEY, IN | ET)?;
+        state.control(set, Operation::Add, waker, WAKER_KEY, IN | ET)?;
         (state.accept_add, state.refuse_add) = refusals;
         let forks = state.forks();
         Ok(Set { machine: Rc::clone(machine), numbers, files, forks, abandoned: Cell::new(false) })
@@ -67,7 +67,7 @@ impl Set {
         self.files
     }
 
-    pub fn alarm(&self) -> RawFd {
+    pub fn waker(&self) -> RawFd {
         self.numbers[3]
     }
 
@@ -79,16 +79,16 @@ impl Set {
     }
 
     fn control(&self, operation: Operation, fd: RawFd, key: u64, events: u32) -> io::Result<()> {
-        if key >> 63 != 0 && fd != self.alarm() {
+        if key >> 63 != 0 && fd != self.waker() {
             self.machine.fail("a key that the poller keeps for itself");
         }
         self.machine.state.borrow_mut().control(self.number(), operation, fd, key, events)
     }
 
     fn close(&self, count: usize) {
-        let [set, notifier, timer, alarm] =
+        let [set, notifier, timer, waker] =
             [0, 1, 2, 3].map(|index| (self.numbers[index], self.files[index]));
-        for (fd, file) in [set, alarm, notifier, timer].into_iter().take(count) {
+        for (fd, file) in [set, waker, notifier, timer].into_iter().take(count) {
             let mut state = self.machine.state.borrow_mut();
             if state.file(fd) == Some(file) {
                 state.close(fd).expect("it is open");
@@ -121,15 +121,15 @@ impl Kernel for Set {
         if self.abandoned.get() {
             return false;
         }
-        match self.control(Operation::Add, self.alarm(), ALARM_KEY, IN | ET) {
+        match self.control(Operation::Add, self.waker(), WAKER_KEY, IN | ET) {
             Err(error) => {
                 let mut state = self.machine.state.borrow_mut();
                 // The mark is read and written back.
-                let is_read = error.raw_os_error() == Some(libc::EEXIST) && state.write(self.alarm()).is_ok();
-                is_read && state.file(self.alarm()) == Some(self.files[3])
+                let is_read = error.raw_os_error() == Some(libc::EEXIST) && state.write(self.waker()).is_ok();
+                is_read && state.file(self.waker()) == Some(self.files[3])
             }
             Ok(()) => {
-                self.control(Operation::Delete, self.alarm(), 0, 0).expect("it is in");
+                self.control(Operation::Delete, self.waker(), 0, 0).expect("it is in");
                 false
             }
         }
@@ -155,12 +155,12 @@ impl Kernel for Set {
         self.control(Operation::Delete, fd, 0, 0)
     }
 
-    fn narrow(&self, fd: RawFd, key: usize, interest: Interest) -> io::Result<()> {
+    fn mask_priority(&self, fd: RawFd, key: usize, interest: Interest) -> io::Result<()> {
         self.control(Operation::Modify, fd, key as u64, flags(interest, 0))
     }
 
-    fn wait(&self, ready: &mut Ready, timeout: Option<Duration>) -> io::Result<()> {
-        self.machine.set_alarm(self.alarm());
+    fn wait(&self, ready: &mut Events, timeout: Option<Duration>) -> io::Result<()> {
+        self.machine.set_alarm(self.waker());
         ready.fill(false, &[]);
         let limit = timeout.map(|timeout| timeout.as_nanos() as u64);
         let (events, interrupted) = self.machine.wait(self.number(), limit)?;
@@ -170,7 +170,7 @@ impl Kernel for Set {
 
     fn yield_now(&self) {
         simulated::advance(YIELD);
-        self.machine.set_alarm(self.alarm());
+        self.machine.set_alarm(self.waker());
         self.machine.catch_up();
     }
 }

@@ -65,14 +65,14 @@ impl Datagram {
     /// Makes a transport and schedules connection_made().
     pub fn create(
         py: Python<'_>,
-        parts: endpoint::Parts,
+        params: endpoint::EndpointParams,
         file: SocketFile,
         address: Option<Object>,
         header: usize,
     ) -> PyResult<Obj<Datagram>> {
         let family = Family::of(&file.python_socket(py)?.bind(py))?;
         let datagram = Datagram {
-            endpoint: Endpoint::new(py, parts)?,
+            endpoint: Endpoint::new(py, params)?,
             file,
             address,
             addresses: Addresses::new(family),

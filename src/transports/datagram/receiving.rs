@@ -8,7 +8,7 @@ use pyo3::prelude::*;
 
 use super::addresses::Family;
 use super::{Datagram, Incoming, ThisDatagram};
-use crate::core::{RECEIVE_BUFFER, Ready};
+use crate::core::{RECEIVE_BUFFER, ReadyEntry};
 use crate::cpython::errors::os_error;
 use crate::cpython::object::Object;
 use crate::intern;
@@ -28,12 +28,12 @@ const TURN: f64 = 200e-6;
 
 /// The deliveries that follow each other in one turn.
 #[derive(Default)]
-struct Turn {
+struct CallbackRun {
     /// When the first was over: that of a single one need not be known.
     began: Cell<Option<f64>>,
 }
 
-impl Turn {
+impl CallbackRun {
     /// Whether others are to have their turn. To be asked between two deliveries.
     fn is_over(&self) -> bool {
         let now = clock::now();
@@ -59,7 +59,7 @@ impl Datagram {
         if !this.undelivered.borrow().is_empty() {
             return Ok(());
         }
-        let turn = Turn::default();
+        let turn = CallbackRun::default();
         let slots = match this.addresses.family {
             Family::V4 | Family::V6 => Slots::Many,
             Family::Unix => Slots::One,
@@ -79,12 +79,12 @@ impl Datagram {
             }
             Ok(())
         });
-        received.unwrap_or_else(|error| endpoint::fail(this, error, RECEIVE_FAILED))
+        received.unwrap_or_else(|error| endpoint::fatal_error(this, error, RECEIVE_FAILED))
     }
 
     /// The same, by the socket's recvfrom(): only that knows how such a sender's address looks in Python.
     #[cold]
-    fn receive_by_method(this: ThisDatagram<'_, '_>, turn: &Turn) -> PyResult<()> {
+    fn receive_by_method(this: ThisDatagram<'_, '_>, turn: &CallbackRun) -> PyResult<()> {
         let py = this.py();
         let size = Object::from_size(py, RECEIVE_BUFFER)?;
         while this.is_wanted() {
@@ -100,7 +100,7 @@ impl Datagram {
                 Err(error) if error.is_instance_of::<PyOSError>(py) => {
                     return Datagram::tell_error(this, error);
                 }
-                Err(error) => return endpoint::fail(this, error, RECEIVE_FAILED),
+                Err(error) => return endpoint::fatal_error(this, error, RECEIVE_FAILED),
             };
             let (data, sender): (Bound<'_, PyAny>, Bound<'_, PyAny>) = received.bind(py).extract()?;
             this.core.metrics.counts.bytes_read.add(data.len()?);
@@ -122,10 +122,15 @@ impl Datagram {
     fn tell_error(this: ThisDatagram<'_, '_>, error: PyErr) -> PyResult<()> {
         let py = this.py();
         let error = Object::from(error.value(py));
-        endpoint::tell(this, intern!(py, "error_received"), &[&error])
+        endpoint::call_protocol(this, intern!(py, "error_received"), &[&error])
     }
 
-    fn deliver_batch(this: ThisDatagram<'_, '_>, batch: &Batch, count: usize, turn: &Turn) -> PyResult<()> {
+    fn deliver_batch(
+        this: ThisDatagram<'_, '_>,
+        batch: &Batch,
+        count: usize,
+        turn: &CallbackRun,
+    ) -> PyResult<()> {
         for index in 0..count {
             let incoming = Datagram::incoming(this, batch, index)?;
             if let Err(error) = Datagram::hand_over(this, &incoming) {
@@ -168,19 +173,19 @@ impl Datagram {
 
     fn hand_over(this: ThisDatagram<'_, '_>, incoming: &Incoming) -> PyResult<()> {
         let method = intern!(this.py(), "datagram_received");
-        endpoint::tell(this, method, &[&incoming.data, &incoming.sender])
+        endpoint::call_protocol(this, method, &[&incoming.data, &incoming.sender])
     }
 
     /// Delivers what was kept, in the next iteration.
     pub(super) fn deliver_later(this: ThisDatagram<'_, '_>) {
         if !this.undelivered.borrow().is_empty() {
-            this.core.push(Ready::Step(this.object(), deliver_step));
+            this.core.push(ReadyEntry::Step(this.object(), deliver_step));
         }
     }
 
     /// Delivers what was kept, as long as it is wanted, for a turn.
     fn deliver(this: ThisDatagram<'_, '_>) -> PyResult<()> {
-        let turn = Turn::default();
+        let turn = CallbackRun::default();
         while this.is_wanted() && !turn.is_over() {
             let Some(incoming) = this.undelivered.borrow_mut().pop_front() else { break };
             if let Err(error) = Datagram::hand_over(this, &incoming) {

@@ -77,7 +77,7 @@ impl Datagram {
 
     fn transmit(this: ThisDatagram<'_, '_>, data: &Object, address: Option<&Object>) -> PyResult<Sent> {
         let py = this.py();
-        this.core.stir();
+        this.core.request_poll();
         let written = &this.core.metrics.counts.bytes_written;
         let fd = this.file.descriptor();
         if this.file.has_peer() {
@@ -110,7 +110,7 @@ impl Datagram {
     fn send_failed(this: ThisDatagram<'_, '_>, error: PyErr) -> PyResult<()> {
         let py = this.py();
         if !error.is_instance_of::<PyOSError>(py) {
-            return endpoint::fail(this, error, "Fatal write error on datagram transport");
+            return endpoint::fatal_error(this, error, "Fatal write error on datagram transport");
         }
         let Some(protocol) = this.protocol.get() else { return Ok(()) };
         protocol.call_method1(py, intern!(py, "error_received"), &Object::from(error.value(py))).map(drop)
@@ -133,7 +133,7 @@ impl Datagram {
                     this.queued.set(this.queued.get().saturating_sub(size));
                     if error.is_instance_of::<PyOSError>(py) {
                         let error = Object::from(error.value(py));
-                        return endpoint::tell(this, intern!(py, "error_received"), &[&error]);
+                        return endpoint::call_protocol(this, intern!(py, "error_received"), &[&error]);
                     }
                     return Datagram::send_failed(this, error);
                 }

@@ -3,8 +3,8 @@
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 
-use super::{Phase, Transport, connection_lost, report, sync_interest, tell};
-use crate::core::Ready;
+use super::{Phase, Transport, call_protocol, connection_lost, report, sync_interest};
+use crate::core::ReadyEntry;
 use crate::cpython::class::This;
 use crate::cpython::errors::new_error;
 use crate::cpython::object::{Object, copy_context};
@@ -26,11 +26,11 @@ pub fn close<T: Transport>(this: This<'_, '_, T>) -> PyResult<()> {
         this.phase.set(Phase::Closing);
         return Ok(());
     }
-    lose(this, None)
+    schedule_connection_lost(this, None)
 }
 
 /// Closes at once, with an exception for connection_lost().
-pub fn abort<T: Transport>(this: This<'_, '_, T>, exception: Option<Object>) -> PyResult<()> {
+pub fn force_close<T: Transport>(this: This<'_, '_, T>, exception: Option<Object>) -> PyResult<()> {
     if this.is_lost() {
         return Ok(());
     }
@@ -42,16 +42,19 @@ pub fn abort<T: Transport>(this: This<'_, '_, T>, exception: Option<Object>) -> 
     this.clear_queue();
     this.blocked.set(false);
     this.wants_read.set(false);
-    lose(this, exception)
+    schedule_connection_lost(this, exception)
 }
 
 /// Schedules connection_lost(). RuntimeError if the event loop is closed, and will not call it: then the descriptor is
 /// closed at once.
-pub fn lose<T: Transport>(this: This<'_, '_, T>, exception: Option<Object>) -> PyResult<()> {
+pub fn schedule_connection_lost<T: Transport>(
+    this: This<'_, '_, T>,
+    exception: Option<Object>,
+) -> PyResult<()> {
     this.phase.set(Phase::Lost);
-    this.get().lost();
+    this.get().on_lost();
     if this.core.is_closed() {
-        release(this)?;
+        tear_down(this)?;
         return Err(new_error::<PyRuntimeError>(this.py(), "Event loop is closed"));
     }
     let context = match &this.context {
@@ -61,23 +64,23 @@ pub fn lose<T: Transport>(this: This<'_, '_, T>, exception: Option<Object>) -> P
     this.lost_context.set(Some(context));
     this.note_source(this.py())?;
     this.lost_exception.set(exception);
-    this.core.push(Ready::Step(this.object(), connection_lost::<T>));
+    this.core.push(ReadyEntry::Step(this.object(), connection_lost::<T>));
     Ok(())
 }
 
 /// Ends the connection because of an error, which is reported unless it is a usual one.
-pub fn fail<T: Transport>(this: This<'_, '_, T>, error: PyErr, message: &str) -> PyResult<()> {
+pub fn fatal_error<T: Transport>(this: This<'_, '_, T>, error: PyErr, message: &str) -> PyResult<()> {
     let py = this.py();
     let exception = reraise_fatal(py, error)?;
     // asyncio has sent by now what was written.
     T::flush(this)?;
-    if !T::is_usual(py, &exception) {
+    if !T::is_connection_error(py, &exception) {
         report(this, message, &exception)?;
     } else if this.debug() {
         let arguments = [&this.object(), &Object::from_str(py, message)?, &exception];
-        imports(py)?.report_usual.call(py, &arguments)?;
+        imports(py)?.log_connection_error.call(py, &arguments)?;
     }
-    abort(this, Some(exception))
+    force_close(this, Some(exception))
 }
 
 /// Ends a transport that was closing until everything was sent, which it is. False if it was not closing.
@@ -92,21 +95,21 @@ pub fn finish_closing<T: Transport>(this: This<'_, '_, T>) -> PyResult<bool> {
 
 pub fn call_connection_lost<T: Transport>(this: This<'_, '_, T>, exception: &Object) -> PyResult<()> {
     let py = this.py();
-    let reported = tell(this, intern!(py, "connection_lost"), &[exception]);
-    let released = release(this);
+    let reported = call_protocol(this, intern!(py, "connection_lost"), &[exception]);
+    let released = tear_down(this);
     let ended = T::after_lost(this);
     reported.and(released).and(ended)
 }
 
 /// Has nothing to do with the descriptor any more.
-pub fn forget<T: Transport>(this: This<'_, '_, T>) {
+pub fn unregister<T: Transport>(this: This<'_, '_, T>) {
     if this.phase.replace(Phase::Closed) != Phase::Closed {
         this.core.metrics.close_transport();
     }
     this.wants_read.set(false);
     this.blocked.set(false);
-    if let Some(slot) = this.slot.take() {
-        this.core.detach(slot);
+    if let Some(token) = this.token.take() {
+        this.core.detach(token);
     }
     if T::SHARES {
         // Nothing is wanted any more, and to stop watching cannot fail.
@@ -115,10 +118,10 @@ pub fn forget<T: Transport>(this: This<'_, '_, T>) {
 }
 
 /// Closes the descriptor and lets go of everything.
-pub fn release<T: Transport>(this: This<'_, '_, T>) -> PyResult<()> {
-    forget(this);
+pub fn tear_down<T: Transport>(this: This<'_, '_, T>) -> PyResult<()> {
+    unregister(this);
     // The peer may be in this loop.
-    this.core.stir();
+    this.core.request_poll();
     let closed = this.get().close_file(this.py(), &this.object());
     this.clear_queue();
     this.protocol.set(None);
@@ -132,7 +135,7 @@ pub fn finalize<T: Transport>(this: This<'_, '_, T>) {
     }
     let py = this.py();
     let warned = imports(py).and_then(|imports| imports.warn_unclosed.call(py, &[&this.object()]));
-    let released = release(this);
+    let released = tear_down(this);
     if let Err(error) = warned.map(drop).and(released) {
         error.write_unraisable(py, Some(&this.as_any()));
     }

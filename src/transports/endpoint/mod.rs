@@ -4,7 +4,7 @@
 //! costs a system call.
 
 mod ending;
-mod telling;
+mod protocol_calls;
 
 use std::cell::Cell;
 use std::ops::Deref;
@@ -15,18 +15,20 @@ use pyo3::exceptions::PyPermissionError;
 use pyo3::prelude::*;
 
 use super::flow::FlowControl;
-use crate::core::{Core, Direction, Readiness, Ready, Waiter, resolve};
+use crate::core::{Core, Direction, Readiness, ReadyEntry, Waiter, resolve};
 use crate::cpython::class::{self, Native, Obj, This, Visitor};
 use crate::cpython::object::{Object, ObjectCell, copy_context, copy_of_context, run_in_context};
 use crate::handle::reraise_fatal;
 use crate::imports::imports;
 use crate::intern;
 use crate::reactor::poller::Interest;
-use crate::reactor::registry::Slot;
+use crate::reactor::registry::Token;
 
-pub use ending::{abort, close, fail, finalize, finish_closing, forget, lose};
-use ending::{call_connection_lost, release};
-pub use telling::{log, pause_protocol, report, resume_protocol, tell};
+use ending::{call_connection_lost, tear_down};
+pub use ending::{
+    close, fatal_error, finalize, finish_closing, force_close, schedule_connection_lost, unregister,
+};
+pub use protocol_calls::{call_protocol, log, pause_protocol, report, resume_protocol};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
@@ -40,7 +42,7 @@ pub enum Phase {
 }
 
 /// What an endpoint is made of.
-pub struct Parts {
+pub struct EndpointParams {
     pub core: Rc<Core>,
     pub event_loop: Object,
     pub fd: RawFd,
@@ -56,7 +58,7 @@ pub struct Endpoint {
     pub core: Rc<Core>,
     pub event_loop: Object,
     pub fd: RawFd,
-    slot: Cell<Option<Slot>>,
+    token: Cell<Option<Token>>,
     pub protocol: ObjectCell,
     waiter: ObjectCell,
     pub extra: ObjectCell,
@@ -87,22 +89,22 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    pub fn new(py: Python<'_>, parts: Parts) -> PyResult<Endpoint> {
-        let fixed_or_copy = || match &parts.context {
+    pub fn new(py: Python<'_>, params: EndpointParams) -> PyResult<Endpoint> {
+        let fixed_or_copy = || match &params.context {
             Some(context) => Ok(context.clone()),
             None => copy_context(py),
         };
-        parts.core.metrics.open_transport();
+        params.core.metrics.open_transport();
         Ok(Endpoint {
             made_context: ObjectCell::new(Some(fixed_or_copy()?)),
             read_context: ObjectCell::new(Some(fixed_or_copy()?)),
-            core: parts.core,
-            event_loop: parts.event_loop,
-            fd: parts.fd,
-            slot: Cell::new(None),
-            protocol: ObjectCell::new(Some(parts.protocol)),
-            waiter: ObjectCell::new(parts.waiter),
-            extra: ObjectCell::new(parts.extra),
+            core: params.core,
+            event_loop: params.event_loop,
+            fd: params.fd,
+            token: Cell::new(None),
+            protocol: ObjectCell::new(Some(params.protocol)),
+            waiter: ObjectCell::new(params.waiter),
+            extra: ObjectCell::new(params.extra),
             phase: Cell::new(Phase::Open),
             held: Cell::new(true),
             watches_read: Cell::new(false),
@@ -112,7 +114,7 @@ impl Endpoint {
             blocked: Cell::new(false),
             flow: FlowControl::default(),
             lost_writes: Cell::new(0),
-            context: parts.context,
+            context: params.context,
             write_context: ObjectCell::default(),
             lost_context: ObjectCell::default(),
             lost_exception: ObjectCell::default(),
@@ -179,7 +181,7 @@ impl Endpoint {
     }
 
     fn is_registered_for_reading(&self) -> bool {
-        self.slot.get().is_some_and(|slot| self.core.interest(slot).readable)
+        self.token.get().is_some_and(|token| self.core.interest(token).readable)
     }
 
     /// Runs `f` in one of the contexts, which are there unless the garbage collector has taken the transport apart.
@@ -195,8 +197,8 @@ impl Endpoint {
         }
     }
 
-    pub fn slot(&self) -> Option<Slot> {
-        self.slot.get()
+    pub fn token(&self) -> Option<Token> {
+        self.token.get()
     }
 
     pub fn traverse(&self, visitor: &mut Visitor) {
@@ -277,7 +279,7 @@ pub trait Transport: Native + Deref<Target = Endpoint> {
     }
 
     /// Called when connection_lost() is scheduled.
-    fn lost(&self) {
+    fn on_lost(&self) {
         self.note_loss();
     }
 
@@ -292,7 +294,7 @@ pub trait Transport: Native + Deref<Target = Endpoint> {
     }
 
     /// Whether an error is told in debug mode only: the network's, not the program's.
-    fn is_usual(py: Python<'_>, exception: &Object) -> bool {
+    fn is_connection_error(py: Python<'_>, exception: &Object) -> bool {
         exception.bind(py).is_instance_of::<pyo3::exceptions::PyOSError>()
     }
 }
@@ -307,7 +309,7 @@ pub fn start<T: Transport>(
     attach(py, transport)?;
     let started = prepare().and_then(|()| schedule_made(py, transport));
     // The first error is the one to tell.
-    started.inspect_err(|_| drop(release(transport.this(py))))
+    started.inspect_err(|_| drop(tear_down(transport.this(py))))
 }
 
 /// Has the event loop watch a new transport.
@@ -316,14 +318,14 @@ fn attach<T: Transport>(py: Python<'_>, transport: &Obj<T>) -> PyResult<()> {
         return Ok(());
     }
     let object = transport.as_object();
-    transport.slot.set(Some(transport.core.attach(py, transport.fd, object)?));
+    transport.token.set(Some(transport.core.attach(py, transport.fd, object)?));
     Ok(())
 }
 
 /// Schedules connection_made().
 fn schedule_made<T: Transport>(py: Python<'_>, transport: &Obj<T>) -> PyResult<()> {
     transport.note_source(py)?;
-    transport.core.push(Ready::Step(transport.as_object().clone(), connection_made::<T>));
+    transport.core.push(ReadyEntry::Step(transport.as_object().clone(), connection_made::<T>));
     Ok(())
 }
 
@@ -341,19 +343,20 @@ pub fn sync_interest<T: Transport>(this: This<'_, '_, T>) -> PyResult<()> {
         watch_shared(this, Direction::Read, interest.readable, &this.watches_read)?;
         return watch_shared(this, Direction::Write, interest.writable, &this.watches_write);
     }
-    let Some(slot) = this.slot.get() else { return Ok(()) };
-    this.core.set_interest(this.py(), slot, interest)?;
+    let Some(token) = this.token.get() else { return Ok(()) };
+    this.core.set_interest(this.py(), token, interest)?;
     sync_hold(this)
 }
 
 /// The same for a transport that is in use: one that cannot be watched would wait for ever, so it ends.
 pub fn watch<T: Transport>(this: This<'_, '_, T>) -> PyResult<()> {
-    sync_interest(this).or_else(|error| fail(this, error, CANNOT_WATCH))
+    sync_interest(this).or_else(|error| fatal_error(this, error, CANNOT_WATCH))
 }
 
 /// [`watch`], called outside of all callbacks.
 pub fn watch_in_connection_context<T: Transport>(this: This<'_, '_, T>) -> PyResult<()> {
-    sync_interest(this).or_else(|error| in_connection_context(this, || fail(this, error, CANNOT_WATCH)))
+    sync_interest(this)
+        .or_else(|error| in_connection_context(this, || fatal_error(this, error, CANNOT_WATCH)))
 }
 
 const CANNOT_WATCH: &str = "Fatal error: the descriptor cannot be watched";
@@ -363,7 +366,7 @@ const CANNOT_WATCH: &str = "Fatal error: the descriptor cannot be watched";
 fn cannot_watch<T: Transport>(this: This<'_, '_, T>, error: PyErr) -> PyResult<()> {
     let py = this.py();
     if !this.is_device() || !error.is_instance_of::<PyPermissionError>(py) {
-        return fail(this, error, CANNOT_WATCH);
+        return fatal_error(this, error, CANNOT_WATCH);
     }
     this.wants_read.set(false);
     report(this, CANNOT_WATCH, &reraise_fatal(py, error)?)
@@ -404,9 +407,9 @@ pub fn sync_hold<T: Transport>(this: This<'_, '_, T>) -> PyResult<()> {
         return sync_interest(this);
     }
     let wanted = this.wants_read.get() || this.blocked.get();
-    match this.slot.get() {
-        Some(slot) if this.held.replace(wanted) != wanted => {
-            this.core.hold(this.py(), slot, &this.object(), wanted)
+    match this.token.get() {
+        Some(token) if this.held.replace(wanted) != wanted => {
+            this.core.hold(this.py(), token, &this.object(), wanted)
         }
         _ => Ok(()),
     }
@@ -464,12 +467,12 @@ pub fn in_connection_context<T: Transport>(
 fn connection_made<T: Transport>(py: Python<'_>, object: &Object) -> PyResult<()> {
     let this = transport::<T>(py, object)?;
     let Some(context) = this.made_context.take() else { return Ok(()) };
-    if let Some(slot) = this.slot.get() {
-        this.core.begin(slot, on_ready::<T>);
+    if let Some(token) = this.token.get() {
+        this.core.begin(token, on_ready::<T>);
     }
     run_in_context(py, &context, || {
         // Even if it leaves the event loop, with SystemExit, the connection is to be in order afterwards.
-        let told = tell(this, intern!(py, "connection_made"), &[object]);
+        let told = call_protocol(this, intern!(py, "connection_made"), &[object]);
         if this.starts_reading() {
             this.wants_read.set(true);
         }

@@ -72,7 +72,7 @@ fn forget<T: Transport>(this: This<'_, '_, T>, file: Borrowed<'_, '_, PyAny>) ->
     if !file.is_none() {
         return Err(new_error::<PyAttributeError>(this.py(), "the file of a transport cannot be replaced"));
     }
-    endpoint::forget(this);
+    endpoint::unregister(this);
     Ok(())
 }
 

@@ -6,14 +6,14 @@ use pyo3::exceptions::PyOSError;
 use pyo3::prelude::*;
 
 use super::{extra_info, prepare};
-use crate::core::{LEAST, Ready};
+use crate::core::{LEAST, ReadyEntry};
 use crate::cpython::class::{Class, Native, Obj, This, Visitor};
 use crate::cpython::errors::os_error;
 use crate::cpython::object::Object;
 use crate::intern;
 use crate::reactor::pipe::{self, Kind};
 use crate::reactor::socket;
-use crate::transports::endpoint::{self, Endpoint, Parts, Transport};
+use crate::transports::endpoint::{self, Endpoint, EndpointParams, Transport};
 
 pub struct ReadPipe {
     endpoint: Endpoint,
@@ -35,9 +35,9 @@ const READ_FAILED: &str = "Fatal read error on pipe transport";
 
 impl ReadPipe {
     /// Makes a transport and schedules connection_made().
-    pub fn create(py: Python<'_>, parts: Parts, file: Object) -> PyResult<Obj<ReadPipe>> {
+    pub fn create(py: Python<'_>, params: EndpointParams, file: Object) -> PyResult<Obj<ReadPipe>> {
         let (fd, kind) = prepare(py, &file, "Pipe transport is for pipes/sockets only.")?;
-        let pipe = ReadPipe { endpoint: Endpoint::new(py, Parts { fd, ..parts })?, file, kind };
+        let pipe = ReadPipe { endpoint: Endpoint::new(py, EndpointParams { fd, ..params })?, file, kind };
         let pipe = Obj::new(py, pipe)?;
         endpoint::start(py, &pipe, || Ok(()))?;
         Ok(pipe)
@@ -48,14 +48,14 @@ impl ReadPipe {
             endpoint::log(this, "info", "%r was closed by peer")?;
         }
         this.wants_read.set(false);
-        this.core.push(Ready::Step(this.object(), eof_received));
-        endpoint::lose(this, None)
+        this.core.push(ReadyEntry::Step(this.object(), eof_received));
+        endpoint::schedule_connection_lost(this, None)
     }
 }
 
 fn eof_received(py: Python<'_>, object: &Object) -> PyResult<()> {
     let this = endpoint::transport::<ReadPipe>(py, object)?;
-    endpoint::in_read_context(this, || endpoint::tell(this, intern!(py, "eof_received"), &[]))
+    endpoint::in_read_context(this, || endpoint::call_protocol(this, intern!(py, "eof_received"), &[]))
 }
 
 impl Transport for ReadPipe {
@@ -78,9 +78,9 @@ impl Transport for ReadPipe {
             Err(error) if socket::is_not_ready(&error) => {
                 return Ok(());
             }
-            Err(error) => return endpoint::fail(this, os_error(py, error), READ_FAILED),
+            Err(error) => return endpoint::fatal_error(this, os_error(py, error), READ_FAILED),
         };
-        endpoint::tell(this, intern!(py, "data_received"), &[&data])
+        endpoint::call_protocol(this, intern!(py, "data_received"), &[&data])
     }
 
     fn writable(_this: ThisReadPipe<'_, '_>) -> PyResult<()> {
@@ -110,7 +110,7 @@ impl Transport for ReadPipe {
     }
 
     /// The end of a pty.
-    fn is_usual(py: Python<'_>, exception: &Object) -> bool {
+    fn is_connection_error(py: Python<'_>, exception: &Object) -> bool {
         let exception = exception.bind(py);
         let errno = || -> PyResult<i32> { exception.getattr(intern!(py, "errno"))?.extract() };
         exception.is_instance_of::<PyOSError>() && errno().is_ok_and(|errno| errno == libc::EIO)

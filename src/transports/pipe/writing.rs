@@ -15,7 +15,7 @@ use crate::cpython::errors::{error_of, no_memory};
 use crate::cpython::object::{Object, tuple};
 use crate::intern;
 use crate::reactor::pipe::{self, Kind};
-use crate::transports::endpoint::{self, Endpoint, Parts, Transport};
+use crate::transports::endpoint::{self, Endpoint, EndpointParams, Transport};
 use crate::transports::write_queue::{Progress, WriteQueue};
 
 pub struct WritePipe {
@@ -38,11 +38,11 @@ impl Deref for WritePipe {
 
 impl WritePipe {
     /// Makes a transport and schedules connection_made().
-    pub fn create(py: Python<'_>, parts: Parts, file: Object) -> PyResult<Obj<WritePipe>> {
+    pub fn create(py: Python<'_>, params: EndpointParams, file: Object) -> PyResult<Obj<WritePipe>> {
         let (fd, kind) =
             prepare(py, &file, "Pipe transport is only for pipes, sockets and character devices")?;
         let pipe = WritePipe {
-            endpoint: Endpoint::new(py, Parts { fd, ..parts })?,
+            endpoint: Endpoint::new(py, EndpointParams { fd, ..params })?,
             file,
             queue: StateCell::default(),
             tells_of_reader: kind != Kind::CharacterDevice,
@@ -74,7 +74,7 @@ impl WritePipe {
 
     fn drain(this: ThisWritePipe<'_, '_>) -> PyResult<()> {
         let py = this.py();
-        this.core.stir();
+        this.core.request_poll();
         let written = &this.core.metrics.counts.bytes_written;
         let progress = if lets_others_run(py, this.fd) {
             WritePipe::drain_waiting(this)
@@ -99,7 +99,7 @@ impl WritePipe {
             Err(error) => {
                 this.queue.borrow_mut().clear();
                 this.note_loss();
-                endpoint::fail(this, os_error(py, error), "Fatal write error on pipe transport")
+                endpoint::fatal_error(this, os_error(py, error), "Fatal write error on pipe transport")
             }
         }
     }
@@ -138,7 +138,7 @@ impl Transport for WritePipe {
             true => Some(Object::from(error_of::<PyBrokenPipeError>(py, &tuple(py, &[])?).value(py))),
             false => None,
         };
-        endpoint::abort(this, exception)
+        endpoint::force_close(this, exception)
     }
 
     fn writable(this: ThisWritePipe<'_, '_>) -> PyResult<()> {
@@ -167,7 +167,7 @@ impl Transport for WritePipe {
     }
 
     /// Only a write that fails is one of those that are counted, as in asyncio.
-    fn lost(&self) {}
+    fn on_lost(&self) {}
 
     fn starts_reading(&self) -> bool {
         self.tells_of_reader && !self.is_closing()

@@ -183,7 +183,7 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
                 "_force_close",
                 "exc",
                 |this, exception| {
-                    endpoint::abort(this, (!exception.is_none()).then(|| Object::from(exception)))?;
+                    endpoint::force_close(this, (!exception.is_none()).then(|| Object::from(exception)))?;
                     none(this)
                 },
                 "Close at once, with an exception for connection_lost()."

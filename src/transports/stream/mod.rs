@@ -35,7 +35,7 @@ pub struct Stream {
     kind: Cell<ProtocolKind>,
     server: ObjectCell,
     /// How many bytes arrive at a time, roughly.
-    usual_size: Cell<usize>,
+    recv_size_hint: Cell<usize>,
     /// The number of the error that receiving met, which may have come behind data; 0 for none.
     read_error: Cell<i32>,
     /// Whether write_eof() was called.
@@ -63,16 +63,16 @@ impl Stream {
     /// Makes a transport, attaches it to its server, and schedules connection_made().
     pub fn create(
         py: Python<'_>,
-        parts: endpoint::Parts,
+        params: endpoint::EndpointParams,
         file: SocketFile,
         server: Option<Object>,
     ) -> PyResult<Obj<Stream>> {
         let stream = Stream {
-            kind: Cell::new(kind_of(py, &parts.protocol)?),
-            endpoint: Endpoint::new(py, parts)?,
+            kind: Cell::new(kind_of(py, &params.protocol)?),
+            endpoint: Endpoint::new(py, params)?,
             file,
             server: ObjectCell::default(),
-            usual_size: Cell::new(0),
+            recv_size_hint: Cell::new(0),
             read_error: Cell::new(0),
             eof_written: Cell::new(false),
             refuses_writes: Cell::new(false),

@@ -68,7 +68,7 @@ impl Stream {
         match received {
             Ok(Received::Done) => Ok(()),
             Ok(Received::End) => Stream::end_of_stream(this, &protocol),
-            Err((error, message)) => endpoint::fail(this, error, message),
+            Err((error, message)) => endpoint::fatal_error(this, error, message),
         }
     }
 
@@ -87,13 +87,13 @@ impl Stream {
     #[cold]
     fn fail_with_known_error(this: ThisStream<'_, '_>) -> PyResult<()> {
         let error = io::Error::from_raw_os_error(this.read_error.get());
-        endpoint::fail(this, os_error(this.py(), error), READ_FAILED)
+        endpoint::fatal_error(this, os_error(this.py(), error), READ_FAILED)
     }
 
     fn receive(this: ThisStream<'_, '_>, protocol: &Object) -> Result<Received, Failure> {
         let py = this.py();
         let fd = this.file.descriptor();
-        let received = this.core.receive(py, fd, &this.usual_size, &this.read_error);
+        let received = this.core.receive(py, fd, &this.recv_size_hint, &this.read_error);
         let data = match received.map_err(|error| Stream::read_failed(this, error))? {
             core::Received::Data(_, 0) => return Ok(Received::End),
             core::Received::Data(data, count) => {
@@ -152,7 +152,9 @@ impl Stream {
                 endpoint::sync_hold(this)
             }
             Ok(false) => endpoint::close(this),
-            Err(error) => endpoint::fail(this, error, "Fatal error: protocol.eof_received() call failed."),
+            Err(error) => {
+                endpoint::fatal_error(this, error, "Fatal error: protocol.eof_received() call failed.")
+            }
         }
     }
 }

@@ -93,7 +93,7 @@ impl Stream {
     fn flush(this: ThisStream<'_, '_>) -> PyResult<()> {
         Stream::send_queued(this)?;
         if this.phase.get() == Phase::Closing && this.queue.borrow().is_empty() {
-            return endpoint::lose(this, None);
+            return endpoint::schedule_connection_lost(this, None);
         }
         Ok(())
     }
@@ -123,7 +123,7 @@ impl Stream {
 
     /// Sends as much as the socket takes.
     fn drain(this: ThisStream<'_, '_>) -> io::Result<Progress> {
-        this.core.stir();
+        this.core.request_poll();
         let written = &this.core.metrics.counts.bytes_written;
         let fd = this.file.descriptor();
         this.queue.borrow_mut().drain(written, |slices| socket::send(fd, slices))
@@ -139,7 +139,7 @@ impl Stream {
         };
         let error = os_error(this.py(), error);
         let exception = Object::from(error.value(this.py()));
-        endpoint::fail(this, error, "Fatal write error on socket transport")?;
+        endpoint::fatal_error(this, error, "Fatal write error on socket transport")?;
         Stream::end_wait(this, intern!(this.py(), "set_exception"), &exception)
     }
 
@@ -167,7 +167,7 @@ impl Stream {
     }
 
     fn shut_down(this: ThisStream<'_, '_>) -> PyResult<()> {
-        this.core.stir();
+        this.core.request_poll();
         socket::shutdown_write(this.file.descriptor()).or_os_error(this.py())
     }
 
@@ -234,7 +234,9 @@ fn flush_step(py: Python<'_>, object: &Object) -> PyResult<()> {
     }
     match Stream::drain(this) {
         Ok(Progress::Drained) if this.phase.get() == Phase::Open => Ok(()),
-        Ok(Progress::Drained) => endpoint::in_connection_context(this, || endpoint::lose(this, None)),
+        Ok(Progress::Drained) => {
+            endpoint::in_connection_context(this, || endpoint::schedule_connection_lost(this, None))
+        }
         Ok(Progress::Blocked) => {
             this.blocked.set(true);
             // The writer's context is gone.

@@ -11,7 +11,7 @@ use crate::imports::imports;
 use crate::intern;
 
 /// Calls a method of the protocol. What it raises is reported as of a callback, and does not end the connection.
-pub fn tell<T: Transport>(
+pub fn call_protocol<T: Transport>(
     this: This<'_, '_, T>,
     method: &Bound<'_, PyString>,
     args: &[&Object],

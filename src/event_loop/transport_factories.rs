@@ -16,7 +16,7 @@ use crate::method;
 use crate::reactor::socket;
 use crate::transports::address::Address;
 use crate::transports::datagram::Datagram;
-use crate::transports::endpoint::Parts;
+use crate::transports::endpoint::EndpointParams;
 use crate::transports::pipe::{ReadPipe, WritePipe};
 use crate::transports::socket_file::SocketFile;
 use crate::transports::stream::Stream;
@@ -40,8 +40,8 @@ fn make_socket_transport<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> P
     }
     // First: looking at the protocol can run Python code, which may close the socket.
     let file = SocketFile::of_python(py, sock, fd, peer)?;
-    let parts = Parts { context: given(context), ..parts(this, fd, protocol, waiter, extra)? };
-    Ok(Stream::create(py, parts, file, given(server))?.into_object())
+    let params = EndpointParams { context: given(context), ..params(this, fd, protocol, waiter, extra)? };
+    Ok(Stream::create(py, params, file, given(server))?.into_object())
 }
 
 fn make_datagram_transport<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
@@ -60,9 +60,9 @@ fn make_datagram_transport<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) ->
     let peer = socket::peer_address(fd).ok().map(Address::from);
     // First: looking at the protocol can run Python code, which may close the socket.
     let file = SocketFile::of_python(py, sock, fd, peer)?;
-    let parts = parts(this, fd, protocol, waiter, extra)?;
+    let params = params(this, fd, protocol, waiter, extra)?;
     let header = imports(py)?.datagram_header;
-    Ok(Datagram::create(py, parts, file, given(address), header)?.into_object())
+    Ok(Datagram::create(py, params, file, given(address), header)?.into_object())
 }
 
 /// Whether a transport has to call the methods of a socket: a subclass can have its own, or the program has put some in.
@@ -99,15 +99,15 @@ pub(super) fn check_protocol(py: Python<'_>, protocol: &Object) -> PyResult<()> 
 }
 
 /// What a transport of the event loop is made of.
-pub(super) fn parts(
+pub(super) fn params(
     this: ThisLoop<'_, '_>,
     fd: std::os::fd::RawFd,
     protocol: Object,
     waiter: Option<Object>,
     extra: Option<Object>,
-) -> PyResult<Parts> {
+) -> PyResult<EndpointParams> {
     check_protocol(this.py(), &protocol)?;
-    Ok(Parts {
+    Ok(EndpointParams {
         core: Rc::clone(&this.core),
         event_loop: this.object(),
         fd,
@@ -119,23 +119,27 @@ pub(super) fn parts(
 }
 
 /// The arguments of the methods that make pipe transports.
-fn pipe_parts<'py>(this: ThisLoop<'_, 'py>, method: &str, args: Args<'_, 'py>) -> PyResult<(Object, Parts)> {
+fn pipe_parts<'py>(
+    this: ThisLoop<'_, 'py>,
+    method: &str,
+    args: Args<'_, 'py>,
+) -> PyResult<(Object, EndpointParams)> {
     let py = this.py();
     let names = ["pipe", "protocol", "waiter", "extra"];
     let [pipe, protocol, waiter, extra] = args.parse(method, names, 2, 4)?;
     let [pipe, protocol] = all(py, method, &["pipe", "protocol"], [pipe, protocol])?;
     this.check_closed(this.py())?;
-    Ok((pipe, parts(this, -1, protocol, waiter, extra)?))
+    Ok((pipe, params(this, -1, protocol, waiter, extra)?))
 }
 
 fn make_read_pipe_transport<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
-    let (pipe, parts) = pipe_parts(this, "_make_read_pipe_transport", args)?;
-    Ok(ReadPipe::create(this.py(), parts, pipe)?.into_object())
+    let (pipe, params) = pipe_parts(this, "_make_read_pipe_transport", args)?;
+    Ok(ReadPipe::create(this.py(), params, pipe)?.into_object())
 }
 
 fn make_write_pipe_transport<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
-    let (pipe, parts) = pipe_parts(this, "_make_write_pipe_transport", args)?;
-    Ok(WritePipe::create(this.py(), parts, pipe)?.into_object())
+    let (pipe, params) = pipe_parts(this, "_make_write_pipe_transport", args)?;
+    Ok(WritePipe::create(this.py(), params, pipe)?.into_object())
 }
 
 pub fn methods() -> Vec<PyMethodDef> {

@@ -9,19 +9,19 @@ use std::time::Duration;
 use super::super::faults::{self, Call};
 
 /// An eventfd in the poller's set. It is edge-triggered, so that each ring is one event and nobody has to take the ring
-/// away. Its count is the mark of this alarm, in the upper bits, and how many times it rang.
-pub struct Alarm {
+/// away. Its count is the mark of this waker, in the upper bits, and how many times it rang.
+pub struct Waker {
     fd: OwnedFd,
     mark: u64,
     /// What fstat() says that it is: no file, socket or pipe.
     mode: libc::mode_t,
 }
 
-/// The next alarm's mark: another one for each alarm of this process and of those that it was forked from.
+/// The next waker's mark: another one for each waker of this process and of those that it was forked from.
 static NEXT_MARK: AtomicU64 = AtomicU64::new(0);
 
 /// Rings below the mark: more than there are in a lifetime.
-const RING_BITS: u32 = 40;
+const WAKE_BITS: u32 = 40;
 /// Marks are from 1 to this one: a count without a mark is one that somebody has taken.
 const MARKS: u64 = (1 << 23) - 1;
 
@@ -43,10 +43,10 @@ fn mode(fd: RawFd) -> io::Result<libc::mode_t> {
 }
 
 /// A key that nobody else uses: `polling` keeps the one of all ones, and [`super::super::registry`] never sets the top bit.
-pub const ALARM_KEY: usize = usize::MAX - 1;
+pub const WAKER_KEY: usize = usize::MAX - 1;
 
-impl Alarm {
-    pub fn new(poller: &polling::Poller) -> io::Result<Alarm> {
+impl Waker {
+    pub fn new(poller: &polling::Poller) -> io::Result<Waker> {
         faults::attempt(Call::EventFd)?;
         // SAFETY: the call takes no pointers.
         let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
@@ -56,20 +56,20 @@ impl Alarm {
         // SAFETY: the descriptor was just made, and is nobody else's.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
         let mode = mode(fd.as_raw_fd())?;
-        let alarm = Alarm { fd, mode, mark: 1 + NEXT_MARK.fetch_add(1, Ordering::Relaxed) % MARKS };
-        alarm.add(alarm.mark << RING_BITS)?;
+        let waker = Waker { fd, mode, mark: 1 + NEXT_MARK.fetch_add(1, Ordering::Relaxed) % MARKS };
+        waker.add(waker.mark << WAKE_BITS)?;
         faults::attempt(Call::EpollAdd)?;
-        alarm.control(poller.as_raw_fd(), libc::EPOLL_CTL_ADD)?;
+        waker.control(poller.as_raw_fd(), libc::EPOLL_CTL_ADD)?;
         // The mark is not a ring: its event is taken away.
         let mut event = libc::epoll_event { events: 0, u64: 0 };
         // SAFETY: there is room for one event.
         match unsafe { libc::epoll_wait(poller.as_raw_fd(), &mut event, 1, 0) } {
-            0.. => Ok(alarm),
+            0.. => Ok(waker),
             _ => Err(io::Error::last_os_error()),
         }
     }
 
-    /// Whether the number `epoll` still stands for the set that the alarm is in, and the alarm's own number for the alarm.
+    /// Whether the number `epoll` still stands for the set that the waker is in, and the waker's own number for the waker.
     pub fn is_in(&self, epoll: RawFd) -> bool {
         // To add what is in a set changes nothing.
         match self.control(epoll, libc::EPOLL_CTL_ADD) {
@@ -82,14 +82,14 @@ impl Alarm {
         }
     }
 
-    /// Whether the number stands for this alarm and not for a later one, which may have got the same numbers.
+    /// Whether the number stands for this waker and not for a later one, which may have got the same numbers.
     fn has_mark(&self) -> bool {
         if !self.may_be_ours() {
             return false;
         }
         for attempt in 0..ATTEMPTS {
             match self.read_mark() {
-                // A forked process that has the alarm, too, looks at the mark at the same moment.
+                // A forked process that has the waker, too, looks at the mark at the same moment.
                 Ok(0) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Ok(mark) => return mark == self.mark,
@@ -124,14 +124,14 @@ impl Alarm {
             return Err(io::Error::last_os_error());
         }
         let count = u64::from_ne_bytes(count);
-        // Whoever has the alarm, too, needs the mark, and is at the most woken for nothing.
+        // Whoever has the waker, too, needs the mark, and is at the most woken for nothing.
         self.add(count)?;
-        Ok(count >> RING_BITS)
+        Ok(count >> WAKE_BITS)
     }
 
     fn control(&self, epoll: RawFd, operation: libc::c_int) -> io::Result<()> {
         let mut event =
-            libc::epoll_event { events: (libc::EPOLLIN | libc::EPOLLET) as u32, u64: ALARM_KEY as u64 };
+            libc::epoll_event { events: (libc::EPOLLIN | libc::EPOLLET) as u32, u64: WAKER_KEY as u64 };
         // SAFETY: `event` is a valid epoll_event for the duration of the call.
         match unsafe { libc::epoll_ctl(epoll, operation, self.fd.as_raw_fd(), &mut event) } {
             0 => Ok(()),
@@ -158,7 +158,7 @@ impl Alarm {
     }
 }
 
-impl AsRawFd for Alarm {
+impl AsRawFd for Waker {
     fn as_raw_fd(&self) -> RawFd {
         self.fd.as_raw_fd()
     }

@@ -8,9 +8,9 @@
 
 use super::sync::atomic::{AtomicU64, Ordering::Acquire, Ordering::Relaxed, Ordering::Release, fence};
 
-/// One loop's turns.
+/// One loop's run_monitor.
 #[derive(Default)]
-pub struct Turns {
+pub struct RunMonitor {
     number: AtomicU64,
     /// When the callback under way began, in ticks of the clock.
     began: AtomicU64,
@@ -24,13 +24,13 @@ pub struct Turns {
 
 /// A callback that runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Turn {
+pub struct CallbackRun {
     pub number: u64,
     /// In ticks of the clock.
     pub began: u64,
 }
 
-impl Turns {
+impl RunMonitor {
     pub fn set_threshold(&self, seconds: f64) {
         self.threshold.store(seconds.to_bits(), Relaxed);
     }
@@ -53,24 +53,24 @@ impl Turns {
     }
 
     /// It is over. Returns what it was if somebody has noticed it.
-    pub fn end(&self) -> Option<Turn> {
+    pub fn end(&self) -> Option<CallbackRun> {
         let number = self.number.load(Relaxed);
         self.number.store((number | 1) + 1, Release);
         let noticed = self.noticed.load(Relaxed) == number;
-        noticed.then(|| Turn { number, began: self.began.load(Relaxed) })
+        noticed.then(|| CallbackRun { number, began: self.began.load(Relaxed) })
     }
 
     /// The callback that runs now.
-    pub fn under_way(&self) -> Option<Turn> {
+    pub fn under_way(&self) -> Option<CallbackRun> {
         let number = self.number.load(Acquire);
         let began = self.began.load(Relaxed);
         // If another one has begun in between, there was no long one. This must not be read before that.
         fence(Acquire);
-        (number % 2 == 1 && self.number.load(Relaxed) == number).then_some(Turn { number, began })
+        (number % 2 == 1 && self.number.load(Relaxed) == number).then_some(CallbackRun { number, began })
     }
 
     /// A callback takes long.
-    pub fn notice(&self, turn: Turn) {
+    pub fn notice(&self, turn: CallbackRun) {
         self.noticed.store(turn.number, Relaxed);
     }
 
@@ -115,43 +115,43 @@ mod tests {
 
     #[test]
     fn turns_are_seen_while_they_last() {
-        let turns = Turns::default();
-        assert_eq!(turns.under_way(), None);
-        turns.begin(7);
-        let turn = turns.under_way().unwrap();
+        let run_monitor = RunMonitor::default();
+        assert_eq!(run_monitor.under_way(), None);
+        run_monitor.begin(7);
+        let turn = run_monitor.under_way().unwrap();
         assert_eq!(turn.began, 7);
-        assert_eq!(turns.under_way(), Some(turn));
-        assert_eq!(turns.end(), None, "nobody has noticed");
-        assert_eq!(turns.under_way(), None);
-        turns.begin(8);
-        let next = turns.under_way().unwrap();
+        assert_eq!(run_monitor.under_way(), Some(turn));
+        assert_eq!(run_monitor.end(), None, "nobody has noticed");
+        assert_eq!(run_monitor.under_way(), None);
+        run_monitor.begin(8);
+        let next = run_monitor.under_way().unwrap();
         assert_ne!(next.number, turn.number);
-        turns.notice(turn);
-        assert_eq!(turns.end(), None, "it was another that was noticed");
-        turns.begin(9);
-        let last = turns.under_way().unwrap();
-        turns.notice(last);
-        assert_eq!(turns.end(), Some(last));
-        turns.begin(10);
-        assert_eq!(turns.end(), None, "once is enough");
+        run_monitor.notice(turn);
+        assert_eq!(run_monitor.end(), None, "it was another that was noticed");
+        run_monitor.begin(9);
+        let last = run_monitor.under_way().unwrap();
+        run_monitor.notice(last);
+        assert_eq!(run_monitor.end(), Some(last));
+        run_monitor.begin(10);
+        assert_eq!(run_monitor.end(), None, "once is enough");
     }
 
     #[test]
     #[cfg(target_os = "linux")]
     fn processor_time_is_that_of_the_thread() {
-        let turns = Turns::default();
-        turns.set_thread();
-        let before = turns.processor_time().unwrap();
+        let run_monitor = RunMonitor::default();
+        run_monitor.set_thread();
+        let before = run_monitor.processor_time().unwrap();
         std::thread::sleep(Duration::from_millis(50));
-        let slept = turns.processor_time().unwrap() - before;
+        let slept = run_monitor.processor_time().unwrap() - before;
         assert!(slept < 0.03, "{slept} s while asleep");
         let start = Instant::now();
         while start.elapsed() < Duration::from_millis(50) {
             std::hint::spin_loop();
         }
-        let spun = turns.processor_time().unwrap() - before;
+        let spun = run_monitor.processor_time().unwrap() - before;
         assert!(spun > 0.01, "{spun} s while awake");
-        let ended = Turns::default();
+        let ended = RunMonitor::default();
         std::thread::scope(|scope| scope.spawn(|| ended.set_thread()).join().unwrap());
         let deadline = Instant::now() + Duration::from_secs(5);
         while ended.processor_time().is_some() {
