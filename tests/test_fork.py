@@ -398,6 +398,99 @@ loop.close()
     )
 
 
+@pytest.mark.parametrize("forks", [1, 2])
+def test_signals_are_not_written_to_the_files_of_a_child_that_has_closed_all_others(loop_name, forks):
+    run(
+        loop_name,
+        f"""
+import tempfile
+
+def work():
+    heard = []
+    os.closerange(3, 64)
+    files = [tempfile.TemporaryFile() for _ in range(32)]
+    signal.signal(signal.SIGTERM, lambda number, _: heard.append(number))
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert heard == [signal.SIGTERM]
+    assert [os.fstat(file.fileno()).st_size for file in files] == [0] * 32
+
+def session():
+    assert in_child(work) == 0
+
+async def main():
+    assert in_child(work if {forks} == 1 else session) == 0
+
+run(main())
+""",
+    )
+
+
+@pytest.mark.hotloop_only
+def test_a_running_loop_of_a_childs_own_that_becomes_a_daemon_hears_of_signals(loop_name):
+    run(
+        loop_name,
+        """
+def session():
+    loop = new_event_loop()
+    calls = []
+    loop.add_signal_handler(signal.SIGUSR1, calls.append, 1)
+
+    def fork():
+        pid = os.fork()
+        if pid == 0:
+            os.kill(os.getpid(), signal.SIGUSR1)
+            loop.call_later(0.05, os.kill, os.getpid(), signal.SIGUSR1)
+            loop.call_later(0.1, lambda: os._exit(0 if calls == [1, 1] else 98))
+            return
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        loop.stop()
+
+    loop.call_soon(fork)
+    loop.run_forever()
+    assert calls == []
+
+async def main():
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, print, "the parent's")
+    assert in_child(session) == 0
+
+run(main())
+""",
+    )
+
+
+@pytest.mark.hotloop_only
+def test_a_signal_between_a_fork_and_the_childs_next_iteration_is_heard_of_once(loop_name):
+    run(
+        loop_name,
+        """
+loop = new_event_loop()
+calls = []
+loop.add_signal_handler(signal.SIGUSR1, calls.append, 1)
+children = []
+
+def fork():
+    for _ in range(2):
+        children.append(os.fork())
+        if children[-1]:
+            return loop.stop()
+    os.kill(os.getpid(), signal.SIGUSR1)
+    loop.call_later(0.05, os.kill, os.getpid(), signal.SIGUSR1)
+    loop.call_later(0.1, loop.stop)
+
+loop.call_soon(fork)
+loop.run_forever()
+if children[-1]:
+    assert os.waitstatus_to_exitcode(os.waitpid(children[-1], 0)[1]) == 0
+    assert calls == [], calls
+else:
+    os._exit(0 if calls == [1, 1] else 98)
+if len(children) > 1:
+    os._exit(0)
+loop.close()
+""",
+    )
+
+
 @pytest.mark.hotloop_only  # Handlers of Python's do not wake asyncio's loop.
 def test_a_loop_of_the_childs_own_is_woken_by_signals(loop_name):
     """Beside that of its parent, which has signal handlers."""

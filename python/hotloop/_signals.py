@@ -33,24 +33,36 @@ if TYPE_CHECKING:
 _in_force: dict[int, weakref.ref[SignalHandling]] = {}
 # Those that a forked child has from its parent. Other loops of the child do not leave signals to them.
 _inherited: set[int] = set()
+# That of a forked child's loop which is to be in force again once the loop goes on.
+_suspended: dict[int, weakref.ref[SignalHandling]] = {}
 
 
 def _make_own_sockets() -> None:
-    """Give the loops of a forked child sockets of its own: a signal is for the process that received it."""
+    """Give the loops of a forked child sockets of its own: a signal is for the process that received it.
+
+    They are not in force until a loop goes on. A child that leaves its parent's loops alone may close all
+    descriptors, and its signals would be written to the files that get their numbers.
+    """
     current = signal.set_wakeup_fd(-1)
     parents = dict(_in_force)
+    if current < 0:
+        # asyncio has taken it away, since Python 3.12. Until then there is none between a daemon's forks.
+        current = next(reversed(parents if sys.version_info >= (3, 12) else _suspended), -1)
     _in_force.clear()
     _inherited.clear()
+    _suspended.clear()
     for fd, reference in parents.items():
         loop = reference()
         if loop is not None and loop._renew_wakeup_sockets(fd):
             _in_force[fd] = reference
             _inherited.add(fd)
-    if current < 0 and sys.version_info >= (3, 12):
-        # asyncio has taken it away before.
-        current = next(reversed(parents), -1)
-    if current in _in_force:
-        signal.set_wakeup_fd(current, warn_on_full_buffer=False)
+    loop = _in_force[current]() if current in _in_force else None
+    if loop is not None:
+        _suspended[current] = _in_force[current]
+        loop._missed_signals.clear()
+        # The other half of the event loop is not this class's to know.
+        this: Any = loop
+        loop._add_callback(asyncio.Handle(loop._resume_waking, (), this, None))
     elif current >= 0 and current not in parents:
         # It may have been closed, and be another file by now, which is refused.
         with contextlib.suppress(ValueError, OSError):
@@ -75,6 +87,13 @@ def _files_of(*socks: socket.socket) -> list[tuple[int, int] | None]:
 
 def _noop(signum: int, frame: object) -> None:
     """The Python-level handler of a signal that a loop handles: the wakeup descriptor does the work."""
+    if not _suspended or not _in_force.keys() <= _inherited:
+        # A loop of a child's own that is in force is told, and nobody else.
+        return
+    for reference in list(_suspended.values()):
+        loop = reference()
+        if loop is not None and signum not in loop._missed_signals:
+            loop._missed_signals.append(signum)
 
 
 class SignalHandling(_core.Loop):
@@ -88,6 +107,8 @@ class SignalHandling(_core.Loop):
         self._csock: socket.socket | None = None
         # The files of both.
         self._wakeup_files: list[tuple[int, int] | None] = []
+        # Signals of a forked child that came before its wakeup descriptor was in force again.
+        self._missed_signals: list[int] = []
         # The wakeup descriptor to put back; None while this loop's is not in force.
         self._former_wakeup_fd: int | None = None
         # Its file.
@@ -132,8 +153,35 @@ class SignalHandling(_core.Loop):
             return False
         return True
 
+    def _resume_waking(self) -> None:
+        """Put the wakeup descriptor in force again, in a forked child whose loop goes on."""
+        ssock, csock = self._ssock, self._csock
+        if ssock is None or csock is None:
+            return
+        fd = csock.fileno()
+        if fd not in _suspended:
+            return
+        if threading.current_thread() is not threading.main_thread():
+            return
+        is_ours = _files_of(ssock, csock) == self._wakeup_files
+        if is_ours:
+            current = signal.set_wakeup_fd(fd, warn_on_full_buffer=False)
+            if current not in (fd, -1):
+                # Somebody else has taken it since.
+                signal.set_wakeup_fd(current)
+        _suspended.pop(fd, None)
+        if is_ours:
+            # One that came between the last two steps is known twice.
+            with contextlib.suppress(OSError):
+                self._missed_signals.extend(ssock.recv(4096))
+        missed, self._missed_signals = dict.fromkeys(self._missed_signals), []
+        for signum in missed:
+            self._handle_signal(signum)
+
     def _take_wakeup_fd(self) -> None:
-        self._put_in_force(self._wakeup_socket().fileno())
+        fd = self._wakeup_socket().fileno()
+        self._resume_waking()
+        self._put_in_force(fd)
 
     def _put_in_force(self, fd: int) -> int:
         """Make this loop's wakeup descriptor the one in force; return the former.
@@ -173,6 +221,7 @@ class SignalHandling(_core.Loop):
             signal.set_wakeup_fd(current)
         self._former_wakeup_fd = None
         _in_force.pop(fd, None)
+        _suspended.pop(fd, None)
 
     def _wake_on_signals(self) -> bool:
         """Have signals end the wait of the loop that is about to run; return whether that must be undone."""
@@ -180,6 +229,7 @@ class SignalHandling(_core.Loop):
             return False
         if self._former_wakeup_fd is not None:
             if self._csock is not None:
+                self._resume_waking()
                 _inherited.discard(self._csock.fileno())
             return False
         try:
