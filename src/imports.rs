@@ -49,6 +49,8 @@ pub struct Imports {
     pub send_by_method: Object,
     /// The class socket.socket.
     pub socket: Object,
+    /// The names of the module that it is from.
+    pub socket_module: Object,
     /// Its base, which is written in C.
     pub native_socket: Object,
     pub warn_unawaited: Object,
@@ -138,6 +140,7 @@ fn load(py: Python<'_>) -> PyResult<Imports> {
         make_socket: attribute(&support, "make_socket")?,
         closed_socket: attribute(&support, "closed_socket")?,
         socket: import(py, "socket")?.getattr(intern!(py, "socket"))?.into(),
+        socket_module: import(py, "socket")?.getattr(intern!(py, "__dict__"))?.into(),
         native_socket: import(py, "_socket")?.getattr(intern!(py, "socket"))?.into(),
         check_ssl_socket: attribute(&support, "check_ssl_socket")?,
         has_own_method: attribute(&support, "has_own_method")?,

@@ -29,15 +29,26 @@ _base = vars(asyncio.BaseEventLoop)
 _usual = {name: of_asyncio(_base[name], base_events) for name in _SHARED}
 
 
+# What adopt() has put into classes.
+_adopted: dict[tuple[type, str], object] = {}
+
+
 def adopt(cls: type) -> None:
-    """Give a class the methods that the program has put into BaseEventLoop, and take back the others."""
+    """Give a class the methods that the program has put into BaseEventLoop, and take back the others.
+
+    What the program has put into the class itself stays.
+    """
     for name in _SHARED:
-        method = _base.get(name)
+        method, present = _base.get(name), vars(cls).get(name)
+        if present is not None and present is not _adopted.get((cls, name)):
+            continue
         if method is not _usual[name]:
-            if vars(cls).get(name) is not method:
+            if present is not method:
                 setattr(cls, name, method)
-        elif name in vars(cls):
+                _adopted[cls, name] = method
+        elif present is not None:
             delattr(cls, name)
+            del _adopted[cls, name]
 
 
 class ReadyHandles:

@@ -43,6 +43,8 @@ pub struct Loop {
     overrides: Overrides,
     /// Whether the program has put a method of its own in place of one that asyncio connects with.
     replaces_connecting: Cell<bool>,
+    /// Whether a transport of asyncio's own was made, for a socket with methods of its own.
+    has_transports_of_asyncio: Cell<bool>,
 }
 
 /// What asyncio's create_connection() goes through.
@@ -69,6 +71,7 @@ impl Loop {
             has_task_factory: Cell::new(false),
             overrides: Overrides::default(),
             replaces_connecting: Cell::new(false),
+            has_transports_of_asyncio: Cell::new(false),
         })
     }
 

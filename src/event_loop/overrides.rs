@@ -40,7 +40,7 @@ static CLOCK_IS_REPLACED: AtomicBool = AtomicBool::new(false);
 /// Methods of sockets that asyncio's transports call, and the class socket.socket has from C.
 const OF_SOCKETS: [&CStr; 6] = [c"recv", c"recv_into", c"send", c"sendmsg", c"recvfrom", c"sendto"];
 
-/// Whether the program has put one of them into socket.socket.
+/// Whether the program has put one of them into socket.socket, or something else in the place of that class.
 static SOCKETS_ARE_PATCHED: AtomicBool = AtomicBool::new(false);
 
 pub fn sockets_are_patched() -> bool {
@@ -97,7 +97,7 @@ impl Loop {
         let run = imports.handle_class.bind(py).getattr(intern!(py, "_run"))?;
         self.core.schedule.set_by_method(!run.is(imports.usual_run.bind(py)));
         let of_sockets = imports.socket.bind(py).getattr(intern!(py, "__dict__"))?;
-        let mut patched = false;
+        let mut patched = !dict_item(py, &imports.socket_module, intern!(py, "socket"))?.is(&imports.socket);
         for name in OF_SOCKETS {
             let name = Object::from_str(py, &name.to_string_lossy())?;
             patched |= of_sockets.contains(name.bind(py))?;

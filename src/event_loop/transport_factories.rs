@@ -83,6 +83,7 @@ fn by_methods<const N: usize>(
     options: [(&str, Option<Object>); N],
 ) -> PyResult<Object> {
     let py = this.py();
+    this.has_transports_of_asyncio.set(true);
     let keywords = dict(py)?;
     // Without those that are None, which is the default of each: not every Python's has a `context`.
     for (name, option) in options {

@@ -20,7 +20,17 @@ use crate::{method, method1};
 /// Refuses a descriptor that a transport works on.
 pub fn ensure_no_transport(this: ThisLoop<'_, '_>, fd: RawFd, given: &Bound<'_, PyAny>) -> PyResult<()> {
     let py = this.py();
-    let Some(transport) = this.core.transport_of(py, fd) else { return Ok(()) };
+    let transport = match this.core.transport_of(py, fd) {
+        Some(transport) => transport,
+        None if this.has_transports_of_asyncio.get() => {
+            let transports = this.as_any().getattr(intern!(py, "_transports"))?;
+            match transports.call_method1(intern!(py, "get"), (fd,))? {
+                none if none.is_none() => return Ok(()),
+                transport => transport.into(),
+            }
+        }
+        None => return Ok(()),
+    };
     if transport.call_method0(py, intern!(py, "is_closing"))?.bind(py).is_truthy()? {
         return Ok(());
     }
