@@ -232,6 +232,28 @@ def test_a_loop_runs_where_somebody_elses_wakeup_descriptor_is_of_no_use(loop, h
         loop.close()
 
 
+@pytest.mark.parametrize("how", ["closed", "blocking"])
+@pytest.mark.parametrize("handlers", [False, True])
+def test_a_run_ends_where_a_wakeup_descriptor_that_was_set_in_it_is_of_no_use(loop, handlers, how):
+    async def main():
+        if handlers:
+            loop.add_signal_handler(SIGNAL, print)
+        signal.set_wakeup_fd(peer.fileno())
+        await asyncio.sleep(0.001)
+        if how == "closed":
+            peer.close()
+        else:
+            peer.setblocking(True)
+        return "result"
+
+    ours, peer = helpers.unix_pair()
+    with ours, peer:
+        assert loop.run_until_complete(main()) == "result"
+        assert loop.run_until_complete(asyncio.sleep(0.001, "another")) == "another"
+        loop.close()
+    assert loop.is_closed()
+
+
 async def test_a_handler_runs_in_the_context_in_which_it_was_added(loop):
     variable = contextvars.ContextVar("variable", default=None)
     seen = []

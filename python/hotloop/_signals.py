@@ -217,8 +217,9 @@ class SignalHandling(_core.Loop):
             # It was closed meanwhile, or blocks by now.
             current = signal.set_wakeup_fd(-1)
         if current not in (fd, -1):
-            # Somebody else has taken it since.
-            signal.set_wakeup_fd(current)
+            # Somebody else has taken it since. One that was closed, or blocks by now, is refused.
+            with contextlib.suppress(ValueError, OSError):
+                signal.set_wakeup_fd(current)
         self._former_wakeup_fd = None
         _in_force.pop(fd, None)
         _suspended.pop(fd, None)
