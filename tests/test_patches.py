@@ -247,6 +247,32 @@ def wrap_call_soon_threadsafe(monkeypatch):
     )
 
 
+@pytest.mark.parametrize("name", ["call_soon", "call_later", "time", "stop"])
+def test_methods_that_a_tool_wraps_in_the_loops_own_class_are_called(new_loop, monkeypatch, name):
+    """In each run, until they are taken out."""
+    called = []
+    loop = new_loop()
+    cls = type(loop)
+    usual = getattr(cls, name)
+
+    def method(*args, **kwargs):
+        called.append(name)
+        return usual(*args, **kwargs)
+
+    # As mock.patch.object() does, which deletes it again where the class had none of its own.
+    monkeypatch.setattr(cls, name, method)
+    for _ in range(3):
+        del called[:]
+        loop.call_soon(loop.call_later, 0, loop.stop)
+        loop.run_forever()
+        assert called
+        assert getattr(cls, name) is method
+    monkeypatch.undo()
+    del called[:]
+    loop.run_until_complete(asyncio.sleep(0))
+    assert called == []
+
+
 def test_call_soon_of_a_tool_runs_callbacks_from_other_threads(new_loop, monkeypatch):
     wrap_call_soon_threadsafe(monkeypatch)
     loop = new_loop()

@@ -1,7 +1,9 @@
 """Sockets with methods of their own to receive and send: transports call them."""
 
+import _socket
 import asyncio
 import socket
+from typing import ClassVar
 
 import helpers
 import pytest
@@ -349,3 +351,65 @@ def test_without_them_transports_are_ours_again(loop, patch, monkeypatch):
             await asyncio.sleep(0)
 
     loop.run_until_complete(main())
+
+
+class Replaced(socket.socket):
+    """A class like that of PySocks: the family has a default, whatever the descriptor is."""
+
+    called: ClassVar[list[str]] = []
+
+    def __init__(self, family=socket.AF_INET, type=socket.SOCK_STREAM, proto=0, *args, **kwargs):
+        super().__init__(family, type, proto, *args, **kwargs)
+
+    def recv(self, *args):
+        Replaced.called.append("recv")
+        return super().recv(*args)
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_a_class_in_the_place_of_socket_makes_accepted_sockets(loop, monkeypatch, debug):
+    if not socket.has_ipv6:
+        pytest.skip("IPv6")
+    monkeypatch.setattr(socket, "socket", Replaced)
+    monkeypatch.setattr(Replaced, "called", [])
+    loop.set_debug(debug)
+
+    async def main():
+        accepted = loop.create_future()
+
+        async def echo(reader, writer):
+            sock = writer.get_extra_info("socket")
+            writer.write(await reader.readexactly(4))
+            writer.close()
+            accepted.set_result((sock.family, writer.get_extra_info("peername")))
+
+        server = await asyncio.start_server(echo, "::1", 0)
+        client = _socket.socket(socket.AF_INET6)
+        try:
+            client.connect(server.sockets[0].getsockname()[:2])
+            client.send(b"data")
+            family, peername = await asyncio.wait_for(accepted, 5)
+            assert (family, peername) == (socket.AF_INET6, client.getsockname())
+            assert client.recv(4) == b"data"
+        finally:
+            client.close()
+        assert "recv" in Replaced.called
+        server.close()
+        await server.wait_closed()
+
+    loop.run_until_complete(main())
+
+
+@pytest.mark.parametrize("cls", [Counting, Usual])
+async def test_the_descriptor_of_such_a_transport_is_refused(loop, pair, cls):
+    ours = of_class(cls, pair[0])
+    transport, _ = await loop.create_connection(Recorder, sock=ours)
+    for refused in (
+        lambda: loop.add_reader(ours, print),
+        lambda: loop.add_writer(ours.fileno(), print),
+        lambda: loop.remove_reader(ours),
+    ):
+        with pytest.raises(RuntimeError, match="is used by transport"):
+            refused()
+    transport.close()
+    await asyncio.sleep(0)

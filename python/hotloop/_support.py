@@ -45,6 +45,7 @@ def of_asyncio(function: Any, module: Any) -> Any:
     return function if is_theirs else None
 
 
+_usual_socket = socket.socket
 usual_monotonic = time.monotonic if isinstance(time.monotonic, types.BuiltinFunctionType) else None
 usual_run = of_asyncio(events.Handle._run, events)
 usual_extra_info = of_asyncio(transports.BaseTransport.get_extra_info, transports)
@@ -198,15 +199,28 @@ def report_connection(loop: Any, exception: BaseException) -> None:
     )
 
 
+def _arguments_for(fd: int) -> tuple[int, ...]:
+    """What socket.accept() makes a socket of, besides *fd*: a class or function of the program's needs it."""
+    if socket.socket is _usual_socket:
+        # It asks the descriptor.
+        return ()
+    probe = _socket.socket(fileno=fd)
+    try:
+        return probe.family, probe.type, probe.proto
+    finally:
+        probe.detach()
+
+
 def log_connection(server: Any, address: Any, fd: int) -> None:
     """Say in debug mode that a server has got a connection."""
     # A function can be in its place.
     cls: Any = socket.socket if isinstance(socket.socket, type) else _socket.socket
-    sock: Any = cls.__new__(cls, fileno=fd)
+    arguments = _arguments_for(fd)
+    sock: Any = cls.__new__(cls, *arguments, fileno=fd)
     # Ctrl-C can come between any two steps, also those of Python's own detach().
     detach = _socket.socket.detach.__get__(sock) if isinstance(sock, _socket.socket) else sock.detach
     try:
-        cls.__init__(sock, fileno=fd)
+        cls.__init__(sock, *arguments, fileno=fd)
         logger.debug("%r got a new connection from %r: %r", server, address or sock.getpeername(), sock)
     finally:
         detach()
@@ -252,31 +266,16 @@ def send_by_method(sock: Any, data: Any, sent: int) -> tuple[int, bool]:
 
 def make_socket(fd: int) -> socket.socket:
     """A socket object that owns *fd*, which does not block. If that fails, *fd* is still the caller's."""
-    if not isinstance(socket.socket, type):
-        return _socket_by_function(socket.socket, fd)
+    arguments = _arguments_for(fd)
     cls: Any = socket.socket
-    sock: socket.socket = cls.__new__(cls, fileno=fd)
+    is_class = isinstance(cls, type)
+    sock: socket.socket = cls.__new__(cls, *arguments, fileno=fd) if is_class else cls(*arguments, fileno=fd)
     try:
-        cls.__init__(sock, fileno=fd)
+        if is_class:
+            cls.__init__(sock, *arguments, fileno=fd)
         sock.setblocking(False)
     except BaseException:
         # Ctrl-C can come between any two steps.
-        sock.detach()
-        raise
-    return sock
-
-
-def _socket_by_function(function: Any, fd: int) -> socket.socket:
-    """What a function in place of the class makes of *fd*, called as socket.accept() calls the class."""
-    probe = _socket.socket(fileno=fd)
-    try:
-        family, kind, proto = probe.family, probe.type, probe.proto
-    finally:
-        probe.detach()
-    sock: socket.socket = function(family, kind, proto, fileno=fd)
-    try:
-        sock.setblocking(False)
-    except BaseException:
         sock.detach()
         raise
     return sock
