@@ -84,13 +84,13 @@ impl Imports {
     /// runs in this thread.
     pub fn finds_loop(&self, py: Python<'_>, class: &Object, event_loop: &Object) -> PyResult<bool> {
         Ok((class.is(&self.c_task) || class.is(&self.c_future))
-            && self.get_running_loop.call0(py)?.is(event_loop))
+            && self.get_running_loop.call(py, &[])?.is(event_loop))
     }
 
     /// The event loop that runs in this thread, or None.
     #[cfg(Py_3_12)]
     pub fn running_loop(&self, py: Python<'_>) -> PyResult<Object> {
-        self.get_running_loop.call0(py)
+        self.get_running_loop.call(py, &[])
     }
 
     /// The class of tasks.

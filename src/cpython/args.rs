@@ -21,10 +21,10 @@ static SPELLING: AtomicPtr<ffi::PyObject> = AtomicPtr::new(std::ptr::null_mut())
 /// The arguments of a vectorcall: first the positional ones, then the values of keywords.
 #[derive(Clone, Copy)]
 pub struct Args<'a, 'py> {
-    py: Python<'py>,
-    values: *const *mut ffi::PyObject,
-    positional: usize,
-    names: *mut ffi::PyObject,
+    pub(super) py: Python<'py>,
+    pub(super) values: *const *mut ffi::PyObject,
+    pub(super) positional: usize,
+    pub(super) names: *mut ffi::PyObject,
     call: PhantomData<&'a Object>,
 }
 
@@ -86,16 +86,6 @@ impl<'a, 'py> Args<'a, 'py> {
                 unsafe { Borrowed::from_ptr(args.py, ffi::PyTuple_GET_ITEM(args.names, index as isize)) };
             (name, args.value(args.positional + index))
         })
-    }
-
-    /// Calls something else with the same arguments.
-    pub fn forward(&self, callable: &Object) -> PyResult<Object> {
-        // SAFETY: the arguments are those of a vectorcall, which live through this one, too.
-        unsafe {
-            let result =
-                ffi::PyObject_Vectorcall(callable.as_ptr(), self.values, self.positional, self.names);
-            Object::from_owned(self.py, result)
-        }
     }
 
     /// The parameters that a method's other arguments follow, by position or by name, and the value of its keyword,

@@ -26,6 +26,7 @@ pub mod args;
 pub mod audit;
 pub mod borrowing;
 pub mod buffer;
+pub mod call;
 pub mod class;
 pub mod coroutine_method;
 pub mod errors;

@@ -66,7 +66,7 @@ fn connect<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object
     let fd = socket.as_raw_fd();
     watchers::ensure_no_transport(this, fd, &Object::from_int(py, fd)?.bind(py))?;
     let event_loop = this.obj();
-    let connected = event_loop.as_object().call_method0(py, intern!(py, "create_future"))?;
+    let connected = event_loop.as_object().call_method(py, intern!(py, "create_future"), &[])?;
     let file = SocketFile::new(socket, Some(Address::Internet(peer)));
     audit::raise(py, c"socket.connect", &|py| file.python_socket(py), &|py| address(py, peer))?;
     let connection = Connection {
@@ -152,13 +152,13 @@ fn transport<'py>(
         this.check(py)?;
     }
     this.event_loop.core.metrics.counts.connected.add(1);
-    let protocol = Object::from(protocol_factory).call0(py)?;
+    let protocol = Object::from(protocol_factory).call(py, &[])?;
     let Some(file) = this.file.take() else {
         return Err(new_error::<PyRuntimeError>(py, "the connection is a transport's already, or closed"));
     };
     socket::set_nodelay(file.descriptor());
     let event_loop = this.event_loop.as_object();
-    let made = event_loop.call_method0(py, intern!(py, "create_future"))?;
+    let made = event_loop.call_method(py, intern!(py, "create_future"), &[])?;
     let params = params(this.event_loop.this(py), this.fd, protocol.clone(), Some(made.clone()), None)?;
     let transport = Stream::create(py, params, file, None)?.into_object();
     tuple(py, &[&transport, &protocol, &made])

@@ -181,7 +181,7 @@ fn fileno(object: &Bound<'_, PyAny>) -> PyResult<c_int> {
         object.extract::<c_int>()
     } else {
         Object::from(object)
-            .call_method0(py, intern!(py, "fileno"))
+            .call_method(py, intern!(py, "fileno"), &[])
             .and_then(|fd| fd.bind(py).extract::<c_int>())
     };
     match fd {

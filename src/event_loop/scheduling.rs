@@ -12,7 +12,7 @@ use crate::core::ReadyEntry;
 use crate::cpython::args::{Args, all};
 use crate::cpython::class::{Native, Obj};
 use crate::cpython::errors::new_error;
-use crate::cpython::object::{Object, call_method_with_keywords, copy_context, dict, thread_ident, tuple};
+use crate::cpython::object::{Object, copy_context, thread_ident, tuple};
 use crate::handle::{Arguments, Call, Handle, TaskStep, ThreadSafeHandle, TimerHandle, When, is_of_task};
 use crate::intern;
 use crate::reactor::clock;
@@ -51,7 +51,7 @@ fn check_in_debug(this: ThisLoop<'_, '_>, method: &str, callback: &Object) -> Py
         return Ok(None);
     }
     if method != "call_soon_threadsafe" {
-        this.object().call_method0(py, intern!(py, "_check_thread"))?;
+        this.object().call_method(py, intern!(py, "_check_thread"), &[])?;
     }
     let method = Object::from_str(py, method)?;
     this.object().call_method(py, intern!(py, "_check_callback"), &[callback, &method])?;
@@ -133,7 +133,10 @@ fn call_soon_threadsafe<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> Py
     if this.core.schedule.is_queued_by_method() && !ThreadSafeHandle::class().exists() {
         // So does asyncio until 3.14.
         let handle = call_soon_by_method(this, METHOD, callback, args, context)?;
-        return this.object().call_method0(this.py(), intern!(this.py(), "_write_to_self")).map(|_| handle);
+        return this
+            .object()
+            .call_method(this.py(), intern!(this.py(), "_write_to_self"), &[])
+            .map(|_| handle);
     }
     let handle = make_handle(this, METHOD, callback, args, 1, context)?;
     let (entry, handle) = if ThreadSafeHandle::class().exists() {
@@ -160,7 +163,7 @@ fn call_soon_threadsafe<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> Py
         }
     }
     if this.overrides.wake.get() {
-        this.object().call_method0(this.py(), intern!(this.py(), "_write_to_self"))?;
+        this.object().call_method(this.py(), intern!(this.py(), "_write_to_self"), &[])?;
     }
     Ok(handle)
 }
@@ -191,13 +194,13 @@ fn call_later_by_methods<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> P
         return Err(new_error::<PyTypeError>(py, "delay must not be None"));
     }
     let event_loop = this.object();
-    let when = event_loop.call_method0(py, intern!(py, "time"))?.bind(py).add(delay.bind(py))?;
+    let when = event_loop.call_method(py, intern!(py, "time"), &[])?.bind(py).add(delay.bind(py))?;
     let mut all = vec![Object::from(when), callback];
     all.extend(args.rest(2));
-    let keywords = dict(py)?;
-    keywords.set_item(intern!(py, "context"), context.map(|context| context.into_bound(py)))?;
-    let all: Vec<_> = all.iter().collect();
-    call_method_with_keywords(py, &event_loop, intern!(py, "call_at"), &all, &keywords)
+    all.push(context.unwrap_or_else(|| Object::none(py)));
+    let names = tuple(py, &[&Object::from(intern!(py, "context"))])?;
+    let call_at = Object::from(event_loop.bind(py).getattr(intern!(py, "call_at"))?);
+    call_at.call_list(py, &all, Some(&names))
 }
 
 fn call_later<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {

@@ -16,9 +16,7 @@ use crate::cpython::args::{Args, all};
 use crate::cpython::class::{self, Class, Definition, Native, Obj, This, Visitor};
 use crate::cpython::errors::os_error;
 use crate::cpython::module::add;
-use crate::cpython::object::{
-    Object, Stack, call_method_with_keywords, copy_context, copy_of_context, dict, run_in_context, tuple,
-};
+use crate::cpython::object::{Object, copy_context, copy_of_context, dict, run_in_context, tuple};
 use crate::cpython::socket::DescriptorPlace;
 use crate::handle::reraise_fatal;
 use crate::imports::imports;
@@ -115,7 +113,7 @@ fn start_serving<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<
 fn stop_serving<'py>(this: ThisLoop<'_, 'py>, sock: pyo3::Borrowed<'_, 'py, PyAny>) -> PyResult<Object> {
     let py = this.py();
     let sock = Object::from(sock);
-    let fd: RawFd = sock.call_method0(py, intern!(py, "fileno"))?.bind(py).extract()?;
+    let fd: RawFd = sock.call_method(py, intern!(py, "fileno"), &[])?.bind(py).extract()?;
     let waiter = this.core.remove_waiter(fd, Direction::Read, None);
     if let Some(Waiter::Operation(object, _)) = &waiter
         && let Some(listener) = Obj::<Listener>::downcast(object)
@@ -123,7 +121,7 @@ fn stop_serving<'py>(this: ThisLoop<'_, 'py>, sock: pyo3::Borrowed<'_, 'py, PyAn
         listener.stopped.set(true);
     }
     Waiter::dismiss(py, waiter)?;
-    sock.call_method0(py, intern!(py, "close"))?;
+    sock.call_method(py, intern!(py, "close"), &[])?;
     Ok(Object::none(py))
 }
 
@@ -288,13 +286,12 @@ impl Listener {
         let extra = dict(py)?;
         let peername = match peer.to_python(py)? {
             Some(peername) => peername,
-            None => connection.call_method0(py, intern!(py, "getpeername"))?,
+            None => connection.call_method(py, intern!(py, "getpeername"), &[])?,
         };
         extra.set_item(intern!(py, "peername"), peername.bind(py))?;
         let extra = Object::from(extra);
         let none = Object::none(py);
         let mut arguments = vec![
-            &this.event_loop,
             &this.protocol_factory,
             &connection,
             &extra,
@@ -303,16 +300,16 @@ impl Listener {
             &tls.handshake_timeout,
             &tls.shutdown_timeout,
         ];
-        let keywords = dict(py)?;
         if this.shares_context {
             arguments.push(context);
-            keywords.set_item(intern!(py, "context"), context.bind(py))?;
         }
-        let mut call = Stack::new();
-        arguments.into_iter().for_each(|argument| call.push(argument));
-        let accept = call.call_method(py, intern!(py, "_accept_connection2"))?;
-        let name = intern!(py, "create_task");
-        call_method_with_keywords(py, &this.event_loop, name, &[&accept], &keywords).map(drop)
+        let accept = this.event_loop.call_method(py, intern!(py, "_accept_connection2"), &arguments)?;
+        let create_task = Object::from(this.event_loop.bind(py).getattr(intern!(py, "create_task"))?);
+        if !this.shares_context {
+            return create_task.call(py, &[&accept]).map(drop);
+        }
+        let names = tuple(py, &[&Object::from(intern!(py, "context"))])?;
+        create_task.call_list(py, &[accept, context.clone()], Some(&names)).map(drop)
     }
 }
 
@@ -332,7 +329,7 @@ fn take_accepted(this: ThisLoop<'_, '_>) -> PyResult<Object> {
 /// Listens again after [`Listener::rest`].
 fn resume(this: ThisListener<'_, '_>) -> PyResult<Object> {
     let py = this.py();
-    let fd: RawFd = this.socket.call_method0(py, intern!(py, "fileno"))?.bind(py).extract()?;
+    let fd: RawFd = this.socket.call_method(py, intern!(py, "fileno"), &[])?.bind(py).extract()?;
     if !this.stopped.get() && fd == this.fd {
         Listener::listen(this)?;
     }

@@ -60,7 +60,7 @@ impl AsHandle for TimerHandle {
         if this.schedule.tell_cancelled.get() && !this.handle.is_cancelled() {
             let py = this.py();
             let event_loop = &this.handle.event_loop;
-            event_loop.call_method1(py, intern!(py, "_timer_handle_cancelled"), &this.object())?;
+            event_loop.call_method(py, intern!(py, "_timer_handle_cancelled"), &[&this.object()])?;
         }
         if this.get().take_out() {
             this.schedule.timers_cancelled.set(this.schedule.timers_cancelled.get() + 1);

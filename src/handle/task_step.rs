@@ -62,8 +62,8 @@ fn is_wakeup(py: Python<'_>, callback: &Object) -> PyResult<bool> {
 impl TaskStep {
     pub fn run(&self, py: Python<'_>, event_loop: &Object) -> PyResult<()> {
         let result = run_in_context(py, &self.context, || match &self.future {
-            Some(future) => self.callback.call1(py, future),
-            None => self.callback.call0(py),
+            Some(future) => self.callback.call(py, &[future]),
+            None => self.callback.call(py, &[]),
         });
         match result {
             Ok(_) => Ok(()),

@@ -59,8 +59,8 @@ pub fn set_protocol<'py, T: Transport>(
 pub fn get_extra_info<'py, T: Transport>(this: This<'_, 'py, T>, args: Args<'_, 'py>) -> PyResult<Object> {
     let py = this.py();
     if let Some(replaced) = replaced_extra_info(this)? {
-        let method = replaced.call_method1(py, intern!(py, "__get__"), &this.object())?;
-        return args.forward(&method);
+        let method = replaced.call_method(py, intern!(py, "__get__"), &[&this.object()])?;
+        return method.forward(args);
     }
     let [name, default] = args.parse("get_extra_info", ["name", "default"], 1, 2)?;
     let name = name.ok_or_else(|| new_error::<PyTypeError>(py, "a name is required"))?;

@@ -68,7 +68,7 @@ impl Native for SocketOperation {
             State::Fresh => {
                 let warned = imports(py).and_then(|imports| {
                     let name = Object::from_str(py, this.operation.name())?;
-                    imports.warn_unawaited.call1(py, &name)
+                    imports.warn_unawaited.call(py, &[&name])
                 });
                 if let Err(error) = warned {
                     error.write_unraisable(py, Some(&this.as_any()));
@@ -94,7 +94,7 @@ fn throw<'py>(this: ThisOperation<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Obj
     let value = value.filter(|value| !value.is_none());
     let error = match value {
         Some(value) if value.bind(py).is_instance(&thrown)? => PyErr::from_value(value.into_bound(py)),
-        Some(value) => PyErr::from_value(Object::from(thrown).call1(py, &value)?.into_bound(py)),
+        Some(value) => PyErr::from_value(Object::from(thrown).call(py, &[&value])?.into_bound(py)),
         None => PyErr::from_value(thrown),
     };
     if let Some(traceback) = traceback.filter(|traceback| !traceback.is_none()) {

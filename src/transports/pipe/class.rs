@@ -39,7 +39,7 @@ fn write<'py>(this: ThisWritePipe<'_, 'py>, data: Borrowed<'_, 'py, PyAny>) -> P
 
 fn writelines<'py>(this: ThisWritePipe<'_, 'py>, lines: Borrowed<'_, 'py, PyAny>) -> PyResult<Object> {
     let py = this.py();
-    let joined = new_bytes(py, b"")?.call_method1(py, intern!(py, "join"), &Object::from(lines))?;
+    let joined = new_bytes(py, b"")?.call_method(py, intern!(py, "join"), &[&Object::from(lines)])?;
     write(this, joined.bind(py))
 }
 

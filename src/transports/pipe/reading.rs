@@ -102,7 +102,7 @@ impl Transport for ReadPipe {
     fn clear_queue(&self) {}
 
     fn close_file(&self, py: Python<'_>, _this: &Object) -> PyResult<()> {
-        self.file.call_method0(py, intern!(py, "close")).map(drop)
+        self.file.call_method(py, intern!(py, "close"), &[]).map(drop)
     }
 
     fn extra_info(this: ThisReadPipe<'_, '_>, name: &Bound<'_, PyAny>) -> PyResult<Option<Object>> {

@@ -174,7 +174,7 @@ impl Transport for WritePipe {
     }
 
     fn close_file(&self, py: Python<'_>, _this: &Object) -> PyResult<()> {
-        self.file.call_method0(py, intern!(py, "close")).map(drop)
+        self.file.call_method(py, intern!(py, "close"), &[]).map(drop)
     }
 
     fn extra_info(this: ThisWritePipe<'_, '_>, name: &Bound<'_, PyAny>) -> PyResult<Option<Object>> {

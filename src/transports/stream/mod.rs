@@ -164,9 +164,9 @@ fn call_server(
     transport: &Object,
 ) -> PyResult<()> {
     if imports(py)?.server_takes_transport {
-        server.call_method1(py, method, transport).map(drop)
+        server.call_method(py, method, &[transport]).map(drop)
     } else {
-        server.call_method0(py, method).map(drop)
+        server.call_method(py, method, &[]).map(drop)
     }
 }
 
