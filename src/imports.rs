@@ -5,7 +5,7 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 
 use crate::cpython::module::{attribute, import};
-use crate::cpython::object::{Object, dict_item};
+use crate::cpython::object::{Object, dict_item, tuple};
 use crate::intern;
 
 pub struct Imports {
@@ -57,6 +57,8 @@ pub struct Imports {
     pub log_connection: Object,
     pub fail_empty_waiter: Object,
     pub logger: Object,
+    /// `("loop",)`: the names of the keyword arguments that futures are made with.
+    pub loop_names: Object,
     /// Whether asyncio's create_task() hands whatever keyword arguments it gets to the class of tasks.
     pub create_task_takes_all: bool,
     /// Whether asyncio's Server wants to know which transport is attached.
@@ -151,6 +153,7 @@ fn load(py: Python<'_>) -> PyResult<Imports> {
         log_connection: attribute(&support, "log_connection")?,
         fail_empty_waiter: attribute(&support, "fail_empty_waiter")?,
         logger: attribute(&support, "logger")?,
+        loop_names: tuple(py, &[&Object::from(intern!(py, "loop"))])?,
         create_task_takes_all: support.getattr(intern!(py, "CREATE_TASK_TAKES_ALL"))?.is_truthy()?,
         datagram_header: support.getattr(intern!(py, "DATAGRAM_HEADER"))?.extract()?,
         server_takes_transport: support.getattr(intern!(py, "SERVER_TAKES_TRANSPORT"))?.is_truthy()?,

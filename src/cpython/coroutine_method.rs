@@ -11,6 +11,7 @@ use pyo3::{Borrowed, ffi};
 use super::class::{self, Class, Definition, Native, Obj, This, Visitor};
 use super::module;
 use super::object::Object;
+use super::statics;
 use crate::attribute;
 
 unsafe extern "C" {
@@ -35,8 +36,7 @@ impl CoroutineMethod {
 
 impl Native for CoroutineMethod {
     fn class() -> &'static Class {
-        static CLASS: Class = Class::new(0);
-        &CLASS
+        &statics::COROUTINE_METHOD
     }
 
     fn traverse(&self, visitor: &mut Visitor) {

@@ -38,5 +38,6 @@ pub mod namespace;
 pub mod object;
 pub mod received;
 pub mod socket;
+pub mod statics;
 mod trashcan;
 mod ways_in;

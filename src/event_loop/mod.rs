@@ -30,6 +30,7 @@ use crate::cpython::errors::OrOsError;
 use crate::cpython::errors::new_error;
 use crate::cpython::module::add;
 use crate::cpython::object::{Object, tuple};
+use crate::cpython::statics;
 use crate::intern;
 
 /// The value behind a Loop.
@@ -86,8 +87,7 @@ impl Loop {
 
 impl Native for Loop {
     fn class() -> &'static Class {
-        static CLASS: Class = Class::new(0);
-        &CLASS
+        &statics::LOOP
     }
 
     fn traverse(&self, visitor: &mut Visitor) {

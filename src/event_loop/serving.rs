@@ -12,12 +12,13 @@ use super::overrides::sockets_are_patched;
 use super::transport_factories::check_protocol;
 use super::{Loop, ThisLoop, given};
 use crate::core::{Core, Direction, Waiter};
-use crate::cpython::args::{Args, all};
+use crate::cpython::args::Args;
 use crate::cpython::class::{self, Class, Definition, Native, Obj, This, Visitor};
 use crate::cpython::errors::os_error;
 use crate::cpython::module::add;
 use crate::cpython::object::{Object, copy_context, copy_of_context, dict, run_in_context, tuple};
 use crate::cpython::socket::DescriptorPlace;
+use crate::cpython::statics;
 use crate::handle::reraise_fatal;
 use crate::imports::imports;
 use crate::intern;
@@ -60,22 +61,10 @@ struct Tls {
 type ThisListener<'a, 'py> = This<'a, 'py, Listener>;
 
 fn start_serving<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
-    const METHOD: &str = "_start_serving";
     let py = this.py();
-    let names = [
-        "protocol_factory",
-        "sock",
-        "sslcontext",
-        "server",
-        "backlog",
-        "ssl_handshake_timeout",
-        "ssl_shutdown_timeout",
-        "context",
-    ];
-    let [factory, sock, tls, server, backlog, handshake_timeout, shutdown_timeout, context] =
-        args.parse(METHOD, names, 2, 8)?;
-    this.check_closed(this.py())?;
-    let [protocol_factory, socket] = all(py, METHOD, &["protocol_factory", "sock"], [factory, sock])?;
+    let ([protocol_factory, socket], [tls, server, backlog, handshake_timeout, shutdown_timeout, context]) =
+        args.parse()?;
+    this.check_closed(py)?;
     let fd = super::descriptor(&socket.bind(py))?;
     // Connections inherit it where it matters most; elsewhere it is set again for each.
     socket::set_nodelay(fd);
@@ -338,8 +327,7 @@ fn resume(this: ThisListener<'_, '_>) -> PyResult<Object> {
 
 impl Native for Listener {
     fn class() -> &'static Class {
-        static CLASS: Class = Class::new(0);
-        &CLASS
+        &statics::LISTENER
     }
 
     fn traverse(&self, visitor: &mut Visitor) {
@@ -370,7 +358,7 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
             Listener,
             "resume",
             resume,
-            "resume($self, /)\n--\n\nAccept connections again, unless the server was closed meanwhile."
+            "Accept connections again, unless the server was closed meanwhile."
         )],
         attributes: Vec::new(),
         slots: Vec::new(),
@@ -384,17 +372,15 @@ pub fn methods() -> Vec<PyMethodDef> {
         method!(
             Loop,
             "_start_serving",
+            "protocol_factory, sock, sslcontext=None, server=None, backlog=100, ssl_handshake_timeout=None, ssl_shutdown_timeout=None, context=None",
             start_serving,
-            "_start_serving($self, protocol_factory, sock, sslcontext=None, server=None, backlog=100, \
-             ssl_handshake_timeout=None, ssl_shutdown_timeout=None, context=None)\n--\n\n\
-             Accept the connections of a listening socket."
+            "Accept the connections of a listening socket."
         ),
         method0!(
             Loop,
             "_take_accepted",
             take_accepted,
-            "_take_accepted($self, /)\n--\n\n\
-             Return the transports of connections whose connection_made() has not been called, or what it has \
+            "Return the transports of connections whose connection_made() has not been called, or what it has \
              scheduled has not begun; each once."
         ),
         method1!(

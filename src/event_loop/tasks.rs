@@ -2,7 +2,6 @@
 
 use pyo3::ffi::PyMethodDef;
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
 use pyo3::types::PyString;
 
 use super::{Loop, ThisLoop};
@@ -12,16 +11,6 @@ use crate::imports::imports;
 use crate::intern;
 use crate::{method, method0};
 
-/// The names of the keyword argument that the classes are called with: `(loop=...)`.
-fn names_of_loop(py: Python<'_>) -> PyResult<Object> {
-    static NAMES: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
-    let names = NAMES.get_or_try_init(py, || {
-        let names = tuple(py, &[&Object::from(intern!(py, "loop"))])?;
-        PyResult::Ok(names.into_bound(py).unbind())
-    })?;
-    Ok(Object::from(names.bind(py)))
-}
-
 fn create_future(this: ThisLoop<'_, '_>) -> PyResult<Object> {
     let py = this.py();
     let class = imports(py)?.future(py)?;
@@ -29,7 +18,7 @@ fn create_future(this: ThisLoop<'_, '_>) -> PyResult<Object> {
     if imports(py)?.finds_loop(py, &class, &event_loop)? {
         return class.call(py, &[]);
     }
-    class.call_list(py, &[event_loop], Some(&names_of_loop(py)?))
+    class.call_list(py, &[event_loop], Some(&imports(py)?.loop_names))
 }
 
 fn create_task<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
@@ -97,14 +86,14 @@ pub fn methods() -> Vec<PyMethodDef> {
             Loop,
             "create_future",
             create_future,
-            "create_future($self, /)\n--\n\nReturn an asyncio.Future attached to the event loop."
+            "Return an asyncio.Future attached to the event loop."
         ),
         method!(
             Loop,
             "create_task",
+            "coro, **kwargs",
             create_task,
-            "create_task($self, coro, **kwargs)\n--\n\n\
-             Schedule a coroutine and return the asyncio.Task that runs it, or what the task factory makes of it.\n\n\
+            "Schedule a coroutine and return the asyncio.Task that runs it, or what the task factory makes of it.\n\n\
              The keyword arguments are those of asyncio.BaseEventLoop.create_task() of the running Python."
         ),
     ]

@@ -21,6 +21,7 @@ use crate::cpython::call::check_result;
 use crate::cpython::class::{Class, Native, Obj, Visitor};
 use crate::cpython::errors::{made, no_memory};
 use crate::cpython::object::{Object, ObjectCell, run_in_context, tuple};
+use crate::cpython::statics;
 use crate::imports::imports;
 use crate::intern;
 use crate::reactor::timers::{TimerKey, Timers};
@@ -28,9 +29,6 @@ use crate::reactor::timers::{TimerKey, Timers};
 pub use class::{boolean, register};
 pub use task_step::{TaskStep, is_of_task};
 pub use thread_safe::ThreadSafeHandle;
-
-/// How many dead handles of a kind are kept, to be used again.
-const KEPT: usize = 1024;
 
 /// What an event loop shares with its handles.
 #[derive(Default)]
@@ -408,8 +406,7 @@ impl TimerHandle {
 
 impl Native for Handle {
     fn class() -> &'static Class {
-        static CLASS: Class = Class::new(KEPT);
-        &CLASS
+        &statics::HANDLE
     }
 
     fn traverse(&self, visitor: &mut Visitor) {
@@ -423,8 +420,7 @@ impl Native for Handle {
 
 impl Native for TimerHandle {
     fn class() -> &'static Class {
-        static CLASS: Class = Class::new(KEPT);
-        &CLASS
+        &statics::TIMER_HANDLE
     }
 
     fn traverse(&self, visitor: &mut Visitor) {

@@ -6,6 +6,7 @@ use super::Handle;
 use super::class::AsHandle;
 use crate::cpython::class::{Class, Native, This, Visitor};
 use crate::cpython::object::{Object, thread_ident};
+use crate::cpython::statics;
 use crate::reactor::run_lock::RunLock;
 
 /// A callback that other threads may cancel, as asyncio has them from 3.14 on: while it runs, its state cannot be
@@ -49,8 +50,7 @@ impl ThreadSafeHandle {
 
 impl Native for ThreadSafeHandle {
     fn class() -> &'static Class {
-        static CLASS: Class = Class::new(256);
-        &CLASS
+        &statics::THREAD_SAFE_HANDLE
     }
 
     fn traverse(&self, visitor: &mut Visitor) {

@@ -143,14 +143,9 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
                 endpoint::close(this)?;
                 none(this)
             },
-            "write_eof($self, /)\n--\n\nClose when what was written is sent."
+            "Close when what was written is sent."
         ),
-        method0!(
-            WritePipe,
-            "can_write_eof",
-            |this| Ok(boolean(this.py(), true)),
-            "can_write_eof($self, /)\n--\n\nTrue."
-        ),
+        method0!(WritePipe, "can_write_eof", |this| Ok(boolean(this.py(), true)), "True."),
     ]);
     let definition = Definition {
         name: c"hotloop._core.WritePipeTransport",

@@ -10,6 +10,7 @@ use crate::core::{LEAST, ReadyEntry};
 use crate::cpython::class::{Class, Native, Obj, This, Visitor};
 use crate::cpython::errors::os_error;
 use crate::cpython::object::Object;
+use crate::cpython::statics;
 use crate::intern;
 use crate::reactor::pipe::{self, Kind};
 use crate::reactor::socket;
@@ -119,8 +120,7 @@ impl Transport for ReadPipe {
 
 impl Native for ReadPipe {
     fn class() -> &'static Class {
-        static CLASS: Class = Class::new(0);
-        &CLASS
+        &statics::READ_PIPE
     }
 
     fn traverse(&self, visitor: &mut Visitor) {

@@ -13,6 +13,7 @@ use crate::cpython::class::{Class, Native, Obj, This, Visitor};
 use crate::cpython::errors::os_error;
 use crate::cpython::errors::{error_of, no_memory};
 use crate::cpython::object::{Object, tuple};
+use crate::cpython::statics;
 use crate::intern;
 use crate::reactor::pipe::{self, Kind};
 use crate::transports::endpoint::{self, Endpoint, EndpointParams, Transport};
@@ -184,8 +185,7 @@ impl Transport for WritePipe {
 
 impl Native for WritePipe {
     fn class() -> &'static Class {
-        static CLASS: Class = Class::new(0);
-        &CLASS
+        &statics::WRITE_PIPE
     }
 
     fn traverse(&self, visitor: &mut Visitor) {

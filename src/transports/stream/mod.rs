@@ -20,6 +20,7 @@ use super::write_queue::WriteQueue;
 use crate::cpython::borrowing::StateCell;
 use crate::cpython::class::{Class, Native, Obj, This, Visitor};
 use crate::cpython::object::{Object, ObjectCell};
+use crate::cpython::statics;
 use crate::imports::imports;
 use crate::intern;
 
@@ -172,8 +173,7 @@ fn call_server(
 
 impl Native for Stream {
     fn class() -> &'static Class {
-        static CLASS: Class = Class::new(0);
-        &CLASS
+        &statics::STREAM
     }
 
     fn traverse(&self, visitor: &mut Visitor) {
