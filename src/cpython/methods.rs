@@ -1,4 +1,5 @@
-//! Methods and attributes of classes made by [`super::class`]: from the interpreter's calls to functions of ours.
+//! Methods and attributes of classes made by [`super::class`]: the macros make C functions that call Rust's, and their
+//! definitions. An error or a panic of a Rust function becomes the current exception.
 
 use std::ffi::{CStr, c_int};
 use std::panic::{AssertUnwindSafe, catch_unwind};

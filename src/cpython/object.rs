@@ -13,8 +13,9 @@ use super::errors::{fetch, new_error};
 
 /// A strong reference.
 ///
-/// Like `Py<PyAny>`, without its check at each drop whether the thread is attached to the interpreter: it is bound to
-/// threads that are.
+/// Like `Py<PyAny>`, without its look-up at each drop whether the thread is attached to the interpreter.
+///
+/// Invariant: it is used and dropped by threads that hold the GIL.
 #[repr(transparent)]
 pub struct Object {
     pointer: NonNull<ffi::PyObject>,
@@ -26,7 +27,7 @@ impl Object {
     /// Takes over a reference that a C function returned; null stands for the exception that it has set.
     ///
     /// # Safety
-    /// `pointer` is null, or a strong reference that nobody else will release.
+    /// `pointer` is null, or a strong reference that the caller gives away.
     pub unsafe fn from_owned(py: Python<'_>, pointer: *mut ffi::PyObject) -> PyResult<Object> {
         match NonNull::new(pointer) {
             Some(pointer) => Ok(Object { pointer, bound: PhantomData }),
@@ -54,21 +55,21 @@ impl Object {
         unsafe { Object::from_owned(py, ffi::PyLong_FromLongLong(number.into())) }
     }
 
-    /// An int.
+    /// An int of a size.
     pub fn from_size(py: Python<'_>, size: usize) -> PyResult<Object> {
-        // SAFETY: as above.
+        // SAFETY: returns a new reference or null with an exception.
         unsafe { Object::from_owned(py, ffi::PyLong_FromSize_t(size)) }
     }
 
     /// A float.
     pub fn from_float(py: Python<'_>, number: f64) -> PyResult<Object> {
-        // SAFETY: as above.
+        // SAFETY: returns a new reference or null with an exception.
         unsafe { Object::from_owned(py, ffi::PyFloat_FromDouble(number)) }
     }
 
     /// A str.
     pub fn from_str(py: Python<'_>, text: &str) -> PyResult<Object> {
-        // SAFETY: as above; the text is valid for its length.
+        // SAFETY: returns a new reference or null with an exception; the text is valid for its length.
         unsafe {
             let length = text.len() as ffi::Py_ssize_t;
             Object::from_owned(py, ffi::PyUnicode_FromStringAndSize(text.as_ptr().cast(), length))
@@ -77,7 +78,7 @@ impl Object {
 
     /// A str of a path, decoded as the interpreter decodes those.
     pub fn from_path(py: Python<'_>, path: &[u8]) -> PyResult<Object> {
-        // SAFETY: as above; the path is valid for its length.
+        // SAFETY: returns a new reference or null with an exception; the path is valid for its length.
         unsafe {
             let length = path.len() as ffi::Py_ssize_t;
             Object::from_owned(py, ffi::PyUnicode_DecodeFSDefaultAndSize(path.as_ptr().cast(), length))
@@ -110,7 +111,7 @@ impl Object {
 
     /// Whether this is the only reference to the object.
     pub fn is_unique(&self) -> bool {
-        // GIL: nobody can make another meanwhile.
+        // GIL: no other thread can make one meanwhile.
         // SAFETY: the object lives.
         (unsafe { ffi::Py_REFCNT(self.as_ptr()) }) == 1
     }
@@ -210,7 +211,7 @@ impl ObjectCell {
 
 /// A tuple.
 pub fn tuple(py: Python<'_>, items: &[&Object]) -> PyResult<Object> {
-    // SAFETY: the tuple is new, and filled in before anybody sees it.
+    // SAFETY: the tuple is new, and filled in before another reference exists.
     unsafe {
         let tuple = Object::from_owned(py, ffi::PyTuple_New(items.len() as ffi::Py_ssize_t))?;
         for (index, item) in items.iter().enumerate() {
