@@ -1,14 +1,11 @@
 """What programs that look at objects see of loops and transports: coroutine functions, signatures, copies."""
 
-import ast
 import asyncio
 import copy
 import inspect
 import socket
-from pathlib import Path
 from unittest import mock
 
-import hotloop
 import pytest
 from helpers import Recorder
 
@@ -57,44 +54,6 @@ def test_coroutine_functions_refuse_what_is_no_loop(loop, pair):
     """asyncio's find out when they run."""
     with pytest.raises(TypeError, match="doesn't apply to a 'int' object"):
         type(loop).sock_recv(1, pair[0], 1)
-
-
-def stub_signatures():
-    """Of the methods of each class in the stub, without annotations."""
-    tree = ast.parse((Path(hotloop.__file__).parent / "_core.pyi").read_text())
-    for kind in ast.walk(tree):
-        for method in kind.body if isinstance(kind, ast.ClassDef) else ():
-            if isinstance(method, ast.FunctionDef | ast.AsyncFunctionDef) and not method.decorator_list:
-                for argument in ast.walk(method.args):
-                    if isinstance(argument, ast.arg):
-                        argument.annotation = None
-                yield kind.name, method.name, ast.unparse(method.args)
-
-
-def native_methods():
-    return [
-        (kind, name, method)
-        for kind in vars(hotloop._core).values()
-        if isinstance(kind, type)
-        for name, method in vars(kind).items()
-        if inspect.isroutine(method) and getattr(method, "__text_signature__", None) != "($self, /, *args, **kwargs)"
-    ]
-
-
-STUB = {(kind, name): signature for kind, name, signature in stub_signatures()}
-NATIVE = native_methods()
-
-
-@pytest.mark.hotloop_only
-@pytest.mark.parametrize(("kind", "name", "method"), NATIVE, ids=[f"{kind.__name__}.{name}" for kind, name, _ in NATIVE])
-def test_a_native_method_has_the_stubs_signature(kind, name, method):
-    """mypy.stubtest leaves out private methods that the stub does not have, and inherited ones."""
-    told = inspect.signature(method)
-    stub = STUB.get((kind.__name__, name))
-    if stub is not None:
-        assert str(told)[1:-1] == stub
-    else:
-        assert parameters(method) == parameters(getattr(kind.__base__, name))
 
 
 @pytest.fixture
