@@ -28,8 +28,8 @@
 //! - for references that are kept: dropping a `Py` looks up whether the thread is attached, which a `Handle` would pay five
 //!   times;
 //! - for classes: `#[pyclass]` cannot derive from a class written in Python on every supported version, and a transport must
-//!   be an asyncio.Transport; its methods take arguments through tuples;
-//! - for buffers: `PyBuffer` is typed, asks for a format and is boxed;
+//!   be an asyncio.Transport; its parsing of arguments is generic;
+//! - for buffers: `PyBuffer` requests shape, strides and format, and is boxed;
 //! - for the module and interned names: `#[pymodule]` and PyO3's `intern!` panic out of memory.
 //!
 //! **Threads.** An object is used and dropped only by a thread that holds the GIL. [`object::Object`] is neither Send nor Sync,
