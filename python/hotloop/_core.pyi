@@ -1,4 +1,4 @@
-"""The extension: the part of hotloop that is written in Rust. Names with an underscore are for the package."""
+"""The extension: the part of hotloop that is written in Rust. Names with an underscore are the package's."""
 
 import asyncio
 import socket
@@ -28,7 +28,7 @@ def _end_fork() -> None: ...
 
 __version__: str
 
-# Members that asyncio's classes of handles and transports have, too, are not repeated: their types are asyncio's.
+# Members of asyncio's classes of handles and transports are not repeated: they have the same types here.
 
 @final
 class Handle(asyncio.Handle):
