@@ -5,7 +5,7 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 
 use crate::cpython::module::{attribute, import};
-use crate::cpython::object::{Object, dict_item};
+use crate::cpython::object::{Object, dict_item, tuple};
 use crate::intern;
 
 pub struct Imports {
@@ -59,6 +59,8 @@ pub struct Imports {
     pub log_connection: Object,
     pub fail_empty_waiter: Object,
     pub logger: Object,
+    /// `("loop",)`: the names of the keyword arguments that futures are made with.
+    pub loop_names: Object,
     /// Whether asyncio's create_task() hands whatever keyword arguments it gets to the class of tasks.
     pub create_task_takes_all: bool,
     /// Whether asyncio's Server wants to know which transport is attached.
@@ -86,13 +88,13 @@ impl Imports {
     /// runs in this thread.
     pub fn finds_loop(&self, py: Python<'_>, class: &Object, event_loop: &Object) -> PyResult<bool> {
         Ok((class.is(&self.c_task) || class.is(&self.c_future))
-            && self.get_running_loop.call0(py)?.is(event_loop))
+            && self.get_running_loop.call(py, &[])?.is(event_loop))
     }
 
     /// The event loop that runs in this thread, or None.
     #[cfg(Py_3_12)]
     pub fn running_loop(&self, py: Python<'_>) -> PyResult<Object> {
-        self.get_running_loop.call0(py)
+        self.get_running_loop.call(py, &[])
     }
 
     /// The class of tasks.
@@ -154,6 +156,7 @@ fn load(py: Python<'_>) -> PyResult<Imports> {
         log_connection: attribute(&support, "log_connection")?,
         fail_empty_waiter: attribute(&support, "fail_empty_waiter")?,
         logger: attribute(&support, "logger")?,
+        loop_names: tuple(py, &[&Object::from(intern!(py, "loop"))])?,
         create_task_takes_all: support.getattr(intern!(py, "CREATE_TASK_TAKES_ALL"))?.is_truthy()?,
         datagram_header: support.getattr(intern!(py, "DATAGRAM_HEADER"))?.extract()?,
         server_takes_transport: support.getattr(intern!(py, "SERVER_TAKES_TRANSPORT"))?.is_truthy()?,

@@ -40,17 +40,17 @@ mod extension {
             function0!(
                 "_stop_watching",
                 event_loop::stop_watching,
-                "_stop_watching()\n--\n\nEnd the thread that watches loops: before the interpreter ends."
+                "End the thread that watches loops: before the interpreter ends."
             ),
             function0!(
                 "_begin_fork",
                 event_loop::begin_fork,
-                "_begin_fork()\n--\n\nHave the thread that watches loops hold no lock while this one forks."
+                "Have the thread that watches loops hold no lock while this one forks."
             ),
             function0!(
                 "_end_fork",
                 event_loop::end_fork,
-                "_end_fork()\n--\n\nEnd what _begin_fork() began, in the parent and in the child."
+                "End what _begin_fork() began, in the parent and in the child."
             ),
         ],
         exec,

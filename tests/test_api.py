@@ -1,11 +1,13 @@
 """hotloop's public names; run() as asyncio.run(); and what a Loop is to those who look."""
 
+import ast
 import asyncio
 import importlib.metadata
 import inspect
 import pathlib
 import re
 import threading
+import types
 
 import helpers
 import pytest
@@ -104,6 +106,36 @@ CLASSES = [
 )
 def test_a_method_takes_what_asyncios_takes(ours, theirs, name):
     assert parameters(getattr(ours, name)) == parameters(getattr(theirs, name))
+
+
+def stub_methods():
+    """The methods of each class in the stub, as functions."""
+    for kind in ast.walk(ast.parse((pathlib.Path(hotloop.__file__).parent / "_core.pyi").read_text())):
+        for method in kind.body if isinstance(kind, ast.ClassDef) else ():
+            if isinstance(method, ast.FunctionDef | ast.AsyncFunctionDef) and not method.decorator_list:
+                for argument in ast.walk(method.args):
+                    if isinstance(argument, ast.arg):
+                        argument.annotation = None
+                yield (kind.name, method.name), eval(f"lambda {ast.unparse(method.args)}: None")
+
+
+STUB = dict(stub_methods())
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        (kind, name)
+        for kind in vars(hotloop._core).values()
+        if isinstance(kind, type)
+        for name, method in vars(kind).items()
+        if isinstance(method, types.MethodDescriptorType) or inspect.iscoroutinefunction(method)
+    ],
+)
+def test_a_native_method_has_the_stubs_signature(kind, name):
+    """mypy.stubtest lets the stub have no private methods. What it does not repeat is asyncio's."""
+    stub = STUB.get((kind.__name__, name)) or getattr(kind.__base__, name)
+    assert parameters(getattr(kind, name)) == parameters(stub)
 
 
 def test_coroutine_functions_of_asyncio_are_coroutines_or_awaitables_here():

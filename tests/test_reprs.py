@@ -179,18 +179,6 @@ async def test_a_transport_cannot_be_copied_with_all_it_holds(loop, how, attach)
     assert await protocol.received(5) == b"hello"
 
 
-@pytest.mark.hotloop_only
-@pytest.mark.parametrize("how", [copy.copy, copy.deepcopy, pickle.dumps])
-async def test_a_loop_and_its_transports_cannot_be_copied(loop, how, attach):
-    """A shallow copy of asyncio's shares its descriptors with the original, and closes them at its end."""
-    protocol, peer = await attach(Recorder())
-    for thing in (loop, protocol.transport):
-        with pytest.raises(TypeError, match="cannot pickle"):
-            how(thing)
-    peer.send(b"hello")
-    assert await protocol.received(5) == b"hello"
-
-
 def test_a_loop_can_be_referred_to_weakly(loop_name):
     loop = helpers.FACTORIES[loop_name]()
     ref = weakref.ref(loop)

@@ -1,4 +1,4 @@
-"""The extension: what of hotloop is written in Rust. What starts with an underscore is for the package."""
+"""The extension: the part of hotloop that is written in Rust. Names with an underscore are the package's."""
 
 import asyncio
 import socket
@@ -28,7 +28,7 @@ def _end_fork() -> None: ...
 
 __version__: str
 
-# What handles and transports inherit from asyncio's classes is not repeated: its types are the same.
+# Members of asyncio's classes of handles and transports are not repeated: they have the same types here.
 
 @final
 class Handle(asyncio.Handle):
@@ -161,7 +161,7 @@ class Loop:
     @property
     def _poller(self) -> str: ...
 
-    # What it does
+    # Metrics and the watchdog
     def _metrics(self, /) -> dict[str, Any]: ...
     def _watch(self, id: int, threshold: float | None) -> None: ...
     def reset_metrics(self, /) -> None: ...

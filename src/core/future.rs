@@ -10,7 +10,7 @@ use crate::intern;
 /// though the future is done then, too: a callback of it could not be scheduled, out of memory, and whoever waits goes on
 /// waiting.
 pub fn resolve(py: Python<'_>, future: &Object) -> PyResult<()> {
-    let Err(error) = future.call_method1(py, intern!(py, "set_result"), &Object::none(py)) else {
+    let Err(error) = future.call_method(py, intern!(py, "set_result"), &[&Object::none(py)]) else {
         return Ok(());
     };
     let was_done = error.value(py).is_instance(&imports(py)?.invalid_state_error.bind(py))?;

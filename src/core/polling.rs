@@ -8,7 +8,7 @@ use pyo3::prelude::*;
 
 use super::{Core, ReadyEntry, report_error};
 use crate::cpython::errors::os_error;
-use crate::cpython::object::{Object, check_signals, has_other_threads, tuple};
+use crate::cpython::object::{Object, has_other_threads, tuple};
 use crate::intern;
 use crate::reactor::clock::{self, Instant};
 use crate::reactor::poller;
@@ -35,7 +35,7 @@ const LONGEST_WAIT: f64 = 24.0 * 3600.0;
 /// The time as the event loop's own time() tells it.
 #[cold]
 fn overridden_time(py: Python<'_>, event_loop: &Object) -> PyResult<f64> {
-    event_loop.call_method0(py, intern!(py, "time"))?.bind(py).extract()
+    event_loop.call_method(py, intern!(py, "time"), &[])?.bind(py).extract()
 }
 
 impl Core {
@@ -107,7 +107,7 @@ impl Core {
             _ => (self.wait(py, now.seconds, &mut events, timeout), true),
         };
         // What signal handlers and other threads have scheduled meanwhile comes before what became ready.
-        let handled = if events.interrupted || waited { check_signals(py) } else { Ok(()) };
+        let handled = if events.interrupted || waited { py.check_signals() } else { Ok(()) };
         if self.injected.has_entries() {
             if waited {
                 self.metrics.set_first_moment(self.poll_policy.instant().ticks);

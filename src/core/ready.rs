@@ -116,7 +116,7 @@ impl ReadyEntry {
 /// Runs a handle of ours by what asyncio.Handle has for that.
 fn run_as_method(py: Python<'_>, handle: &Object) -> PyResult<()> {
     let run = imports(py)?.handle_class.bind(py).getattr(intern!(py, "_run"))?;
-    Object::from(run).call1(py, handle).map(drop)
+    Object::from(run).call(py, &[handle]).map(drop)
 }
 
 /// Runs an asyncio.Handle, which does not itself see to it that it is not cancelled.
@@ -124,5 +124,5 @@ fn run_python_handle(py: Python<'_>, handle: &Object) -> PyResult<()> {
     if handle.bind(py).getattr(intern!(py, "_cancelled"))?.is_truthy()? {
         return Ok(());
     }
-    handle.call_method0(py, intern!(py, "_run")).map(drop)
+    handle.call_method(py, intern!(py, "_run"), &[]).map(drop)
 }

@@ -39,7 +39,7 @@ impl Waiter {
         match waiter {
             None => Ok(false),
             Some(Waiter::Handle(handle, _)) => {
-                handle.as_object().call_method0(py, intern!(py, "cancel"))?;
+                handle.as_object().call_method(py, intern!(py, "cancel"), &[])?;
                 Ok(true)
             }
             Some(Waiter::Operation(..)) => Ok(true),

@@ -1,8 +1,12 @@
-//! What a method was called with.
+//! A method's parameters, and the arguments that it was called with.
+//!
+//! - It is for vectorcalls only: no tuple and no dict is made of the arguments.
+//! - Comparing a keyword that is a subclass of str can run Python code, and so can making an error.
+//! - [`super::methods`] makes [`Args`]; the methods parse them.
 
 use std::marker::PhantomData;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicPtr, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
@@ -11,20 +15,67 @@ use pyo3::{Borrowed, ffi};
 
 use super::errors::new_error;
 use super::object::Object;
+use super::statics::CALL_SOON_KWNAMES;
+use crate::intern;
 
-/// The names of asyncio's C code when it calls call_soon(), a tuple that lives as long as the process, with a string that
-/// is not interned...
-static SPELLED: AtomicPtr<ffi::PyObject> = AtomicPtr::new(std::ptr::null_mut());
-/// ...and the interned string that it is equal to.
-static SPELLING: AtomicPtr<ffi::PyObject> = AtomicPtr::new(std::ptr::null_mut());
+/// A method's name and parameters: `inspect` shows them, and [`Args`] are parsed by them.
+pub struct Signature {
+    method: &'static str,
+    /// In Python's notation, without self: `"fd, callback, *args, context=None"`.
+    parameters: &'static str,
+    /// The number of parameters without a default, which come first.
+    required: usize,
+    /// The number of parameters that can be given by position.
+    positional: usize,
+}
+
+impl Signature {
+    pub const fn new(method: &'static str, parameters: &'static str) -> Signature {
+        let text = parameters.as_bytes();
+        let (mut required, mut positional) = (0, 0);
+        let mut keyword_only = false;
+        let mut index = 0;
+        while index < text.len() {
+            let is_parameter = !matches!(text[index], b'*' | b'/');
+            keyword_only |= text[index] == b'*';
+            let mut has_default = false;
+            while index < text.len() && text[index] != b',' {
+                has_default |= text[index] == b'=';
+                index += 1;
+            }
+            index += ", ".len();
+            required += (is_parameter && !has_default) as usize;
+            positional += (is_parameter && !keyword_only) as usize;
+        }
+        Signature { method, parameters, required, positional }
+    }
+
+    /// The names of the parameters, without `*args` and `**kwargs`.
+    fn names(&self) -> impl Iterator<Item = &'static str> {
+        let parameters = self.parameters.split(", ").filter(|parameter| !parameter.starts_with(['*', '/']));
+        parameters.map(|parameter| parameter.split('=').next().unwrap_or(parameter))
+    }
+
+    #[cold]
+    fn missing(&self, py: Python<'_>, index: usize) -> PyErr {
+        let name = self.names().nth(index).unwrap_or_default();
+        self.error(py, &format!("missing 1 required positional argument: '{name}'"))
+    }
+
+    #[cold]
+    fn error(&self, py: Python<'_>, problem: &str) -> PyErr {
+        new_error::<PyTypeError>(py, format!("{}() {problem}", self.method))
+    }
+}
 
 /// The arguments of a vectorcall: first the positional ones, then the values of keywords.
 #[derive(Clone, Copy)]
 pub struct Args<'a, 'py> {
-    py: Python<'py>,
-    values: *const *mut ffi::PyObject,
-    positional: usize,
-    names: *mut ffi::PyObject,
+    pub(super) py: Python<'py>,
+    pub(super) values: *const *mut ffi::PyObject,
+    pub(super) positional: usize,
+    pub(super) names: *mut ffi::PyObject,
+    signature: &'static Signature,
     call: PhantomData<&'a Object>,
 }
 
@@ -36,8 +87,14 @@ impl<'a, 'py> Args<'a, 'py> {
         values: *const *mut ffi::PyObject,
         positional: usize,
         names: *mut ffi::PyObject,
+        signature: &'static Signature,
     ) -> Args<'a, 'py> {
-        Args { py, values, positional, names, call: PhantomData }
+        Args { py, values, positional, names, signature, call: PhantomData }
+    }
+
+    /// The name of the method that was called.
+    pub fn method(&self) -> &'static str {
+        self.signature.method
     }
 
     /// The number of positional arguments.
@@ -45,19 +102,14 @@ impl<'a, 'py> Args<'a, 'py> {
         self.positional
     }
 
-    /// A positional argument.
-    pub fn get(&self, index: usize) -> Option<Borrowed<'a, 'py, PyAny>> {
-        (index < self.positional).then(|| self.value(index))
-    }
-
     fn value(&self, index: usize) -> Borrowed<'a, 'py, PyAny> {
         // SAFETY: the callers keep to the number of values; the caller of the method keeps them alive.
         unsafe { Borrowed::from_ptr(self.py, *self.values.add(index)) }
     }
 
-    /// A positional argument as a reference of our own.
+    /// A positional argument.
     pub fn object(&self, index: usize) -> Option<Object> {
-        self.get(index).map(Object::from)
+        (index < self.positional).then(|| Object::from(self.value(index)))
     }
 
     /// The positional arguments from `index` on.
@@ -88,34 +140,19 @@ impl<'a, 'py> Args<'a, 'py> {
         })
     }
 
-    /// Calls something else with the same arguments.
-    pub fn forward(&self, callable: &Object) -> PyResult<Object> {
-        // SAFETY: the arguments are those of a vectorcall, which live through this one, too.
-        unsafe {
-            let result =
-                ffi::PyObject_Vectorcall(callable.as_ptr(), self.values, self.positional, self.names);
-            Object::from_owned(self.py, result)
-        }
-    }
-
-    /// The parameters that a method's other arguments follow, by position or by name, and the value of its keyword,
-    /// whose name the interpreter has interned; None stands for None and for not given.
-    pub fn leading<const N: usize>(
-        &self,
-        method: &str,
-        names: [&str; N],
-        keyword: &Bound<'py, PyAny>,
-    ) -> PyResult<([Object; N], Option<Object>)> {
+    /// Parses `method(p1, ..., pN, *args, context=None)`. The context is None where None was given.
+    pub fn leading<const N: usize>(&self) -> PyResult<([Object; N], Option<Object>)> {
+        let keyword = intern!(self.py, "context");
         if self.positional >= N
-            && let Some(option) = self.only_keyword(keyword)
+            && let Some(context) = self.only_keyword(keyword)
         {
-            return Ok((std::array::from_fn(|index| Object::from(self.value(index))), option));
+            return Ok((std::array::from_fn(|index| Object::from(self.value(index))), context));
         }
-        self.leading_by_name(method, names, keyword)
+        self.leading_by_name(keyword)
     }
 
-    /// The value of the only keyword that is given, if any is. None if there are others.
-    fn only_keyword(&self, keyword: &Bound<'py, PyAny>) -> Option<Option<Object>> {
+    /// The value of `keyword`, if it is the only one that is given or if none is. None if there are others.
+    fn only_keyword(&self, keyword: &Bound<'py, PyString>) -> Option<Option<Object>> {
         if self.names.is_null() {
             return Some(None);
         }
@@ -123,25 +160,24 @@ impl<'a, 'py> Args<'a, 'py> {
         let is_it = unsafe {
             ffi::PyTuple_GET_SIZE(self.names) == 1
                 && (ffi::PyTuple_GET_ITEM(self.names, 0) == keyword.as_ptr()
-                    || self.names == SPELLED.load(Relaxed) && keyword.as_ptr() == SPELLING.load(Relaxed)
-                    || self.is_spelled(keyword))
+                    || self.names == CALL_SOON_KWNAMES.load(Relaxed)
+                    || self.is_equal_name(keyword))
         };
         let value = is_it.then(|| self.value(self.positional))?;
         Some((!value.is_none()).then(|| Object::from(value)))
     }
 
-    /// Whether the only name is equal to the keyword. The first tuple found so is kept, to be known again.
+    /// Whether the only name is equal to the keyword. The first tuple of such a name is kept in [`CALL_SOON_KWNAMES`].
     #[cold]
-    fn is_spelled(&self, keyword: &Bound<'py, PyAny>) -> bool {
+    fn is_equal_name(&self, keyword: &Bound<'py, PyString>) -> bool {
         // SAFETY: `names` is a tuple, here of one string.
         let name = unsafe { Borrowed::from_ptr(self.py, ffi::PyTuple_GET_ITEM(self.names, 0)) };
         let is_it = name.eq(keyword).unwrap_or(false);
-        if is_it && SPELLED.load(Relaxed).is_null() {
-            // GIL: nobody else stores meanwhile. The reference is never given back.
+        if is_it && CALL_SOON_KWNAMES.load(Relaxed).is_null() {
+            // GIL: no other thread stores meanwhile. The reference is never given back.
             // SAFETY: the tuple lives.
             unsafe { ffi::Py_INCREF(self.names) };
-            SPELLED.store(self.names, Relaxed);
-            SPELLING.store(keyword.as_ptr(), Relaxed);
+            CALL_SOON_KWNAMES.store(self.names, Relaxed);
         }
         is_it
     }
@@ -149,110 +185,77 @@ impl<'a, 'py> Args<'a, 'py> {
     #[cold]
     fn leading_by_name<const N: usize>(
         &self,
-        method: &str,
-        names: [&str; N],
-        keyword: &Bound<'py, PyAny>,
+        keyword: &Bound<'py, PyString>,
     ) -> PyResult<([Object; N], Option<Object>)> {
         let mut found: [Option<Object>; N] = std::array::from_fn(|index| self.object(index));
-        let mut option = None;
+        let mut context = None;
         for (name, value) in self.keywords() {
             if name.as_ptr() == keyword.as_ptr() || name.eq(keyword)? {
-                option = (!value.is_none()).then(|| Object::from(value));
+                context = (!value.is_none()).then(|| Object::from(value));
             } else {
-                assign(method, &names, &mut found, &name, &value)?;
+                self.assign(found.iter_mut(), &name, &value)?;
             }
         }
-        Ok((all(self.py, method, &names, found)?, option))
+        Ok((self.all(found)?, context))
     }
 
-    /// The only argument of a method, by position or by name.
-    pub(super) fn only(&self, method: &str, name: &str) -> PyResult<Borrowed<'a, 'py, PyAny>> {
-        if self.positional == 1 && self.names.is_null() {
-            Ok(self.value(0))
-        } else {
-            self.only_by_name(method, name)
-        }
+    /// The only argument, by position or by name.
+    pub(super) fn only(&self) -> PyResult<Borrowed<'a, 'py, PyAny>> {
+        if self.positional == 1 && self.names.is_null() { Ok(self.value(0)) } else { self.only_by_name() }
     }
 
     #[cold]
-    fn only_by_name(&self, method: &str, name: &str) -> PyResult<Borrowed<'a, 'py, PyAny>> {
-        self.parse(method, [name], 1, 1)?;
+    fn only_by_name(&self) -> PyResult<Borrowed<'a, 'py, PyAny>> {
+        let ([_], []) = self.parse()?;
         // Given once: it is the first of the values, whichever way.
         Ok(self.value(0))
     }
 
-    /// Matches the arguments with a method's parameters: of `names`, the first `required` must be given, and those
-    /// from `keyword_only` on only by name.
-    pub fn parse<const N: usize>(
-        &self,
-        method: &str,
-        names: [&str; N],
-        required: usize,
-        keyword_only: usize,
-    ) -> PyResult<[Option<Object>; N]> {
-        if self.positional > keyword_only {
-            return Err(new_error::<PyTypeError>(
-                self.py,
-                format!(
-                    "{method}() takes {keyword_only} positional arguments but {} were given",
-                    self.positional
-                ),
-            ));
+    /// The arguments of the parameters without a default, and of those with one.
+    pub fn parse<const R: usize, const O: usize>(&self) -> PyResult<([Object; R], [Option<Object>; O])> {
+        let Signature { required, positional, .. } = *self.signature;
+        debug_assert_eq!((required, self.signature.names().count()), (R, R + O), "{}", self.method());
+        if self.positional > positional {
+            let given = self.positional;
+            let problem = format!("takes {positional} positional arguments but {given} were given");
+            return Err(self.signature.error(self.py, &problem));
         }
-        let mut found: [Option<Object>; N] = std::array::from_fn(|index| self.object(index));
+        let mut first: [Option<Object>; R] = std::array::from_fn(|index| self.object(index));
+        let mut others: [Option<Object>; O] = std::array::from_fn(|index| self.object(R + index));
         for (name, value) in self.keywords() {
-            assign(method, &names, &mut found, &name, &value)?;
+            self.assign(first.iter_mut().chain(&mut others), &name, &value)?;
         }
-        if let Some(missing) = (0..required).find(|index| found[*index].is_none()) {
-            return Err(missing_argument(self.py, method, names[missing]));
+        Ok((self.all(first)?, others))
+    }
+
+    /// Puts the value of a keyword into its parameter's place.
+    #[cold]
+    fn assign<'p>(
+        &self,
+        places: impl Iterator<Item = &'p mut Option<Object>>,
+        name: &Bound<'_, PyAny>,
+        value: &Bound<'_, PyAny>,
+    ) -> PyResult<()> {
+        let name = name.cast::<PyString>()?;
+        // A name with surrogates is not UTF-8, and no parameter's.
+        let text = name.to_str().ok();
+        let found = self.signature.names().zip(places).find(|(parameter, _)| Some(*parameter) == text);
+        let problem = match found {
+            Some((_, place @ None)) => {
+                *place = Some(Object::from(value));
+                return Ok(());
+            }
+            Some(_) => "multiple values for argument",
+            None => "an unexpected keyword argument",
+        };
+        Err(self.signature.error(self.py, &format!("got {problem} '{}'", name.to_string_lossy())))
+    }
+
+    /// The arguments, if none is missing.
+    fn all<const N: usize>(&self, found: [Option<Object>; N]) -> PyResult<[Object; N]> {
+        if let Some(missing) = found.iter().position(Option::is_none) {
+            return Err(self.signature.missing(self.py, missing));
         }
-        Ok(found)
+        Ok(found.map(|argument| argument.unwrap_or_else(|| unreachable!("none is missing"))))
     }
-}
-
-/// Puts the value of a keyword in its place.
-#[cold]
-fn assign(
-    method: &str,
-    names: &[&str],
-    found: &mut [Option<Object>],
-    name: &Bound<'_, PyAny>,
-    value: &Bound<'_, PyAny>,
-) -> PyResult<()> {
-    let py = name.py();
-    let name = name.cast::<PyString>()?;
-    // A name with surrogates has no other spelling, and is nobody's.
-    let known = name.to_str().ok();
-    let Some(index) = names.iter().position(|candidate| Some(*candidate) == known) else {
-        let name = name.to_string_lossy();
-        return Err(new_error::<PyTypeError>(
-            py,
-            format!("{method}() got an unexpected keyword argument '{name}'"),
-        ));
-    };
-    if found[index].replace(Object::from(value)).is_some() {
-        return Err(new_error::<PyTypeError>(
-            py,
-            format!("{method}() got multiple values for argument '{name}'"),
-        ));
-    }
-    Ok(())
-}
-
-/// The arguments, if none is missing.
-pub fn all<const N: usize>(
-    py: Python<'_>,
-    method: &str,
-    names: &[&str; N],
-    found: [Option<Object>; N],
-) -> PyResult<[Object; N]> {
-    if let Some(missing) = found.iter().position(Option::is_none) {
-        return Err(missing_argument(py, method, names[missing]));
-    }
-    Ok(found.map(|argument| argument.unwrap_or_else(|| unreachable!("none is missing"))))
-}
-
-#[cold]
-fn missing_argument(py: Python<'_>, method: &str, name: &str) -> PyErr {
-    new_error::<PyTypeError>(py, format!("{method}() missing 1 required positional argument: '{name}'"))
 }

@@ -20,7 +20,7 @@ unsafe extern "C" fn make(argument: *mut c_void) -> *mut ffi::PyObject {
     unsafe { guard(std::ptr::null_mut(), |py| (*argument.cast::<&Make<'_>>())(py).map(Object::into_ptr)) }
 }
 
-/// Raises an audit event with two arguments, which are made only if somebody listens.
+/// Raises an audit event with two arguments, which are made only if there is a hook.
 pub fn raise(py: Python<'_>, event: &CStr, first: &Make<'_>, second: &Make<'_>) -> PyResult<()> {
     let converter: unsafe extern "C" fn(*mut c_void) -> *mut ffi::PyObject = make;
     // SAFETY: "O&" takes a function that makes an object and what it is to be called with.

@@ -23,7 +23,7 @@ pub fn new_bytes(py: Python<'_>, data: &[u8]) -> PyResult<Object> {
 /// A new bytes object of two parts.
 pub fn joined(py: Python<'_>, first: &[u8], second: &[u8]) -> PyResult<Object> {
     let length = first.len() + second.len();
-    // SAFETY: null asks for bytes whose content is not there yet. It is written here, before anybody sees the object.
+    // SAFETY: null asks for bytes whose content is not there yet. It is written here, before another reference exists.
     unsafe {
         let bytes = ffi::PyBytes_FromStringAndSize(std::ptr::null(), length as ffi::Py_ssize_t);
         let bytes = Object::from_owned(py, bytes)?;
@@ -45,7 +45,7 @@ impl Bytes {
         exact.then(|| Bytes(object.clone()))
     }
 
-    /// The same for an argument.
+    /// As [`Bytes::from_exact`], of an argument.
     pub fn from_borrowed(object: Borrowed<'_, '_, PyAny>) -> Option<Bytes> {
         // SAFETY: the object lives.
         let exact = unsafe { ffi::PyBytes_CheckExact(object.as_ptr()) } != 0;
@@ -97,7 +97,8 @@ pub fn with_writable_buffer<R>(
     with_writable_buffer_and(py, object, || Ok(()), |(), memory| f(memory))
 }
 
-/// The same, with what `prepare` returns, which is called when the object has given its buffer and can run Python code.
+/// As [`with_writable_buffer`]. `prepare` is called once the object has lent its buffer, may run Python code, and returns the
+/// first argument of `f`.
 pub fn with_writable_buffer_and<T, R>(
     py: Python<'_>,
     object: &Object,
@@ -162,7 +163,7 @@ impl Drop for ReadableBuffer {
     }
 }
 
-/// Whether an object lends its memory: bytes and their kin, arrays, maps of files.
+/// Whether an object supports the buffer protocol.
 pub fn has_buffer(object: &Object) -> bool {
     // SAFETY: the object lives.
     unsafe { ffi::PyObject_CheckBuffer(object.as_ptr()) != 0 }

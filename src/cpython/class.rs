@@ -24,7 +24,7 @@ use super::ways_in::enter;
 
 /// A Rust type whose values live in instances of a Python class.
 pub trait Native: Sized + 'static {
-    /// Where the class is found once it is made.
+    /// The static of the class, in [`super::statics`].
     fn class() -> &'static Class;
 
     /// Shows every reference that the value owns to the garbage collector. Must not run Python code.
@@ -188,7 +188,7 @@ impl<'a, 'py, T: Native> This<'a, 'py, T> {
     /// # Safety
     /// `object` is an instance of T's class.
     pub unsafe fn new(object: Borrowed<'a, 'py, PyAny>) -> Self {
-        // SAFETY: see above; the instance lives for 'a.
+        // SAFETY: as the caller says; the instance lives for 'a.
         This { object, value: unsafe { value(object.as_ptr()) } }
     }
 
@@ -225,7 +225,7 @@ impl<T: Native> Deref for This<'_, '_, T> {
 /// # Safety
 /// `instance` is a live instance of T's class, whose value has been written.
 unsafe fn value<'a, T: Native>(instance: *mut ffi::PyObject) -> &'a T {
-    // SAFETY: see above.
+    // SAFETY: as the caller says.
     unsafe { &*instance.byte_add(T::class().offset.load(Relaxed)).cast::<T>() }
 }
 
@@ -322,7 +322,7 @@ fn make_with<'py, T: Native>(
         ((*base).tp_basicsize as usize, (*base).tp_dictoffset)
     };
     if base_dict != 0 {
-        // Its instances' dicts would be nobody's to visit and to clear.
+        // `traverse` and `clear` would not reach its instances' dicts.
         return Err(new_error::<PyTypeError>(py, "a base whose instances have a __dict__"));
     }
     let offset = base_size.next_multiple_of(align_of::<T>().max(align_of::<usize>()));
@@ -541,7 +541,7 @@ unsafe fn destroy_deep<T: Native>(instance: *mut ffi::PyObject) {
 /// The instance has no references, is not tracked by the collector, and is destroyed once.
 #[inline(always)]
 unsafe fn destroy<T: Native>(instance: *mut ffi::PyObject) {
-    // SAFETY: see above; the layout is that of `make_with`.
+    // SAFETY: as the caller says; the layout is that of `make_with`.
     unsafe {
         let class = ffi::Py_TYPE(instance);
         // Negative where the interpreter keeps them before the object: since 3.12, for classes written in Python.

@@ -1,7 +1,7 @@
-//! Methods that return coroutines of ours and pass for coroutine functions.
+//! Native methods that `inspect` and `unittest.mock` take for coroutine functions.
 //!
-//! `inspect` and `unittest.mock` tell those by a function's code, which methods written in C do not have. A descriptor
-//! of this class shows the code of the function of asyncio's that it stands for, and calls the method.
+//! Both look at a function's code, which methods written in C do not have. A descriptor of this class shows the code of
+//! asyncio's function of the same name, and calls the method.
 
 use std::mem::offset_of;
 
@@ -11,6 +11,7 @@ use pyo3::{Borrowed, ffi};
 use super::class::{self, Class, Definition, Native, Obj, This, Visitor};
 use super::module;
 use super::object::Object;
+use super::statics;
 use crate::attribute;
 
 unsafe extern "C" {
@@ -22,7 +23,7 @@ pub struct CoroutineMethod {
     vectorcall: ffi::vectorcallfunc,
     /// A method that the interpreter made of a PyMethodDef.
     method: Object,
-    /// What asyncio has under its name.
+    /// asyncio's function of that name.
     function: Object,
 }
 
@@ -35,8 +36,7 @@ impl CoroutineMethod {
 
 impl Native for CoroutineMethod {
     fn class() -> &'static Class {
-        static CLASS: Class = Class::new(0);
-        &CLASS
+        &statics::COROUTINE_METHOD
     }
 
     fn traverse(&self, visitor: &mut Visitor) {

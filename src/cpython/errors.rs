@@ -1,8 +1,8 @@
-//! Making Python's exceptions: the one place that run_monitor an error of the operating system into Python's.
+//! Making Python's exceptions: the one place that turns an error of the operating system into Python's.
 //!
-//! PyO3 makes an exception when it is first looked at, and panics if there is no memory for it then; it does so, too, where
-//! it finds none set. Here it is made at once, and if that fails, the error is a MemoryError. PyO3 converts an io::Error with `?`, too, but into an OSError
-//! without errno. Whatever returns io::Result is therefore converted here, by name.
+//! PyO3 makes an exception when it is first looked at, and panics if there is no memory for it then, or if none is set. Here it
+//! is made at once, and if that fails, the error is a MemoryError. PyO3's conversion of io::Error (`?`) loses errno, so that an
+//! io::Result is converted by [`OrOsError::or_os_error`].
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -20,8 +20,8 @@ pub fn fetch(py: Python<'_>) -> PyErr {
     PyErr::take(py).unwrap_or_else(|| new_error::<PySystemError>(py, "error return without exception set"))
 }
 
-/// The same error, or MemoryError if there is no memory to make its exception: PyO3 makes that of its own errors, as of
-/// arguments that it cannot convert, when it is first looked at, and panics.
+/// The error with its exception made, or MemoryError. PyO3 makes the exceptions of its own errors when they are first looked
+/// at, and panics without memory.
 #[cold]
 pub fn made(py: Python<'_>, error: PyErr) -> PyErr {
     if catch_unwind(AssertUnwindSafe(|| _ = error.value(py))).is_ok() {
@@ -30,7 +30,7 @@ pub fn made(py: Python<'_>, error: PyErr) -> PyErr {
     no_memory(py)
 }
 
-/// The answer to what finds no memory.
+/// The MemoryError that is there in advance.
 #[cold]
 pub fn no_memory(py: Python<'_>) -> PyErr {
     // SAFETY: sets an exception that is there in advance.

@@ -1,4 +1,5 @@
-//! Methods and attributes of classes made by [`super::class`]: from the interpreter's calls to functions of ours.
+//! Methods and attributes of classes made by [`super::class`]: the macros make C functions that call Rust's, and their
+//! definitions. An error or a panic of a Rust function becomes the current exception.
 
 use std::ffi::{CStr, c_int};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -7,7 +8,7 @@ use pyo3::panic::PanicException;
 use pyo3::prelude::*;
 use pyo3::{Borrowed, ffi};
 
-use super::args::Args;
+use super::args::{Args, Signature};
 use super::class::{Native, This};
 use super::errors::{made, new_error};
 use super::object::Object;
@@ -65,13 +66,14 @@ pub unsafe fn call_fast<T: Native>(
     values: *const *mut ffi::PyObject,
     count: ffi::Py_ssize_t,
     names: *mut ffi::PyObject,
+    signature: &'static Signature,
     method: Method<T>,
 ) -> *mut ffi::PyObject {
     // SAFETY: the method's descriptor has checked the class of the instance; the arguments live through the call.
     unsafe {
         guard(std::ptr::null_mut(), |py| {
             let this = This::new(Borrowed::from_ptr(py, instance));
-            let args = Args::new(py, values, count as usize, names);
+            let args = Args::new(py, values, count as usize, names, signature);
             method(this, args).map(Object::into_ptr)
         })
     }
@@ -101,14 +103,14 @@ pub unsafe fn call_one<T: Native>(
     values: *const *mut ffi::PyObject,
     count: ffi::Py_ssize_t,
     names: *mut ffi::PyObject,
-    [method_name, name]: [&str; 2],
+    signature: &'static Signature,
     method: Method1<T>,
 ) -> *mut ffi::PyObject {
     // SAFETY: as in `call_fast`.
     unsafe {
         guard(std::ptr::null_mut(), |py| {
             let this = This::new(Borrowed::from_ptr(py, instance));
-            let argument = Args::new(py, values, count as usize, names).only(method_name, name)?;
+            let argument = Args::new(py, values, count as usize, names, signature).only()?;
             method(this, argument).map(Object::into_ptr)
         })
     }
@@ -136,6 +138,27 @@ pub unsafe fn call_setter<T: Native>(
     }
 }
 
+/// The definition that the interpreter makes a method of, with the text signature that `inspect` reads.
+#[macro_export]
+macro_rules! method_definition {
+    ($name:literal, $parameters:expr, $doc:literal, $flags:expr, $kind:ident: $call:ident) => {
+        pyo3::ffi::PyMethodDef {
+            ml_name: $crate::cpython::methods::c_str(concat!($name, "\0")).as_ptr(),
+            ml_meth: pyo3::ffi::PyMethodDefPointer { $kind: $call },
+            ml_flags: $flags,
+            ml_doc: $crate::cpython::methods::c_str(concat!(
+                $name,
+                "(",
+                $parameters,
+                ")\n--\n\n",
+                $doc,
+                "\0"
+            ))
+            .as_ptr(),
+        }
+    };
+}
+
 /// A function of the module, without arguments: `fn(Python)`.
 #[macro_export]
 macro_rules! function0 {
@@ -153,35 +176,7 @@ macro_rules! function0 {
                 })
             }
         }
-        pyo3::ffi::PyMethodDef {
-            ml_name: $crate::cpython::methods::c_str(concat!($name, "\0")).as_ptr(),
-            ml_meth: pyo3::ffi::PyMethodDefPointer { PyCFunction: call },
-            ml_flags: pyo3::ffi::METH_NOARGS,
-            ml_doc: $crate::cpython::methods::c_str(concat!($doc, "\0")).as_ptr(),
-        }
-    }};
-}
-
-/// A method that takes any arguments: `fn(This<T>, Args) -> PyResult<Object>`.
-#[macro_export]
-macro_rules! method {
-    ($native:ty, $name:literal, $function:expr, $doc:literal) => {{
-        const METHOD: $crate::cpython::methods::Method<$native> = $function;
-        unsafe extern "C" fn call(
-            instance: *mut pyo3::ffi::PyObject,
-            values: *const *mut pyo3::ffi::PyObject,
-            count: pyo3::ffi::Py_ssize_t,
-            names: *mut pyo3::ffi::PyObject,
-        ) -> *mut pyo3::ffi::PyObject {
-            // SAFETY: the interpreter calls this as the method that the definition below says it is.
-            unsafe { $crate::cpython::methods::call_fast(instance, values, count, names, METHOD) }
-        }
-        pyo3::ffi::PyMethodDef {
-            ml_name: $crate::cpython::methods::c_str(concat!($name, "\0")).as_ptr(),
-            ml_meth: pyo3::ffi::PyMethodDefPointer { PyCFunctionFastWithKeywords: call },
-            ml_flags: pyo3::ffi::METH_FASTCALL | pyo3::ffi::METH_KEYWORDS,
-            ml_doc: $crate::cpython::methods::c_str(concat!($doc, "\0")).as_ptr(),
-        }
+        $crate::method_definition!($name, "", $doc, pyo3::ffi::METH_NOARGS, PyCFunction: call)
     }};
 }
 
@@ -197,45 +192,46 @@ macro_rules! method0 {
             // SAFETY: the interpreter calls this as the method that the definition below says it is.
             unsafe { $crate::cpython::methods::call_bare(instance, METHOD) }
         }
-        pyo3::ffi::PyMethodDef {
-            ml_name: $crate::cpython::methods::c_str(concat!($name, "\0")).as_ptr(),
-            ml_meth: pyo3::ffi::PyMethodDefPointer { PyCFunction: call },
-            ml_flags: pyo3::ffi::METH_NOARGS,
-            ml_doc: $crate::cpython::methods::c_str(concat!($doc, "\0")).as_ptr(),
-        }
+        $crate::method_definition!($name, "$self, /", $doc, pyo3::ffi::METH_NOARGS, PyCFunction: call)
     }};
 }
 
-/// A method with one argument, given with its name: `fn(This<T>, Borrowed<PyAny>) -> PyResult<Object>`.
+/// A method with the parameters of a [`Signature`](crate::cpython::args::Signature):
+/// `fn(This<T>, Args) -> PyResult<Object>`.
 #[macro_export]
-macro_rules! method1 {
-    ($native:ty, $name:literal, $argument:literal, $function:expr, $doc:literal) => {{
-        const METHOD: $crate::cpython::methods::Method1<$native> = $function;
+macro_rules! method {
+    ($native:ty, $name:literal, $parameters:literal, $function:expr, $doc:literal) => {
+        $crate::method!(@ $native, $name, $parameters, $function, $doc, Method, call_fast)
+    };
+    (@ $native:ty, $name:literal, $parameters:literal, $function:expr, $doc:literal, $type:ident, $by:ident) => {{
+        const METHOD: $crate::cpython::methods::$type<$native> = $function;
+        static SIGNATURE: $crate::cpython::args::Signature =
+            $crate::cpython::args::Signature::new($name, $parameters);
         unsafe extern "C" fn call(
             instance: *mut pyo3::ffi::PyObject,
             values: *const *mut pyo3::ffi::PyObject,
             count: pyo3::ffi::Py_ssize_t,
             names: *mut pyo3::ffi::PyObject,
         ) -> *mut pyo3::ffi::PyObject {
-            const NAMES: [&str; 2] = [$name, $argument];
             // SAFETY: the interpreter calls this as the method that the definition below says it is.
-            unsafe { $crate::cpython::methods::call_one(instance, values, count, names, NAMES, METHOD) }
+            unsafe { $crate::cpython::methods::$by(instance, values, count, names, &SIGNATURE, METHOD) }
         }
-        pyo3::ffi::PyMethodDef {
-            ml_name: $crate::cpython::methods::c_str(concat!($name, "\0")).as_ptr(),
-            ml_meth: pyo3::ffi::PyMethodDefPointer { PyCFunctionFastWithKeywords: call },
-            ml_flags: pyo3::ffi::METH_FASTCALL | pyo3::ffi::METH_KEYWORDS,
-            ml_doc: $crate::cpython::methods::c_str(concat!(
-                $name,
-                "($self, ",
-                $argument,
-                ")\n--\n\n",
-                $doc,
-                "\0"
-            ))
-            .as_ptr(),
-        }
+        $crate::method_definition!(
+            $name,
+            concat!("$self, ", $parameters),
+            $doc,
+            pyo3::ffi::METH_FASTCALL | pyo3::ffi::METH_KEYWORDS,
+            PyCFunctionFastWithKeywords: call
+        )
     }};
+}
+
+/// A method with one parameter: `fn(This<T>, Borrowed<PyAny>) -> PyResult<Object>`.
+#[macro_export]
+macro_rules! method1 {
+    ($native:ty, $name:literal, $parameter:literal, $function:expr, $doc:literal) => {
+        $crate::method!(@ $native, $name, $parameter, $function, $doc, Method1, call_one)
+    };
 }
 
 /// An attribute: `fn(This<T>) -> PyResult<Object>`, and if it can be set `fn(This<T>, Borrowed<PyAny>) -> PyResult<()>`.

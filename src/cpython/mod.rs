@@ -1,31 +1,53 @@
-//! The C API that PyO3 does not wrap, and the one home, beside the reactor, of unsafe code.
+//! The object layer: Python objects, classes and calls, by the C API.
 //!
-//! PyO3 cannot make a class whose base is a Python class on every supported version (a transport must be an
-//! asyncio.Transport), takes a generic path to parse arguments, and keeps per-thread counts that a reference need not
-//! cost. The hot classes of the event loop are therefore made here from the C API's own parts:
+//! **To call Python, use [`call`] (a callable or a method's name, and a slice of arguments); for anything else use PyO3, but
+//! nothing of it that makes an object of a Rust value, since that panics out of memory.** Attributes, operators, conversions
+//! from Python and calls without arguments on rare paths are PyO3's. Names are interned by `intern!`, other objects are made
+//! by [`object`] and [`buffer`], and errors by [`errors`]: all of these return MemoryError.
 //!
-//! - [`object`]: references, and calls.
-//! - [`interpreter`]: which interpreter all this is of.
-//! - [`class`]: classes whose instances hold a Rust value behind the layout of a Python base.
-//! - [`methods`]: their methods and attributes; [`coroutine_method`]: those that pass for coroutine functions.
-//! - [`args`]: what a method was called with.
-//! - [`received`]: bytes objects to receive into.
-//! - [`socket`]: the descriptors of socket objects.
-//! - [`trashcan`]: how long chains of objects are destroyed.
-//! - [`ways_in`]: what happens around each call that can run Python code; [`borrowing`] is a check made there.
-//! - [`errors`]: exceptions, and errors of the operating system.
-//! - [`module`]: the extension module, and what is asked of other modules.
-//! - [`names`]: names of attributes and methods.
-//! - [`namespace`]: hearing of changes to a dict.
+//! | type | what it is for | invariant |
+//! |---|---|---|
+//! | [`object::Object`] | a strong reference | never null; dropping it may run Python code |
+//! | [`object::ObjectCell`] | a reference that is replaced while its owner is shared | no reference into it outlives an expression |
+//! | [`class::Native`] | the Rust value of an instance: what the garbage collector sees and clears | `traverse` runs no Python code and visits all that the value owns |
+//! | [`class::Obj`] | a strong reference to an instance of a native class | its class is `T`'s, so it derefs to `T` unchecked |
+//! | [`class::This`] | `self` in a method, borrowed | as for `Obj` |
+//! | [`class::Class`] | a class once it is made, and its free list | made once; an instance on the list has no value and one memory block |
+//! | [`class::Definition`] | what a class is made of | `open` classes have a `__dict__` and weak references behind the value |
+//! | [`args::Signature`] | a method's name and parameters | the text that `inspect` shows is the one that is parsed |
+//! | [`args::Args`] | the arguments of a vectorcall, borrowed | good for the call |
+//! | [`buffer::Bytes`] | an exact bytes object | immutable; dropping it runs no Python code |
+//! | [`buffer::ReadableBuffer`] | memory that an object lends | read while no Python code runs |
+//! | [`received::BytesPool`] | bytes objects to receive into | filled only while no other reference exists |
+//! | [`borrowing::StateCell`] | state of the core | not borrowed while Python code runs: debug builds check it |
+//! | [`names::Name`] | an interned string | made once, never released |
+//! | [`module::Definition`] | the extension module | static |
 //!
-//! All of it leans on the GIL: an [`object::Object`] is used and dropped only by a thread that holds it. It is
-//! neither Send nor Sync, so the compiler sees to it that none crosses into code that runs without it.
+//! PyO3's own types are used where they do as well: `Bound` and `Borrowed` for references within a function, `PyErr` for
+//! errors, `Python` for the GIL. They are not used
+//! - for references that are kept: dropping a `Py` looks up whether the thread is attached, which a `Handle` would pay five
+//!   times;
+//! - for classes: `#[pyclass]` cannot derive from a class written in Python on every supported version, and a transport must
+//!   be an asyncio.Transport; its parsing of arguments is generic;
+//! - for buffers: `PyBuffer` requests shape, strides and format, and is boxed;
+//! - for the module and interned names: `#[pymodule]` and PyO3's `intern!` panic out of memory.
+//!
+//! **Threads.** An object is used and dropped only by a thread that holds the GIL. [`object::Object`] is neither Send nor Sync,
+//! so the compiler rejects code that takes one where the GIL is released. What is process-wide is in [`statics`]; besides, there
+//! are interned names, `crate::imports`, the depth in [`trashcan`] and the mark in [`interpreter`]. [`interpreter::Interpreter`] is
+//! what a thread has that Python did not start.
+//!
+//! **Unsafe code** is here and in the reactor only. [`ways_in`] wraps each call that can run Python code.
+//!
+//! **Tests**: `tests/test_native_classes.py`, `test_native_arguments.py` and `test_native_memory.py`, `tests/test_introspection.py`
+//! for signatures, `tests/torture/test_surface.py`, `test_memory.py` and `test_memcheck.py`; `make torture-debug` for borrows.
 // GIL: reference counts, class statics and free lists are not synchronised in any other way.
 
 pub mod args;
 pub mod audit;
 pub mod borrowing;
 pub mod buffer;
+pub mod call;
 pub mod class;
 pub mod coroutine_method;
 pub mod errors;
@@ -37,5 +59,6 @@ pub mod namespace;
 pub mod object;
 pub mod received;
 pub mod socket;
+pub mod statics;
 mod trashcan;
 mod ways_in;

@@ -8,7 +8,7 @@ use pyo3::types::PyString;
 
 use super::object::Object;
 
-/// A string of the interpreter's, made when it is first needed and kept for good.
+/// An interned string, made when it is first needed and never released.
 pub struct Name {
     text: &'static str,
     string: AtomicPtr<ffi::PyObject>,
@@ -32,14 +32,13 @@ impl Name {
         let mut string = Object::from_str(py, self.text)?.into_ptr();
         // SAFETY: the string is ours alone; it is replaced by the interned one, if there is one already.
         unsafe { ffi::PyUnicode_InternInPlace(&mut string) };
-        // GIL: nobody else stores meanwhile.
+        // GIL: no other thread stores meanwhile.
         self.string.store(string, Relaxed);
         Ok(())
     }
 }
 
-/// The interned string of a literal: PyO3's `intern!`, which panics out of memory. Here the enclosing function returns the
-/// error.
+/// The interned string of a literal, as PyO3's `intern!`. Out of memory, the enclosing function returns the error.
 #[macro_export]
 macro_rules! intern {
     ($py:expr, $text:expr) => {{

@@ -1,4 +1,4 @@
-//! Hearing of changes to a namespace as they are made, at no cost while there are none. Only CPython 3.12 and later can.
+//! Watching namespaces for changes, which costs nothing while there are none. CPython can since 3.12.
 
 use pyo3::prelude::*;
 
@@ -7,11 +7,11 @@ use super::object::Object;
 /// Called with a name of a watched namespace before it is given another value, or none.
 pub type Changing = fn(Python<'_>, Name<'_>, Option<&Object>);
 
-/// Has changes to a dict told to `changing`, which is the same for all.
+/// Has `changing` called for changes to a dict. It is one function for all dicts. No-op before 3.12.
 #[cfg(not(Py_3_12))]
 pub fn watch(_namespace: &Object, _changing: Changing) {}
 
-/// The same for the attributes of a class.
+/// Has `changing` called for changes to the attributes of a class.
 #[cfg(not(Py_3_12))]
 pub fn watch_class(_py: Python<'_>, _class: &Object, _changing: Changing) {}
 
@@ -60,7 +60,7 @@ mod watching {
         }
     }
 
-    /// See above. Without a watcher to be had, nothing is told.
+    /// Does nothing if the interpreter has no watcher left.
     pub fn watch(namespace: &Object, changing: Changing) {
         static WATCHER: OnceLock<c_int> = OnceLock::new();
 
@@ -74,7 +74,6 @@ mod watching {
         let _ = CHANGING.set(changing);
     }
 
-    /// See above.
     pub fn watch_class(py: Python<'_>, class: &Object, changing: Changing) {
         // SAFETY: a class has a dict, of which this returns a new reference.
         let namespace = unsafe {

@@ -1,21 +1,21 @@
-//! References to Python objects, and calls of them.
+//! References to Python objects.
 
 use std::cell::Cell;
 use std::marker::PhantomData;
 use std::ptr::NonNull;
 
-use pyo3::exceptions::{PyKeyError, PySystemError, PyTypeError};
+use pyo3::exceptions::PyKeyError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString};
 use pyo3::{Borrowed, ffi};
 
 use super::errors::{fetch, new_error};
-use super::ways_in::enter;
 
 /// A strong reference.
 ///
-/// Like `Py<PyAny>`, without its check at each drop whether the thread is attached to the interpreter: it is bound to
-/// threads that are.
+/// Like `Py<PyAny>`, without its look-up at each drop whether the thread is attached to the interpreter.
+///
+/// Invariant: it is used and dropped by threads that hold the GIL.
 #[repr(transparent)]
 pub struct Object {
     pointer: NonNull<ffi::PyObject>,
@@ -27,7 +27,7 @@ impl Object {
     /// Takes over a reference that a C function returned; null stands for the exception that it has set.
     ///
     /// # Safety
-    /// `pointer` is null, or a strong reference that nobody else will release.
+    /// `pointer` is null, or a strong reference that the caller gives away.
     pub unsafe fn from_owned(py: Python<'_>, pointer: *mut ffi::PyObject) -> PyResult<Object> {
         match NonNull::new(pointer) {
             Some(pointer) => Ok(Object { pointer, bound: PhantomData }),
@@ -55,21 +55,21 @@ impl Object {
         unsafe { Object::from_owned(py, ffi::PyLong_FromLongLong(number.into())) }
     }
 
-    /// An int.
+    /// An int of a size.
     pub fn from_size(py: Python<'_>, size: usize) -> PyResult<Object> {
-        // SAFETY: as above.
+        // SAFETY: returns a new reference or null with an exception.
         unsafe { Object::from_owned(py, ffi::PyLong_FromSize_t(size)) }
     }
 
     /// A float.
     pub fn from_float(py: Python<'_>, number: f64) -> PyResult<Object> {
-        // SAFETY: as above.
+        // SAFETY: returns a new reference or null with an exception.
         unsafe { Object::from_owned(py, ffi::PyFloat_FromDouble(number)) }
     }
 
     /// A str.
     pub fn from_str(py: Python<'_>, text: &str) -> PyResult<Object> {
-        // SAFETY: as above; the text is valid for its length.
+        // SAFETY: returns a new reference or null with an exception; the text is valid for its length.
         unsafe {
             let length = text.len() as ffi::Py_ssize_t;
             Object::from_owned(py, ffi::PyUnicode_FromStringAndSize(text.as_ptr().cast(), length))
@@ -78,7 +78,7 @@ impl Object {
 
     /// A str of a path, decoded as the interpreter decodes those.
     pub fn from_path(py: Python<'_>, path: &[u8]) -> PyResult<Object> {
-        // SAFETY: as above; the path is valid for its length.
+        // SAFETY: returns a new reference or null with an exception; the path is valid for its length.
         unsafe {
             let length = path.len() as ffi::Py_ssize_t;
             Object::from_owned(py, ffi::PyUnicode_DecodeFSDefaultAndSize(path.as_ptr().cast(), length))
@@ -111,7 +111,7 @@ impl Object {
 
     /// Whether this is the only reference to the object.
     pub fn is_unique(&self) -> bool {
-        // GIL: nobody can make another meanwhile.
+        // GIL: no other thread can make one meanwhile.
         // SAFETY: the object lives.
         (unsafe { ffi::Py_REFCNT(self.as_ptr()) }) == 1
     }
@@ -133,61 +133,6 @@ impl Object {
     pub fn is_none(&self) -> bool {
         // SAFETY: None is immortal or at least never freed.
         self.as_ptr() == unsafe { ffi::Py_None() }
-    }
-
-    /// Calls with no argument.
-    pub fn call0(&self, py: Python<'_>) -> PyResult<Object> {
-        let mut place = [std::ptr::null_mut::<ffi::PyObject>()];
-        // SAFETY: no argument behind a free place.
-        unsafe { Object::from_owned(py, vectorcall(self, place.as_mut_ptr().add(1), 0)) }
-    }
-
-    /// Calls with one argument.
-    pub fn call1(&self, py: Python<'_>, arg: &Object) -> PyResult<Object> {
-        let mut args = [std::ptr::null_mut(), arg.as_ptr()];
-        // SAFETY: one live argument behind a free place.
-        unsafe { Object::from_owned(py, vectorcall(self, args.as_mut_ptr().add(1), 1)) }
-    }
-
-    pub fn call(&self, py: Python<'_>, args: &[&Object]) -> PyResult<Object> {
-        let mut stack = Stack::new();
-        args.iter().for_each(|arg| stack.push(arg));
-        stack.call(py, self)
-    }
-
-    /// Calls a method with any arguments.
-    pub fn call_method(
-        &self,
-        py: Python<'_>,
-        name: &Bound<'_, PyString>,
-        args: &[&Object],
-    ) -> PyResult<Object> {
-        let mut stack = Stack::new();
-        stack.push(self);
-        args.iter().for_each(|arg| stack.push(arg));
-        stack.call_method(py, name)
-    }
-
-    /// Calls a method with no argument.
-    pub fn call_method0(&self, py: Python<'_>, name: &Bound<'_, PyAny>) -> PyResult<Object> {
-        let args = [self.as_ptr()];
-        // SAFETY: one live argument, which stands for self.
-        unsafe {
-            let result =
-                ffi::PyObject_VectorcallMethod(name.as_ptr(), args.as_ptr(), 1, std::ptr::null_mut());
-            Object::from_owned(py, result)
-        }
-    }
-
-    /// Calls a method with one argument.
-    pub fn call_method1(&self, py: Python<'_>, name: &Bound<'_, PyAny>, arg: &Object) -> PyResult<Object> {
-        let args = [self.as_ptr(), arg.as_ptr()];
-        // SAFETY: two live arguments, of which the first stands for self.
-        unsafe {
-            let result =
-                ffi::PyObject_VectorcallMethod(name.as_ptr(), args.as_ptr(), 2, std::ptr::null_mut());
-            Object::from_owned(py, result)
-        }
     }
 }
 
@@ -264,170 +209,9 @@ impl ObjectCell {
     }
 }
 
-/// Arguments of a call, laid out as vectorcall wants them: on the stack unless there are many.
-pub struct Stack<'a> {
-    /// The first place is free for the callee (PY_VECTORCALL_ARGUMENTS_OFFSET).
-    near: [*mut ffi::PyObject; Stack::NEAR + 1],
-    far: Vec<*mut ffi::PyObject>,
-    length: usize,
-    objects: PhantomData<&'a Object>,
-}
-
-impl<'a> Stack<'a> {
-    const NEAR: usize = 5;
-
-    pub fn new() -> Stack<'a> {
-        Stack {
-            near: [std::ptr::null_mut(); Stack::NEAR + 1],
-            far: Vec::new(),
-            length: 0,
-            objects: PhantomData,
-        }
-    }
-
-    pub fn push(&mut self, object: &'a Object) {
-        self.length += 1;
-        if self.length <= Stack::NEAR {
-            self.near[self.length] = object.as_ptr();
-            return;
-        }
-        if self.far.is_empty() {
-            self.far.extend_from_slice(&self.near);
-        }
-        self.far.push(object.as_ptr());
-    }
-
-    pub fn call(&mut self, py: Python<'_>, callable: &Object) -> PyResult<Object> {
-        let arguments = if self.far.is_empty() { self.near.as_mut_ptr() } else { self.far.as_mut_ptr() };
-        // SAFETY: behind the free first place are `length` objects that live for 'a, longer than the call.
-        unsafe { Object::from_owned(py, vectorcall(callable, arguments.add(1), self.length)) }
-    }
-}
-
-/// The function of a callable: an ffi::vectorcallfunc of which the compiler knows that a stack is unwound through it.
-type Vectorcall = unsafe extern "C-unwind" fn(
-    *mut ffi::PyObject,
-    *const *mut ffi::PyObject,
-    usize,
-    *mut ffi::PyObject,
-) -> *mut ffi::PyObject;
-
-/// What PyObject_Vectorcall does, without its function calls and its check that the callee has kept to the protocol:
-/// [`check_result`] does that for what the program gives us to call.
-///
-/// # Safety
-/// `args` points to `count` live objects, behind a place that the callee may use.
-unsafe fn vectorcall(callable: &Object, args: *const *mut ffi::PyObject, count: usize) -> *mut ffi::PyObject {
-    let callable = callable.as_ptr();
-    let count = count | ffi::PY_VECTORCALL_ARGUMENTS_OFFSET;
-    // SAFETY: a type with the flag has the function, or null, at its offset in each instance.
-    unsafe {
-        let kind = ffi::Py_TYPE(callable);
-        if (*kind).tp_flags & ffi::Py_TPFLAGS_HAVE_VECTORCALL != 0 {
-            let place = callable.byte_offset((*kind).tp_vectorcall_offset);
-            if let Some(function) = *place.cast::<Option<Vectorcall>>() {
-                return enter(|| function(callable, args, count, std::ptr::null_mut()));
-            }
-        }
-        ffi::PyObject_Vectorcall(callable, args, count, std::ptr::null_mut())
-    }
-}
-
-unsafe extern "C" {
-    /// The type of bound methods.
-    static mut PyMethod_Type: ffi::PyTypeObject;
-}
-
-/// What a callable of the program's returned, or SystemError if it has left an exception behind with that, which would be
-/// taken for somebody else's. What is written in Python does not.
-#[inline(always)]
-pub fn check_result(py: Python<'_>, callable: &Object, result: Object) -> PyResult<Object> {
-    // SAFETY: the callable lives; asking whether there is an exception cannot fail.
-    unsafe {
-        let kind = ffi::Py_TYPE(callable.as_ptr());
-        let is_python = kind == &raw mut ffi::PyFunction_Type || kind == &raw mut PyMethod_Type;
-        if is_python || ffi::PyErr_Occurred().is_null() {
-            return Ok(result);
-        }
-    }
-    Err(exception_with_result(py, callable, result))
-}
-
-#[cold]
-fn exception_with_result(py: Python<'_>, callable: &Object, result: Object) -> PyErr {
-    // It is set aside before anything else is called.
-    let raised = fetch(py);
-    drop(result);
-    let name = callable.bind(py).repr().and_then(|name| Ok(name.to_str()?.to_owned()));
-    let name = name.unwrap_or_else(|_| "a callable".to_owned());
-    let error = new_error::<PySystemError>(py, format!("{name} returned a result with an exception set"));
-    error.set_cause(py, Some(raised));
-    error
-}
-
-impl Stack<'_> {
-    /// Calls a method of the first object with the others.
-    pub fn call_method(&mut self, py: Python<'_>, name: &Bound<'_, PyString>) -> PyResult<Object> {
-        let arguments = if self.far.is_empty() { self.near.as_mut_ptr() } else { self.far.as_mut_ptr() };
-        assert!(self.length > 0);
-        // SAFETY: as in `call`; the first object is there.
-        unsafe {
-            let result = ffi::PyObject_VectorcallMethod(
-                name.as_ptr(),
-                arguments.add(1),
-                self.length | ffi::PY_VECTORCALL_ARGUMENTS_OFFSET,
-                std::ptr::null_mut(),
-            );
-            Object::from_owned(py, result)
-        }
-    }
-}
-
-/// Calls with keyword arguments: the last `names` of `args` belong to the names.
-pub fn call_with_names(
-    py: Python<'_>,
-    callable: &Object,
-    args: &[&Object],
-    names: &Object,
-) -> PyResult<Object> {
-    // SAFETY: `names` is checked to be a tuple before it is used as one.
-    let count = unsafe {
-        if ffi::PyTuple_Check(names.as_ptr()) == 0 {
-            return Err(new_error::<PyTypeError>(py, "keyword names must be a tuple"));
-        }
-        ffi::PyTuple_GET_SIZE(names.as_ptr()) as usize
-    };
-    assert!(count <= args.len());
-    // SAFETY: Object is a transparent pointer, so a slice of references to Objects is not an array of pointers; the
-    // array is made here, and its objects live through the call.
-    unsafe {
-        let pointers: Vec<_> = args.iter().map(|arg| arg.as_ptr()).collect();
-        let positional = args.len() - count;
-        let result =
-            ffi::PyObject_Vectorcall(callable.as_ptr(), pointers.as_ptr(), positional, names.as_ptr());
-        Object::from_owned(py, result)
-    }
-}
-
-/// Calls a method with keyword arguments.
-pub fn call_method_with_keywords(
-    py: Python<'_>,
-    object: &Object,
-    name: &Bound<'_, PyString>,
-    args: &[&Object],
-    keywords: &Bound<'_, PyDict>,
-) -> PyResult<Object> {
-    let args = tuple(py, args)?;
-    // SAFETY: all live, and are what they must be: a tuple and a dict.
-    unsafe {
-        let method = Object::from_owned(py, ffi::PyObject_GetAttr(object.as_ptr(), name.as_ptr()))?;
-        Object::from_owned(py, ffi::PyObject_Call(method.as_ptr(), args.as_ptr(), keywords.as_ptr()))
-    }
-}
-
 /// A tuple.
 pub fn tuple(py: Python<'_>, items: &[&Object]) -> PyResult<Object> {
-    // SAFETY: the tuple is new, and filled in before anybody sees it.
+    // SAFETY: the tuple is new, and filled in before another reference exists.
     unsafe {
         let tuple = Object::from_owned(py, ffi::PyTuple_New(items.len() as ffi::Py_ssize_t))?;
         for (index, item) in items.iter().enumerate() {
@@ -523,9 +307,4 @@ pub fn has_other_threads(_py: Python<'_>) -> bool {
 unsafe extern "C" {
     fn PyInterpreterState_ThreadHead(interpreter: *mut ffi::PyInterpreterState) -> *mut ffi::PyThreadState;
     fn PyThreadState_Next(thread: *mut ffi::PyThreadState) -> *mut ffi::PyThreadState;
-}
-
-/// Runs Python's signal handlers, if signals have arrived and this is the main thread.
-pub fn check_signals(py: Python<'_>) -> PyResult<()> {
-    py.check_signals()
 }

@@ -1,4 +1,4 @@
-//! Bytes objects to receive into, used again when nobody refers to them any more.
+//! Bytes objects to receive into, used again once the pool has the only reference.
 //!
 //! A bytes object of more than 512 bytes costs a call of malloc and one of free, some 500 instructions, a large one page
 //! faults besides, and what is received is mostly forgotten at once: parsed, or sent on. So the last objects that were
@@ -13,9 +13,9 @@ use pyo3::prelude::*;
 
 use super::object::Object;
 
-/// Objects kept at the most...
+/// The largest number of objects kept.
 const KEPT: usize = 256;
-/// ...and bytes of memory in them.
+/// The largest number of bytes of memory kept.
 const KEPT_BYTES: usize = 4 * 1024 * 1024;
 
 struct Lent {
@@ -31,7 +31,7 @@ pub struct BytesPool {
 }
 
 impl BytesPool {
-    /// An object with room for at least `size` bytes, which nobody else knows.
+    /// An object with room for at least `size` bytes, without another reference.
     #[inline(always)]
     pub fn take(&mut self, py: Python<'_>, size: usize) -> PyResult<UninitBytes> {
         if let Some(oldest) = self.lent.front() {
@@ -58,7 +58,7 @@ impl BytesPool {
     pub unsafe fn freeze(&mut self, uninit: UninitBytes, length: usize) -> Object {
         let UninitBytes { object, capacity } = uninit;
         assert!(length <= capacity);
-        // SAFETY: the object is an instance of bytes that nobody else knows; its memory has room for its capacity and
+        // SAFETY: the object is an instance of bytes without another reference; its memory has room for its capacity and
         // a null byte. Its hash is of an earlier content.
         unsafe {
             let bytes = object.as_ptr().cast::<ffi::PyBytesObject>();
@@ -104,9 +104,9 @@ impl UninitBytes {
         self.capacity
     }
 
-    /// Its memory, which need not be initialised: whoever hands it out has written to what is the content then.
+    /// Its memory. What becomes the content must be written first (see [`BytesPool::freeze`]).
     pub fn as_mut_slice(&mut self) -> &mut [MaybeUninit<u8>] {
-        // SAFETY: nobody else knows the object; its memory has room for its capacity.
+        // SAFETY: there is no other reference to the object; its memory has room for its capacity.
         unsafe {
             let bytes = self.object.as_ptr().cast::<ffi::PyBytesObject>();
             std::slice::from_raw_parts_mut((&raw mut (*bytes).ob_sval).cast(), self.capacity)
@@ -116,7 +116,7 @@ impl UninitBytes {
     /// Writes bytes to its beginning, and returns how many.
     pub fn write(&mut self, data: &[u8]) -> usize {
         assert!(data.len() <= self.capacity);
-        // SAFETY: there is room, and nobody else knows the memory.
+        // SAFETY: there is room, and no other reference to the object.
         unsafe {
             let memory = self.as_mut_slice().as_mut_ptr().cast();
             std::ptr::copy_nonoverlapping(data.as_ptr(), memory, data.len());

@@ -3,10 +3,10 @@
 //! A handle can be the only one that refers to another, which refers to a third: a million of them, each destroyed within
 //! the destruction of the one before, would overflow the stack. So beyond a depth, instances are put aside, and the
 //! innermost destruction that is still within it destroys them one after another. The interpreter does the same for
-//! its containers; its means are private and differ from version to version.
+//! its containers, by means that are private and differ from version to version.
 //!
-//! A destructor may give up the GIL for long, or fork. So nobody's instances are left to another thread: the depth that all
-//! threads share, which takes no look-up of the thread, only says when each counts its own.
+//! A destructor may give up the GIL for long, or fork. So each thread destroys its own instances: the depth that all
+//! threads share, which is counted without a look-up of the thread, only says when each counts its own.
 
 use std::cell::{Cell, RefCell};
 
@@ -20,7 +20,7 @@ const DEEPEST: u32 = 16;
 
 pub type Destroy = unsafe fn(*mut ffi::PyObject);
 
-// GIL: whoever destroys objects holds it. A forked child has no part of its parent's other threads but what they had counted.
+// GIL: a thread that destroys objects holds it. A forked child has no part of its parent's other threads but what they had counted.
 struct Depth(Cell<u32>);
 
 // SAFETY: touched only under the GIL.

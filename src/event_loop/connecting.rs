@@ -14,13 +14,14 @@ use pyo3::types::{PyInt, PyString};
 use super::transport_factories::params;
 use super::{Loop, ThisLoop, watchers};
 use crate::core::{Direction, Waiter, resolve};
-use crate::cpython::args::{Args, all};
+use crate::cpython::args::Args;
 use crate::cpython::audit;
 use crate::cpython::borrowing::StateCell;
 use crate::cpython::class::{self, Class, Definition, Native, Obj, This, Visitor};
 use crate::cpython::errors::{OrOsError, new_error, numbered, os_error};
 use crate::cpython::module::add;
 use crate::cpython::object::{Object, tuple};
+use crate::cpython::statics;
 use crate::intern;
 use crate::reactor::socket;
 use crate::transports::address::Address;
@@ -56,17 +57,15 @@ fn numeric(host: &Bound<'_, PyAny>, port: &Bound<'_, PyAny>) -> PyResult<Option<
 }
 
 fn connect<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
-    const METHOD: &str = "_connect";
-    const NAMES: [&str; 2] = ["host", "port"];
     let py = this.py();
-    let [host, port] = all(py, METHOD, &NAMES, args.parse(METHOD, NAMES, 2, 2)?)?;
+    let ([host, port], []) = args.parse()?;
     let Some(peer) = numeric(&host.bind(py), &port.bind(py))? else { return Ok(Object::none(py)) };
     this.check_closed(this.py())?;
     let socket = socket::stream(&peer).or_os_error(py)?;
     let fd = socket.as_raw_fd();
     watchers::ensure_no_transport(this, fd, &Object::from_int(py, fd)?.bind(py))?;
     let event_loop = this.obj();
-    let connected = event_loop.as_object().call_method0(py, intern!(py, "create_future"))?;
+    let connected = event_loop.as_object().call_method(py, intern!(py, "create_future"), &[])?;
     let file = SocketFile::new(socket, Some(Address::Internet(peer)));
     audit::raise(py, c"socket.connect", &|py| file.python_socket(py), &|py| address(py, peer))?;
     let connection = Connection {
@@ -152,13 +151,13 @@ fn transport<'py>(
         this.check(py)?;
     }
     this.event_loop.core.metrics.counts.connected.add(1);
-    let protocol = Object::from(protocol_factory).call0(py)?;
+    let protocol = Object::from(protocol_factory).call(py, &[])?;
     let Some(file) = this.file.take() else {
         return Err(new_error::<PyRuntimeError>(py, "the connection is a transport's already, or closed"));
     };
     socket::set_nodelay(file.descriptor());
     let event_loop = this.event_loop.as_object();
-    let made = event_loop.call_method0(py, intern!(py, "create_future"))?;
+    let made = event_loop.call_method(py, intern!(py, "create_future"), &[])?;
     let params = params(this.event_loop.this(py), this.fd, protocol.clone(), Some(made.clone()), None)?;
     let transport = Stream::create(py, params, file, None)?.into_object();
     tuple(py, &[&transport, &protocol, &made])
@@ -166,8 +165,7 @@ fn transport<'py>(
 
 impl Native for Connection {
     fn class() -> &'static Class {
-        static CLASS: Class = Class::new(0);
-        &CLASS
+        &statics::CONNECTION
     }
 
     fn traverse(&self, visitor: &mut Visitor) {
@@ -205,7 +203,7 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
                     this.get().close(&this.object());
                     Ok(Object::none(this.py()))
                 },
-                "close($self, /)\n--\n\nGive up, unless a transport was made."
+                "Give up, unless a transport was made."
             ),
         ],
         attributes: vec![attribute!(Connection, "connected", |this| Ok(this.connected.clone()))],
@@ -219,8 +217,8 @@ pub fn methods() -> Vec<PyMethodDef> {
     vec![method!(
         Loop,
         "_connect",
+        "host, port",
         connect,
-        "_connect($self, host, port)\n--\n\n\
-         Begin to connect to an IP address and port, and return the connection; None if they are not numbers."
+        "Begin to connect to an IP address and port, and return the connection; None if they are not numbers."
     )]
 }

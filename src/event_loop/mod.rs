@@ -30,6 +30,7 @@ use crate::cpython::errors::OrOsError;
 use crate::cpython::errors::new_error;
 use crate::cpython::module::add;
 use crate::cpython::object::{Object, tuple};
+use crate::cpython::statics;
 use crate::intern;
 
 /// The value behind a Loop.
@@ -89,8 +90,7 @@ impl Loop {
 
 impl Native for Loop {
     fn class() -> &'static Class {
-        static CLASS: Class = Class::new(0);
-        &CLASS
+        &statics::LOOP
     }
 
     fn traverse(&self, visitor: &mut Visitor) {
@@ -184,7 +184,7 @@ fn fileno(object: &Bound<'_, PyAny>) -> PyResult<c_int> {
         object.extract::<c_int>()
     } else {
         Object::from(object)
-            .call_method0(py, intern!(py, "fileno"))
+            .call_method(py, intern!(py, "fileno"), &[])
             .and_then(|fd| fd.bind(py).extract::<c_int>())
     };
     match fd {

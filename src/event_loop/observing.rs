@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::{Loop, ThisLoop};
 use crate::core::watchdog;
-use crate::cpython::args::{Args, all};
+use crate::cpython::args::Args;
 use crate::cpython::errors::new_error;
 use crate::cpython::object::{Object, dict, tuple};
 use crate::reactor::histogram::{Counted, Histogram};
@@ -63,10 +63,8 @@ fn reset_metrics(this: ThisLoop<'_, '_>) -> PyResult<Object> {
 
 /// Has the loop watched for callbacks that take `threshold` seconds, or longer; None for no more.
 fn watch<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
-    const METHOD: &str = "_watch";
-    const NAMES: [&str; 2] = ["id", "threshold"];
     let py = this.py();
-    let [id, threshold] = all(py, METHOD, &NAMES, args.parse(METHOD, NAMES, 2, 2)?)?;
+    let ([id, threshold], []) = args.parse()?;
     let id: usize = id.bind(py).extract()?;
     let threshold: Option<f64> = threshold.bind(py).extract()?;
     let Some(threshold) = threshold else {
@@ -97,20 +95,11 @@ pub fn methods() -> Vec<PyMethodDef> {
         method!(
             Loop,
             "_watch",
+            "id, threshold",
             watch,
-            "_watch($self, id, threshold)\n--\n\nHave hotloop._observing told of callbacks that take so many seconds, or no more."
+            "Have hotloop._observing told of callbacks that take so many seconds, or no more."
         ),
-        method0!(
-            Loop,
-            "_metrics",
-            metrics,
-            "_metrics($self, /)\n--\n\nReturn what hotloop.metrics.Metrics is made of."
-        ),
-        method0!(
-            Loop,
-            "reset_metrics",
-            reset_metrics,
-            "reset_metrics($self, /)\n--\n\nBegin to count anew what metrics() tells."
-        ),
+        method0!(Loop, "_metrics", metrics, "Return what hotloop.metrics.Metrics is made of."),
+        method0!(Loop, "reset_metrics", reset_metrics, "Begin to count anew what metrics() tells."),
     ]
 }

@@ -54,7 +54,7 @@ pub fn replaced_clock(py: Python<'_>) -> PyResult<Option<Object>> {
 
 #[cold]
 fn ask_replaced_clock(py: Python<'_>) -> PyResult<Object> {
-    dict_item(py, &imports(py)?.time, intern!(py, "monotonic"))?.call0(py)
+    dict_item(py, &imports(py)?.time, intern!(py, "monotonic"))?.call(py, &[])
 }
 
 impl Loop {

@@ -10,6 +10,7 @@ use crate::cpython::class::{self, Class, Definition, Native, Obj, This, Visitor}
 use crate::cpython::errors::no_memory;
 use crate::cpython::module::add;
 use crate::cpython::object::{Object, copy_context, tuple};
+use crate::cpython::statics;
 use crate::handle::{Arguments, Call, Handle, TimerHandle};
 use crate::intern;
 use crate::{method0, method1};
@@ -22,8 +23,7 @@ struct Entry {
 
 impl Native for Entry {
     fn class() -> &'static Class {
-        static CLASS: Class = Class::new(0);
-        &CLASS
+        &statics::ENTRY
     }
 
     fn traverse(&self, visitor: &mut Visitor) {
@@ -98,24 +98,14 @@ fn make_ready<'py>(this: ThisLoop<'_, 'py>, timer: Borrowed<'_, 'py, PyAny>) -> 
 
 pub fn methods() -> Vec<PyMethodDef> {
     vec![
-        method0!(
-            Loop,
-            "_ready_handles",
-            ready_handles,
-            "_ready_handles($self, /)\n--\n\nReturn the handles of what is ready to be run."
-        ),
+        method0!(Loop, "_ready_handles", ready_handles, "Return the handles of what is ready to be run."),
         method0!(
             Loop,
             "_pop_ready",
             pop_ready,
-            "_pop_ready($self, /)\n--\n\nTake out the first of them, and return it; None if there is none."
+            "Take out the first of them, and return it; None if there is none."
         ),
-        method0!(
-            Loop,
-            "_timer_handles",
-            timer_handles,
-            "_timer_handles($self, /)\n--\n\nReturn the timers, the next one first."
-        ),
+        method0!(Loop, "_timer_handles", timer_handles, "Return the timers, the next one first."),
         method1!(
             Loop,
             "_make_ready",
@@ -132,7 +122,7 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
         name: c"hotloop._core.Entry",
         doc: c"What is ready to be run and has no handle.",
         base: module.py().get_type::<PyAny>(),
-        methods: vec![method0!(Entry, "run", run, "run($self, /)\n--\n\nRun it.")],
+        methods: vec![method0!(Entry, "run", run, "Run it.")],
         attributes: Vec::new(),
         slots: Vec::new(),
         open: false,

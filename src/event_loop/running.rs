@@ -79,19 +79,14 @@ fn check_closed(this: ThisLoop<'_, '_>) -> PyResult<Object> {
 
 pub fn methods() -> Vec<PyMethodDef> {
     vec![
-        method0!(
-            Loop,
-            "_run",
-            run,
-            "_run($self, /)\n--\n\nRun iterations until stop() is called: the inside of run_forever()."
-        ),
+        method0!(Loop, "_run", run, "Run iterations until stop() is called: the inside of run_forever()."),
         method0!(
             Loop,
             "_note_overrides",
             note_overrides,
-            "_note_overrides($self, /)\n--\n\nFind out what the program has put in place of the loop's methods."
+            "Find out what the program has put in place of the loop's methods."
         ),
-        method0!(Loop, "_run_once", run_once, "_run_once($self, /)\n--\n\nRun one iteration."),
+        method0!(Loop, "_run_once", run_once, "Run one iteration."),
         method1!(
             Loop,
             "_wait_by",
@@ -103,39 +98,24 @@ pub fn methods() -> Vec<PyMethodDef> {
             Loop,
             "_close",
             close_core,
-            "_close($self, /)\n--\n\nSend what can be sent, and drop all handles, timers and watched descriptors."
+            "Send what can be sent, and drop all handles, timers and watched descriptors."
         ),
         method0!(
             Loop,
             "_flush",
             flush,
-            "_flush($self, /)\n--\n\nSend what was written in this iteration, as far as the sockets take it."
+            "Send what was written in this iteration, as far as the sockets take it."
         ),
         method0!(
             Loop,
             "stop",
             stop,
-            "stop($self, /)\n--\n\nEnd run_forever() when the iteration that is under way, or the next one, is done."
+            "End run_forever() when the iteration that is under way, or the next one, is done."
         ),
-        method0!(
-            Loop,
-            "is_running",
-            is_running,
-            "is_running($self, /)\n--\n\nReturn True if the event loop is running."
-        ),
-        method0!(
-            Loop,
-            "is_closed",
-            is_closed,
-            "is_closed($self, /)\n--\n\nReturn True if the event loop was closed."
-        ),
-        method0!(Loop, "get_debug", get_debug, "get_debug($self, /)\n--\n\nReturn True if debug mode is on."),
-        method0!(
-            Loop,
-            "_check_closed",
-            check_closed,
-            "_check_closed($self, /)\n--\n\nRaise RuntimeError if the event loop was closed."
-        ),
+        method0!(Loop, "is_running", is_running, "Return True if the event loop is running."),
+        method0!(Loop, "is_closed", is_closed, "Return True if the event loop was closed."),
+        method0!(Loop, "get_debug", get_debug, "Return True if debug mode is on."),
+        method0!(Loop, "_check_closed", check_closed, "Raise RuntimeError if the event loop was closed."),
     ]
 }
 

@@ -9,10 +9,10 @@ use pyo3::types::{PyFloat, PyInt};
 use super::overrides::replaced_clock;
 use super::{Loop, ThisLoop};
 use crate::core::ReadyEntry;
-use crate::cpython::args::{Args, all};
+use crate::cpython::args::Args;
 use crate::cpython::class::{Native, Obj};
 use crate::cpython::errors::new_error;
-use crate::cpython::object::{Object, call_method_with_keywords, copy_context, dict, thread_ident, tuple};
+use crate::cpython::object::{Object, copy_context, thread_ident, tuple};
 use crate::handle::{Arguments, Call, Handle, TaskStep, ThreadSafeHandle, TimerHandle, When, is_of_task};
 use crate::intern;
 use crate::reactor::clock;
@@ -51,7 +51,7 @@ fn check_in_debug(this: ThisLoop<'_, '_>, method: &str, callback: &Object) -> Py
         return Ok(None);
     }
     if method != "call_soon_threadsafe" {
-        this.object().call_method0(py, intern!(py, "_check_thread"))?;
+        this.object().call_method(py, intern!(py, "_check_thread"), &[])?;
     }
     let method = Object::from_str(py, method)?;
     this.object().call_method(py, intern!(py, "_check_callback"), &[callback, &method])?;
@@ -61,10 +61,10 @@ fn check_in_debug(this: ThisLoop<'_, '_>, method: &str, callback: &Object) -> Py
 fn call_soon<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
     let py = this.py();
     this.check_closed(this.py())?;
-    let ([callback], context) = args.leading("call_soon", ["callback"], intern!(py, "context"))?;
+    let ([callback], context) = args.leading()?;
     let careful = this.core.schedule.is_careful();
     if careful && this.core.schedule.is_queued_by_method() {
-        return call_soon_by_method(this, "call_soon", callback, args, context);
+        return call_soon_by_method(this, callback, args, context);
     }
     let arguments = args.len().saturating_sub(1);
     if let Some(context) = &context
@@ -76,7 +76,7 @@ fn call_soon<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Obje
         this.core.push_new(py, ReadyEntry::Task(step))?;
         return Ok(Object::none(py));
     }
-    let handle = Obj::new(py, make_handle(this, "call_soon", callback, args, 1, context)?)?;
+    let handle = Obj::new(py, make_handle(this, args.method(), callback, args, 1, context)?)?;
     this.core.push_new(py, ReadyEntry::Handle(handle.clone()))?;
     Ok(handle.into_object())
 }
@@ -85,13 +85,12 @@ fn call_soon<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Obje
 #[cold]
 fn call_soon_by_method<'py>(
     this: ThisLoop<'_, 'py>,
-    method: &str,
     callback: Object,
     args: Args<'_, 'py>,
     context: Option<Object>,
 ) -> PyResult<Object> {
     let py = this.py();
-    check_in_debug(this, method, &callback)?;
+    check_in_debug(this, args.method(), &callback)?;
     let arguments: Vec<_> = args.rest(1).collect();
     let arguments = tuple(py, &arguments.iter().collect::<Vec<_>>())?;
     let context = context.unwrap_or_else(|| Object::none(py));
@@ -101,9 +100,7 @@ fn call_soon_by_method<'py>(
 /// `_call_soon(callback, args, context)`, for subclasses that go on with it.
 fn queue<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
     let py = this.py();
-    const METHOD: &str = "_call_soon";
-    let [callback, arguments, context] = args.parse(METHOD, ["callback", "args", "context"], 3, 3)?;
-    let [callback, arguments] = all(py, METHOD, &["callback", "args"], [callback, arguments])?;
+    let ([callback, arguments, context], []) = args.parse()?;
     let mut items = Vec::new();
     for argument in arguments.bind(py).try_iter()? {
         items.push(Object::from(argument?));
@@ -111,10 +108,7 @@ fn queue<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> 
     let call = Call {
         callback,
         arguments: Arguments::of_objects(&items.iter().collect::<Vec<_>>()),
-        context: match context {
-            Some(context) if !context.is_none() => context,
-            _ => copy_context(py)?,
-        },
+        context: if context.is_none() { copy_context(py)? } else { context },
         event_loop: this.object(),
     };
     let handle = Obj::new(py, Handle::new(py, call, &this.core.schedule)?)?;
@@ -128,14 +122,16 @@ fn queue<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> 
 
 fn call_soon_threadsafe<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
     this.check_closed(this.py())?;
-    const METHOD: &str = "call_soon_threadsafe";
-    let ([callback], context) = args.leading(METHOD, ["callback"], intern!(this.py(), "context"))?;
+    let ([callback], context) = args.leading()?;
     if this.core.schedule.is_queued_by_method() && !ThreadSafeHandle::class().exists() {
         // So does asyncio until 3.14.
-        let handle = call_soon_by_method(this, METHOD, callback, args, context)?;
-        return this.object().call_method0(this.py(), intern!(this.py(), "_write_to_self")).map(|_| handle);
+        let handle = call_soon_by_method(this, callback, args, context)?;
+        return this
+            .object()
+            .call_method(this.py(), intern!(this.py(), "_write_to_self"), &[])
+            .map(|_| handle);
     }
-    let handle = make_handle(this, METHOD, callback, args, 1, context)?;
+    let handle = make_handle(this, args.method(), callback, args, 1, context)?;
     let (entry, handle) = if ThreadSafeHandle::class().exists() {
         let handle = Obj::new(this.py(), ThreadSafeHandle::new(handle))?;
         (ReadyEntry::ThreadSafe(handle.clone()), handle.into_object())
@@ -160,20 +156,18 @@ fn call_soon_threadsafe<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> Py
         }
     }
     if this.overrides.wake.get() {
-        this.object().call_method0(this.py(), intern!(this.py(), "_write_to_self"))?;
+        this.object().call_method(this.py(), intern!(this.py(), "_write_to_self"), &[])?;
     }
     Ok(handle)
 }
 
 fn call_at_time<'py>(
     this: ThisLoop<'_, 'py>,
-    method: &str,
     args: Args<'_, 'py>,
     when: impl FnOnce(&Bound<'py, PyAny>) -> PyResult<When>,
 ) -> PyResult<Object> {
     let py = this.py();
-    let name = if method == "call_later" { "delay" } else { "when" };
-    let ([time, callback], context) = args.leading(method, [name, "callback"], intern!(py, "context"))?;
+    let ([time, callback], context) = args.leading()?;
     let when = when(&time.bind(py))?;
     this.check_closed(this.py())?;
     // asyncio's call_later() calls call_at(), which is what debug mode's errors name.
@@ -185,19 +179,18 @@ fn call_at_time<'py>(
 #[cold]
 fn call_later_by_methods<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
     let py = this.py();
-    let ([delay, callback], context) =
-        args.leading("call_later", ["delay", "callback"], intern!(py, "context"))?;
+    let ([delay, callback], context) = args.leading()?;
     if delay.is_none() {
         return Err(new_error::<PyTypeError>(py, "delay must not be None"));
     }
     let event_loop = this.object();
-    let when = event_loop.call_method0(py, intern!(py, "time"))?.bind(py).add(delay.bind(py))?;
+    let when = event_loop.call_method(py, intern!(py, "time"), &[])?.bind(py).add(delay.bind(py))?;
     let mut all = vec![Object::from(when), callback];
     all.extend(args.rest(2));
-    let keywords = dict(py)?;
-    keywords.set_item(intern!(py, "context"), context.map(|context| context.into_bound(py)))?;
-    let all: Vec<_> = all.iter().collect();
-    call_method_with_keywords(py, &event_loop, intern!(py, "call_at"), &all, &keywords)
+    all.push(context.unwrap_or_else(|| Object::none(py)));
+    let names = tuple(py, &[&Object::from(intern!(py, "context"))])?;
+    let call_at = Object::from(event_loop.bind(py).getattr(intern!(py, "call_at"))?);
+    call_at.call_list(py, &all, Some(&names))
 }
 
 fn call_later<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
@@ -205,7 +198,7 @@ fn call_later<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Obj
         return call_later_by_methods(this, args);
     }
     let py = this.py();
-    call_at_time(this, "call_later", args, |delay| {
+    call_at_time(this, args, |delay| {
         if delay.is_none() {
             return Err(new_error::<PyTypeError>(delay.py(), "delay must not be None"));
         }
@@ -222,7 +215,7 @@ fn call_later<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Obj
 }
 
 fn call_at<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
-    call_at_time(this, "call_at", args, |when| {
+    call_at_time(this, args, |when| {
         if when.is_none() {
             return Err(new_error::<PyTypeError>(when.py(), "when cannot be None"));
         }
@@ -265,46 +258,47 @@ pub fn methods() -> Vec<PyMethodDef> {
         method!(
             Loop,
             "call_soon",
+            "callback, *args, context=None",
             call_soon,
-            "call_soon($self, callback, *args, context=None)\n--\n\n\
-             Call callback(*args) in the next iteration of the event loop, in context or else a copy of the \
+            "Call callback(*args) in the next iteration of the event loop, in context or else a copy of the \
              current one.\n\nReturn an asyncio.Handle. Not to be called from another thread: see \
              call_soon_threadsafe()."
         ),
         method!(
             Loop,
             "call_soon_threadsafe",
+            "callback, *args, context=None",
             call_soon_threadsafe,
-            "call_soon_threadsafe($self, callback, *args, context=None)\n--\n\n\
-             Like call_soon(), but from any thread."
+            "Like call_soon(), but from any thread."
         ),
         method!(
             Loop,
             "call_later",
+            "delay, callback, *args, context=None",
             call_later,
-            "call_later($self, delay, callback, *args, context=None)\n--\n\n\
-             Call callback(*args) after delay seconds.\n\nReturn an asyncio.TimerHandle. Callbacks that are due at \
+            "Call callback(*args) after delay seconds.\n\nReturn an asyncio.TimerHandle. Callbacks that are due at \
              the same time are called in the order in which they were scheduled."
         ),
         method!(
             Loop,
             "call_at",
+            "when, callback, *args, context=None",
             call_at,
-            "call_at($self, when, callback, *args, context=None)\n--\n\n\
-             Like call_later(), but when is a time of the event loop's clock."
+            "Like call_later(), but when is a time of the event loop's clock."
         ),
         method0!(
             Loop,
             "time",
             time,
-            "time($self, /)\n--\n\nReturn the time of the event loop's clock, in seconds: time.monotonic()."
+            "Return the time of the event loop's clock, in seconds: time.monotonic()."
         ),
         method1!(Loop, "_add_callback", "handle", add_callback, "Queue a handle."),
         method!(
             Loop,
             "_call_soon",
+            "callback, args, context",
             queue,
-            "_call_soon($self, callback, args, context)\n--\n\nQueue a callback, with its arguments in a tuple."
+            "Queue a callback, with its arguments in a tuple."
         ),
         method1!(
             Loop,
@@ -313,11 +307,6 @@ pub fn methods() -> Vec<PyMethodDef> {
             timer_handle_cancelled,
             "Called when a timer is cancelled."
         ),
-        method0!(
-            Loop,
-            "_write_to_self",
-            write_to_self,
-            "_write_to_self($self, /)\n--\n\nWake the event loop if it is asleep."
-        ),
+        method0!(Loop, "_write_to_self", write_to_self, "Wake the event loop if it is asleep."),
     ]
 }

@@ -12,14 +12,13 @@ use super::overrides::sockets_are_patched;
 use super::transport_factories::check_protocol;
 use super::{Loop, ThisLoop, given};
 use crate::core::{Core, Direction, Waiter};
-use crate::cpython::args::{Args, all};
+use crate::cpython::args::Args;
 use crate::cpython::class::{self, Class, Definition, Native, Obj, This, Visitor};
 use crate::cpython::errors::os_error;
 use crate::cpython::module::add;
-use crate::cpython::object::{
-    Object, Stack, call_method_with_keywords, copy_context, copy_of_context, dict, run_in_context, tuple,
-};
+use crate::cpython::object::{Object, copy_context, copy_of_context, dict, run_in_context, tuple};
 use crate::cpython::socket::DescriptorPlace;
+use crate::cpython::statics;
 use crate::handle::reraise_fatal;
 use crate::imports::imports;
 use crate::intern;
@@ -62,22 +61,10 @@ struct Tls {
 type ThisListener<'a, 'py> = This<'a, 'py, Listener>;
 
 fn start_serving<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
-    const METHOD: &str = "_start_serving";
     let py = this.py();
-    let names = [
-        "protocol_factory",
-        "sock",
-        "sslcontext",
-        "server",
-        "backlog",
-        "ssl_handshake_timeout",
-        "ssl_shutdown_timeout",
-        "context",
-    ];
-    let [factory, sock, tls, server, backlog, handshake_timeout, shutdown_timeout, context] =
-        args.parse(METHOD, names, 2, 8)?;
-    this.check_closed(this.py())?;
-    let [protocol_factory, socket] = all(py, METHOD, &["protocol_factory", "sock"], [factory, sock])?;
+    let ([protocol_factory, socket], [tls, server, backlog, handshake_timeout, shutdown_timeout, context]) =
+        args.parse()?;
+    this.check_closed(py)?;
     let fd = super::descriptor(&socket.bind(py))?;
     // Connections inherit it where it matters most; elsewhere it is set again for each.
     socket::set_nodelay(fd);
@@ -115,7 +102,7 @@ fn start_serving<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<
 fn stop_serving<'py>(this: ThisLoop<'_, 'py>, sock: pyo3::Borrowed<'_, 'py, PyAny>) -> PyResult<Object> {
     let py = this.py();
     let sock = Object::from(sock);
-    let fd: RawFd = sock.call_method0(py, intern!(py, "fileno"))?.bind(py).extract()?;
+    let fd: RawFd = sock.call_method(py, intern!(py, "fileno"), &[])?.bind(py).extract()?;
     let waiter = this.core.remove_waiter(fd, Direction::Read, None);
     if let Some(Waiter::Operation(object, _)) = &waiter
         && let Some(listener) = Obj::<Listener>::downcast(object)
@@ -123,7 +110,7 @@ fn stop_serving<'py>(this: ThisLoop<'_, 'py>, sock: pyo3::Borrowed<'_, 'py, PyAn
         listener.stopped.set(true);
     }
     Waiter::dismiss(py, waiter)?;
-    sock.call_method0(py, intern!(py, "close"))?;
+    sock.call_method(py, intern!(py, "close"), &[])?;
     Ok(Object::none(py))
 }
 
@@ -288,13 +275,12 @@ impl Listener {
         let extra = dict(py)?;
         let peername = match peer.to_python(py)? {
             Some(peername) => peername,
-            None => connection.call_method0(py, intern!(py, "getpeername"))?,
+            None => connection.call_method(py, intern!(py, "getpeername"), &[])?,
         };
         extra.set_item(intern!(py, "peername"), peername.bind(py))?;
         let extra = Object::from(extra);
         let none = Object::none(py);
         let mut arguments = vec![
-            &this.event_loop,
             &this.protocol_factory,
             &connection,
             &extra,
@@ -303,16 +289,16 @@ impl Listener {
             &tls.handshake_timeout,
             &tls.shutdown_timeout,
         ];
-        let keywords = dict(py)?;
         if this.shares_context {
             arguments.push(context);
-            keywords.set_item(intern!(py, "context"), context.bind(py))?;
         }
-        let mut call = Stack::new();
-        arguments.into_iter().for_each(|argument| call.push(argument));
-        let accept = call.call_method(py, intern!(py, "_accept_connection2"))?;
-        let name = intern!(py, "create_task");
-        call_method_with_keywords(py, &this.event_loop, name, &[&accept], &keywords).map(drop)
+        let accept = this.event_loop.call_method(py, intern!(py, "_accept_connection2"), &arguments)?;
+        let create_task = Object::from(this.event_loop.bind(py).getattr(intern!(py, "create_task"))?);
+        if !this.shares_context {
+            return create_task.call(py, &[&accept]).map(drop);
+        }
+        let names = tuple(py, &[&Object::from(intern!(py, "context"))])?;
+        create_task.call_list(py, &[accept, context.clone()], Some(&names)).map(drop)
     }
 }
 
@@ -332,7 +318,7 @@ fn take_accepted(this: ThisLoop<'_, '_>) -> PyResult<Object> {
 /// Listens again after [`Listener::rest`].
 fn resume(this: ThisListener<'_, '_>) -> PyResult<Object> {
     let py = this.py();
-    let fd: RawFd = this.socket.call_method0(py, intern!(py, "fileno"))?.bind(py).extract()?;
+    let fd: RawFd = this.socket.call_method(py, intern!(py, "fileno"), &[])?.bind(py).extract()?;
     if !this.stopped.get() && fd == this.fd {
         Listener::listen(this)?;
     }
@@ -341,8 +327,7 @@ fn resume(this: ThisListener<'_, '_>) -> PyResult<Object> {
 
 impl Native for Listener {
     fn class() -> &'static Class {
-        static CLASS: Class = Class::new(0);
-        &CLASS
+        &statics::LISTENER
     }
 
     fn traverse(&self, visitor: &mut Visitor) {
@@ -373,7 +358,7 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
             Listener,
             "resume",
             resume,
-            "resume($self, /)\n--\n\nAccept connections again, unless the server was closed meanwhile."
+            "Accept connections again, unless the server was closed meanwhile."
         )],
         attributes: Vec::new(),
         slots: Vec::new(),
@@ -387,17 +372,15 @@ pub fn methods() -> Vec<PyMethodDef> {
         method!(
             Loop,
             "_start_serving",
+            "protocol_factory, sock, sslcontext=None, server=None, backlog=100, ssl_handshake_timeout=None, ssl_shutdown_timeout=None, context=None",
             start_serving,
-            "_start_serving($self, protocol_factory, sock, sslcontext=None, server=None, backlog=100, \
-             ssl_handshake_timeout=None, ssl_shutdown_timeout=None, context=None)\n--\n\n\
-             Accept the connections of a listening socket."
+            "Accept the connections of a listening socket."
         ),
         method0!(
             Loop,
             "_take_accepted",
             take_accepted,
-            "_take_accepted($self, /)\n--\n\n\
-             Return the transports of connections whose connection_made() has not been called, or what it has \
+            "Return the transports of connections whose connection_made() has not been called, or what it has \
              scheduled has not begun; each once."
         ),
         method1!(

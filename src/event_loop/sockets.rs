@@ -8,40 +8,37 @@ use pyo3::types::PyType;
 
 use super::socket_operation::{Operation, SocketOperation};
 use super::{Loop, ThisLoop};
-use crate::cpython::args::{Args, all};
+use crate::cpython::args::Args;
 use crate::cpython::coroutine_method::{self, CoroutineMethod};
 use crate::cpython::module::{attribute, import, set_attribute};
 use crate::cpython::object::Object;
 use crate::method;
 
-/// The operation that a method makes of its arguments: the socket, and so many more that are required.
+/// The operation that `make` returns for the arguments, of which none has a default.
 fn operation<'py, const N: usize>(
     this: ThisLoop<'_, 'py>,
-    method: &str,
     args: Args<'_, 'py>,
-    names: [&str; N],
     make: impl FnOnce([Object; N]) -> (Object, Operation),
 ) -> PyResult<Object> {
-    let found = all(this.py(), method, &names, args.parse(method, names, N, N)?)?;
-    let (socket, operation) = make(found);
+    let (required, []) = args.parse()?;
+    let (socket, operation) = make(required);
     SocketOperation::create(this, socket, operation)
 }
 
 fn sock_recv<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
-    operation(this, "sock_recv", args, ["sock", "n"], |[sock, n]| (sock, Operation::Recv(n)))
+    operation(this, args, |[sock, n]| (sock, Operation::Recv(n)))
 }
 
 fn sock_recv_into<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
-    operation(this, "sock_recv_into", args, ["sock", "buf"], |[sock, buf]| (sock, Operation::RecvInto(buf)))
+    operation(this, args, |[sock, buf]| (sock, Operation::RecvInto(buf)))
 }
 
 fn sock_recvfrom<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
-    operation(this, "sock_recvfrom", args, ["sock", "bufsize"], |[sock, n]| (sock, Operation::RecvFrom(n)))
+    operation(this, args, |[sock, n]| (sock, Operation::RecvFrom(n)))
 }
 
 fn sock_recvfrom_into<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
-    let [sock, buf, nbytes] = args.parse("sock_recvfrom_into", ["sock", "buf", "nbytes"], 2, 3)?;
-    let [sock, buf] = all(this.py(), "sock_recvfrom_into", &["sock", "buf"], [sock, buf])?;
+    let ([sock, buf], [nbytes]) = args.parse()?;
     let nbytes = match nbytes {
         Some(nbytes) => nbytes,
         None => Object::from_int(this.py(), 0)?,
@@ -50,25 +47,21 @@ fn sock_recvfrom_into<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyRe
 }
 
 fn sock_sendall<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
-    operation(this, "sock_sendall", args, ["sock", "data"], |[sock, data]| {
+    operation(this, args, |[sock, data]| {
         (sock, Operation::SendAll { data, view: Cell::new(None), sent: Cell::new(0) })
     })
 }
 
 fn sock_sendto<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
-    operation(this, "sock_sendto", args, ["sock", "data", "address"], |[sock, data, address]| {
-        (sock, Operation::SendTo(data, address))
-    })
+    operation(this, args, |[sock, data, address]| (sock, Operation::SendTo(data, address)))
 }
 
 fn sock_accept<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
-    operation(this, "sock_accept", args, ["sock"], |[sock]| (sock, Operation::Accept))
+    operation(this, args, |[sock]| (sock, Operation::Accept))
 }
 
 fn sock_connect<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
-    operation(this, "_sock_connect", args, ["sock", "address"], |[sock, address]| {
-        (sock, Operation::Connect { address, begun: Cell::new(false) })
-    })
+    operation(this, args, |[sock, address]| (sock, Operation::Connect { address, begun: Cell::new(false) }))
 }
 
 /// Coroutine functions of asyncio's loop.
@@ -100,58 +93,59 @@ pub fn methods() -> Vec<PyMethodDef> {
         method!(
             Loop,
             "sock_recv",
+            "sock, n",
             sock_recv,
-            "sock_recv($self, sock, n)\n--\n\n\
-             Coroutine: receive at most n bytes from a non-blocking socket; b'' at the end of the stream."
+            "Coroutine: receive at most n bytes from a non-blocking socket; b'' at the end of the stream."
         ),
         method!(
             Loop,
             "sock_recv_into",
+            "sock, buf",
             sock_recv_into,
-            "sock_recv_into($self, sock, buf)\n--\n\n\
-             Coroutine: receive from a non-blocking socket into buf; return the number of bytes."
+            "Coroutine: receive from a non-blocking socket into buf; return the number of bytes."
         ),
         method!(
             Loop,
             "sock_recvfrom",
+            "sock, bufsize",
             sock_recvfrom,
-            "sock_recvfrom($self, sock, bufsize)\n--\n\n\
-             Coroutine: receive a datagram of at most bufsize bytes; return it and its sender's address."
+            "Coroutine: receive a datagram of at most bufsize bytes; return it and its sender's address."
         ),
         method!(
             Loop,
             "sock_recvfrom_into",
+            "sock, buf, nbytes=0",
             sock_recvfrom_into,
-            "sock_recvfrom_into($self, sock, buf, nbytes=0)\n--\n\n\
-             Coroutine: receive a datagram into buf; return its number of bytes and its sender's address."
+            "Coroutine: receive a datagram into buf; return its number of bytes and its sender's address."
         ),
         method!(
             Loop,
             "sock_sendall",
+            "sock, data",
             sock_sendall,
-            "sock_sendall($self, sock, data)\n--\n\n\
-             Coroutine: send all of data to a non-blocking socket.\n\n\
+            "Coroutine: send all of data to a non-blocking socket.\n\n\
              If it is cancelled or fails, there is no telling how much was sent."
         ),
         method!(
             Loop,
             "sock_sendto",
+            "sock, data, address",
             sock_sendto,
-            "sock_sendto($self, sock, data, address)\n--\n\n\
-             Coroutine: send a datagram to address; return the number of bytes sent."
+            "Coroutine: send a datagram to address; return the number of bytes sent."
         ),
         method!(
             Loop,
             "sock_accept",
+            "sock",
             sock_accept,
-            "sock_accept($self, sock)\n--\n\n\
-             Coroutine: accept a connection; return its socket, which does not block, and the peer's address."
+            "Coroutine: accept a connection; return its socket, which does not block, and the peer's address."
         ),
         method!(
             Loop,
             "_sock_connect",
+            "sock, address",
             sock_connect,
-            "_sock_connect($self, sock, address)\n--\n\nCoroutine: connect to an address that needs no resolving."
+            "Coroutine: connect to an address that needs no resolving."
         ),
     ]
 }

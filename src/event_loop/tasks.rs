@@ -2,34 +2,23 @@
 
 use pyo3::ffi::PyMethodDef;
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
 use pyo3::types::PyString;
 
 use super::{Loop, ThisLoop};
 use crate::cpython::args::Args;
-use crate::cpython::object::{Object, call_with_names, tuple};
+use crate::cpython::object::{Object, tuple};
 use crate::imports::imports;
 use crate::intern;
 use crate::{method, method0};
-
-/// The names of the keyword argument that the classes are called with: `(loop=...)`.
-fn names_of_loop(py: Python<'_>) -> PyResult<Object> {
-    static NAMES: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
-    let names = NAMES.get_or_try_init(py, || {
-        let names = tuple(py, &[&Object::from(intern!(py, "loop"))])?;
-        PyResult::Ok(names.into_bound(py).unbind())
-    })?;
-    Ok(Object::from(names.bind(py)))
-}
 
 fn create_future(this: ThisLoop<'_, '_>) -> PyResult<Object> {
     let py = this.py();
     let class = imports(py)?.future(py)?;
     let event_loop = this.object();
     if imports(py)?.finds_loop(py, &class, &event_loop)? {
-        return class.call0(py);
+        return class.call(py, &[]);
     }
-    call_with_names(py, &class, &[&event_loop], &names_of_loop(py)?)
+    class.call_list(py, &[event_loop], Some(&imports(py)?.loop_names))
 }
 
 fn create_task<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
@@ -40,7 +29,7 @@ fn create_task<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Ob
         let class = imports(py)?.task(py)?;
         let event_loop = this.object();
         return if imports(py)?.finds_loop(py, &class, &event_loop)? {
-            args.forward(&class)
+            class.forward(args)
         } else {
             create_task_for(py, &event_loop, &class, args)
         };
@@ -76,7 +65,7 @@ fn create_task_for<'py>(
     let mut names: Vec<_> = args.keywords().map(|(name, _)| Object::from(name)).collect();
     names.push(Object::from(intern!(py, "loop")));
     let names = tuple(py, &names.iter().collect::<Vec<_>>())?;
-    call_with_names(py, class, &all.iter().collect::<Vec<_>>(), &names)
+    class.call_list(py, &all, Some(&names))
 }
 
 /// Task factories, debug mode, and keywords that only some versions take.
@@ -88,7 +77,7 @@ fn create_task_as_asyncio_does<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>
     all.extend(args.keywords().map(|(_, value)| Object::from(value)));
     let names: Vec<_> = args.keywords().map(|(name, _)| Object::from(name)).collect();
     let names = tuple(py, &names.iter().collect::<Vec<_>>())?;
-    call_with_names(py, &imports(py)?.base_create_task, &all.iter().collect::<Vec<_>>(), &names)
+    imports(py)?.base_create_task.call_list(py, &all, Some(&names))
 }
 
 pub fn methods() -> Vec<PyMethodDef> {
@@ -97,14 +86,14 @@ pub fn methods() -> Vec<PyMethodDef> {
             Loop,
             "create_future",
             create_future,
-            "create_future($self, /)\n--\n\nReturn an asyncio.Future attached to the event loop."
+            "Return an asyncio.Future attached to the event loop."
         ),
         method!(
             Loop,
             "create_task",
+            "coro, **kwargs",
             create_task,
-            "create_task($self, coro, **kwargs)\n--\n\n\
-             Schedule a coroutine and return the asyncio.Task that runs it, or what the task factory makes of it.\n\n\
+            "Schedule a coroutine and return the asyncio.Task that runs it, or what the task factory makes of it.\n\n\
              The keyword arguments are those of asyncio.BaseEventLoop.create_task() of the running Python."
         ),
     ]

@@ -7,7 +7,7 @@ use pyo3::prelude::*;
 
 use super::overrides::sockets_are_patched;
 use super::{Loop, ThisLoop, given, watchers};
-use crate::cpython::args::{Args, all};
+use crate::cpython::args::Args;
 use crate::cpython::object::{Object, dict};
 use crate::handle::boolean;
 use crate::imports::imports;
@@ -22,11 +22,8 @@ use crate::transports::socket_file::SocketFile;
 use crate::transports::stream::Stream;
 
 fn make_socket_transport<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
-    const METHOD: &str = "_make_socket_transport";
     let py = this.py();
-    let names = ["sock", "protocol", "waiter", "extra", "server", "context"];
-    let [sock, protocol, waiter, extra, server, context] = args.parse(METHOD, names, 2, 3)?;
-    let [sock, protocol] = all(py, METHOD, &["sock", "protocol"], [sock, protocol])?;
+    let ([sock, protocol], [waiter, extra, server, context]) = args.parse()?;
     let fd = super::descriptor(&sock.bind(py))?;
     watchers::ensure_no_transport(this, fd, &sock.bind(py))?;
     this.check_closed(this.py())?;
@@ -45,11 +42,8 @@ fn make_socket_transport<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> P
 }
 
 fn make_datagram_transport<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
-    const METHOD: &str = "_make_datagram_transport";
     let py = this.py();
-    let names = ["sock", "protocol", "address", "waiter", "extra"];
-    let [sock, protocol, address, waiter, extra] = args.parse(METHOD, names, 2, 5)?;
-    let [sock, protocol] = all(py, METHOD, &["sock", "protocol"], [sock, protocol])?;
+    let ([sock, protocol], [address, waiter, extra]) = args.parse()?;
     let fd = super::descriptor(&sock.bind(py))?;
     watchers::ensure_no_transport(this, fd, &sock.bind(py))?;
     this.check_closed(this.py())?;
@@ -120,26 +114,19 @@ pub(super) fn params(
 }
 
 /// The arguments of the methods that make pipe transports.
-fn pipe_parts<'py>(
-    this: ThisLoop<'_, 'py>,
-    method: &str,
-    args: Args<'_, 'py>,
-) -> PyResult<(Object, EndpointParams)> {
-    let py = this.py();
-    let names = ["pipe", "protocol", "waiter", "extra"];
-    let [pipe, protocol, waiter, extra] = args.parse(method, names, 2, 4)?;
-    let [pipe, protocol] = all(py, method, &["pipe", "protocol"], [pipe, protocol])?;
+fn pipe_parts<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<(Object, EndpointParams)> {
+    let ([pipe, protocol], [waiter, extra]) = args.parse()?;
     this.check_closed(this.py())?;
     Ok((pipe, params(this, -1, protocol, waiter, extra)?))
 }
 
 fn make_read_pipe_transport<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
-    let (pipe, params) = pipe_parts(this, "_make_read_pipe_transport", args)?;
+    let (pipe, params) = pipe_parts(this, args)?;
     Ok(ReadPipe::create(this.py(), params, pipe)?.into_object())
 }
 
 fn make_write_pipe_transport<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
-    let (pipe, params) = pipe_parts(this, "_make_write_pipe_transport", args)?;
+    let (pipe, params) = pipe_parts(this, args)?;
     Ok(WritePipe::create(this.py(), params, pipe)?.into_object())
 }
 
@@ -148,30 +135,30 @@ pub fn methods() -> Vec<PyMethodDef> {
         method!(
             Loop,
             "_make_socket_transport",
+            "sock, protocol, waiter=None, *, extra=None, server=None, context=None",
             make_socket_transport,
-            "_make_socket_transport($self, sock, protocol, waiter=None, *, extra=None, server=None, context=None)\n\
-             --\n\nReturn a stream transport over a connected socket."
+            "Return a stream transport over a connected socket."
         ),
         method!(
             Loop,
             "_make_datagram_transport",
+            "sock, protocol, address=None, waiter=None, extra=None",
             make_datagram_transport,
-            "_make_datagram_transport($self, sock, protocol, address=None, waiter=None, extra=None)\n--\n\n\
-             Return a datagram transport over a socket."
+            "Return a datagram transport over a socket."
         ),
         method!(
             Loop,
             "_make_read_pipe_transport",
+            "pipe, protocol, waiter=None, extra=None",
             make_read_pipe_transport,
-            "_make_read_pipe_transport($self, pipe, protocol, waiter=None, extra=None)\n--\n\n\
-             Return a transport that reads from a file object."
+            "Return a transport that reads from a file object."
         ),
         method!(
             Loop,
             "_make_write_pipe_transport",
+            "pipe, protocol, waiter=None, extra=None",
             make_write_pipe_transport,
-            "_make_write_pipe_transport($self, pipe, protocol, waiter=None, extra=None)\n--\n\n\
-             Return a transport that writes to a file object."
+            "Return a transport that writes to a file object."
         ),
     ]
 }

@@ -23,15 +23,16 @@ pub fn ensure_no_transport(this: ThisLoop<'_, '_>, fd: RawFd, given: &Bound<'_, 
     let transport = match this.core.transport_of(py, fd) {
         Some(transport) => transport,
         None if this.has_transports_of_asyncio.get() => {
-            let transports = this.as_any().getattr(intern!(py, "_transports"))?;
-            match transports.call_method1(intern!(py, "get"), (fd,))? {
-                none if none.is_none() => return Ok(()),
-                transport => transport.into(),
+            let transports = Object::from(this.as_any().getattr(intern!(py, "_transports"))?);
+            let transport = transports.call_method(py, intern!(py, "get"), &[&Object::from_int(py, fd)?])?;
+            if transport.is_none() {
+                return Ok(());
             }
+            transport
         }
         None => return Ok(()),
     };
-    if transport.call_method0(py, intern!(py, "is_closing"))?.bind(py).is_truthy()? {
+    if transport.call_method(py, intern!(py, "is_closing"), &[])?.bind(py).is_truthy()? {
         return Ok(());
     }
     let message =
@@ -41,13 +42,12 @@ pub fn ensure_no_transport(this: ThisLoop<'_, '_>, fd: RawFd, given: &Bound<'_, 
 
 fn watch<'py>(
     this: ThisLoop<'_, 'py>,
-    method: &str,
     args: Args<'_, 'py>,
     direction: Direction,
     check: impl FnOnce(RawFd, &Bound<'py, PyAny>) -> PyResult<()>,
 ) -> PyResult<Object> {
     let py = this.py();
-    let ([file, callback], context) = args.leading(method, ["fd", "callback"], intern!(py, "context"))?;
+    let ([file, callback], context) = args.leading()?;
     let fd = descriptor(&file.bind(py))?;
     check(fd, &file.bind(py))?;
     this.check_closed(this.py())?;
@@ -67,23 +67,17 @@ fn watch<'py>(
     Ok(handle.into_object())
 }
 
-fn add<'py>(
-    this: ThisLoop<'_, 'py>,
-    method: &str,
-    args: Args<'_, 'py>,
-    direction: Direction,
-) -> PyResult<Object> {
-    watch(this, method, args, direction, |fd, file| ensure_no_transport(this, fd, file))?;
+fn add<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>, direction: Direction) -> PyResult<Object> {
+    watch(this, args, direction, |fd, file| ensure_no_transport(this, fd, file))?;
     Ok(Object::none(this.py()))
 }
 
 fn add_privately<'py>(
     this: ThisLoop<'_, 'py>,
-    method: &str,
     args: Args<'_, 'py>,
     direction: Direction,
 ) -> PyResult<Object> {
-    watch(this, method, args, direction, |_, _| Ok(()))
+    watch(this, args, direction, |_, _| Ok(()))
 }
 
 fn remove_privately<'py>(
@@ -132,9 +126,9 @@ pub fn methods() -> Vec<PyMethodDef> {
         method!(
             Loop,
             "add_reader",
-            |this, args| add(this, "add_reader", args, Direction::Read),
-            "add_reader($self, fd, callback, *args)\n--\n\n\
-             Call callback(*args) whenever fd, an integer or an object with fileno(), can be read from.\n\n\
+            "fd, callback, *args",
+            |this, args| add(this, args, Direction::Read),
+            "Call callback(*args) whenever fd, an integer or an object with fileno(), can be read from.\n\n\
              Raise ValueError if fd is neither, RuntimeError if a transport uses it, OSError if it cannot be watched."
         ),
         method1!(
@@ -147,9 +141,9 @@ pub fn methods() -> Vec<PyMethodDef> {
         method!(
             Loop,
             "add_writer",
-            |this, args| add(this, "add_writer", args, Direction::Write),
-            "add_writer($self, fd, callback, *args)\n--\n\n\
-             Call callback(*args) whenever fd, an integer or an object with fileno(), can be written to.\n\n\
+            "fd, callback, *args",
+            |this, args| add(this, args, Direction::Write),
+            "Call callback(*args) whenever fd, an integer or an object with fileno(), can be written to.\n\n\
              Raise ValueError if fd is neither, RuntimeError if a transport uses it, OSError if it cannot be watched."
         ),
         method1!(
@@ -162,9 +156,9 @@ pub fn methods() -> Vec<PyMethodDef> {
         method!(
             Loop,
             "_add_reader",
-            |this, args| add_privately(this, "_add_reader", args, Direction::Read),
-            "_add_reader($self, fd, callback, *args, context=None)\n--\n\n\
-             add_reader() for the standard library's transports; return the handle."
+            "fd, callback, *args, context=None",
+            |this, args| add_privately(this, args, Direction::Read),
+            "add_reader() for the standard library's transports; return the handle."
         ),
         method1!(
             Loop,
@@ -176,9 +170,9 @@ pub fn methods() -> Vec<PyMethodDef> {
         method!(
             Loop,
             "_add_writer",
-            |this, args| add_privately(this, "_add_writer", args, Direction::Write),
-            "_add_writer($self, fd, callback, *args, context=None)\n--\n\n\
-             add_writer() for the standard library's transports; return the handle."
+            "fd, callback, *args, context=None",
+            |this, args| add_privately(this, args, Direction::Write),
+            "add_writer() for the standard library's transports; return the handle."
         ),
         method1!(
             Loop,

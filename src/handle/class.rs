@@ -60,7 +60,7 @@ impl AsHandle for TimerHandle {
         if this.schedule.tell_cancelled.get() && !this.handle.is_cancelled() {
             let py = this.py();
             let event_loop = &this.handle.event_loop;
-            event_loop.call_method1(py, intern!(py, "_timer_handle_cancelled"), &this.object())?;
+            event_loop.call_method(py, intern!(py, "_timer_handle_cancelled"), &[&this.object()])?;
         }
         if this.get().take_out() {
             this.schedule.timers_cancelled.set(this.schedule.timers_cancelled.get() + 1);
@@ -84,13 +84,13 @@ macro_rules! definition {
                         <$native as AsHandle>::cancel(this)?;
                         Ok(Object::none(this.py()))
                     },
-                    "cancel($self, /)\n--\n\nCancel the callback: it is never called. Cancelling twice has no effect."
+                    "Cancel the callback: it is never called. Cancelling twice has no effect."
                 ),
                 method0!(
                     $native,
                     "cancelled",
                     |this| Ok(boolean(this.py(), <$native as AsHandle>::is_cancelled(this)?)),
-                    "cancelled($self, /)\n--\n\nReturn True if the callback was cancelled."
+                    "Return True if the callback was cancelled."
                 ),
                 method0!(
                     $native,
@@ -99,19 +99,25 @@ macro_rules! definition {
                         <$native as AsHandle>::run(this)?;
                         Ok(Object::none(this.py()))
                     },
-                    "_run($self, /)\n--\n\nRun the callback in its context."
+                    "Run the callback in its context."
                 ),
                 method0!(
                     $native,
                     "__copy__",
                     |this| Ok(Obj::new(this.py(), AsHandle::copy(this.get()))?.into_object()),
-                    "__copy__($self, /)\n--\n\nReturn a handle of its own, which the event loop does not know."
+                    "Return a handle of its own, which the event loop does not know."
                 ),
             ],
             attributes: vec![
-                attribute!($native, "_callback", |this| Ok(or_none(this.py(), this.as_handle().callback.get()))),
+                attribute!($native, "_callback", |this| Ok(or_none(
+                    this.py(),
+                    this.as_handle().callback.get()
+                ))),
                 attribute!($native, "_args", |this| this.as_handle().arguments_or_none(this.py())),
-                attribute!($native, "_cancelled", |this| Ok(boolean(this.py(), this.as_handle().is_cancelled()))),
+                attribute!($native, "_cancelled", |this| Ok(boolean(
+                    this.py(),
+                    this.as_handle().is_cancelled()
+                ))),
                 attribute!($native, "_loop", |this| Ok(this.as_handle().event_loop.clone())),
                 attribute!($native, "_context", |this| Ok(this.as_handle().context.clone())),
                 attribute!($native, "_source_traceback", |this| {
@@ -165,7 +171,7 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
         TimerHandle,
         "when",
         |this| this.given(this.py()),
-        "when($self, /)\n--\n\nReturn the time at which the callback is due, in seconds of the event loop's clock."
+        "Return the time at which the callback is due, in seconds of the event loop's clock."
     ));
     timer.attributes.push(attribute!(TimerHandle, "_when", |this| this.given(this.py())));
     timer

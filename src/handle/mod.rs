@@ -17,9 +17,11 @@ use pyo3::types::PyFloat;
 
 use crate::cpython::args::Args;
 use crate::cpython::borrowing::StateCell;
+use crate::cpython::call::check_result;
 use crate::cpython::class::{Class, Native, Obj, Visitor};
 use crate::cpython::errors::{made, no_memory};
-use crate::cpython::object::{Object, ObjectCell, Stack, check_result, run_in_context, tuple};
+use crate::cpython::object::{Object, ObjectCell, run_in_context, tuple};
+use crate::cpython::statics;
 use crate::imports::imports;
 use crate::intern;
 use crate::reactor::timers::{TimerKey, Timers};
@@ -27,9 +29,6 @@ use crate::reactor::timers::{TimerKey, Timers};
 pub use class::{boolean, register};
 pub use task_step::{TaskStep, is_of_task};
 pub use thread_safe::ThreadSafeHandle;
-
-/// How many dead handles of a kind are kept, to be used again.
-const KEPT: usize = 1024;
 
 /// What an event loop shares with its handles.
 #[derive(Default)]
@@ -166,13 +165,10 @@ impl Arguments {
 
     fn call(&self, py: Python<'_>, callback: &Object) -> PyResult<Object> {
         let result = match self {
-            Arguments::None => callback.call0(py),
-            Arguments::One(first) => callback.call1(py, first),
-            more => {
-                let mut stack = Stack::new();
-                more.each(|argument| stack.push(argument));
-                stack.call(py, callback)
-            }
+            Arguments::None => callback.call(py, &[]),
+            Arguments::One(first) => callback.call(py, &[first]),
+            Arguments::Two(first, second) => callback.call(py, &[first, second]),
+            Arguments::Many(all) => callback.call_list(py, all, None),
         };
         check_result(py, callback, result?)
     }
@@ -268,7 +264,7 @@ impl Handle {
     /// What it was is still wanted when it is reported as slow.
     #[cold]
     fn keep_repr(&self, py: Python<'_>, this: &Object) -> PyResult<()> {
-        if self.event_loop.call_method0(py, intern!(py, "get_debug"))?.bind(py).is_truthy()? {
+        if self.event_loop.call_method(py, intern!(py, "get_debug"), &[])?.bind(py).is_truthy()? {
             let repr = this.bind(py).repr()?;
             self.repr.set(Some(repr.into()));
         }
@@ -410,8 +406,7 @@ impl TimerHandle {
 
 impl Native for Handle {
     fn class() -> &'static Class {
-        static CLASS: Class = Class::new(KEPT);
-        &CLASS
+        &statics::HANDLE
     }
 
     fn traverse(&self, visitor: &mut Visitor) {
@@ -425,8 +420,7 @@ impl Native for Handle {
 
 impl Native for TimerHandle {
     fn class() -> &'static Class {
-        static CLASS: Class = Class::new(KEPT);
-        &CLASS
+        &statics::TIMER_HANDLE
     }
 
     fn traverse(&self, visitor: &mut Visitor) {

@@ -5,7 +5,7 @@
 //! subclass looks at what call_soon() returns.
 
 use std::ffi::CStr;
-use std::sync::atomic::{AtomicPtr, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 
 use pyo3::ffi;
 use pyo3::prelude::*;
@@ -13,6 +13,7 @@ use pyo3::prelude::*;
 use super::{Arguments, Call, Handle, reraise_fatal};
 use crate::cpython::class::{Obj, Visitor};
 use crate::cpython::object::{Object, run_in_context};
+use crate::cpython::statics::TASK_WAKEUP;
 use crate::imports::imports;
 
 /// A task's step, or its wake-up with the future that it waited for.
@@ -35,12 +36,9 @@ pub fn is_of_task(py: Python<'_>, callback: &Object, arguments: usize) -> PyResu
 }
 
 fn is_wakeup(py: Python<'_>, callback: &Object) -> PyResult<bool> {
-    /// The definition of the wake-up, once it has been seen.
-    static WAKEUP: AtomicPtr<ffi::PyMethodDef> = AtomicPtr::new(std::ptr::null_mut());
-
     // SAFETY: the callable was found to be exactly a PyCFunction, whose definition outlives it.
     let definition = unsafe { (*callback.as_ptr().cast::<ffi::PyCFunctionObject>()).m_ml };
-    let known = WAKEUP.load(Relaxed);
+    let known = TASK_WAKEUP.load(Relaxed);
     if !known.is_null() {
         return Ok(definition == known);
     }
@@ -54,7 +52,7 @@ fn is_wakeup(py: Python<'_>, callback: &Object) -> PyResult<bool> {
     let owner = unsafe { pyo3::Borrowed::from_ptr(py, owner) };
     let found = owner.is_instance(&imports(py)?.c_task.bind(py))?;
     if found {
-        WAKEUP.store(definition, Relaxed);
+        TASK_WAKEUP.store(definition, Relaxed);
     }
     Ok(found)
 }
@@ -62,8 +60,8 @@ fn is_wakeup(py: Python<'_>, callback: &Object) -> PyResult<bool> {
 impl TaskStep {
     pub fn run(&self, py: Python<'_>, event_loop: &Object) -> PyResult<()> {
         let result = run_in_context(py, &self.context, || match &self.future {
-            Some(future) => self.callback.call1(py, future),
-            None => self.callback.call0(py),
+            Some(future) => self.callback.call(py, &[future]),
+            None => self.callback.call(py, &[]),
         });
         match result {
             Ok(_) => Ok(()),

@@ -5,7 +5,8 @@ use pyo3::prelude::*;
 use super::Handle;
 use super::class::AsHandle;
 use crate::cpython::class::{Class, Native, This, Visitor};
-use crate::cpython::object::{Object, check_signals, thread_ident};
+use crate::cpython::object::{Object, thread_ident};
+use crate::cpython::statics;
 use crate::reactor::run_lock::RunLock;
 
 /// A callback that other threads may cancel, as asyncio has them from 3.14 on: while it runs, its state cannot be
@@ -21,7 +22,7 @@ fn wait(running: &RunLock, py: Python<'_>) -> PyResult<()> {
     let thread = thread_ident();
     while running.is_elsewhere(thread) {
         py.detach(|| running.wait(thread));
-        check_signals(py)?;
+        py.check_signals()?;
     }
     Ok(())
 }
@@ -49,8 +50,7 @@ impl ThreadSafeHandle {
 
 impl Native for ThreadSafeHandle {
     fn class() -> &'static Class {
-        static CLASS: Class = Class::new(256);
-        &CLASS
+        &statics::THREAD_SAFE_HANDLE
     }
 
     fn traverse(&self, visitor: &mut Visitor) {

@@ -1,7 +1,6 @@
 //! The methods that the Python classes of several transports have in common.
 
 use pyo3::Borrowed;
-use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyBytes, PyDict, PyMemoryView};
 
@@ -9,7 +8,6 @@ use super::endpoint::{self, Phase, Transport};
 use crate::cpython::args::Args;
 use crate::cpython::buffer::Bytes;
 use crate::cpython::class::{self, This};
-use crate::cpython::errors::new_error;
 use crate::cpython::object::{Object, dict};
 use crate::handle::boolean;
 use crate::imports::imports;
@@ -59,11 +57,10 @@ pub fn set_protocol<'py, T: Transport>(
 pub fn get_extra_info<'py, T: Transport>(this: This<'_, 'py, T>, args: Args<'_, 'py>) -> PyResult<Object> {
     let py = this.py();
     if let Some(replaced) = replaced_extra_info(this)? {
-        let method = replaced.call_method1(py, intern!(py, "__get__"), &this.object())?;
-        return args.forward(&method);
+        let method = replaced.call_method(py, intern!(py, "__get__"), &[&this.object()])?;
+        return method.forward(args);
     }
-    let [name, default] = args.parse("get_extra_info", ["name", "default"], 1, 2)?;
-    let name = name.ok_or_else(|| new_error::<PyTypeError>(py, "a name is required"))?;
+    let ([name], [default]) = args.parse()?;
     let found = usual_extra_info(this, &name.bind(py))?;
     Ok(found.or(default).unwrap_or_else(|| Object::none(py)))
 }
@@ -117,7 +114,7 @@ pub fn set_write_buffer_limits<'py, T: Transport>(
     this: This<'_, 'py, T>,
     args: Args<'_, 'py>,
 ) -> PyResult<Object> {
-    let [high, low] = args.parse("set_write_buffer_limits", ["high", "low"], 0, 2)?;
+    let ([], [high, low]) = args.parse()?;
     this.flow.set_limits(this.py(), high, low)?;
     T::flush(this)?;
     endpoint::pause_protocol(this, this.queued_size())?;
@@ -170,13 +167,13 @@ macro_rules! transport_methods {
                     $crate::transports::endpoint::close(this)?;
                     $crate::transports::methods::none(this)
                 },
-                "close($self, /)\n--\n\nClose when what was written is sent; then connection_lost(None) is called."
+                "Close when what was written is sent; then connection_lost(None) is called."
             ),
             method0!(
                 $native,
                 "is_closing",
                 $crate::transports::methods::is_closing,
-                "is_closing($self, /)\n--\n\nReturn True if the transport is closing or closed."
+                "Return True if the transport is closing or closed."
             ),
             method1!(
                 $native,
@@ -189,21 +186,20 @@ macro_rules! transport_methods {
                 $native,
                 "get_protocol",
                 $crate::transports::methods::get_protocol,
-                "get_protocol($self, /)\n--\n\nReturn the protocol."
+                "Return the protocol."
             ),
             method!(
                 $native,
-                "get_extra_info",
+                "get_extra_info", "name, default=None",
                 $crate::transports::methods::get_extra_info,
-                "get_extra_info($self, name, default=None)\n--\n\n\
-                 Return what is known under a name: of a socket 'socket' (an asyncio TransportSocket), 'sockname' and \
+                "Return what is known under a name: of a socket 'socket' (an asyncio TransportSocket), 'sockname' and \
                  'peername', of a pipe 'pipe', and what the transport was made with."
             ),
             method0!(
                 $native,
                 "__copy__",
                 |this| Ok(this.object()),
-                "__copy__($self, /)\n--\n\nReturn the transport: two cannot share what it has."
+                "Return the transport: two cannot share what it has."
             ),
         ]
     };
@@ -218,7 +214,7 @@ macro_rules! reading_methods {
                 $native,
                 "is_reading",
                 |this| Ok($crate::handle::boolean(this.py(), this.is_reading())),
-                "is_reading($self, /)\n--\n\nReturn True if the transport is neither paused nor closing."
+                "Return True if the transport is neither paused nor closing."
             ),
             method0!(
                 $native,
@@ -227,7 +223,7 @@ macro_rules! reading_methods {
                     $crate::transports::endpoint::pause_reading(this)?;
                     $crate::transports::methods::none(this)
                 },
-                "pause_reading($self, /)\n--\n\nStop handing what arrives to the protocol until resume_reading()."
+                "Stop handing what arrives to the protocol until resume_reading()."
             ),
             method0!(
                 $native,
@@ -236,7 +232,7 @@ macro_rules! reading_methods {
                     $crate::transports::endpoint::resume_reading(this)?;
                     $crate::transports::methods::none(this)
                 },
-                "resume_reading($self, /)\n--\n\nResume what pause_reading() stopped."
+                "Resume what pause_reading() stopped."
             ),
         ]
     };
@@ -254,14 +250,13 @@ macro_rules! writing_methods {
                     $crate::transports::endpoint::force_close(this, None)?;
                     $crate::transports::methods::none(this)
                 },
-                "abort($self, /)\n--\n\nClose at once: what is buffered is lost. connection_lost(None) is called."
+                "Close at once: what is buffered is lost. connection_lost(None) is called."
             ),
             method!(
                 $native,
-                "set_write_buffer_limits",
+                "set_write_buffer_limits", "high=None, low=None",
                 $crate::transports::methods::set_write_buffer_limits,
-                "set_write_buffer_limits($self, high=None, low=None)\n--\n\n\
-                 Set above how many buffered bytes pause_writing() is called, and at how many resume_writing().\n\n\
+                "Set above how many buffered bytes pause_writing() is called, and at how many resume_writing().\n\n\
                  Defaults: 64 KiB or four times low, and a quarter of high. Raise ValueError unless \
                  high >= low >= 0."
             ),
@@ -269,13 +264,13 @@ macro_rules! writing_methods {
                 $native,
                 "get_write_buffer_limits",
                 |this| $crate::transports::methods::write_buffer_limits(this),
-                "get_write_buffer_limits($self, /)\n--\n\nReturn the limits (low, high), in bytes."
+                "Return the limits (low, high), in bytes."
             ),
             method0!(
                 $native,
                 "get_write_buffer_size",
                 $crate::transports::methods::get_write_buffer_size,
-                "get_write_buffer_size($self, /)\n--\n\nReturn how many bytes could not be sent yet."
+                "Return how many bytes could not be sent yet."
             ),
         ]
     };

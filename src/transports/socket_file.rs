@@ -152,7 +152,7 @@ impl SocketFile {
         if self.closed.get() {
             // The transport was closed meanwhile.
             let made = made.map_err(|(error, _)| error)?;
-            made.call_method0(py, intern!(py, "close"))?;
+            made.call_method(py, intern!(py, "close"), &[])?;
             return Ok(made);
         }
         match made {
@@ -197,7 +197,7 @@ impl SocketFile {
         };
         match asked {
             Some(address) => Ok(address),
-            None => Ok(self.python_socket(py)?.call_method0(py, intern!(py, "getsockname"))?),
+            None => Ok(self.python_socket(py)?.call_method(py, intern!(py, "getsockname"), &[])?),
         }
     }
 
@@ -205,7 +205,7 @@ impl SocketFile {
         let Some(peer) = &self.peer else { return Ok(Object::none(py)) };
         match peer.to_python(py)? {
             Some(address) => Ok(address),
-            None => Ok(self.python_socket(py)?.call_method0(py, intern!(py, "getpeername"))?),
+            None => Ok(self.python_socket(py)?.call_method(py, intern!(py, "getpeername"), &[])?),
         }
     }
 
@@ -218,7 +218,7 @@ impl SocketFile {
             self.local.replace(address);
         }
         match self.socket.replace(Socket::Closed) {
-            Socket::Python(socket) => socket.call_method0(py, intern!(py, "close")).map(drop),
+            Socket::Python(socket) => socket.call_method(py, intern!(py, "close"), &[]).map(drop),
             Socket::Native(fd) => {
                 if has_other_threads(py) && socket::lingers(&fd) {
                     // It waits for the peer, who may be one of them.

@@ -19,7 +19,7 @@ use crate::reactor::socket;
 
 impl SocketOperation {
     pub(super) fn fileno(&self, py: Python<'_>) -> PyResult<RawFd> {
-        let fd = self.socket.call_method0(py, intern!(py, "fileno"))?.bind(py).extract()?;
+        let fd = self.socket.call_method(py, intern!(py, "fileno"), &[])?.bind(py).extract()?;
         self.tried.set(Some(fd));
         Ok(fd)
     }
@@ -30,11 +30,11 @@ impl SocketOperation {
         let socket = &self.socket;
         match &self.operation {
             Operation::Recv(size) if self.by_method.get() => {
-                unless_blocked(py, socket.call_method1(py, intern!(py, "recv"), size))
+                unless_blocked(py, socket.call_method(py, intern!(py, "recv"), &[size]))
             }
             Operation::Recv(size) => self.recv(py, size),
             Operation::RecvInto(buffer) if self.by_method.get() => {
-                unless_blocked(py, socket.call_method1(py, intern!(py, "recv_into"), buffer))
+                unless_blocked(py, socket.call_method(py, intern!(py, "recv_into"), &[buffer]))
             }
             Operation::RecvInto(buffer) => {
                 // The descriptor is asked for when there is a buffer: making one can run Python code, which may close the
@@ -50,7 +50,10 @@ impl SocketOperation {
                             || error.is_instance_of::<PyTypeError>(py) =>
                     {
                         // The socket's method says it in words of its own.
-                        return unless_blocked(py, socket.call_method1(py, intern!(py, "recv_into"), buffer));
+                        return unless_blocked(
+                            py,
+                            socket.call_method(py, intern!(py, "recv_into"), &[buffer]),
+                        );
                     }
                     received => received?,
                 };
@@ -60,7 +63,7 @@ impl SocketOperation {
                 }
             }
             Operation::RecvFrom(size) => {
-                unless_blocked(py, socket.call_method1(py, intern!(py, "recvfrom"), size))
+                unless_blocked(py, socket.call_method(py, intern!(py, "recvfrom"), &[size]))
             }
             Operation::RecvFromInto(buffer, size) => {
                 let size = match size.bind(py).is_truthy()? {
@@ -101,11 +104,11 @@ impl SocketOperation {
                 unless_blocked(py, socket.call_method(py, intern!(py, "sendto"), &[data, address]))
             }
             Operation::Accept => {
-                let accepted = unless_blocked(py, socket.call_method0(py, intern!(py, "accept")))?;
+                let accepted = unless_blocked(py, socket.call_method(py, intern!(py, "accept"), &[]))?;
                 if let Some(accepted) = &accepted {
                     self.core.metrics.counts.accepted.add(1);
                     let connection = Object::from(accepted.bind(py).get_item(0)?);
-                    connection.call_method1(py, intern!(py, "setblocking"), &boolean(py, false))?;
+                    connection.call_method(py, intern!(py, "setblocking"), &[&boolean(py, false)])?;
                     // asyncio's result is a pair, as accept()'s is.
                 }
                 Ok(accepted)
@@ -114,7 +117,7 @@ impl SocketOperation {
                 self.core.request_poll();
                 if !begun.replace(true) {
                     let connected =
-                        unless_blocked(py, socket.call_method1(py, intern!(py, "connect"), address))?;
+                        unless_blocked(py, socket.call_method(py, intern!(py, "connect"), &[address]))?;
                     self.core.metrics.counts.connected.add(usize::from(connected.is_some()));
                     return Ok(connected);
                 }
@@ -144,7 +147,7 @@ impl SocketOperation {
         }
         if count > RECEIVE_BUFFER && !socket::is_stream(fd) {
             // The rest of a datagram would be lost.
-            return unless_blocked(py, self.socket.call_method1(py, intern!(py, "recv"), size));
+            return unless_blocked(py, self.socket.call_method(py, intern!(py, "recv"), &[size]));
         }
         match self.core.receive_at_once(py, fd, count, &self.core.recv_size_hint)? {
             Received::Data(data, _) => Ok(Some(data)),

@@ -13,6 +13,7 @@ use crate::cpython::errors::{error_of, new_error};
 use crate::cpython::methods::{self, guard};
 use crate::cpython::module::add;
 use crate::cpython::object::{Object, Resumed, tuple};
+use crate::cpython::statics;
 use crate::handle::boolean;
 use crate::imports::imports;
 use crate::intern;
@@ -20,8 +21,7 @@ use crate::{attribute, method, method0, method1};
 
 impl Native for SocketOperation {
     fn class() -> &'static Class {
-        static CLASS: Class = Class::new(64);
-        &CLASS
+        &statics::SOCKET_OPERATION
     }
 
     fn traverse(&self, visitor: &mut Visitor) {
@@ -68,7 +68,7 @@ impl Native for SocketOperation {
             State::Fresh => {
                 let warned = imports(py).and_then(|imports| {
                     let name = Object::from_str(py, this.operation.name())?;
-                    imports.warn_unawaited.call1(py, &name)
+                    imports.warn_unawaited.call(py, &[&name])
                 });
                 if let Err(error) = warned {
                     error.write_unraisable(py, Some(&this.as_any()));
@@ -88,13 +88,12 @@ fn send<'py>(this: ThisOperation<'_, 'py>, value: pyo3::Borrowed<'_, 'py, PyAny>
 
 fn throw<'py>(this: ThisOperation<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
     let py = this.py();
-    let [thrown, value, traceback] = args.parse("throw", ["typ", "val", "tb"], 1, 3)?;
-    let thrown =
-        thrown.ok_or_else(|| new_error::<PyTypeError>(py, "throw() takes an exception"))?.into_bound(py);
+    let ([thrown], [value, traceback]) = args.parse()?;
+    let thrown = thrown.into_bound(py);
     let value = value.filter(|value| !value.is_none());
     let error = match value {
         Some(value) if value.bind(py).is_instance(&thrown)? => PyErr::from_value(value.into_bound(py)),
-        Some(value) => PyErr::from_value(Object::from(thrown).call1(py, &value)?.into_bound(py)),
+        Some(value) => PyErr::from_value(Object::from(thrown).call(py, &[&value])?.into_bound(py)),
         None => PyErr::from_value(thrown),
     };
     if let Some(traceback) = traceback.filter(|traceback| !traceback.is_none()) {
@@ -194,8 +193,9 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
             method!(
                 SocketOperation,
                 "throw",
+                "typ, val=None, tb=None, /",
                 throw,
-                "throw($self, typ, val=None, tb=None, /)\n--\n\nEnd the coroutine with an exception."
+                "End the coroutine with an exception."
             ),
             method0!(
                 SocketOperation,
@@ -204,7 +204,7 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
                     this.finish(&this.object());
                     Ok(Object::none(this.py()))
                 },
-                "close($self, /)\n--\n\nEnd the coroutine."
+                "End the coroutine."
             ),
         ],
         attributes: vec![

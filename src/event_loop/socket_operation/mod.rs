@@ -133,7 +133,7 @@ impl SocketOperation {
     fn check(&self, py: Python<'_>) -> PyResult<()> {
         let imports = imports(py)?;
         if !self.socket.bind(py).get_type().is(imports.socket.bind(py)) {
-            imports.check_ssl_socket.call1(py, &self.socket)?;
+            imports.check_ssl_socket.call(py, &[&self.socket])?;
             if let Some(method) = self.operation.native_method() {
                 let method = Object::from_str(py, method)?;
                 let has_own = imports.has_own_method.call(py, &[&self.socket, &method])?;
@@ -141,7 +141,7 @@ impl SocketOperation {
             }
         }
         if self.core.schedule.debug() {
-            let timeout = self.socket.call_method0(py, intern!(py, "gettimeout"))?;
+            let timeout = self.socket.call_method(py, intern!(py, "gettimeout"), &[])?;
             if timeout.is_none() || timeout.bind(py).is_truthy()? {
                 return Err(new_error::<PyValueError>(py, "the socket must be non-blocking"));
             }
@@ -158,12 +158,12 @@ impl SocketOperation {
         };
         watchers::ensure_no_transport(this.event_loop.this(py), fd, &this.socket.bind(py))?;
         let event_loop = this.event_loop.as_object();
-        let future = event_loop.call_method0(py, intern!(py, "create_future"))?;
-        let awaiting = future.call_method0(py, intern!(py, "__await__"))?;
+        let future = event_loop.call_method(py, intern!(py, "create_future"), &[])?;
+        let awaiting = future.call_method(py, intern!(py, "__await__"), &[])?;
         let waiter = Waiter::Operation(this.object(), on_ready);
         let previous = this.core.add_waiter(py, fd, this.operation.direction(), waiter)?;
         if let Some(Waiter::Handle(previous, _)) = &previous {
-            previous.as_object().call_method0(py, intern!(py, "cancel"))?;
+            previous.as_object().call_method(py, intern!(py, "cancel"), &[])?;
         }
         drop(previous);
         this.state.set(State::Waiting(fd));

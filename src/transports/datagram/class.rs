@@ -21,8 +21,7 @@ use crate::{
 };
 
 fn sendto<'py>(this: ThisDatagram<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
-    let [data, address] = args.parse("sendto", ["data", "addr"], 1, 2)?;
-    let data = data.ok_or_else(|| new_error::<PyTypeError>(this.py(), "data is required"))?;
+    let ([data], [address]) = args.parse()?;
     let bound = data.bind(this.py());
     if !methods::is_bytes_like(&bound) {
         let name = bound.get_type().name()?;
@@ -55,10 +54,9 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     methods.extend(writing_methods!(Datagram));
     methods.push(method!(
         Datagram,
-        "sendto",
+        "sendto", "data, addr=None",
         sendto,
-        "sendto($self, data, addr=None)\n--\n\n\
-         Send a datagram to addr, or to the peer of a connected socket.\n\n\
+        "Send a datagram to addr, or to the peer of a connected socket.\n\n\
          What the socket does not take is buffered: see set_write_buffer_limits(). An error of the network goes to \
          the protocol's error_received(). Raise TypeError for what is not bytes-like, ValueError for another address \
          than the one that the endpoint was made for."

@@ -20,6 +20,7 @@ use crate::cpython::borrowing::StateCell;
 use crate::cpython::buffer::Bytes;
 use crate::cpython::class::{Class, Native, Obj, This, Visitor};
 use crate::cpython::object::Object;
+use crate::cpython::statics;
 use crate::reactor::poller::fork_count;
 use addresses::{Addresses, Family};
 
@@ -141,8 +142,7 @@ impl Transport for Datagram {
 
 impl Native for Datagram {
     fn class() -> &'static Class {
-        static CLASS: Class = Class::new(0);
-        &CLASS
+        &statics::DATAGRAM
     }
 
     fn traverse(&self, visitor: &mut Visitor) {

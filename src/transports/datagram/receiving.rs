@@ -89,7 +89,7 @@ impl Datagram {
         let size = Object::from_size(py, RECEIVE_BUFFER)?;
         while this.is_wanted() {
             let socket = this.file.python_socket(py)?;
-            let received = match socket.call_method1(py, intern!(py, "recvfrom"), &size) {
+            let received = match socket.call_method(py, intern!(py, "recvfrom"), &[&size]) {
                 Ok(received) => received,
                 Err(error)
                     if error.is_instance_of::<PyBlockingIOError>(py)

@@ -113,7 +113,7 @@ impl Datagram {
             return endpoint::fatal_error(this, error, "Fatal write error on datagram transport");
         }
         let Some(protocol) = this.protocol.get() else { return Ok(()) };
-        protocol.call_method1(py, intern!(py, "error_received"), &Object::from(error.value(py))).map(drop)
+        protocol.call_method(py, intern!(py, "error_received"), &[&Object::from(error.value(py))]).map(drop)
     }
 
     /// The socket takes more again.

@@ -152,7 +152,7 @@ impl Endpoint {
             return Ok(());
         }
         let message = Object::from_str(py, message)?;
-        imports(py)?.logger.call_method1(py, intern!(py, "warning"), &message).map(drop)
+        imports(py)?.logger.call_method(py, intern!(py, "warning"), &[&message]).map(drop)
     }
 
     pub fn note_loss(&self) {

@@ -61,7 +61,7 @@ pub fn report<T: Transport>(this: This<'_, '_, T>, message: &str, exception: &Ob
 fn tell_flow<T: Transport>(this: This<'_, '_, T>, method: &Bound<'_, PyString>) -> PyResult<()> {
     let py = this.py();
     let Some(protocol) = this.protocol.get() else { return Ok(()) };
-    match protocol.call_method0(py, method) {
+    match protocol.call_method(py, method, &[]) {
         Ok(_) => Ok(()),
         Err(error) => {
             let exception = reraise_fatal(py, error)?;

@@ -39,7 +39,7 @@ fn write<'py>(this: ThisWritePipe<'_, 'py>, data: Borrowed<'_, 'py, PyAny>) -> P
 
 fn writelines<'py>(this: ThisWritePipe<'_, 'py>, lines: Borrowed<'_, 'py, PyAny>) -> PyResult<Object> {
     let py = this.py();
-    let joined = new_bytes(py, b"")?.call_method1(py, intern!(py, "join"), &Object::from(lines))?;
+    let joined = new_bytes(py, b"")?.call_method(py, intern!(py, "join"), &[&Object::from(lines)])?;
     write(this, joined.bind(py))
 }
 
@@ -143,14 +143,9 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
                 endpoint::close(this)?;
                 none(this)
             },
-            "write_eof($self, /)\n--\n\nClose when what was written is sent."
+            "Close when what was written is sent."
         ),
-        method0!(
-            WritePipe,
-            "can_write_eof",
-            |this| Ok(boolean(this.py(), true)),
-            "can_write_eof($self, /)\n--\n\nTrue."
-        ),
+        method0!(WritePipe, "can_write_eof", |this| Ok(boolean(this.py(), true)), "True."),
     ]);
     let definition = Definition {
         name: c"hotloop._core.WritePipeTransport",

@@ -22,7 +22,7 @@ use crate::reactor::pipe::{self, Kind};
 
 /// The descriptor of a file object that can be a pipe transport's, made so that it does not block.
 fn prepare(py: Python<'_>, file: &Object, refusal: &str) -> PyResult<(RawFd, Kind)> {
-    let fd: RawFd = file.call_method0(py, intern!(py, "fileno"))?.bind(py).extract()?;
+    let fd: RawFd = file.call_method(py, intern!(py, "fileno"), &[])?.bind(py).extract()?;
     let kind = pipe::kind(fd).or_os_error(py)?;
     if kind == Kind::Other {
         return Err(new_error::<PyValueError>(py, refusal));

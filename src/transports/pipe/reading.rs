@@ -10,6 +10,7 @@ use crate::core::{LEAST, ReadyEntry};
 use crate::cpython::class::{Class, Native, Obj, This, Visitor};
 use crate::cpython::errors::os_error;
 use crate::cpython::object::Object;
+use crate::cpython::statics;
 use crate::intern;
 use crate::reactor::pipe::{self, Kind};
 use crate::reactor::socket;
@@ -102,7 +103,7 @@ impl Transport for ReadPipe {
     fn clear_queue(&self) {}
 
     fn close_file(&self, py: Python<'_>, _this: &Object) -> PyResult<()> {
-        self.file.call_method0(py, intern!(py, "close")).map(drop)
+        self.file.call_method(py, intern!(py, "close"), &[]).map(drop)
     }
 
     fn extra_info(this: ThisReadPipe<'_, '_>, name: &Bound<'_, PyAny>) -> PyResult<Option<Object>> {
@@ -119,8 +120,7 @@ impl Transport for ReadPipe {
 
 impl Native for ReadPipe {
     fn class() -> &'static Class {
-        static CLASS: Class = Class::new(0);
-        &CLASS
+        &statics::READ_PIPE
     }
 
     fn traverse(&self, visitor: &mut Visitor) {

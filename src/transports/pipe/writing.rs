@@ -13,6 +13,7 @@ use crate::cpython::class::{Class, Native, Obj, This, Visitor};
 use crate::cpython::errors::os_error;
 use crate::cpython::errors::{error_of, no_memory};
 use crate::cpython::object::{Object, tuple};
+use crate::cpython::statics;
 use crate::intern;
 use crate::reactor::pipe::{self, Kind};
 use crate::transports::endpoint::{self, Endpoint, EndpointParams, Transport};
@@ -174,7 +175,7 @@ impl Transport for WritePipe {
     }
 
     fn close_file(&self, py: Python<'_>, _this: &Object) -> PyResult<()> {
-        self.file.call_method0(py, intern!(py, "close")).map(drop)
+        self.file.call_method(py, intern!(py, "close"), &[]).map(drop)
     }
 
     fn extra_info(this: ThisWritePipe<'_, '_>, name: &Bound<'_, PyAny>) -> PyResult<Option<Object>> {
@@ -184,8 +185,7 @@ impl Transport for WritePipe {
 
 impl Native for WritePipe {
     fn class() -> &'static Class {
-        static CLASS: Class = Class::new(0);
-        &CLASS
+        &statics::WRITE_PIPE
     }
 
     fn traverse(&self, visitor: &mut Visitor) {

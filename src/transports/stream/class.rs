@@ -146,19 +146,19 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
                     Stream::write_eof(this)?;
                     none(this)
                 },
-                "write_eof($self, /)\n--\n\nEnd the sending direction when what was written is sent."
+                "End the sending direction when what was written is sent."
             ),
         method0!(
                 Stream,
                 "can_write_eof",
                 |this| Ok(boolean(this.py(), true)),
-                "can_write_eof($self, /)\n--\n\nTrue."
+                "True."
             ),
         method0!(
                 Stream,
                 "_make_empty_waiter",
                 Stream::make_empty_waiter,
-                "_make_empty_waiter($self, /)\n--\n\nReturn a future of the moment when nothing is buffered."
+                "Return a future of the moment when nothing is buffered."
             ),
         method0!(
                 Stream,
@@ -167,7 +167,7 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
                     Stream::reset_empty_waiter(this);
                     none(this)
                 },
-                "_reset_empty_waiter($self, /)\n--\n\nAllow writing again."
+                "Allow writing again."
             ),
         method0!(
                 Stream,
@@ -176,7 +176,7 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
                     Stream::send_in_thread(this);
                     none(this)
                 },
-                "_send_in_thread($self, /)\n--\n\nSend what was written, in another thread than the event loop's."
+                "Send what was written, in another thread than the event loop's."
             ),
         method1!(
                 Stream,

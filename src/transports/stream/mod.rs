@@ -20,6 +20,7 @@ use super::write_queue::WriteQueue;
 use crate::cpython::borrowing::StateCell;
 use crate::cpython::class::{Class, Native, Obj, This, Visitor};
 use crate::cpython::object::{Object, ObjectCell};
+use crate::cpython::statics;
 use crate::imports::imports;
 use crate::intern;
 
@@ -164,16 +165,15 @@ fn call_server(
     transport: &Object,
 ) -> PyResult<()> {
     if imports(py)?.server_takes_transport {
-        server.call_method1(py, method, transport).map(drop)
+        server.call_method(py, method, &[transport]).map(drop)
     } else {
-        server.call_method0(py, method).map(drop)
+        server.call_method(py, method, &[]).map(drop)
     }
 }
 
 impl Native for Stream {
     fn class() -> &'static Class {
-        static CLASS: Class = Class::new(0);
-        &CLASS
+        &statics::STREAM
     }
 
     fn traverse(&self, visitor: &mut Visitor) {

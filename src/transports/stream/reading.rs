@@ -41,7 +41,7 @@ static BUFFER_UPDATED: Name = Name::new("buffer_updated");
 /// Calls a method of the protocol with one argument.
 #[inline(always)]
 fn call(py: Python<'_>, protocol: &Object, method: &'static Name, argument: &Object) -> PyResult<Object> {
-    protocol.call_method1(py, method.get(py)?, argument)
+    protocol.call_method(py, method.get(py)?, &[argument])
 }
 
 /// The error of a socket's recv_into() for what is no buffer to write to.
@@ -144,7 +144,7 @@ impl Stream {
             endpoint::log(this, "debug", "%r received EOF")?;
         }
         let keep_open = protocol
-            .call_method0(py, intern!(py, "eof_received"))
+            .call_method(py, intern!(py, "eof_received"), &[])
             .and_then(|keep_open| keep_open.bind(py).is_truthy());
         match keep_open {
             Ok(true) => {

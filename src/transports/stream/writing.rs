@@ -191,8 +191,8 @@ impl Stream {
     fn end_wait(this: ThisStream<'_, '_>, method: &Bound<'_, PyString>, value: &Object) -> PyResult<()> {
         let py = this.py();
         let Some(waiter) = this.empty_waiter.get() else { return Ok(()) };
-        if !waiter.call_method0(py, intern!(py, "done"))?.bind(py).is_truthy()? {
-            waiter.call_method1(py, method, value)?;
+        if !waiter.call_method(py, intern!(py, "done"), &[])?.bind(py).is_truthy()? {
+            waiter.call_method(py, method, &[value])?;
         }
         Ok(())
     }
@@ -212,11 +212,11 @@ impl Stream {
             // What is written to a connection that has failed fails, too.
             return Err(new_error::<PyRuntimeError>(py, "Transport is closing"));
         }
-        let waiter = this.event_loop.call_method0(py, intern!(py, "create_future"))?;
+        let waiter = this.event_loop.call_method(py, intern!(py, "create_future"), &[])?;
         this.empty_waiter.set(Some(waiter.clone()));
         this.refuses_writes.set(true);
         if this.queue.borrow().is_empty() {
-            waiter.call_method1(py, intern!(py, "set_result"), &Object::none(py))?;
+            waiter.call_method(py, intern!(py, "set_result"), &[&Object::none(py)])?;
         }
         Ok(waiter)
     }
