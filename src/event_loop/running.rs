@@ -29,7 +29,7 @@ fn run(this: ThisLoop<'_, '_>) -> PyResult<Object> {
 fn run_once(this: ThisLoop<'_, '_>) -> PyResult<Object> {
     counted(|py| {
         // Within an iteration it may wait for the answer to what that has written.
-        this.core.flush(py, &this.object())?;
+        this.core.send_scheduled(py, &this.object())?;
         this.core.iterate(py, &this.object())
     })?;
     Ok(Object::none(this.py()))
@@ -51,7 +51,7 @@ fn note_overrides(this: ThisLoop<'_, '_>) -> PyResult<Object> {
 }
 
 fn flush(this: ThisLoop<'_, '_>) -> PyResult<Object> {
-    this.core.flush(this.py(), &this.object())?;
+    this.core.send_scheduled(this.py(), &this.object())?;
     Ok(Object::none(this.py()))
 }
 

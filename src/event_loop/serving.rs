@@ -269,7 +269,7 @@ impl Listener {
         };
         let file = SocketFile::new(fd, Some(peer));
         let transport = Stream::create(py, params, file, this.server.clone())?;
-        if let Some(token) = transport.token() {
+        if let Some(token) = transport.registration.token() {
             this.core.note_accepted(token);
         }
         Ok(())

@@ -38,8 +38,8 @@ pub fn is_bytes_like(data: &Bound<'_, PyAny>) -> bool {
 /// Whether the transport is closing. One that does not listen hears of its peer's end by sending only, so that it sends
 /// first: StreamWriter.drain() asks this after each write.
 pub fn is_closing<T: Transport>(this: This<'_, '_, T>) -> PyResult<Object> {
-    if !this.wants_read.get() && !this.is_closing() {
-        T::flush(this)?;
+    if !this.registration.wants_read() && !this.is_closing() {
+        T::send_now(this)?;
     }
     Ok(boolean(this.py(), this.is_closing()))
 }
@@ -119,7 +119,7 @@ pub fn set_write_buffer_limits<'py, T: Transport>(
 ) -> PyResult<Object> {
     let [high, low] = args.parse("set_write_buffer_limits", ["high", "low"], 0, 2)?;
     this.flow.set_limits(this.py(), high, low)?;
-    T::flush(this)?;
+    T::send_now(this)?;
     endpoint::pause_protocol(this, this.queued_size())?;
     none(this)
 }
@@ -129,7 +129,7 @@ pub fn write_buffer_limits<T: Transport>(this: This<'_, '_, T>) -> PyResult<Obje
 }
 
 pub fn get_write_buffer_size<T: Transport>(this: This<'_, '_, T>) -> PyResult<Object> {
-    T::flush(this)?;
+    T::send_now(this)?;
     Object::from_size(this.py(), this.queued_size())
 }
 

@@ -35,7 +35,8 @@ fn sendto<'py>(this: ThisDatagram<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Obj
 
 fn repr(this: ThisDatagram<'_, '_>) -> PyResult<Object> {
     methods::repr(this, None, || {
-        let (reading, writing) = (polling(this.wants_read.get()), polling(this.blocked.get()));
+        let (reading, writing) =
+            (polling(this.registration.wants_read()), polling(this.registration.is_blocked()));
         format!("read={reading} write=<{writing}, bufsize={}>", this.queued.get())
     })
 }

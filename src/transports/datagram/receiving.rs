@@ -50,7 +50,7 @@ impl CallbackRun {
 impl Datagram {
     /// Whether the next datagram is wanted at once.
     fn is_wanted(&self) -> bool {
-        self.wants_read.get() && !self.core.stopping()
+        self.registration.wants_read() && !self.core.stopping()
     }
 
     /// Receives and delivers what waits.
@@ -200,7 +200,7 @@ impl Datagram {
 fn deliver_step(py: Python<'_>, object: &Object) -> PyResult<()> {
     let this = endpoint::transport::<Datagram>(py, object)?;
     endpoint::in_read_context(this, || Datagram::deliver(this))?;
-    if this.wants_read.get() {
+    if this.registration.wants_read() {
         // The turn is over, or the event loop was stopped meanwhile.
         Datagram::deliver_later(this);
     }

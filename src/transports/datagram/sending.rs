@@ -52,9 +52,9 @@ impl Datagram {
                 Sent::Done => return Ok(()),
                 Sent::Failed(error) => return Datagram::send_failed(this, error),
                 Sent::Blocked => {
-                    this.blocked.set(true);
+                    this.registration.set_blocked(true);
                     this.note_writer(py)?;
-                    endpoint::watch(this)?;
+                    endpoint::sync_or_end(this)?;
                 }
             }
         }
@@ -144,8 +144,8 @@ impl Datagram {
         if this.is_lost() || this.has_queued_datagrams() {
             return Ok(());
         }
-        this.blocked.set(false);
-        if endpoint::finish_closing(this)? { Ok(()) } else { endpoint::watch(this) }
+        this.registration.set_blocked(false);
+        if endpoint::finish_closing(this)? { Ok(()) } else { endpoint::sync_or_end(this) }
     }
 }
 

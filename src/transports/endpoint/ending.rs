@@ -3,7 +3,7 @@
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 
-use super::{Phase, Transport, call_protocol, connection_lost, report, sync_interest};
+use super::{Phase, Transport, call_protocol, connection_lost, registration, report};
 use crate::core::ReadyEntry;
 use crate::cpython::class::This;
 use crate::cpython::errors::new_error;
@@ -17,11 +17,11 @@ pub fn close<T: Transport>(this: This<'_, '_, T>) -> PyResult<()> {
     if this.is_closing() {
         return Ok(());
     }
-    T::flush(this)?;
+    T::send_now(this)?;
     if this.is_closing() {
         return Ok(());
     }
-    this.wants_read.set(false);
+    this.registration.stop_reading();
     if this.has_queued() {
         this.phase.set(Phase::Closing);
         return Ok(());
@@ -35,13 +35,12 @@ pub fn force_close<T: Transport>(this: This<'_, '_, T>, exception: Option<Object
         return Ok(());
     }
     // asyncio has sent by now what was written, as far as the descriptor took it.
-    T::flush(this)?;
+    T::send_now(this)?;
     if this.is_lost() {
         return Ok(());
     }
     this.clear_queue();
-    this.blocked.set(false);
-    this.wants_read.set(false);
+    this.registration.want_nothing();
     schedule_connection_lost(this, exception)
 }
 
@@ -73,7 +72,7 @@ pub fn fatal_error<T: Transport>(this: This<'_, '_, T>, error: PyErr, message: &
     let py = this.py();
     let exception = reraise_fatal(py, error)?;
     // asyncio has sent by now what was written.
-    T::flush(this)?;
+    T::send_now(this)?;
     if !T::is_connection_error(py, &exception) {
         report(this, message, &exception)?;
     } else if this.debug() {
@@ -106,15 +105,7 @@ pub fn unregister<T: Transport>(this: This<'_, '_, T>) {
     if this.phase.replace(Phase::Closed) != Phase::Closed {
         this.core.metrics.close_transport();
     }
-    this.wants_read.set(false);
-    this.blocked.set(false);
-    if let Some(token) = this.token.take() {
-        this.core.detach(token);
-    }
-    if T::SHARES {
-        // Nothing is wanted any more, and to stop watching cannot fail.
-        let _ = sync_interest(this);
-    }
+    registration::unregister(this);
 }
 
 /// Closes the descriptor and lets go of everything.

@@ -5,30 +5,32 @@
 
 mod ending;
 mod protocol_calls;
+mod registration;
 
 use std::cell::Cell;
 use std::ops::Deref;
 use std::os::fd::RawFd;
 use std::rc::Rc;
 
-use pyo3::exceptions::PyPermissionError;
 use pyo3::prelude::*;
 
 use super::flow::FlowControl;
-use crate::core::{Core, Direction, Readiness, ReadyEntry, Waiter, resolve};
+use crate::core::{Core, Readiness, ReadyEntry, resolve};
 use crate::cpython::class::{self, Native, Obj, This, Visitor};
 use crate::cpython::object::{Object, ObjectCell, copy_context, copy_of_context, run_in_context};
-use crate::handle::reraise_fatal;
 use crate::imports::imports;
 use crate::intern;
-use crate::reactor::poller::Interest;
-use crate::reactor::registry::Token;
 
 use ending::{call_connection_lost, tear_down};
 pub use ending::{
     close, fatal_error, finalize, finish_closing, force_close, schedule_connection_lost, unregister,
 };
 pub use protocol_calls::{call_protocol, log, pause_protocol, report, resume_protocol};
+pub use registration::{
+    Narrowing, pause_reading, resume_reading, set_blocked, sync, sync_or_end,
+    sync_or_end_in_connection_context,
+};
+use registration::{Registration, attach, sync_new};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
@@ -58,22 +60,11 @@ pub struct Endpoint {
     pub core: Rc<Core>,
     pub event_loop: Object,
     pub fd: RawFd,
-    token: Cell<Option<Token>>,
     pub protocol: ObjectCell,
     waiter: ObjectCell,
     pub extra: ObjectCell,
     pub phase: Cell<Phase>,
-    /// Whether the event loop keeps the transport alive.
-    held: Cell<bool>,
-    /// Which directions are watched, if the descriptor is shared.
-    watches_read: Cell<bool>,
-    watches_write: Cell<bool>,
-    /// Whether pause_reading() is in force.
-    paused: Cell<bool>,
-    /// Whether what arrives is wanted: not before connection_made(), while paused, or after the end.
-    pub wants_read: Cell<bool>,
-    /// Whether the descriptor took no more, so that the rest waits for it to become writable.
-    pub blocked: Cell<bool>,
+    pub registration: Registration,
     pub flow: FlowControl,
     /// Writes since the connection was lost.
     lost_writes: Cell<u32>,
@@ -101,17 +92,11 @@ impl Endpoint {
             core: params.core,
             event_loop: params.event_loop,
             fd: params.fd,
-            token: Cell::new(None),
             protocol: ObjectCell::new(Some(params.protocol)),
             waiter: ObjectCell::new(params.waiter),
             extra: ObjectCell::new(params.extra),
             phase: Cell::new(Phase::Open),
-            held: Cell::new(true),
-            watches_read: Cell::new(false),
-            watches_write: Cell::new(false),
-            paused: Cell::new(false),
-            wants_read: Cell::new(false),
-            blocked: Cell::new(false),
+            registration: Registration::default(),
             flow: FlowControl::default(),
             lost_writes: Cell::new(0),
             context: params.context,
@@ -131,7 +116,7 @@ impl Endpoint {
     }
 
     pub fn is_reading(&self) -> bool {
-        !self.is_closing() && !self.paused.get()
+        !self.is_closing() && !self.registration.is_paused()
     }
 
     /// Whether connection_lost() was called, or is about to be.
@@ -180,10 +165,6 @@ impl Endpoint {
         Ok(())
     }
 
-    fn is_registered_for_reading(&self) -> bool {
-        self.token.get().is_some_and(|token| self.core.interest(token).readable)
-    }
-
     /// Runs `f` in one of the contexts, which are there unless the garbage collector has taken the transport apart.
     fn in_context(
         &self,
@@ -195,10 +176,6 @@ impl Endpoint {
             Some(context) => run_in_context(py, &context, f),
             None => Ok(()),
         }
-    }
-
-    pub fn token(&self) -> Option<Token> {
-        self.token.get()
     }
 
     pub fn traverse(&self, visitor: &mut Visitor) {
@@ -237,8 +214,9 @@ pub trait Transport: Native + Deref<Target = Endpoint> {
     /// The descriptor takes more.
     fn writable(this: This<'_, '_, Self>) -> PyResult<()>;
 
-    /// Sends what waits for the end of the iteration.
-    fn flush(_this: This<'_, '_, Self>) -> PyResult<()> {
+    /// Sends what is queued, unless the descriptor is known to take no more. A transport that queues nothing else need not
+    /// do anything.
+    fn send_now(_this: This<'_, '_, Self>) -> PyResult<()> {
         Ok(())
     }
 
@@ -312,16 +290,6 @@ pub fn start<T: Transport>(
     started.inspect_err(|_| drop(tear_down(transport.this(py))))
 }
 
-/// Has the event loop watch a new transport.
-fn attach<T: Transport>(py: Python<'_>, transport: &Obj<T>) -> PyResult<()> {
-    if T::SHARES {
-        return Ok(());
-    }
-    let object = transport.as_object();
-    transport.token.set(Some(transport.core.attach(py, transport.fd, object)?));
-    Ok(())
-}
-
 /// Schedules connection_made().
 fn schedule_made<T: Transport>(py: Python<'_>, transport: &Obj<T>) -> PyResult<()> {
     transport.note_source(py)?;
@@ -332,115 +300,6 @@ fn schedule_made<T: Transport>(py: Python<'_>, transport: &Obj<T>) -> PyResult<(
 /// The transport that a step was queued for.
 pub fn transport<'a, 'py, T: Transport>(py: Python<'py>, object: &'a Object) -> PyResult<This<'a, 'py, T>> {
     class::downcast(object.bind(py))
-}
-
-// --- Interest in events ---
-
-/// Asks the kernel for the events that are wanted now.
-pub fn sync_interest<T: Transport>(this: This<'_, '_, T>) -> PyResult<()> {
-    let interest = Interest { readable: this.wants_read.get(), writable: this.blocked.get() };
-    if T::SHARES {
-        watch_shared(this, Direction::Read, interest.readable, &this.watches_read)?;
-        return watch_shared(this, Direction::Write, interest.writable, &this.watches_write);
-    }
-    let Some(token) = this.token.get() else { return Ok(()) };
-    this.core.set_interest(this.py(), token, interest)?;
-    sync_hold(this)
-}
-
-/// The same for a transport that is in use: one that cannot be watched would wait for ever, so it ends.
-pub fn watch<T: Transport>(this: This<'_, '_, T>) -> PyResult<()> {
-    sync_interest(this).or_else(|error| fatal_error(this, error, CANNOT_WATCH))
-}
-
-/// [`watch`], called outside of all callbacks.
-pub fn watch_in_connection_context<T: Transport>(this: This<'_, '_, T>) -> PyResult<()> {
-    sync_interest(this)
-        .or_else(|error| in_connection_context(this, || fatal_error(this, error, CANNOT_WATCH)))
-}
-
-const CANNOT_WATCH: &str = "Fatal error: the descriptor cannot be watched";
-
-/// The same for a new one. A device that nobody can wait for stays open, as in asyncio: it can be closed, and written to.
-#[cold]
-fn cannot_watch<T: Transport>(this: This<'_, '_, T>, error: PyErr) -> PyResult<()> {
-    let py = this.py();
-    if !this.is_device() || !error.is_instance_of::<PyPermissionError>(py) {
-        return fatal_error(this, error, CANNOT_WATCH);
-    }
-    this.wants_read.set(false);
-    report(this, CANNOT_WATCH, &reraise_fatal(py, error)?)
-}
-
-/// Watches one direction of a descriptor that others may watch, too, or no longer.
-fn watch_shared<T: Transport>(
-    this: This<'_, '_, T>,
-    direction: Direction,
-    wanted: bool,
-    watched: &Cell<bool>,
-) -> PyResult<()> {
-    if watched.replace(wanted) == wanted {
-        return Ok(());
-    }
-    let object = this.object();
-    if !wanted {
-        drop(this.core.remove_waiter(this.fd, direction, Some(&object)));
-        return Ok(());
-    }
-    let step = match direction {
-        Direction::Read => on_readable::<T>,
-        Direction::Write => on_writable::<T>,
-    };
-    match this.core.add_waiter(this.py(), this.fd, direction, Waiter::Operation(object, step)) {
-        Ok(previous) => Waiter::dismiss(this.py(), previous).map(drop),
-        Err(error) => {
-            watched.set(false);
-            Err(error)
-        }
-    }
-}
-
-/// Has the event loop keep the transport alive while any event is wanted.
-pub fn sync_hold<T: Transport>(this: This<'_, '_, T>) -> PyResult<()> {
-    if T::SHARES {
-        // It is the watched directions that keep it alive.
-        return sync_interest(this);
-    }
-    let wanted = this.wants_read.get() || this.blocked.get();
-    match this.token.get() {
-        Some(token) if this.held.replace(wanted) != wanted => {
-            this.core.hold(this.py(), token, &this.object(), wanted)
-        }
-        _ => Ok(()),
-    }
-}
-
-pub fn pause_reading<T: Transport>(this: This<'_, '_, T>) -> PyResult<()> {
-    if !this.is_reading() {
-        return Ok(());
-    }
-    this.paused.set(true);
-    this.wants_read.set(false);
-    sync_hold(this)?;
-    if this.debug() { log(this, "debug", "%r pauses reading") } else { Ok(()) }
-}
-
-pub fn resume_reading<T: Transport>(this: This<'_, '_, T>) -> PyResult<()> {
-    if this.is_closing() || !this.paused.get() {
-        return Ok(());
-    }
-    this.paused.set(false);
-    this.wants_read.set(true);
-    if this.context.is_none() {
-        this.read_context.set(Some(copy_context(this.py())?));
-    }
-    if this.is_registered_for_reading() {
-        sync_hold(this)?;
-    } else {
-        sync_interest(this)?;
-    }
-    T::resumed(this)?;
-    if this.debug() { log(this, "debug", "%r resumes reading") } else { Ok(()) }
 }
 
 /// Runs `f` in the context in which arrivals are told.
@@ -467,16 +326,16 @@ pub fn in_connection_context<T: Transport>(
 fn connection_made<T: Transport>(py: Python<'_>, object: &Object) -> PyResult<()> {
     let this = transport::<T>(py, object)?;
     let Some(context) = this.made_context.take() else { return Ok(()) };
-    if let Some(token) = this.token.get() {
+    if let Some(token) = this.registration.token() {
         this.core.begin(token, on_ready::<T>);
     }
     run_in_context(py, &context, || {
         // Even if it leaves the event loop, with SystemExit, the connection is to be in order afterwards.
         let told = call_protocol(this, intern!(py, "connection_made"), &[object]);
         if this.starts_reading() {
-            this.wants_read.set(true);
+            this.registration.start_reading();
         }
-        let watched = sync_interest(this).or_else(|error| cannot_watch(this, error));
+        let watched = sync_new(this);
         let resolved = match this.waiter.take() {
             Some(waiter) => resolve(py, &waiter),
             None => Ok(()),
@@ -489,14 +348,14 @@ fn on_ready<T: Transport>(py: Python<'_>, object: &Object, readiness: Readiness)
     let this = transport::<T>(py, object)?;
     let mut unwanted = false;
     if readiness.readable && !this.is_lost() {
-        if this.wants_read.get() {
+        if this.registration.wants_read() {
             this.in_context(py, &this.read_context, || T::readable(this))?;
         } else {
             unwanted = true;
         }
     }
     if readiness.writable && !this.is_lost() {
-        if this.blocked.get() {
+        if this.registration.is_blocked() {
             let known = this.write_context.is_some();
             let context = if known { &this.write_context } else { &this.read_context };
             this.in_context(py, context, || T::writable(this))?;
@@ -504,7 +363,7 @@ fn on_ready<T: Transport>(py: Python<'_>, object: &Object, readiness: Readiness)
             unwanted = true;
         }
     }
-    if unwanted { sync_interest(this) } else { Ok(()) }
+    if unwanted { sync(this, Narrowing::Now) } else { Ok(()) }
 }
 
 fn on_readable<T: Transport>(py: Python<'_>, object: &Object) -> PyResult<()> {

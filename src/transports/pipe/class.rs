@@ -44,12 +44,12 @@ fn writelines<'py>(this: ThisWritePipe<'_, 'py>, lines: Borrowed<'_, 'py, PyAny>
 }
 
 fn repr_reading(this: ThisReadPipe<'_, '_>) -> PyResult<Object> {
-    methods::repr(this, Some("open"), || polling(this.wants_read.get()).to_owned())
+    methods::repr(this, Some("open"), || polling(this.registration.wants_read()).to_owned())
 }
 
 fn repr_writing(this: ThisWritePipe<'_, '_>) -> PyResult<Object> {
     methods::repr(this, Some("open"), || {
-        format!("{} bufsize={}", polling(this.blocked.get()), this.queued_size())
+        format!("{} bufsize={}", polling(this.registration.is_blocked()), this.queued_size())
     })
 }
 

@@ -47,7 +47,7 @@ impl ReadPipe {
         if this.debug() {
             endpoint::log(this, "info", "%r was closed by peer")?;
         }
-        this.wants_read.set(false);
+        this.registration.stop_reading();
         this.core.push(ReadyEntry::Step(this.object(), eof_received));
         endpoint::schedule_connection_lost(this, None)
     }

@@ -65,7 +65,7 @@ impl WritePipe {
             return Err(no_memory(this.py()));
         }
         this.queue.borrow_mut().push(data);
-        if !this.blocked.get() {
+        if !this.registration.is_blocked() {
             WritePipe::drain(this)?;
         }
         let size = this.queued_size();
@@ -82,20 +82,7 @@ impl WritePipe {
             this.queue.borrow_mut().drain(written, |slices| pipe::write(this.fd, slices))
         };
         match progress {
-            Ok(Progress::Drained) => {
-                if this.blocked.replace(false) {
-                    endpoint::watch(this)
-                } else {
-                    Ok(())
-                }
-            }
-            Ok(Progress::Blocked) => {
-                if this.blocked.replace(true) {
-                    return Ok(());
-                }
-                this.note_writer(py)?;
-                endpoint::watch(this)
-            }
+            Ok(progress) => endpoint::set_blocked(this, progress == Progress::Blocked),
             Err(error) => {
                 this.queue.borrow_mut().clear();
                 this.note_loss();
@@ -110,10 +97,10 @@ impl WritePipe {
         let (py, fd) = (this.py(), this.fd);
         // Nothing is borrowed meanwhile, and who writes only queues.
         let mut queue = this.queue.take();
-        let blocked = this.blocked.replace(true);
+        let blocked = this.registration.set_blocked(true);
         let written = &this.core.metrics.counts.bytes_written;
         let progress = queue.drain(written, |slices| py.detach(|| pipe::write(fd, slices)));
-        this.blocked.set(blocked);
+        this.registration.set_blocked(blocked);
         let mut place = this.queue.borrow_mut();
         let meanwhile = std::mem::replace(&mut *place, queue);
         place.append(meanwhile);

@@ -101,7 +101,8 @@ fn writelines<'py>(this: ThisStream<'_, 'py>, lines: Borrowed<'_, 'py, PyAny>) -
 
 fn repr(this: ThisStream<'_, '_>) -> PyResult<Object> {
     methods::repr(this, None, || {
-        let (reading, writing) = (polling(this.wants_read.get()), polling(this.blocked.get()));
+        let (reading, writing) =
+            (polling(this.registration.wants_read()), polling(this.registration.is_blocked()));
         format!("read={reading} write=<{writing}, bufsize={}>", this.queue.borrow().size())
     })
 }

@@ -14,7 +14,7 @@ use std::ops::Deref;
 use pyo3::prelude::*;
 use pyo3::types::PyString;
 
-use super::endpoint::{self, Endpoint, Transport};
+use super::endpoint::{self, Endpoint, Phase, Transport};
 use super::socket_file::SocketFile;
 use super::write_queue::WriteQueue;
 use crate::cpython::borrowing::StateCell;
@@ -43,8 +43,8 @@ pub struct Stream {
     /// Whether either forbids to write: write_eof(), or a sendfile that is under way.
     refuses_writes: Cell<bool>,
     queue: StateCell<WriteQueue>,
-    /// Whether the queue will be sent at the end of the iteration.
-    flush_scheduled: Cell<bool>,
+    /// Whether the queue is sent at the end of the iteration.
+    send_is_scheduled: Cell<bool>,
     /// A future that sendfile waits for: the queue is empty, and nothing may be added.
     empty_waiter: ObjectCell,
 }
@@ -77,7 +77,7 @@ impl Stream {
             eof_written: Cell::new(false),
             refuses_writes: Cell::new(false),
             queue: StateCell::default(),
-            flush_scheduled: Cell::new(false),
+            send_is_scheduled: Cell::new(false),
             empty_waiter: ObjectCell::default(),
         };
         let stream = Obj::new(py, stream)?;
@@ -103,8 +103,15 @@ impl Transport for Stream {
         Stream::write_ready(this)
     }
 
-    fn flush(this: ThisStream<'_, '_>) -> PyResult<()> {
-        Stream::flush_unless_blocked(this)
+    fn send_now(this: ThisStream<'_, '_>) -> PyResult<()> {
+        if !this.can_send() {
+            return Ok(());
+        }
+        Stream::send_queued(this)?;
+        if this.phase.get() == Phase::Closing && !this.has_queued() {
+            return endpoint::schedule_connection_lost(this, None);
+        }
+        Ok(())
     }
 
     fn has_queued(&self) -> bool {

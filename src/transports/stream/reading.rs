@@ -14,7 +14,7 @@ use crate::cpython::names::Name;
 use crate::cpython::object::Object;
 use crate::intern;
 use crate::reactor::socket;
-use crate::transports::endpoint;
+use crate::transports::endpoint::{self, Narrowing};
 
 enum Received {
     /// What there was is delivered.
@@ -148,8 +148,8 @@ impl Stream {
             .and_then(|keep_open| keep_open.bind(py).is_truthy());
         match keep_open {
             Ok(true) => {
-                this.wants_read.set(false);
-                endpoint::sync_hold(this)
+                this.registration.stop_reading();
+                endpoint::sync(this, Narrowing::AtNextEvent)
             }
             Ok(false) => endpoint::close(this),
             Err(error) => {

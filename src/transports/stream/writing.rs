@@ -31,7 +31,7 @@ impl Stream {
             queue.push(chunk);
             queue.size()
         };
-        Stream::flush_in_time(this, size)
+        Stream::send_in_iteration(this, size)
     }
 
     /// Queues several chunks.
@@ -48,7 +48,7 @@ impl Stream {
             chunks.into_iter().for_each(|chunk| queue.push(chunk));
             queue.size()
         };
-        if size == 0 { Ok(()) } else { Stream::flush_in_time(this, size) }
+        if size == 0 { Ok(()) } else { Stream::send_in_iteration(this, size) }
     }
 
     #[cold]
@@ -56,67 +56,41 @@ impl Stream {
         this.count_lost_write(this.py(), "socket.send() raised exception.")
     }
 
-    /// Sees to it that what is queued, `size` bytes, is sent at the end of the iteration, or sooner.
-    fn flush_in_time(this: ThisStream<'_, '_>, size: usize) -> PyResult<()> {
-        if this.flush_scheduled.get() && size <= this.flow.high() {
+    /// Sends the `size` bytes that are queued at the end of the iteration, or sooner. Pauses the protocol if too much is left.
+    fn send_in_iteration(this: ThisStream<'_, '_>, size: usize) -> PyResult<()> {
+        if this.send_is_scheduled.get() && size <= this.flow.high() {
             return Ok(());
         }
-        if this.blocked.get() {
+        if this.registration.is_blocked() {
             return endpoint::pause_protocol(this, size);
         }
         if size > this.flow.high() {
-            Stream::flush(this)?;
+            Stream::send_now(this)?;
             return endpoint::pause_protocol(this, this.queued_size());
         }
-        if !this.core.flush_later(this.object(), flush_step) {
-            return Stream::flush(this);
+        if !this.core.schedule_send(this.object(), send_scheduled) {
+            return Stream::send_now(this);
         }
-        this.flush_scheduled.set(true);
+        this.send_is_scheduled.set(true);
         Ok(())
     }
 
-    /// Sends what is queued, unless the socket has said that it takes no more.
-    pub fn flush_unless_blocked(this: ThisStream<'_, '_>) -> PyResult<()> {
-        if this.blocked.get() || this.queue.borrow().is_empty() { Ok(()) } else { Stream::flush(this) }
+    pub(super) fn can_send(&self) -> bool {
+        !self.registration.is_blocked() && !self.is_lost() && !self.queue.borrow().is_empty()
     }
 
-    /// Sends what is queued, in another thread than the event loop's, which hears of errors and of a full socket when it sends
+    /// Sends what is queued, in another thread than the event loop's. The latter finds an error, or a full socket, when it sends
     /// the rest.
     pub fn send_in_thread(this: ThisStream<'_, '_>) {
         // GIL: the event loop's thread is not sending meanwhile.
-        if !this.blocked.get() && !this.is_lost() {
+        if this.can_send() {
             let _ = Stream::drain(this);
         }
     }
 
-    /// Sends what is queued; what the socket does not take waits until it becomes writable.
-    fn flush(this: ThisStream<'_, '_>) -> PyResult<()> {
-        Stream::send_queued(this)?;
-        if this.phase.get() == Phase::Closing && this.queue.borrow().is_empty() {
-            return endpoint::schedule_connection_lost(this, None);
-        }
-        Ok(())
-    }
-
-    fn send_queued(this: ThisStream<'_, '_>) -> PyResult<()> {
-        let py = this.py();
-        if this.is_lost() {
-            return Ok(());
-        }
+    pub(super) fn send_queued(this: ThisStream<'_, '_>) -> PyResult<()> {
         match Stream::drain(this) {
-            Ok(Progress::Drained) => {
-                if this.blocked.replace(false) {
-                    endpoint::watch(this)?;
-                }
-                Ok(())
-            }
-            Ok(Progress::Blocked) => {
-                if !this.blocked.replace(true) {
-                    this.note_writer(py)?;
-                    endpoint::watch(this)?;
-                }
-                Ok(())
-            }
+            Ok(progress) => endpoint::set_blocked(this, progress == Progress::Blocked),
             Err(error) => Stream::cannot_send(this, error),
         }
     }
@@ -175,7 +149,7 @@ impl Stream {
         if this.is_closing() || this.eof_written.get() {
             return Ok(());
         }
-        Stream::flush_unless_blocked(this)?;
+        Stream::send_now(this)?;
         if this.is_lost() {
             return Ok(());
         }
@@ -207,7 +181,7 @@ impl Stream {
         if this.empty_waiter.is_some() {
             return Err(new_error::<PyRuntimeError>(py, "Empty waiter is already set"));
         }
-        Stream::flush_unless_blocked(this)?;
+        Stream::send_now(this)?;
         if this.is_lost() {
             // What is written to a connection that has failed fails, too.
             return Err(new_error::<PyRuntimeError>(py, "Transport is closing"));
@@ -222,14 +196,11 @@ impl Stream {
     }
 }
 
-/// Sends at the end of the iteration.
-fn flush_step(py: Python<'_>, object: &Object) -> PyResult<()> {
+/// Sends what is queued at the end of the iteration. Runs outside of all callbacks.
+fn send_scheduled(py: Python<'_>, object: &Object) -> PyResult<()> {
     let this = endpoint::transport::<Stream>(py, object)?;
-    this.flush_scheduled.set(false);
-    if this.blocked.get() || this.is_lost() {
-        return Ok(());
-    }
-    if this.queue.borrow().is_empty() {
+    this.send_is_scheduled.set(false);
+    if !this.can_send() {
         return Ok(());
     }
     match Stream::drain(this) {
@@ -238,10 +209,10 @@ fn flush_step(py: Python<'_>, object: &Object) -> PyResult<()> {
             endpoint::in_connection_context(this, || endpoint::schedule_connection_lost(this, None))
         }
         Ok(Progress::Blocked) => {
-            this.blocked.set(true);
-            // The writer's context is gone.
+            this.registration.set_blocked(true);
+            // The context of the write() is not known here.
             this.forget_writer();
-            endpoint::watch_in_connection_context(this)
+            endpoint::sync_or_end_in_connection_context(this)
         }
         Err(error) => endpoint::in_connection_context(this, || Stream::cannot_send(this, error)),
     }
