@@ -200,7 +200,7 @@ pub fn attributes() -> Vec<PyGetSetDef> {
         ),
         attribute!(Loop, "_sockets_are_patched", |this| Ok(boolean(
             this.py(),
-            overrides::sockets_are_patched()
+            crate::transports::sockets_are_patched()
         ))),
         attribute!(Loop, "_task_factory", get_task_factory, set_task_factory),
         attribute!(Loop, "_poller", |this| {

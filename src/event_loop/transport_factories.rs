@@ -1,17 +1,13 @@
 //! Making transports: what asyncio's create_connection() and its kin ask for when they have a socket or a pipe.
 
-use std::rc::Rc;
-
 use pyo3::ffi::PyMethodDef;
 use pyo3::prelude::*;
 
-use super::overrides::sockets_are_patched;
 use super::{Loop, ThisLoop, given, watchers};
 use crate::cpython::args::{Args, all};
 use crate::cpython::object::{Object, dict};
 use crate::handle::boolean;
 use crate::imports::imports;
-use crate::intern;
 use crate::method;
 use crate::reactor::socket;
 use crate::transports::address::Address;
@@ -19,6 +15,7 @@ use crate::transports::datagram::Datagram;
 use crate::transports::endpoint::EndpointParams;
 use crate::transports::pipe::{ReadPipe, WritePipe};
 use crate::transports::socket_file::SocketFile;
+use crate::transports::sockets_are_patched;
 use crate::transports::stream::Stream;
 
 fn make_socket_transport<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
@@ -93,28 +90,18 @@ fn by_methods<const N: usize>(
     make.call(py, &[&this.object(), sock, protocol, &Object::from(keywords)])
 }
 
-/// AttributeError for what is no protocol: asyncio looks for connection_made() when it makes a transport.
-pub(super) fn check_protocol(py: Python<'_>, protocol: &Object) -> PyResult<()> {
-    protocol.bind(py).getattr(intern!(py, "connection_made")).map(drop)
-}
-
 /// What a transport of the event loop is made of.
-pub(super) fn params(
+fn params(
     this: ThisLoop<'_, '_>,
     fd: std::os::fd::RawFd,
     protocol: Object,
     waiter: Option<Object>,
     extra: Option<Object>,
 ) -> PyResult<EndpointParams> {
-    check_protocol(this.py(), &protocol)?;
     Ok(EndpointParams {
-        core: Rc::clone(&this.core),
-        event_loop: this.object(),
-        fd,
-        protocol,
         waiter: given(waiter),
         extra: given(extra),
-        context: None,
+        ..EndpointParams::new(this.py(), &this.core, &this.object(), fd, protocol)?
     })
 }
 

@@ -56,6 +56,28 @@ pub struct EndpointParams {
     pub context: Option<Object>,
 }
 
+impl EndpointParams {
+    /// AttributeError for what is no protocol: asyncio looks for connection_made() when it makes a transport.
+    pub fn new(
+        py: Python<'_>,
+        core: &Rc<Core>,
+        event_loop: &Object,
+        fd: RawFd,
+        protocol: Object,
+    ) -> PyResult<EndpointParams> {
+        protocol.bind(py).getattr(intern!(py, "connection_made"))?;
+        Ok(EndpointParams {
+            core: Rc::clone(core),
+            event_loop: event_loop.clone(),
+            fd,
+            protocol,
+            waiter: None,
+            extra: None,
+            context: None,
+        })
+    }
+}
+
 pub struct Endpoint {
     pub core: Rc<Core>,
     pub event_loop: Object,
