@@ -148,23 +148,17 @@ pub fn sync<T: Transport>(this: This<'_, '_, T>, narrowing: Narrowing) -> PyResu
             watch_shared(this, Direction::Read, wanted.readable)?;
             watch_shared(this, Direction::Write, wanted.writable)
         }
-        State::Exclusive { token, .. } => {
+        State::Exclusive { token, strong } => {
             if narrowing == Narrowing::Now {
                 this.core.set_interest(this.py(), token, wanted)?;
             }
-            set_strong(this, !wanted.is_none())
-        }
-    }
-}
-
-fn set_strong<T: Transport>(this: This<'_, '_, T>, wanted: bool) -> PyResult<()> {
-    match this.registration.state.get() {
-        State::Exclusive { token, strong } if strong != wanted => {
+            if strong == !wanted.is_none() {
+                return Ok(());
+            }
             // First: making a weak reference can run Python code, which can close the transport.
-            this.registration.state.set(State::Exclusive { token, strong: wanted });
-            this.core.hold(this.py(), token, &this.object(), wanted)
+            registration.state.set(State::Exclusive { token, strong: !strong });
+            this.core.hold(this.py(), token, &this.object(), !strong)
         }
-        _ => Ok(()),
     }
 }
 

@@ -14,7 +14,7 @@ use std::ops::Deref;
 use pyo3::prelude::*;
 use pyo3::types::PyString;
 
-use super::endpoint::{self, Endpoint, Phase, Transport};
+use super::endpoint::{self, Endpoint, Transport};
 use super::socket_file::SocketFile;
 use super::write_queue::WriteQueue;
 use crate::cpython::borrowing::StateCell;
@@ -104,14 +104,7 @@ impl Transport for Stream {
     }
 
     fn send_now(this: ThisStream<'_, '_>) -> PyResult<()> {
-        if !this.can_send() {
-            return Ok(());
-        }
-        Stream::send_queued(this)?;
-        if this.phase.get() == Phase::Closing && !this.has_queued() {
-            return endpoint::schedule_connection_lost(this, None);
-        }
-        Ok(())
+        if this.can_send() { Stream::send(this) } else { Ok(()) }
     }
 
     fn has_queued(&self) -> bool {

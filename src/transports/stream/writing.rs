@@ -65,11 +65,11 @@ impl Stream {
             return endpoint::pause_protocol(this, size);
         }
         if size > this.flow.high() {
-            Stream::send_now(this)?;
+            Stream::send(this)?;
             return endpoint::pause_protocol(this, this.queued_size());
         }
         if !this.core.schedule_send(this.object(), send_scheduled) {
-            return Stream::send_now(this);
+            return Stream::send(this);
         }
         this.send_is_scheduled.set(true);
         Ok(())
@@ -88,7 +88,16 @@ impl Stream {
         }
     }
 
-    pub(super) fn send_queued(this: ThisStream<'_, '_>) -> PyResult<()> {
+    /// Sends what is queued. If the transport was only waiting for that, connection_lost() is next.
+    pub(super) fn send(this: ThisStream<'_, '_>) -> PyResult<()> {
+        Stream::send_queued(this)?;
+        if this.phase.get() == Phase::Closing && this.queue.borrow().is_empty() {
+            return endpoint::schedule_connection_lost(this, None);
+        }
+        Ok(())
+    }
+
+    fn send_queued(this: ThisStream<'_, '_>) -> PyResult<()> {
         match Stream::drain(this) {
             Ok(progress) => endpoint::set_blocked(this, progress == Progress::Blocked),
             Err(error) => Stream::cannot_send(this, error),
