@@ -1,4 +1,4 @@
-//! Servers: `_start_serving()` and its kin, which asyncio's create_server() calls.
+//! Servers: the methods that asyncio's create_server() and its Server call. See [`crate::transports::listener`].
 
 use std::os::fd::RawFd;
 use std::rc::Rc;

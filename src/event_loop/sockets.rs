@@ -1,4 +1,4 @@
-//! Working with sockets: sock_recv and its kin.
+//! The `sock_*` methods.
 
 use std::cell::Cell;
 
@@ -14,7 +14,7 @@ use crate::cpython::module::{attribute, import, set_attribute};
 use crate::cpython::object::Object;
 use crate::method;
 
-/// The operation that a method makes of its arguments: the socket, and so many more that are required.
+/// Parses N required arguments, and makes an operation of them.
 fn operation<'py, const N: usize>(
     this: ThisLoop<'_, 'py>,
     method: &str,
@@ -71,7 +71,7 @@ fn sock_connect<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<O
     })
 }
 
-/// Coroutine functions of asyncio's loop.
+/// The methods that are coroutine functions in asyncio, and so must look like ones.
 const COROUTINE_METHODS: [&str; 7] = [
     "sock_recv",
     "sock_recv_into",
@@ -82,7 +82,7 @@ const COROUTINE_METHODS: [&str; 7] = [
     "sock_accept",
 ];
 
-/// Has methods of the class pass for coroutine functions.
+/// Makes [`COROUTINE_METHODS`] of the class pass for coroutine functions.
 pub fn put_coroutine_methods(class: &Bound<'_, PyType>) -> PyResult<()> {
     let py = class.py();
     coroutine_method::make_class(py)?;

@@ -1,4 +1,5 @@
-//! Making transports: what asyncio's create_connection() and its kin ask for when they have a socket or a pipe.
+//! The methods that make transports, which asyncio's create_connection(), connect_read_pipe() and others call with a socket or a
+//! pipe.
 
 use pyo3::ffi::PyMethodDef;
 use pyo3::prelude::*;
@@ -35,7 +36,7 @@ fn make_socket_transport<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> P
     if peer.as_ref().is_none_or(Address::is_internet) {
         socket::set_nodelay(fd);
     }
-    // First: looking at the protocol can run Python code, which may close the socket.
+    // Before params(), which can run Python code that closes the socket.
     let file = SocketFile::of_python(py, sock, fd, peer)?;
     let params = EndpointParams { context: given(context), ..params(this, fd, protocol, waiter, extra)? };
     Ok(Stream::create(py, params, file, given(server))?.into_object())
@@ -55,14 +56,14 @@ fn make_datagram_transport<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) ->
         return by_methods(this, &imports(py)?.datagram_by_methods, &sock, &protocol, options);
     }
     let peer = socket::peer_address(fd).ok().map(Address::from);
-    // First: looking at the protocol can run Python code, which may close the socket.
+    // Before params(), which can run Python code that closes the socket.
     let file = SocketFile::of_python(py, sock, fd, peer)?;
     let params = params(this, fd, protocol, waiter, extra)?;
     let header = imports(py)?.datagram_header;
     Ok(Datagram::create(py, params, file, given(address), header)?.into_object())
 }
 
-/// Whether a transport has to call the methods of a socket: a subclass can have its own, or the program has put some in.
+/// Whether a transport has to call the methods of a socket, because its class overrides them or the program has patched them.
 fn has_own_methods(py: Python<'_>, sock: &Object, is_stream: bool) -> PyResult<bool> {
     let imports = imports(py)?;
     if sock.bind(py).get_type().is(imports.socket.bind(py)) && !sockets_are_patched() {
@@ -71,7 +72,7 @@ fn has_own_methods(py: Python<'_>, sock: &Object, is_stream: bool) -> PyResult<b
     imports.has_own_methods.call(py, &[sock, &boolean(py, is_stream)])?.bind(py).is_truthy()
 }
 
-/// A transport that calls them: asyncio's own.
+/// Makes asyncio's own transport, which calls the socket's methods.
 fn by_methods<const N: usize>(
     this: ThisLoop<'_, '_>,
     make: &Object,
@@ -81,7 +82,7 @@ fn by_methods<const N: usize>(
 ) -> PyResult<Object> {
     let py = this.py();
     let keywords = dict(py)?;
-    // Without those that are None, which is the default of each: not every Python's has a `context`.
+    // None is the default of each, and not every Python has a `context`.
     for (name, option) in options {
         if let Some(option) = given(option) {
             keywords.set_item(Object::from_str(py, name)?.bind(py), option.bind(py))?;
@@ -90,7 +91,6 @@ fn by_methods<const N: usize>(
     make.call(py, &[&this.object(), sock, protocol, &Object::from(keywords)])
 }
 
-/// What a transport of the event loop is made of.
 fn params(
     this: ThisLoop<'_, '_>,
     fd: std::os::fd::RawFd,
@@ -105,8 +105,8 @@ fn params(
     })
 }
 
-/// The arguments of the methods that make pipe transports.
-fn pipe_parts<'py>(
+/// Parses the arguments of the methods that make pipe transports.
+fn pipe_params<'py>(
     this: ThisLoop<'_, 'py>,
     method: &str,
     args: Args<'_, 'py>,
@@ -120,12 +120,12 @@ fn pipe_parts<'py>(
 }
 
 fn make_read_pipe_transport<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
-    let (pipe, params) = pipe_parts(this, "_make_read_pipe_transport", args)?;
+    let (pipe, params) = pipe_params(this, "_make_read_pipe_transport", args)?;
     Ok(ReadPipe::create(this.py(), params, pipe)?.into_object())
 }
 
 fn make_write_pipe_transport<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
-    let (pipe, params) = pipe_parts(this, "_make_write_pipe_transport", args)?;
+    let (pipe, params) = pipe_params(this, "_make_write_pipe_transport", args)?;
     Ok(WritePipe::create(this.py(), params, pipe)?.into_object())
 }
 

@@ -37,7 +37,7 @@ pub struct Connection {
     peer: SocketAddr,
     /// None once it belongs to a transport, or was closed.
     file: StateCell<Option<SocketFile>>,
-    /// A future of the moment when it is made, or has failed.
+    /// A future that is done when the attempt has succeeded or failed.
     connected: Object,
     watched: Cell<bool>,
 }
@@ -71,7 +71,7 @@ impl Connection {
         Ok(connection.into_object())
     }
 
-    /// The descriptor to make system calls on: -1 if the socket is closed, as an audit hook can do that was shown it.
+    /// The descriptor for system calls: -1 if the socket is closed, which an audit hook that is given it can do.
     fn descriptor(&self) -> RawFd {
         self.file.borrow().as_ref().map_or(-1, SocketFile::descriptor)
     }
@@ -92,7 +92,7 @@ impl Connection {
         }
     }
 
-    /// The error that the attempt ended with, if it did, as asyncio words it.
+    /// Fails with the error that the attempt ended with, in asyncio's words.
     fn check(&self, py: Python<'_>) -> PyResult<()> {
         match socket::take_error(self.descriptor()).or_os_error(py)?.and_then(|error| error.raw_os_error()) {
             None => Ok(()),
@@ -111,7 +111,7 @@ impl Connection {
     }
 }
 
-/// An address as the socket module has it.
+/// An address in the socket module's form.
 fn address(py: Python<'_>, address: SocketAddr) -> PyResult<Object> {
     let address = Address::Internet(address).to_python(py)?;
     Ok(address.unwrap_or_else(|| Object::none(py)))
@@ -130,7 +130,7 @@ fn on_writable(py: Python<'_>, object: &Object) -> PyResult<()> {
     resolve(py, &connection.connected)
 }
 
-/// Makes the transport, whose protocol will be told of it: returns both, and a future of that.
+/// Returns the transport, its protocol, and a future that is done when connection_made() has been called.
 fn transport<'py>(
     this: ThisConnection<'_, 'py>,
     protocol_factory: Borrowed<'_, 'py, PyAny>,

@@ -42,7 +42,7 @@ pub struct ListenerParams {
     pub server: Option<Object>,
     pub backlog: usize,
     pub tls: Option<Tls>,
-    /// The context that all callbacks of a connection share a copy of: what servers ask for from 3.15 on.
+    /// If all callbacks of a connection are to share a context, the one that it is a copy of: servers ask for that from 3.15 on.
     pub context: Option<Object>,
 }
 
@@ -161,21 +161,21 @@ impl Listener {
                     this.batch.set(1);
                     return Ok(());
                 }
-                Accepted::Exhausted(error) => return Listener::rest(this, error),
+                Accepted::Exhausted(error) => return Listener::pause_accepting(this, error),
             }
         }
         Ok(())
     }
 
-    /// Reports that connections cannot be accepted now, and tries again in a second.
-    fn rest(this: ThisListener<'_, '_>, error: io::Error) -> PyResult<()> {
+    /// Reports that connections cannot be accepted now. The report sets a timer that calls [`resume`].
+    fn pause_accepting(this: ThisListener<'_, '_>, error: io::Error) -> PyResult<()> {
         let py = this.py();
         Listener::unlisten(this);
         let error = Object::from(os_error(py, error).value(py));
         let arguments = [&this.params.event_loop, &error, &this.params.socket, &this.object()];
         let reported = imports(py).and_then(|imports| imports.report_accept.call(py, &arguments));
         reported.map(drop).or_else(|error| {
-            // No timer was set that calls resume(). The event loop may run again after SystemExit.
+            // There is no timer then, and the event loop may run again after SystemExit.
             resume(this).and(Err(error))
         })
     }
@@ -293,7 +293,7 @@ fn set_options(fd: &OwnedFd, peer: &Address) {
     }
 }
 
-/// Listens again after [`Listener::rest`].
+/// Listens again after [`Listener::pause_accepting`].
 fn resume(this: ThisListener<'_, '_>) -> PyResult<Object> {
     let py = this.py();
     let fd: RawFd = this.params.socket.call_method0(py, intern!(py, "fileno"))?.bind(py).extract()?;

@@ -19,8 +19,7 @@ pub fn none<T: Transport>(this: This<'_, '_, T>) -> PyResult<Object> {
     Ok(Object::none(this.py()))
 }
 
-/// The bytes of an argument of write(), by reference if nobody can change them, and else copied. None if it is not
-/// bytes-like.
+/// The bytes of an argument of write(): exact bytes by reference, anything else copied. None if it is not bytes-like.
 pub fn chunk(py: Python<'_>, data: &Object) -> PyResult<Option<Bytes>> {
     if let Some(bytes) = Bytes::from_exact(data) {
         return Ok(Some(bytes));
@@ -28,15 +27,14 @@ pub fn chunk(py: Python<'_>, data: &Object) -> PyResult<Option<Bytes>> {
     if is_bytes_like(&data.bind(py)) { Bytes::copy_of(py, data).map(Some) } else { Ok(None) }
 }
 
-/// Whether it is of a class that asyncio's transports take.
 pub fn is_bytes_like(data: &Bound<'_, PyAny>) -> bool {
     data.is_instance_of::<PyBytes>()
         || data.is_instance_of::<PyByteArray>()
         || data.is_instance_of::<PyMemoryView>()
 }
 
-/// Whether the transport is closing. One that does not listen hears of its peer's end by sending only, so that it sends
-/// first: StreamWriter.drain() asks this after each write.
+/// A transport that does not read learns only by sending that its peer is gone, so it sends first: StreamWriter.drain() calls this
+/// after each write.
 pub fn is_closing<T: Transport>(this: This<'_, '_, T>) -> PyResult<Object> {
     if !this.registration.wants_read() && !this.is_closing() {
         T::send_now(this)?;
@@ -80,13 +78,12 @@ fn usual_extra_info<T: Transport>(
     }
     let found = T::extra_info(this, name)?;
     if let Some(found) = &found {
-        // The same question gets the same answer for good.
         extra_dict(this)?.set_item(name, found.bind(py))?;
     }
     Ok(found)
 }
 
-/// What the program has put in the place of asyncio's get_extra_info(), as tests do.
+/// The function by which the program has replaced asyncio's get_extra_info(), as tests do.
 fn replaced_extra_info<T: Transport>(this: This<'_, '_, T>) -> PyResult<Option<Object>> {
     let py = this.py();
     let method = class::base_of::<T>(py).getattr(intern!(py, "get_extra_info"))?;
@@ -133,7 +130,8 @@ pub fn get_write_buffer_size<T: Transport>(this: This<'_, '_, T>) -> PyResult<Ob
     Object::from_size(this.py(), this.queued_size())
 }
 
-/// A repr() in asyncio's words: `details` unless the transport is closed, `idle` if its event loop is.
+/// A repr() in asyncio's words. It ends with `details`, with `idle` if the event loop is closed, or with neither if the transport
+/// is.
 pub fn repr<T: Transport>(
     this: This<'_, '_, T>,
     idle: Option<&str>,
@@ -158,7 +156,7 @@ pub fn polling(polling: bool) -> &'static str {
     if polling { "polling" } else { "idle" }
 }
 
-/// What all transports have: close() and its kin, the protocol, get_extra_info().
+/// The methods of all transports.
 #[macro_export]
 macro_rules! transport_methods {
     ($native:ty) => {
@@ -209,7 +207,7 @@ macro_rules! transport_methods {
     };
 }
 
-/// What transports have that read.
+/// The methods of transports that read.
 #[macro_export]
 macro_rules! reading_methods {
     ($native:ty) => {
@@ -242,7 +240,7 @@ macro_rules! reading_methods {
     };
 }
 
-/// What transports have that write.
+/// The methods of transports that write.
 #[macro_export]
 macro_rules! writing_methods {
     ($native:ty) => {
@@ -281,7 +279,7 @@ macro_rules! writing_methods {
     };
 }
 
-/// The attributes of asyncio's own transports that others read.
+/// The private attributes of asyncio's own transports that libraries read.
 #[macro_export]
 macro_rules! transport_attributes {
     ($native:ty) => {

@@ -1,7 +1,7 @@
 //! The datagram transport: UDP, and Unix sockets of that kind.
 //!
-//! A datagram is sent within sendto(), and only one that the socket does not take is queued. Several are received at a
-//! time; what a protocol does not want any more, because it paused reading or stopped the event loop, is kept for later.
+//! A datagram is sent within sendto(), and queued only if the socket does not take it. Several are received at a time. Those that
+//! the protocol no longer wants, because it paused reading or stopped the event loop, are kept for later.
 
 mod addresses;
 pub mod class;
@@ -42,11 +42,11 @@ pub struct Datagram {
     address: Option<Object>,
     addresses: Addresses,
     queue: StateCell<VecDeque<Outgoing>>,
-    /// In which process it was filled, by the number of its forks: a forked child leaves it to its parent.
+    /// [`fork_count`] when it was filled: a forked child must not send what its parent queued.
     forks: Cell<u32>,
     /// Bytes in the queue, each datagram counted with its header.
     queued: Cell<usize>,
-    /// What asyncio adds for each datagram.
+    /// What asyncio adds to the buffer's size for each datagram.
     header: usize,
     undelivered: StateCell<VecDeque<Incoming>>,
 }

@@ -53,14 +53,14 @@ impl Datagram {
                 Sent::Failed(error) => return Datagram::send_failed(this, error),
                 Sent::Blocked => {
                     this.registration.set_blocked(true);
-                    this.note_writer(py)?;
+                    this.keep_write_context(py)?;
                     endpoint::sync_or_end(this)?;
                 }
             }
         }
         let data = match Bytes::from_exact(data) {
             Some(data) => data,
-            // Nobody may change what is queued.
+            // The program may change its own object while the copy is queued.
             None => Bytes::copy_of(py, data)?,
         };
         if this.queue.borrow_mut().try_reserve(1).is_err() {
@@ -81,11 +81,11 @@ impl Datagram {
         let written = &this.core.metrics.counts.bytes_written;
         let fd = this.file.descriptor();
         if this.file.has_peer() {
-            let sent = with_buffer(py, data, |data| told(py, send_to(fd, data, None), written));
+            let sent = with_buffer(py, data, |data| to_sent(py, send_to(fd, data, None), written));
             return Ok(sent.unwrap_or_else(Sent::Failed));
         }
         if let Some(address) = address.and_then(|address| this.addresses.for_kernel(py, address)) {
-            let sent = with_buffer(py, data, |data| told(py, send_to(fd, data, Some(&address)), written));
+            let sent = with_buffer(py, data, |data| to_sent(py, send_to(fd, data, Some(&address)), written));
             return Ok(sent.unwrap_or_else(Sent::Failed));
         }
         let address = address.cloned().unwrap_or_else(|| Object::none(py));
@@ -106,7 +106,7 @@ impl Datagram {
         })
     }
 
-    /// What the network refuses is the protocol's to know; anything else ends the transport.
+    /// An OSError goes to the protocol's error_received(), whose own errors go to the caller. Anything else ends the transport.
     fn send_failed(this: ThisDatagram<'_, '_>, error: PyErr) -> PyResult<()> {
         let py = this.py();
         if !error.is_instance_of::<PyOSError>(py) {
@@ -132,8 +132,7 @@ impl Datagram {
                 Sent::Failed(error) => {
                     this.queued.set(this.queued.get().saturating_sub(size));
                     if error.is_instance_of::<PyOSError>(py) {
-                        let error = Object::from(error.value(py));
-                        return endpoint::call_protocol(this, intern!(py, "error_received"), &[&error]);
+                        return Datagram::call_error_received(this, error);
                     }
                     return Datagram::send_failed(this, error);
                 }
@@ -149,7 +148,7 @@ impl Datagram {
     }
 }
 
-fn told(py: Python<'_>, result: io::Result<usize>, written: &Count) -> Sent {
+fn to_sent(py: Python<'_>, result: io::Result<usize>, written: &Count) -> Sent {
     match result {
         Ok(sent) => {
             written.add(sent);

@@ -1,4 +1,12 @@
-//! The ways in which a transport ends.
+//! The ways in which a transport ends, as in asyncio:
+//!
+//! ```text
+//! close() ───────── nothing is queued ────────────────> Lost ── connection_lost step ──> Closed
+//!   └─ Closing ──── the queue is sent: finish_closing() ──────────────────────────────────^
+//! fatal_error() ──> force_close() ────────────────────> Lost
+//! ```
+//!
+//! Any of them can be called in any phase, and by Python code that another of them runs.
 
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
@@ -12,7 +20,7 @@ use crate::handle::reraise_fatal;
 use crate::imports::imports;
 use crate::intern;
 
-/// Closes when what is queued has been sent.
+/// asyncio's close(): closes when what is queued has been sent.
 pub fn close<T: Transport>(this: This<'_, '_, T>) -> PyResult<()> {
     if this.is_closing() {
         return Ok(());
@@ -29,12 +37,12 @@ pub fn close<T: Transport>(this: This<'_, '_, T>) -> PyResult<()> {
     schedule_connection_lost(this, None)
 }
 
-/// Closes at once, with an exception for connection_lost().
+/// asyncio's _force_close(): closes at once, with an exception for connection_lost().
 pub fn force_close<T: Transport>(this: This<'_, '_, T>, exception: Option<Object>) -> PyResult<()> {
     if this.is_lost() {
         return Ok(());
     }
-    // asyncio has sent by now what was written, as far as the descriptor took it.
+    // asyncio has sent by now what was written.
     T::send_now(this)?;
     if this.is_lost() {
         return Ok(());
@@ -44,8 +52,7 @@ pub fn force_close<T: Transport>(this: This<'_, '_, T>, exception: Option<Object
     schedule_connection_lost(this, exception)
 }
 
-/// Schedules connection_lost(). RuntimeError if the event loop is closed, and will not call it: then the descriptor is
-/// closed at once.
+/// Schedules connection_lost(). If the event loop is closed, closes the descriptor at once, and fails with asyncio's RuntimeError.
 pub fn schedule_connection_lost<T: Transport>(
     this: This<'_, '_, T>,
     exception: Option<Object>,
@@ -61,17 +68,17 @@ pub fn schedule_connection_lost<T: Transport>(
         None => copy_context(this.py())?,
     };
     this.lost_context.set(Some(context));
-    this.note_source(this.py())?;
+    this.keep_source_traceback(this.py())?;
     this.lost_exception.set(exception);
     this.core.push(ReadyEntry::Step(this.object(), connection_lost::<T>));
     Ok(())
 }
 
-/// Ends the connection because of an error, which is reported unless it is a usual one.
+/// asyncio's _fatal_error(): reports an error, a connection error in debug mode only, and force-closes.
 pub fn fatal_error<T: Transport>(this: This<'_, '_, T>, error: PyErr, message: &str) -> PyResult<()> {
     let py = this.py();
     let exception = reraise_fatal(py, error)?;
-    // asyncio has sent by now what was written.
+    // asyncio has sent by now what was written; what the report's Python code writes is sent by force_close().
     T::send_now(this)?;
     if !T::is_connection_error(py, &exception) {
         report(this, message, &exception)?;
@@ -82,7 +89,7 @@ pub fn fatal_error<T: Transport>(this: This<'_, '_, T>, error: PyErr, message: &
     force_close(this, Some(exception))
 }
 
-/// Ends a transport that was closing until everything was sent, which it is. False if it was not closing.
+/// Ends a closing transport whose queue has been sent. False if it is not closing.
 pub fn finish_closing<T: Transport>(this: This<'_, '_, T>) -> PyResult<bool> {
     if this.phase.get() != Phase::Closing {
         return Ok(false);
@@ -94,13 +101,13 @@ pub fn finish_closing<T: Transport>(this: This<'_, '_, T>) -> PyResult<bool> {
 
 pub fn call_connection_lost<T: Transport>(this: This<'_, '_, T>, exception: &Object) -> PyResult<()> {
     let py = this.py();
-    let reported = call_protocol(this, intern!(py, "connection_lost"), &[exception]);
+    let called = call_protocol(this, intern!(py, "connection_lost"), &[exception]);
     let released = tear_down(this);
     let ended = T::after_lost(this);
-    reported.and(released).and(ended)
+    called.and(released).and(ended)
 }
 
-/// Has nothing to do with the descriptor any more.
+/// Ends the registration, after which the descriptor can be closed.
 pub fn unregister<T: Transport>(this: This<'_, '_, T>) {
     if this.phase.replace(Phase::Closed) != Phase::Closed {
         this.core.metrics.close_transport();
@@ -108,10 +115,10 @@ pub fn unregister<T: Transport>(this: This<'_, '_, T>) {
     registration::unregister(this);
 }
 
-/// Closes the descriptor and lets go of everything.
+/// Unregisters and closes the descriptor, and drops the protocol.
 pub fn tear_down<T: Transport>(this: This<'_, '_, T>) -> PyResult<()> {
     unregister(this);
-    // The peer may be in this loop.
+    // The peer may be in this event loop.
     this.core.request_poll();
     let closed = this.get().close_file(this.py(), &this.object());
     this.clear_queue();
@@ -119,7 +126,7 @@ pub fn tear_down<T: Transport>(this: This<'_, '_, T>) -> PyResult<()> {
     closed
 }
 
-/// What `__del__` does to a transport that nobody closed.
+/// `__del__`: warns about a transport that was not closed, and closes it.
 pub fn finalize<T: Transport>(this: This<'_, '_, T>) {
     if this.phase.get() == Phase::Closed {
         return;

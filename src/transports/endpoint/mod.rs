@@ -1,7 +1,9 @@
-//! What all transports share: a descriptor that an event loop watches, a protocol, and the stages of a life.
+//! What all transports share: a registered descriptor, a protocol, the contexts of its callbacks, and a [`Phase`].
 //!
-//! Interest in events is changed late: pause_reading() sets a flag, and only an event that arrives while it is set
-//! costs a system call.
+//! What is received and sent is the business of [`Transport`]s: `stream`, `datagram`, `pipe`.
+//!
+//! Invariant: a step does nothing for a transport that was closed before it is run. What it returns as an error goes to the
+//! exception handler, by `core::report_error`.
 
 mod ending;
 mod protocol_calls;
@@ -88,16 +90,16 @@ pub struct Endpoint {
     pub phase: Cell<Phase>,
     pub registration: Registration,
     pub flow: FlowControl,
-    /// Writes since the connection was lost.
-    lost_writes: Cell<u32>,
+    /// asyncio's `_conn_lost`: the loss itself, and writes since.
+    conn_lost: Cell<u32>,
     context: Option<Object>,
     made_context: ObjectCell,
     read_context: ObjectCell,
-    /// That of the write which found the descriptor full, unless the connection's does for all.
+    /// Context of the write() that would have blocked; None if it is not known, or all callbacks share one context.
     write_context: ObjectCell,
     lost_context: ObjectCell,
     lost_exception: ObjectCell,
-    /// In debug mode, the stack of whoever made the transport or closed it.
+    /// In debug mode, the stack that scheduled connection_made() or connection_lost().
     source_traceback: ObjectCell,
 }
 
@@ -120,7 +122,7 @@ impl Endpoint {
             phase: Cell::new(Phase::Open),
             registration: Registration::default(),
             flow: FlowControl::default(),
-            lost_writes: Cell::new(0),
+            conn_lost: Cell::new(0),
             context: params.context,
             write_context: ObjectCell::default(),
             lost_context: ObjectCell::default(),
@@ -150,10 +152,9 @@ impl Endpoint {
         self.protocol.get().unwrap_or_else(|| Object::none(py))
     }
 
-    /// asyncio's LOG_THRESHOLD_FOR_CONNLOST_WRITES: five writes to a lost connection pass in silence. The loss
-    /// itself counts as one where it was noticed.
+    /// Counts a write to a lost connection, and logs `message` if asyncio's LOG_THRESHOLD_FOR_CONNLOST_WRITES is reached.
     pub fn count_lost_write(&self, py: Python<'_>, message: &str) -> PyResult<()> {
-        let count = self.lost_writes.get();
+        let count = self.conn_lost.get();
         self.note_loss();
         if count < 5 {
             return Ok(());
@@ -163,31 +164,30 @@ impl Endpoint {
     }
 
     pub fn note_loss(&self) {
-        self.lost_writes.set(self.lost_writes.get().saturating_add(1));
+        self.conn_lost.set(self.conn_lost.get().saturating_add(1));
     }
 
-    /// Notes the context of a write that found the descriptor full: in it the protocol will be told to go on.
-    pub fn note_writer(&self, py: Python<'_>) -> PyResult<()> {
+    /// Keeps the present context for what follows when the descriptor takes more.
+    pub fn keep_write_context(&self, py: Python<'_>) -> PyResult<()> {
         if self.context.is_none() {
             self.write_context.set(Some(copy_context(py)?));
         }
         Ok(())
     }
 
-    /// Forgets the context of the writer, which was not the present one.
-    pub fn forget_writer(&self) {
+    pub fn drop_write_context(&self) {
         self.write_context.set(None);
     }
 
-    /// Notes, in debug mode, where a callback of the protocol is scheduled.
-    fn note_source(&self, py: Python<'_>) -> PyResult<()> {
+    /// In debug mode, keeps the present stack.
+    fn keep_source_traceback(&self, py: Python<'_>) -> PyResult<()> {
         if self.debug() {
             self.source_traceback.set(self.core.schedule.source_traceback(py)?);
         }
         Ok(())
     }
 
-    /// Runs `f` in one of the contexts, which are there unless the garbage collector has taken the transport apart.
+    /// Runs `f` in one of the contexts. Does nothing if the garbage collector has cleared it.
     fn in_context(
         &self,
         py: Python<'_>,
@@ -254,7 +254,7 @@ pub trait Transport: Native + Deref<Target = Endpoint> {
     /// Closes the descriptor. Called once.
     fn close_file(&self, py: Python<'_>, this: &Object) -> PyResult<()>;
 
-    /// What get_extra_info() knows of itself.
+    /// What get_extra_info() returns unless `extra` has the name.
     fn extra_info(this: This<'_, '_, Self>, name: &Bound<'_, PyAny>) -> PyResult<Option<Object>>;
 
     /// The names that [`Transport::extra_info`] knows.
@@ -265,10 +265,10 @@ pub trait Transport: Native + Deref<Target = Endpoint> {
         Ok(())
     }
 
-    /// Whether the descriptor can be another transport's, too, as that of a terminal which is read and written.
+    /// Whether several transports can use the descriptor, as that of a terminal which is read and written.
     const SHARES: bool = false;
 
-    /// Whether the descriptor is a device's, of which the kernel refuses to watch some.
+    /// Whether the descriptor is a character device's. The kernel refuses to watch some.
     fn is_device(&self) -> bool {
         false
     }
@@ -293,14 +293,14 @@ pub trait Transport: Native + Deref<Target = Endpoint> {
         Ok(())
     }
 
-    /// Whether an error is told in debug mode only: the network's, not the program's.
+    /// Whether an error is reported in debug mode only.
     fn is_connection_error(py: Python<'_>, exception: &Object) -> bool {
         exception.bind(py).is_instance_of::<pyo3::exceptions::PyOSError>()
     }
 }
 
-/// Has the event loop watch a new transport, does what else its kind needs, and schedules connection_made(). A transport
-/// for which that fails closes its descriptor: nobody gets to know of it.
+/// Registers a new transport, runs `prepare`, and schedules connection_made(). If that fails, the descriptor is closed: the
+/// program never gets the transport.
 pub fn start<T: Transport>(
     py: Python<'_>,
     transport: &Obj<T>,
@@ -308,23 +308,23 @@ pub fn start<T: Transport>(
 ) -> PyResult<()> {
     attach(py, transport)?;
     let started = prepare().and_then(|()| schedule_made(py, transport));
-    // The first error is the one to tell.
+    // The first error is the one to return.
     started.inspect_err(|_| drop(tear_down(transport.this(py))))
 }
 
 /// Schedules connection_made().
 fn schedule_made<T: Transport>(py: Python<'_>, transport: &Obj<T>) -> PyResult<()> {
-    transport.note_source(py)?;
+    transport.keep_source_traceback(py)?;
     transport.core.push(ReadyEntry::Step(transport.as_object().clone(), connection_made::<T>));
     Ok(())
 }
 
-/// The transport that a step was queued for.
+/// The transport of a step.
 pub fn transport<'a, 'py, T: Transport>(py: Python<'py>, object: &'a Object) -> PyResult<This<'a, 'py, T>> {
     class::downcast(object.bind(py))
 }
 
-/// Runs `f` in the context in which arrivals are told.
+/// Runs `f` in the context of the protocol's data_received().
 pub fn in_read_context<T: Transport>(
     this: This<'_, '_, T>,
     f: impl FnOnce() -> PyResult<()>,
@@ -332,8 +332,8 @@ pub fn in_read_context<T: Transport>(
     this.in_context(this.py(), &this.read_context, f)
 }
 
-/// Runs `f`, which ends the connection outside of all callbacks, in a copy of the context in which arrivals are told: the
-/// protocol and the exception handler find the connection's variables there.
+/// Runs `f`, which ends the connection outside of all callbacks, in a copy of [`in_read_context`]'s: the protocol and the exception
+/// handler find the connection's variables there.
 #[cold]
 pub fn in_connection_context<T: Transport>(
     this: This<'_, '_, T>,
@@ -352,8 +352,8 @@ fn connection_made<T: Transport>(py: Python<'_>, object: &Object) -> PyResult<()
         this.core.begin(token, on_ready::<T>);
     }
     run_in_context(py, &context, || {
-        // Even if it leaves the event loop, with SystemExit, the connection is to be in order afterwards.
-        let told = call_protocol(this, intern!(py, "connection_made"), &[object]);
+        // After SystemExit, which leaves the event loop, the transport must be usable.
+        let called = call_protocol(this, intern!(py, "connection_made"), &[object]);
         if this.starts_reading() {
             this.registration.start_reading();
         }
@@ -362,7 +362,7 @@ fn connection_made<T: Transport>(py: Python<'_>, object: &Object) -> PyResult<()
             Some(waiter) => resolve(py, &waiter),
             None => Ok(()),
         };
-        told.and(watched).and(resolved)
+        called.and(watched).and(resolved)
     })
 }
 

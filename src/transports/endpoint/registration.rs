@@ -251,7 +251,7 @@ pub fn set_blocked<T: Transport>(this: This<'_, '_, T>, blocked: bool) -> PyResu
         return Ok(());
     }
     if blocked {
-        this.note_writer(this.py())?;
+        this.keep_write_context(this.py())?;
     }
     sync_or_end(this)
 }

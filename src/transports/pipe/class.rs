@@ -67,8 +67,8 @@ fn repr_slot(function: unsafe extern "C" fn(*mut ffi::PyObject) -> *mut ffi::PyO
     ffi::PyType_Slot { slot: ffi::Py_tp_repr, pfunc: function as *mut c_void }
 }
 
-/// What it means to asyncio's transports that their file is taken away: they are closed, and it is not.
-fn forget<T: Transport>(this: This<'_, '_, T>, file: Borrowed<'_, '_, PyAny>) -> PyResult<()> {
+/// `_pipe = None` closes one of asyncio's transports, and leaves the file open.
+fn release_file<T: Transport>(this: This<'_, '_, T>, file: Borrowed<'_, '_, PyAny>) -> PyResult<()> {
     if !file.is_none() {
         return Err(new_error::<PyAttributeError>(this.py(), "the file of a transport cannot be replaced"));
     }
@@ -88,7 +88,7 @@ macro_rules! pipe_attributes {
                     Phase::Closed => none(this),
                     _ => Ok(this.file.clone()),
                 },
-                forget
+                release_file
             ),
             attribute!($native, "_fileno", |this| Object::from_int(this.py(), this.fd)),
         ]);

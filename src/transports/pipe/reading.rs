@@ -1,4 +1,4 @@
-//! The end of a pipe that is read from.
+//! The transport of the read end of a pipe.
 
 use std::ops::Deref;
 
@@ -75,9 +75,7 @@ impl Transport for ReadPipe {
         let data = match data {
             Ok(Some(data)) => data?,
             Ok(None) => return ReadPipe::end_of_file(this),
-            Err(error) if socket::is_not_ready(&error) => {
-                return Ok(());
-            }
+            Err(error) if socket::is_not_ready(&error) => return Ok(()),
             Err(error) => return endpoint::fatal_error(this, os_error(py, error), READ_FAILED),
         };
         endpoint::call_protocol(this, intern!(py, "data_received"), &[&data])
@@ -109,7 +107,7 @@ impl Transport for ReadPipe {
         extra_info(this.py(), &this.file, name)
     }
 
-    /// The end of a pty.
+    /// EIO is the end of a pty.
     fn is_connection_error(py: Python<'_>, exception: &Object) -> bool {
         let exception = exception.bind(py);
         let errno = || -> PyResult<i32> { exception.getattr(intern!(py, "errno"))?.extract() };

@@ -1,4 +1,4 @@
-//! The end of a pipe that is written to.
+//! The transport of the write end of a pipe.
 
 use std::io;
 use std::ops::Deref;
@@ -6,7 +6,7 @@ use std::ops::Deref;
 use pyo3::exceptions::PyBrokenPipeError;
 use pyo3::prelude::*;
 
-use super::{extra_info, lets_others_run, prepare};
+use super::{extra_info, must_release_gil, prepare};
 use crate::cpython::borrowing::StateCell;
 use crate::cpython::buffer::Bytes;
 use crate::cpython::class::{Class, Native, Obj, This, Visitor};
@@ -22,8 +22,8 @@ pub struct WritePipe {
     endpoint: Endpoint,
     pub(super) file: Object,
     queue: StateCell<WriteQueue>,
-    /// Whether it becomes readable when its reader is gone: pipes and sockets do, devices have something to read.
-    tells_of_reader: bool,
+    /// Whether the descriptor is readable only if its reader is gone: true of pipes and sockets, not of devices.
+    watches_reader: bool,
 }
 
 pub type ThisWritePipe<'a, 'py> = This<'a, 'py, WritePipe>;
@@ -45,14 +45,14 @@ impl WritePipe {
             endpoint: Endpoint::new(py, EndpointParams { fd, ..params })?,
             file,
             queue: StateCell::default(),
-            tells_of_reader: kind != Kind::CharacterDevice,
+            watches_reader: kind != Kind::CharacterDevice,
         };
         let pipe = Obj::new(py, pipe)?;
         endpoint::start(py, &pipe, || Ok(()))?;
         Ok(pipe)
     }
 
-    /// Writes as much as the pipe takes; the rest waits until it takes more.
+    /// Writes as much as the pipe takes now. The rest is queued.
     pub fn write(this: ThisWritePipe<'_, '_>, data: Bytes) -> PyResult<()> {
         if data.as_slice().is_empty() {
             return Ok(());
@@ -76,8 +76,8 @@ impl WritePipe {
         let py = this.py();
         this.core.request_poll();
         let written = &this.core.metrics.counts.bytes_written;
-        let progress = if lets_others_run(py, this.fd) {
-            WritePipe::drain_waiting(this)
+        let progress = if must_release_gil(py, this.fd) {
+            WritePipe::drain_without_gil(this)
         } else {
             this.queue.borrow_mut().drain(written, |slices| pipe::write(this.fd, slices))
         };
@@ -91,11 +91,11 @@ impl WritePipe {
         }
     }
 
-    /// Writes while other threads run. What one of them may write to the transport meanwhile, against the rules, comes after.
+    /// Writes without the GIL. What another thread writes to the transport meanwhile, against the rules, comes after.
     #[cold]
-    fn drain_waiting(this: ThisWritePipe<'_, '_>) -> io::Result<Progress> {
+    fn drain_without_gil(this: ThisWritePipe<'_, '_>) -> io::Result<Progress> {
         let (py, fd) = (this.py(), this.fd);
-        // Nothing is borrowed meanwhile, and who writes only queues.
+        // Nothing is borrowed while other threads run, and a blocked transport only queues.
         let mut queue = this.queue.take();
         let blocked = this.registration.set_blocked(true);
         let written = &this.core.metrics.counts.bytes_written;
@@ -115,7 +115,7 @@ impl Transport for WritePipe {
     const EXTRA: &'static [&'static str] = &["pipe"];
     const SHARES: bool = true;
 
-    /// The reader is gone. (A socket's peer that sends is taken for one, too, as in asyncio.)
+    /// The reader is gone, or, as in asyncio, a socket's peer sends.
     fn readable(this: ThisWritePipe<'_, '_>) -> PyResult<()> {
         let py = this.py();
         if this.debug() {
@@ -129,13 +129,12 @@ impl Transport for WritePipe {
     }
 
     fn writable(this: ThisWritePipe<'_, '_>) -> PyResult<()> {
-        let _py = this.py();
         WritePipe::drain(this)?;
         if this.is_lost() {
             return Ok(());
         }
         if !this.has_queued() {
-            // As asyncio has it: in one step from full to empty.
+            // As in asyncio, only an empty queue resumes the protocol.
             endpoint::resume_protocol(this, 0)?;
         }
         if this.has_queued() { Ok(()) } else { endpoint::finish_closing(this).map(drop) }
@@ -153,11 +152,11 @@ impl Transport for WritePipe {
         self.queue.borrow_mut().clear();
     }
 
-    /// Only a write that fails is one of those that are counted, as in asyncio.
+    /// As in asyncio, only a write that fails counts.
     fn on_lost(&self) {}
 
     fn starts_reading(&self) -> bool {
-        self.tells_of_reader && !self.is_closing()
+        self.watches_reader && !self.is_closing()
     }
 
     fn close_file(&self, py: Python<'_>, _this: &Object) -> PyResult<()> {

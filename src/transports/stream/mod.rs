@@ -1,8 +1,10 @@
 //! The stream transport: TCP and Unix sockets.
 //!
-//! A program with one thing to do at a time sends within write(). Otherwise what is written is sent at the end of the
-//! iteration, all of it at once, so that a busy server does not wake its peers one by one in the middle of its work. Nobody can tell: whatever looks at what was sent (the buffer's size,
-//! close(), abort(), write_eof()) has it sent first.
+//! In an iteration of one callback, write() sends. Otherwise what is written is sent at the end of the iteration, all of it at
+//! once, so that a busy server does not wake its peers one by one in the middle of its work.
+//!
+//! Invariant: the program cannot see the difference. Methods whose result depends on what was sent (the buffer's size, close(),
+//! abort(), write_eof()) call [`Transport::send_now`] first.
 
 pub mod class;
 mod reading;
@@ -34,18 +36,18 @@ pub struct Stream {
     file: SocketFile,
     kind: Cell<ProtocolKind>,
     server: ObjectCell,
-    /// How many bytes arrive at a time, roughly.
+    /// About how many bytes a receive yields: follows peaks.
     recv_size_hint: Cell<usize>,
-    /// The number of the error that receiving met, which may have come behind data; 0 for none.
+    /// The errno of a failed receive, which can have followed data in the same event; 0 for none.
     read_error: Cell<i32>,
     /// Whether write_eof() was called.
     eof_written: Cell<bool>,
-    /// Whether either forbids to write: write_eof(), or a sendfile that is under way.
+    /// Whether write() is an error: after write_eof(), and during sendfile.
     refuses_writes: Cell<bool>,
     queue: StateCell<WriteQueue>,
     /// Whether the queue is sent at the end of the iteration.
     send_is_scheduled: Cell<bool>,
-    /// A future that sendfile waits for: the queue is empty, and nothing may be added.
+    /// A future that sendfile waits for, done when the queue is empty. Nothing may be written until it is reset.
     empty_waiter: ObjectCell,
 }
 
@@ -156,7 +158,7 @@ fn kind_of(py: Python<'_>, protocol: &Object) -> PyResult<ProtocolKind> {
     Ok(if buffered { ProtocolKind::Buffered } else { ProtocolKind::Streaming })
 }
 
-/// Tells a server of a connection; before 3.13 it only counts them.
+/// Calls a method by which a server keeps its connections; before 3.13 it only counts them.
 fn call_server(
     py: Python<'_>,
     server: &Object,

@@ -1,4 +1,11 @@
-//! What is to be sent, and the moments when it is.
+//! What is to be sent, and when it is sent:
+//!
+//! - now: [`Stream::send`], or [`Transport::send_now`] if the socket may be full or the queue empty;
+//! - at the end of the iteration, or sooner: [`Stream::send_in_iteration`], after each write();
+//! - at the end of the iteration: [`send_scheduled`], a step that the former has scheduled;
+//! - when the socket takes more: [`Stream::write_ready`].
+//!
+//! All of them call [`Stream::drain`], the only place that sends.
 
 use std::io;
 
@@ -17,7 +24,7 @@ use crate::transports::endpoint::{self, Phase, Transport};
 use crate::transports::write_queue::Progress;
 
 impl Stream {
-    /// Queues a chunk, to be sent at the end of the iteration or sooner.
+    /// Queues a chunk, and sends it in this iteration.
     pub fn write(this: ThisStream<'_, '_>, chunk: Bytes) -> PyResult<()> {
         if this.is_lost() {
             return Stream::write_lost(this);
@@ -34,7 +41,7 @@ impl Stream {
         Stream::send_in_iteration(this, size)
     }
 
-    /// Queues several chunks.
+    /// [`Stream::write`] of several chunks.
     pub fn write_several(this: ThisStream<'_, '_>, chunks: Vec<Bytes>) -> PyResult<()> {
         if this.is_lost() {
             return Stream::write_lost(this);
@@ -117,7 +124,7 @@ impl Stream {
         this.queue.borrow_mut().clear();
         let error = match this.read_error.get() {
             0 => error,
-            // The kernel has told this one before, and told the reader. asyncio would have sent by then.
+            // The kernel reported this one to a receive. asyncio would have sent before that.
             number => io::Error::from_raw_os_error(number),
         };
         let error = os_error(this.py(), error);
@@ -192,7 +199,7 @@ impl Stream {
         }
         Stream::send_now(this)?;
         if this.is_lost() {
-            // What is written to a connection that has failed fails, too.
+            // sendfile fails as the queued data did.
             return Err(new_error::<PyRuntimeError>(py, "Transport is closing"));
         }
         let waiter = this.event_loop.call_method0(py, intern!(py, "create_future"))?;
@@ -220,7 +227,7 @@ fn send_scheduled(py: Python<'_>, object: &Object) -> PyResult<()> {
         Ok(Progress::Blocked) => {
             this.registration.set_blocked(true);
             // The context of the write() is not known here.
-            this.forget_writer();
+            this.drop_write_context();
             endpoint::sync_or_end_in_connection_context(this)
         }
         Err(error) => endpoint::in_connection_context(this, || Stream::cannot_send(this, error)),
