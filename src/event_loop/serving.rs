@@ -10,7 +10,7 @@ use super::{Loop, ThisLoop, given};
 use crate::cpython::args::{Args, all};
 use crate::cpython::object::{Object, tuple};
 use crate::intern;
-use crate::transports::listener::{Listener, ListenerParams, Tls};
+use crate::transports::listener::{Listener, ListenerParams};
 use crate::{method, method0, method1};
 
 fn start_serving<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
@@ -42,11 +42,9 @@ fn start_serving<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<
             Some(backlog) => backlog.bind(py).extract::<i64>()?.max(0) as usize,
             None => 100,
         },
-        tls: given(tls).map(|context| Tls {
-            context,
-            handshake_timeout: handshake_timeout.unwrap_or_else(|| Object::none(py)),
-            shutdown_timeout: shutdown_timeout.unwrap_or_else(|| Object::none(py)),
-        }),
+        tls: tls.unwrap_or_else(|| Object::none(py)),
+        handshake_timeout: handshake_timeout.unwrap_or_else(|| Object::none(py)),
+        shutdown_timeout: shutdown_timeout.unwrap_or_else(|| Object::none(py)),
         context: given(context),
     };
     Listener::start(py, params)?;

@@ -41,16 +41,12 @@ pub struct ListenerParams {
     pub fd: RawFd,
     pub server: Option<Object>,
     pub backlog: usize,
-    pub tls: Option<Tls>,
-    /// If all callbacks of a connection are to share a context, the one that it is a copy of: servers ask for that from 3.15 on.
-    pub context: Option<Object>,
-}
-
-/// What connections with TLS need besides.
-pub struct Tls {
-    pub context: Object,
+    /// The SSLContext; None for connections without TLS.
+    pub tls: Object,
     pub handshake_timeout: Object,
     pub shutdown_timeout: Object,
+    /// If all callbacks of a connection are to share a context, the one that it is a copy of: servers ask for that from 3.15 on.
+    pub context: Option<Object>,
 }
 
 /// A listening socket whose connections become transports.
@@ -253,16 +249,15 @@ impl Listener {
         let extra = Object::from(extra);
         let none = Object::none(py);
         let params = &this.params;
-        let tls = params.tls.as_ref();
         let mut arguments = vec![
             &params.event_loop,
             &params.protocol_factory,
             &connection,
             &extra,
-            tls.map_or(&none, |tls| &tls.context),
+            &params.tls,
             params.server.as_ref().unwrap_or(&none),
-            tls.map_or(&none, |tls| &tls.handshake_timeout),
-            tls.map_or(&none, |tls| &tls.shutdown_timeout),
+            &params.handshake_timeout,
+            &params.shutdown_timeout,
         ];
         let keywords = dict(py)?;
         if params.context.is_some() {
@@ -316,11 +311,9 @@ impl Native for Listener {
         visitor.optional(&self.params.server);
         visitor.optional(&self.params.context);
         visitor.object(&self.context);
-        if let Some(tls) = &self.params.tls {
-            visitor.object(&tls.context);
-            visitor.object(&tls.handshake_timeout);
-            visitor.object(&tls.shutdown_timeout);
-        }
+        visitor.object(&self.params.tls);
+        visitor.object(&self.params.handshake_timeout);
+        visitor.object(&self.params.shutdown_timeout);
     }
 
     fn clear(&self) {

@@ -3,9 +3,10 @@
 use pyo3::Borrowed;
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
-use pyo3::types::{PyByteArray, PyBytes, PyDict, PyMemoryView};
+use pyo3::types::{PyByteArray, PyBytes, PyDict, PyMemoryView, PyType};
 
 use super::endpoint::{self, Phase, Transport};
+use crate::core::RECEIVE_BUFFER;
 use crate::cpython::args::Args;
 use crate::cpython::buffer::Bytes;
 use crate::cpython::class::{self, This};
@@ -152,8 +153,40 @@ pub fn repr<T: Transport>(
     Object::from_str(py, &format!("<{}>", params.join(" ")))
 }
 
+/// Sets asyncio's `max_size`: how much is received at a time.
+pub fn set_max_size(class: &Bound<'_, PyType>) -> PyResult<()> {
+    let py = class.py();
+    class.setattr(intern!(py, "max_size"), Object::from_size(py, RECEIVE_BUFFER)?.bind(py))
+}
+
 pub fn polling(polling: bool) -> &'static str {
     if polling { "polling" } else { "idle" }
+}
+
+/// The slot of a class whose repr() is a function of Rust's.
+#[macro_export]
+macro_rules! repr_slot {
+    ($native:ty, $repr:expr) => {{
+        unsafe extern "C" fn tp_repr(instance: *mut pyo3::ffi::PyObject) -> *mut pyo3::ffi::PyObject {
+            // SAFETY: the slot of this class is called with its instances.
+            unsafe { $crate::cpython::methods::call_bare::<$native>(instance, $repr) }
+        }
+        pyo3::ffi::PyType_Slot { slot: pyo3::ffi::Py_tp_repr, pfunc: tp_repr as *mut std::ffi::c_void }
+    }};
+}
+
+/// The attributes of transports over sockets.
+#[macro_export]
+macro_rules! socket_attributes {
+    ($native:ty) => {
+        [
+            attribute!($native, "_sock", |this| match this.phase.get() {
+                $crate::transports::endpoint::Phase::Closed => none(this),
+                _ => this.file.python_socket(this.py()),
+            }),
+            attribute!($native, "_sock_fd", |this| Object::from_int(this.py(), this.fd)),
+        ]
+    };
 }
 
 /// The methods of all transports.

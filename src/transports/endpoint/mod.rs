@@ -29,10 +29,9 @@ pub use ending::{
 };
 pub use protocol_calls::{call_protocol, log, pause_protocol, report, resume_protocol};
 pub use registration::{
-    Narrowing, pause_reading, resume_reading, set_blocked, sync, sync_or_end,
-    sync_or_end_in_connection_context,
+    Narrowing, cannot_watch, pause_reading, resume_reading, set_blocked, sync, sync_or_end,
 };
-use registration::{Registration, attach, sync_new};
+use registration::{Registration, attach};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
@@ -228,13 +227,15 @@ impl Endpoint {
     }
 }
 
-/// A transport: an endpoint, and what its kind adds.
+/// A transport: an endpoint, and what its kind adds. The default is one that does not write.
 pub trait Transport: Native + Deref<Target = Endpoint> {
     /// The descriptor can be read from.
     fn readable(this: This<'_, '_, Self>) -> PyResult<()>;
 
     /// The descriptor takes more.
-    fn writable(this: This<'_, '_, Self>) -> PyResult<()>;
+    fn writable(_this: This<'_, '_, Self>) -> PyResult<()> {
+        Ok(())
+    }
 
     /// Sends what is queued, unless the descriptor is known to take no more. A transport that queues nothing else need not
     /// do anything.
@@ -243,13 +244,17 @@ pub trait Transport: Native + Deref<Target = Endpoint> {
     }
 
     /// Whether anything is still to be sent.
-    fn has_queued(&self) -> bool;
+    fn has_queued(&self) -> bool {
+        self.queued_size() > 0
+    }
 
     /// How many bytes are still to be sent.
-    fn queued_size(&self) -> usize;
+    fn queued_size(&self) -> usize {
+        0
+    }
 
     /// Drops what is still to be sent.
-    fn clear_queue(&self);
+    fn clear_queue(&self) {}
 
     /// Closes the descriptor. Called once.
     fn close_file(&self, py: Python<'_>, this: &Object) -> PyResult<()>;
@@ -357,7 +362,7 @@ fn connection_made<T: Transport>(py: Python<'_>, object: &Object) -> PyResult<()
         if this.starts_reading() {
             this.registration.start_reading();
         }
-        let watched = sync_new(this);
+        let watched = sync_or_end(this);
         let resolved = match this.waiter.take() {
             Some(waiter) => resolve(py, &waiter),
             None => Ok(()),

@@ -1,29 +1,25 @@
-//! What a transport wants of its descriptor, and what the event loop has been asked for.
-//!
-//! It calls the kernel through [`crate::core::Core`], and reads or writes nothing itself.
+//! The registration of a transport's descriptor with the event loop: which events are wanted, and what was asked of the kernel.
 //!
 //! ```text
-//!                     attach()                              sync(): an event is wanted, or none
-//! Unregistered ──┬─ T::SHARES is false ──> Exclusive, strong <────────────────────> Exclusive, weak
-//!       ^        └─ T::SHARES is true ───> Shared(directions) <──── sync() ───────> Shared(directions)
-//!       └────────────────────────────────── unregister(), from each
+//! Unregistered ── attach() ──┬── Exclusive, strong <── sync(): events are wanted, or none ──> Exclusive, weak
+//!       ^                    └── Shared(watched) <──── sync() ────> Shared(watched)     (T::SHARES)
+//!       └── unregister() from each, for good
 //! ```
 //!
 //! Invariants:
-//! - The event loop keeps a transport alive while it is strong, or while a direction is watched.
-//! - What is wanted is what the kernel is asked for, but for reading that was paused or ended: the kernel is asked for it
-//!   until the next event, which [`super::on_ready`] answers with [`sync`]. Pausing and resuming between two events costs no
-//!   system call. A shared descriptor is always asked for what is wanted, as with asyncio's add_reader().
-//! - Once unregistered, it stays so, and wants nothing.
+//! - The event loop keeps a transport alive while it is strong, or a direction is watched. One that waits for nothing is weak.
+//! - What is wanted changes first, and [`sync`] follows: at once if more is wanted. If less is, the kernel can be left alone until
+//!   an unwanted event comes, which `on_ready` answers with [`sync`]: a pause between two events costs no system call.
+//! - A shared descriptor is always asked for exactly what is wanted, as with asyncio's add_reader().
 //!
-//! Called by the endpoint's steps, by [`super::ending`], and by transports whose descriptor is full or has ended.
+//! Nothing is read or written here.
 
 use std::cell::Cell;
 
 use pyo3::exceptions::PyPermissionError;
 use pyo3::prelude::*;
 
-use super::{Transport, fatal_error, in_connection_context, log, on_readable, on_writable, report};
+use super::{Transport, fatal_error, log, on_readable, on_writable, report};
 use crate::core::{Direction, Waiter};
 use crate::cpython::class::{Obj, This};
 use crate::cpython::object::copy_context;
@@ -31,42 +27,32 @@ use crate::handle::reraise_fatal;
 use crate::reactor::poller::Interest;
 use crate::reactor::registry::Token;
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 enum State {
+    #[default]
     Unregistered,
-    /// The registry's entry is the transport's own. It refers to the transport strongly or weakly.
-    Exclusive {
-        token: Token,
-        strong: bool,
-    },
-    /// For each of these directions, a waiter refers to the transport. Others may wait for the rest.
+    /// The registry's entry is the transport's own, and refers to it strongly or weakly.
+    Exclusive { token: Token, strong: bool },
+    /// The directions for which a waiter refers to the transport. Another transport may wait for the other one.
     Shared(Interest),
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
 enum Reading {
     /// Before connection_made(), and after the end.
+    #[default]
     Off,
     On,
-    /// pause_reading() is in force, also if it was called while reading was off.
+    /// pause_reading() is in force.
     Paused,
 }
 
+#[derive(Default)]
 pub struct Registration {
     state: Cell<State>,
     reading: Cell<Reading>,
     /// Whether the descriptor took no more: the rest waits until it is writable.
     blocked: Cell<bool>,
-}
-
-impl Default for Registration {
-    fn default() -> Self {
-        Registration {
-            state: Cell::new(State::Unregistered),
-            reading: Cell::new(Reading::Off),
-            blocked: Cell::new(false),
-        }
-    }
 }
 
 impl Registration {
@@ -82,24 +68,22 @@ impl Registration {
         self.blocked.get()
     }
 
-    /// Returns what it was. [`sync`] has to follow.
+    /// Returns what it was.
     pub fn set_blocked(&self, blocked: bool) -> bool {
         self.blocked.replace(blocked)
     }
 
-    /// [`sync`] has to follow.
     pub fn start_reading(&self) {
         self.reading.set(Reading::On);
     }
 
-    /// A transport that is paused stays so. [`sync`] or [`unregister`] has to follow.
+    /// A transport that is paused stays so.
     pub fn stop_reading(&self) {
         if self.wants_read() {
             self.reading.set(Reading::Off);
         }
     }
 
-    /// [`sync`] or [`unregister`] has to follow.
     pub fn want_nothing(&self) {
         self.stop_reading();
         self.blocked.set(false);
@@ -118,11 +102,11 @@ impl Registration {
     }
 }
 
-/// When the kernel hears that less is wanted.
+/// When the kernel is told that less is wanted.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Narrowing {
     Now,
-    /// When an event comes that is not wanted. No more may be wanted than the kernel has been asked for.
+    /// When an unwanted event comes. What is wanted must be part of what the kernel has been asked for.
     AtNextEvent,
 }
 
@@ -139,27 +123,23 @@ pub(super) fn attach<T: Transport>(py: Python<'_>, transport: &Obj<T>) -> PyResu
 }
 
 /// Brings what the kernel is asked for, and whether the event loop keeps the transport alive, in line with what is wanted.
+#[inline(always)]
 pub fn sync<T: Transport>(this: This<'_, '_, T>, narrowing: Narrowing) -> PyResult<()> {
-    let registration = &this.registration;
-    let wanted = registration.wanted();
-    match registration.state.get() {
-        State::Unregistered => Ok(()),
-        State::Shared(_) => {
-            watch_shared(this, Direction::Read, wanted.readable)?;
-            watch_shared(this, Direction::Write, wanted.writable)
-        }
-        State::Exclusive { token, strong } => {
-            if narrowing == Narrowing::Now {
-                this.core.set_interest(this.py(), token, wanted)?;
-            }
-            if strong == !wanted.is_none() {
-                return Ok(());
-            }
-            // First: making a weak reference can run Python code, which can close the transport.
-            registration.state.set(State::Exclusive { token, strong: !strong });
-            this.core.hold(this.py(), token, &this.object(), !strong)
-        }
+    let wanted = this.registration.wanted();
+    if T::SHARES {
+        watch_shared(this, Direction::Read, wanted.readable)?;
+        return watch_shared(this, Direction::Write, wanted.writable);
     }
+    let State::Exclusive { token, strong } = this.registration.state.get() else { return Ok(()) };
+    if narrowing == Narrowing::Now {
+        this.core.set_interest(this.py(), token, wanted)?;
+    }
+    if strong != wanted.is_none() {
+        return Ok(());
+    }
+    // First: making a weak reference can run Python code, which can close the transport.
+    this.registration.state.set(State::Exclusive { token, strong: !strong });
+    this.core.hold(this.py(), token, &this.object(), !strong)
 }
 
 /// Watches one direction of a shared descriptor, or no longer.
@@ -185,7 +165,7 @@ fn watch_shared<T: Transport>(this: This<'_, '_, T>, direction: Direction, wante
     }
 }
 
-/// Notes whether a direction of a shared descriptor is watched. False if that is nothing new.
+/// Notes whether a direction is watched. False if it was noted before, or the descriptor is not registered.
 fn note_watched(registration: &Registration, direction: Direction, watched: bool) -> bool {
     let State::Shared(mut interest) = registration.state.get() else { return false };
     let before = match direction {
@@ -198,58 +178,41 @@ fn note_watched(registration: &Registration, direction: Direction, watched: bool
 
 /// Ends the registration. To be called before the descriptor is closed.
 pub(super) fn unregister<T: Transport>(this: This<'_, '_, T>) {
-    let registration = &this.registration;
-    registration.want_nothing();
-    match registration.state.replace(State::Unregistered) {
-        State::Unregistered => {}
-        State::Exclusive { token, .. } => this.core.detach(token),
-        State::Shared(watched) => {
-            let object = this.object();
-            for (is_watched, direction) in
-                [(watched.readable, Direction::Read), (watched.writable, Direction::Write)]
-            {
-                if is_watched {
-                    drop(this.core.remove_waiter(this.fd, direction, Some(&object)));
-                }
-            }
-        }
+    this.registration.want_nothing();
+    if T::SHARES {
+        // Nothing is wanted, and to stop watching cannot fail.
+        let _ = sync(this, Narrowing::Now);
+    }
+    if let State::Exclusive { token, .. } = this.registration.state.replace(State::Unregistered) {
+        this.core.detach(token);
     }
 }
 
-const CANNOT_WATCH: &str = "Fatal error: the descriptor cannot be watched";
-
-/// [`sync`] for a transport in use: one that cannot be watched would wait for ever, so it ends.
+/// [`sync`] that ends the transport if it fails: without events it would wait for ever.
 pub fn sync_or_end<T: Transport>(this: This<'_, '_, T>) -> PyResult<()> {
-    sync(this, Narrowing::Now).or_else(|error| fatal_error(this, error, CANNOT_WATCH))
-}
-
-/// [`sync_or_end`] outside of all callbacks.
-pub fn sync_or_end_in_connection_context<T: Transport>(this: This<'_, '_, T>) -> PyResult<()> {
-    sync(this, Narrowing::Now)
-        .or_else(|error| in_connection_context(this, || fatal_error(this, error, CANNOT_WATCH)))
-}
-
-/// [`sync`] for a new transport. A device that the kernel refuses to watch stays open, as in asyncio: it can be closed and
-/// written to.
-pub(super) fn sync_new<T: Transport>(this: This<'_, '_, T>) -> PyResult<()> {
     sync(this, Narrowing::Now).or_else(|error| cannot_watch(this, error))
 }
 
+/// Ends a transport that cannot be watched. A device that the kernel refuses to watch stays open, as in asyncio: it can be closed
+/// and written to.
 #[cold]
-fn cannot_watch<T: Transport>(this: This<'_, '_, T>, error: PyErr) -> PyResult<()> {
+pub fn cannot_watch<T: Transport>(this: This<'_, '_, T>, error: PyErr) -> PyResult<()> {
+    const MESSAGE: &str = "Fatal error: the descriptor cannot be watched";
     let py = this.py();
     if !this.is_device() || !error.is_instance_of::<PyPermissionError>(py) {
-        return fatal_error(this, error, CANNOT_WATCH);
+        return fatal_error(this, error, MESSAGE);
     }
     this.registration.stop_reading();
-    report(this, CANNOT_WATCH, &reraise_fatal(py, error)?)
+    report(this, MESSAGE, &reraise_fatal(py, error)?)
 }
 
 /// Notes whether the descriptor took no more, and has it watched accordingly.
+#[inline(always)]
 pub fn set_blocked<T: Transport>(this: This<'_, '_, T>, blocked: bool) -> PyResult<()> {
-    if this.registration.set_blocked(blocked) == blocked {
-        return Ok(());
-    }
+    if this.registration.set_blocked(blocked) == blocked { Ok(()) } else { blocked_changed(this, blocked) }
+}
+
+fn blocked_changed<T: Transport>(this: This<'_, '_, T>, blocked: bool) -> PyResult<()> {
     if blocked {
         this.keep_write_context(this.py())?;
     }

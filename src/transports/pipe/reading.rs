@@ -81,23 +81,9 @@ impl Transport for ReadPipe {
         endpoint::call_protocol(this, intern!(py, "data_received"), &[&data])
     }
 
-    fn writable(_this: ThisReadPipe<'_, '_>) -> PyResult<()> {
-        Ok(())
-    }
-
     fn is_device(&self) -> bool {
         self.kind == Kind::CharacterDevice
     }
-
-    fn has_queued(&self) -> bool {
-        false
-    }
-
-    fn queued_size(&self) -> usize {
-        0
-    }
-
-    fn clear_queue(&self) {}
 
     fn close_file(&self, py: Python<'_>, _this: &Object) -> PyResult<()> {
         self.file.call_method0(py, intern!(py, "close")).map(drop)

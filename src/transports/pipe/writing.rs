@@ -140,10 +140,6 @@ impl Transport for WritePipe {
         if this.has_queued() { Ok(()) } else { endpoint::finish_closing(this).map(drop) }
     }
 
-    fn has_queued(&self) -> bool {
-        !self.queue.borrow().is_empty()
-    }
-
     fn queued_size(&self) -> usize {
         self.queue.borrow().size()
     }

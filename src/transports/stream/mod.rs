@@ -109,10 +109,6 @@ impl Transport for Stream {
         if this.can_send() { Stream::send(this) } else { Ok(()) }
     }
 
-    fn has_queued(&self) -> bool {
-        !self.queue.borrow().is_empty()
-    }
-
     fn queued_size(&self) -> usize {
         self.queue.borrow().size()
     }
