@@ -273,11 +273,7 @@ impl Listener {
 }
 
 fn accept_step(py: Python<'_>, object: &Object) -> PyResult<()> {
-    let Some(listener) = Obj::<Listener>::downcast(object) else { return Ok(()) };
-    if listener.stopped.get() {
-        return Ok(());
-    }
-    Listener::accept_batch(listener.this(py))
+    Listener::accept_batch(class::downcast(object.bind(py))?)
 }
 
 /// Sets the options of an accepted connection's socket.

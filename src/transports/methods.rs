@@ -20,6 +20,11 @@ pub fn none<T: Transport>(this: This<'_, '_, T>) -> PyResult<Object> {
     Ok(Object::none(this.py()))
 }
 
+/// What a method without a value returns after `result`.
+pub fn none_after<T: Transport>(this: This<'_, '_, T>, result: PyResult<()>) -> PyResult<Object> {
+    result.map(|()| Object::none(this.py()))
+}
+
 /// The bytes of an argument of write(): exact bytes by reference, anything else copied. None if it is not bytes-like.
 pub fn chunk(py: Python<'_>, data: &Object) -> PyResult<Option<Bytes>> {
     if let Some(bytes) = Bytes::from_exact(data) {
@@ -51,8 +56,7 @@ pub fn set_protocol<'py, T: Transport>(
     this: This<'_, 'py, T>,
     protocol: Borrowed<'_, 'py, PyAny>,
 ) -> PyResult<Object> {
-    this.get().set_protocol(this.py(), Object::from(protocol))?;
-    none(this)
+    none_after(this, this.get().set_protocol(this.py(), Object::from(protocol)))
 }
 
 pub fn get_extra_info<'py, T: Transport>(this: This<'_, 'py, T>, args: Args<'_, 'py>) -> PyResult<Object> {
@@ -118,8 +122,7 @@ pub fn set_write_buffer_limits<'py, T: Transport>(
     let [high, low] = args.parse("set_write_buffer_limits", ["high", "low"], 0, 2)?;
     this.flow.set_limits(this.py(), high, low)?;
     T::send_now(this)?;
-    endpoint::pause_protocol(this, this.queued_size())?;
-    none(this)
+    none_after(this, endpoint::pause_protocol(this, this.queued_size()))
 }
 
 pub fn write_buffer_limits<T: Transport>(this: This<'_, '_, T>) -> PyResult<Object> {
@@ -197,10 +200,7 @@ macro_rules! transport_methods {
             method0!(
                 $native,
                 "close",
-                |this| {
-                    $crate::transports::endpoint::close(this)?;
-                    $crate::transports::methods::none(this)
-                },
+                |this| $crate::transports::methods::none_after(this, $crate::transports::endpoint::close(this)),
                 "close($self, /)\n--\n\nClose when what was written is sent; then connection_lost(None) is called."
             ),
             method0!(
@@ -254,19 +254,13 @@ macro_rules! reading_methods {
             method0!(
                 $native,
                 "pause_reading",
-                |this| {
-                    $crate::transports::endpoint::pause_reading(this)?;
-                    $crate::transports::methods::none(this)
-                },
+                |this| $crate::transports::methods::none_after(this, $crate::transports::endpoint::pause_reading(this)),
                 "pause_reading($self, /)\n--\n\nStop handing what arrives to the protocol until resume_reading()."
             ),
             method0!(
                 $native,
                 "resume_reading",
-                |this| {
-                    $crate::transports::endpoint::resume_reading(this)?;
-                    $crate::transports::methods::none(this)
-                },
+                |this| $crate::transports::methods::none_after(this, $crate::transports::endpoint::resume_reading(this)),
                 "resume_reading($self, /)\n--\n\nResume what pause_reading() stopped."
             ),
         ]
@@ -281,10 +275,7 @@ macro_rules! writing_methods {
             method0!(
                 $native,
                 "abort",
-                |this| {
-                    $crate::transports::endpoint::force_close(this, None)?;
-                    $crate::transports::methods::none(this)
-                },
+                |this| $crate::transports::methods::none_after(this, $crate::transports::endpoint::force_close(this, None)),
                 "abort($self, /)\n--\n\nClose at once: what is buffered is lost. connection_lost(None) is called."
             ),
             method!(

@@ -12,6 +12,7 @@ use std::cell::Cell;
 use std::collections::VecDeque;
 use std::ops::Deref;
 
+use pyo3::exceptions::{PyBlockingIOError, PyInterruptedError};
 use pyo3::prelude::*;
 
 use super::endpoint::{self, Endpoint, Transport};
@@ -22,6 +23,11 @@ use crate::cpython::class::{Class, Native, Obj, This, Visitor};
 use crate::cpython::object::Object;
 use crate::reactor::poller::fork_count;
 use addresses::{Addresses, Family};
+
+/// Whether a method of a socket is to be called again when the descriptor is ready.
+fn is_not_ready(py: Python<'_>, error: &PyErr) -> bool {
+    error.is_instance_of::<PyBlockingIOError>(py) || error.is_instance_of::<PyInterruptedError>(py)
+}
 
 /// A datagram to be sent, and where to, unless the socket is connected.
 struct Outgoing {

@@ -5,11 +5,11 @@
 use std::cell::Cell;
 use std::io;
 
-use pyo3::exceptions::{PyBlockingIOError, PyInterruptedError, PyOSError};
+use pyo3::exceptions::PyOSError;
 use pyo3::prelude::*;
 
 use super::addresses::Family;
-use super::{Datagram, Incoming, ThisDatagram};
+use super::{Datagram, Incoming, ThisDatagram, is_not_ready};
 use crate::core::{RECEIVE_BUFFER, ReadyEntry};
 use crate::cpython::errors::os_error;
 use crate::cpython::object::Object;
@@ -93,12 +93,7 @@ impl Datagram {
             let socket = this.file.python_socket(py)?;
             let received = match socket.call_method1(py, intern!(py, "recvfrom"), &size) {
                 Ok(received) => received,
-                Err(error)
-                    if error.is_instance_of::<PyBlockingIOError>(py)
-                        || error.is_instance_of::<PyInterruptedError>(py) =>
-                {
-                    return Ok(());
-                }
+                Err(error) if is_not_ready(py, &error) => return Ok(()),
                 Err(error) if error.is_instance_of::<PyOSError>(py) => {
                     return Datagram::call_error_received(this, error);
                 }

@@ -2,10 +2,10 @@
 
 use std::io;
 
-use pyo3::exceptions::{PyBlockingIOError, PyInterruptedError, PyOSError, PyValueError};
+use pyo3::exceptions::{PyOSError, PyValueError};
 use pyo3::prelude::*;
 
-use super::{Datagram, Outgoing, ThisDatagram};
+use super::{Datagram, Outgoing, ThisDatagram, is_not_ready};
 use crate::core::Count;
 use crate::cpython::buffer::{Bytes, with_buffer};
 use crate::cpython::errors::os_error;
@@ -80,13 +80,15 @@ impl Datagram {
         this.core.request_poll();
         let written = &this.core.metrics.counts.bytes_written;
         let fd = this.file.descriptor();
+        let send = |address| {
+            let sent = with_buffer(py, data, |data| to_sent(py, send_to(fd, data, address), written));
+            Ok(sent.unwrap_or_else(Sent::Failed))
+        };
         if this.file.has_peer() {
-            let sent = with_buffer(py, data, |data| to_sent(py, send_to(fd, data, None), written));
-            return Ok(sent.unwrap_or_else(Sent::Failed));
+            return send(None);
         }
         if let Some(address) = address.and_then(|address| this.addresses.for_kernel(py, address)) {
-            let sent = with_buffer(py, data, |data| to_sent(py, send_to(fd, data, Some(&address)), written));
-            return Ok(sent.unwrap_or_else(Sent::Failed));
+            return send(Some(&address));
         }
         let address = address.cloned().unwrap_or_else(|| Object::none(py));
         let socket = this.file.python_socket(py)?;
@@ -96,12 +98,7 @@ impl Datagram {
                 written.add(sent.bind(py).extract().unwrap_or(0));
                 Sent::Done
             }
-            Err(error)
-                if error.is_instance_of::<PyBlockingIOError>(py)
-                    || error.is_instance_of::<PyInterruptedError>(py) =>
-            {
-                Sent::Blocked
-            }
+            Err(error) if is_not_ready(py, &error) => Sent::Blocked,
             Err(error) => Sent::Failed(error),
         })
     }

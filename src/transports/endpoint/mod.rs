@@ -199,31 +199,29 @@ impl Endpoint {
         }
     }
 
+    fn cells(&self) -> [&ObjectCell; 9] {
+        [
+            &self.protocol,
+            &self.waiter,
+            &self.extra,
+            &self.made_context,
+            &self.read_context,
+            &self.write_context,
+            &self.lost_context,
+            &self.lost_exception,
+            &self.source_traceback,
+        ]
+    }
+
     pub fn traverse(&self, visitor: &mut Visitor) {
         visitor.object(&self.event_loop);
-        visitor.cell(&self.protocol);
-        visitor.cell(&self.waiter);
-        visitor.cell(&self.extra);
         visitor.optional(&self.context);
-        visitor.cell(&self.made_context);
-        visitor.cell(&self.read_context);
-        visitor.cell(&self.write_context);
-        visitor.cell(&self.lost_context);
-        visitor.cell(&self.lost_exception);
-        visitor.cell(&self.source_traceback);
+        self.cells().iter().for_each(|cell| visitor.cell(cell));
         self.flow.traverse(visitor);
     }
 
     pub fn clear(&self) {
-        self.protocol.set(None);
-        self.waiter.set(None);
-        self.extra.set(None);
-        self.made_context.set(None);
-        self.read_context.set(None);
-        self.write_context.set(None);
-        self.lost_context.set(None);
-        self.lost_exception.set(None);
-        self.source_traceback.set(None);
+        self.cells().iter().for_each(|cell| cell.set(None));
     }
 }
 

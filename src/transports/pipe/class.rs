@@ -17,7 +17,7 @@ use crate::cpython::object::Object;
 use crate::handle::boolean;
 use crate::intern;
 use crate::transports::endpoint::{self, Phase, Transport};
-use crate::transports::methods::{self, none, polling};
+use crate::transports::methods::{self, none, none_after, polling};
 use crate::{
     attribute, method, method0, method1, reading_methods, repr_slot, transport_attributes, transport_methods,
     writing_methods,
@@ -117,10 +117,7 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
         method0!(
             WritePipe,
             "write_eof",
-            |this| {
-                endpoint::close(this)?;
-                none(this)
-            },
+            |this| none_after(this, endpoint::close(this)),
             "write_eof($self, /)\n--\n\nClose when what was written is sent."
         ),
         method0!(

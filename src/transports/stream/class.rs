@@ -14,7 +14,7 @@ use crate::cpython::object::Object;
 use crate::handle::boolean;
 use crate::intern;
 use crate::transports::endpoint;
-use crate::transports::methods::{self, none, polling};
+use crate::transports::methods::{self, none, none_after, polling};
 use crate::{
     attribute, method, method0, method1, reading_methods, repr_slot, socket_attributes, transport_attributes,
     transport_methods, writing_methods,
@@ -136,10 +136,7 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
         method0!(
                 Stream,
                 "write_eof",
-                |this| {
-                    Stream::write_eof(this)?;
-                    none(this)
-                },
+                |this| none_after(this, Stream::write_eof(this)),
                 "write_eof($self, /)\n--\n\nEnd the sending direction when what was written is sent."
             ),
         method0!(
