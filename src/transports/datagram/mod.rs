@@ -10,7 +10,6 @@ mod sending;
 
 use std::cell::Cell;
 use std::collections::VecDeque;
-use std::ops::Deref;
 
 use pyo3::exceptions::{PyBlockingIOError, PyInterruptedError};
 use pyo3::prelude::*;
@@ -21,6 +20,7 @@ use crate::cpython::borrowing::StateCell;
 use crate::cpython::buffer::Bytes;
 use crate::cpython::class::{Class, Native, Obj, This, Visitor};
 use crate::cpython::object::Object;
+use crate::has_endpoint;
 use crate::reactor::poller::fork_count;
 use addresses::{Addresses, Family};
 
@@ -59,13 +59,7 @@ pub struct Datagram {
 
 pub type ThisDatagram<'a, 'py> = This<'a, 'py, Datagram>;
 
-impl Deref for Datagram {
-    type Target = Endpoint;
-
-    fn deref(&self) -> &Endpoint {
-        &self.endpoint
-    }
-}
+has_endpoint!(Datagram);
 
 impl Datagram {
     /// Makes a transport and schedules connection_made().
@@ -88,9 +82,7 @@ impl Datagram {
             header,
             undelivered: StateCell::default(),
         };
-        let datagram = Obj::new(py, datagram)?;
-        endpoint::start(py, &datagram, || Ok(()))?;
-        Ok(datagram)
+        endpoint::start(py, datagram, |_| Ok(()))
     }
 }
 

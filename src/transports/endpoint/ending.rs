@@ -11,11 +11,11 @@
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 
-use super::{Phase, Transport, call_protocol, connection_lost, registration, report};
+use super::{Phase, Transport, call_protocol, connection_lost, registration, report, shared_or_copy};
 use crate::core::ReadyEntry;
 use crate::cpython::class::This;
 use crate::cpython::errors::new_error;
-use crate::cpython::object::{Object, copy_context};
+use crate::cpython::object::Object;
 use crate::handle::reraise_fatal;
 use crate::imports::imports;
 use crate::intern;
@@ -63,11 +63,7 @@ pub fn schedule_connection_lost<T: Transport>(
         tear_down(this)?;
         return Err(new_error::<PyRuntimeError>(this.py(), "Event loop is closed"));
     }
-    let context = match &this.context {
-        Some(context) => context.clone(),
-        None => copy_context(this.py())?,
-    };
-    this.lost_context.set(Some(context));
+    this.lost_context.set(Some(shared_or_copy(this.py(), &this.context)?));
     this.keep_source_traceback(this.py())?;
     this.lost_exception.set(exception);
     this.core.push(ReadyEntry::Step(this.object(), connection_lost::<T>));

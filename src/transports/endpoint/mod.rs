@@ -31,7 +31,7 @@ pub use protocol_calls::{call_protocol, log, pause_protocol, report, resume_prot
 pub use registration::{
     Narrowing, cannot_watch, pause_reading, resume_reading, set_blocked, sync, sync_or_end,
 };
-use registration::{Registration, attach};
+use registration::{Registration, attach, sync_now};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
@@ -104,14 +104,11 @@ pub struct Endpoint {
 
 impl Endpoint {
     pub fn new(py: Python<'_>, params: EndpointParams) -> PyResult<Endpoint> {
-        let fixed_or_copy = || match &params.context {
-            Some(context) => Ok(context.clone()),
-            None => copy_context(py),
-        };
+        let context = || shared_or_copy(py, &params.context).map(Some);
         params.core.metrics.open_transport();
         Ok(Endpoint {
-            made_context: ObjectCell::new(Some(fixed_or_copy()?)),
-            read_context: ObjectCell::new(Some(fixed_or_copy()?)),
+            made_context: ObjectCell::new(context()?),
+            read_context: ObjectCell::new(context()?),
             core: params.core,
             event_loop: params.event_loop,
             fd: params.fd,
@@ -225,6 +222,28 @@ impl Endpoint {
     }
 }
 
+/// The context that all callbacks share, or a copy of the present one.
+fn shared_or_copy(py: Python<'_>, shared: &Option<Object>) -> PyResult<Object> {
+    match shared {
+        Some(context) => Ok(context.clone()),
+        None => copy_context(py),
+    }
+}
+
+/// Implements Deref for a transport with a field `endpoint`.
+#[macro_export]
+macro_rules! has_endpoint {
+    ($native:ty) => {
+        impl std::ops::Deref for $native {
+            type Target = $crate::transports::endpoint::Endpoint;
+
+            fn deref(&self) -> &Self::Target {
+                &self.endpoint
+            }
+        }
+    };
+}
+
 /// A transport: an endpoint, and what its kind adds. The default is one that does not write.
 pub trait Transport: Native + Deref<Target = Endpoint> {
     /// The descriptor can be read from.
@@ -302,17 +321,23 @@ pub trait Transport: Native + Deref<Target = Endpoint> {
     }
 }
 
-/// Registers a new transport, runs `prepare`, and schedules connection_made(). If that fails, the descriptor is closed: the
+/// Makes a transport, registers it, runs `prepare`, and schedules connection_made(). If that fails, the descriptor is closed: the
 /// program never gets the transport.
 pub fn start<T: Transport>(
     py: Python<'_>,
-    transport: &Obj<T>,
-    prepare: impl FnOnce() -> PyResult<()>,
-) -> PyResult<()> {
-    attach(py, transport)?;
-    let started = prepare().and_then(|()| schedule_made(py, transport));
+    transport: T,
+    prepare: impl FnOnce(&Obj<T>) -> PyResult<()>,
+) -> PyResult<Obj<T>> {
+    let transport = Obj::new(py, transport)?;
+    attach(py, &transport)?;
     // The first error is the one to return.
-    started.inspect_err(|_| drop(tear_down(transport.this(py))))
+    match prepare(&transport).and_then(|()| schedule_made(py, &transport)) {
+        Ok(()) => Ok(transport),
+        Err(error) => {
+            drop(tear_down(transport.this(py)));
+            Err(error)
+        }
+    }
 }
 
 /// Schedules connection_made().
@@ -388,7 +413,7 @@ fn on_ready<T: Transport>(py: Python<'_>, object: &Object, readiness: Readiness)
             unwanted = true;
         }
     }
-    if unwanted { sync(this, Narrowing::Now) } else { Ok(()) }
+    if unwanted { sync_now(this) } else { Ok(()) }
 }
 
 fn on_readable<T: Transport>(py: Python<'_>, object: &Object) -> PyResult<()> {

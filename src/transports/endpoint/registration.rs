@@ -142,6 +142,12 @@ pub fn sync<T: Transport>(this: This<'_, '_, T>, narrowing: Narrowing) -> PyResu
     this.core.hold(this.py(), token, &this.object(), !strong)
 }
 
+/// [`sync`] out of line, for functions that seldom need it.
+#[inline(never)]
+pub(super) fn sync_now<T: Transport>(this: This<'_, '_, T>) -> PyResult<()> {
+    sync(this, Narrowing::Now)
+}
+
 /// Watches one direction of a shared descriptor, or no longer.
 fn watch_shared<T: Transport>(this: This<'_, '_, T>, direction: Direction, wanted: bool) -> PyResult<()> {
     if !note_watched(&this.registration, direction, wanted) {
@@ -181,7 +187,7 @@ pub(super) fn unregister<T: Transport>(this: This<'_, '_, T>) {
     this.registration.want_nothing();
     if T::SHARES {
         // Nothing is wanted, and to stop watching cannot fail.
-        let _ = sync(this, Narrowing::Now);
+        let _ = sync_now(this);
     }
     if let State::Exclusive { token, .. } = this.registration.state.replace(State::Unregistered) {
         this.core.detach(token);
@@ -190,7 +196,7 @@ pub(super) fn unregister<T: Transport>(this: This<'_, '_, T>) {
 
 /// [`sync`] that ends the transport if it fails: without events it would wait for ever.
 pub fn sync_or_end<T: Transport>(this: This<'_, '_, T>) -> PyResult<()> {
-    sync(this, Narrowing::Now).or_else(|error| cannot_watch(this, error))
+    sync_now(this).or_else(|error| cannot_watch(this, error))
 }
 
 /// Ends a transport that cannot be watched. A device that the kernel refuses to watch stays open, as in asyncio: it can be closed
@@ -238,7 +244,7 @@ pub fn resume_reading<T: Transport>(this: This<'_, '_, T>) -> PyResult<()> {
         this.read_context.set(Some(copy_context(this.py())?));
     }
     let is_asked = registration.token().is_some_and(|token| this.core.interest(token).readable);
-    sync(this, if is_asked { Narrowing::AtNextEvent } else { Narrowing::Now })?;
+    if is_asked { sync(this, Narrowing::AtNextEvent) } else { sync_now(this) }?;
     T::resumed(this)?;
     if this.debug() { log(this, "debug", "%r resumes reading") } else { Ok(()) }
 }

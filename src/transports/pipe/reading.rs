@@ -1,7 +1,5 @@
 //! The transport of the read end of a pipe.
 
-use std::ops::Deref;
-
 use pyo3::exceptions::PyOSError;
 use pyo3::prelude::*;
 
@@ -10,6 +8,7 @@ use crate::core::{LEAST, ReadyEntry};
 use crate::cpython::class::{Class, Native, Obj, This, Visitor};
 use crate::cpython::errors::os_error;
 use crate::cpython::object::Object;
+use crate::has_endpoint;
 use crate::intern;
 use crate::reactor::pipe::{self, Kind};
 use crate::reactor::socket;
@@ -23,13 +22,7 @@ pub struct ReadPipe {
 
 pub type ThisReadPipe<'a, 'py> = This<'a, 'py, ReadPipe>;
 
-impl Deref for ReadPipe {
-    type Target = Endpoint;
-
-    fn deref(&self) -> &Endpoint {
-        &self.endpoint
-    }
-}
+has_endpoint!(ReadPipe);
 
 const READ_FAILED: &str = "Fatal read error on pipe transport";
 
@@ -38,9 +31,7 @@ impl ReadPipe {
     pub fn create(py: Python<'_>, params: EndpointParams, file: Object) -> PyResult<Obj<ReadPipe>> {
         let (fd, kind) = prepare(py, &file, "Pipe transport is for pipes/sockets only.")?;
         let pipe = ReadPipe { endpoint: Endpoint::new(py, EndpointParams { fd, ..params })?, file, kind };
-        let pipe = Obj::new(py, pipe)?;
-        endpoint::start(py, &pipe, || Ok(()))?;
-        Ok(pipe)
+        endpoint::start(py, pipe, |_| Ok(()))
     }
 
     fn end_of_file(this: ThisReadPipe<'_, '_>) -> PyResult<()> {

@@ -1,7 +1,6 @@
 //! The transport of the write end of a pipe.
 
 use std::io;
-use std::ops::Deref;
 
 use pyo3::exceptions::PyBrokenPipeError;
 use pyo3::prelude::*;
@@ -13,6 +12,7 @@ use crate::cpython::class::{Class, Native, Obj, This, Visitor};
 use crate::cpython::errors::os_error;
 use crate::cpython::errors::{error_of, no_memory};
 use crate::cpython::object::{Object, tuple};
+use crate::has_endpoint;
 use crate::intern;
 use crate::reactor::pipe::{self, Kind};
 use crate::transports::endpoint::{self, Endpoint, EndpointParams, Transport};
@@ -28,13 +28,7 @@ pub struct WritePipe {
 
 pub type ThisWritePipe<'a, 'py> = This<'a, 'py, WritePipe>;
 
-impl Deref for WritePipe {
-    type Target = Endpoint;
-
-    fn deref(&self) -> &Endpoint {
-        &self.endpoint
-    }
-}
+has_endpoint!(WritePipe);
 
 impl WritePipe {
     /// Makes a transport and schedules connection_made().
@@ -47,9 +41,7 @@ impl WritePipe {
             queue: StateCell::default(),
             watches_reader: kind != Kind::CharacterDevice,
         };
-        let pipe = Obj::new(py, pipe)?;
-        endpoint::start(py, &pipe, || Ok(()))?;
-        Ok(pipe)
+        endpoint::start(py, pipe, |_| Ok(()))
     }
 
     /// Writes as much as the pipe takes now. The rest is queued.

@@ -11,7 +11,6 @@ mod reading;
 mod writing;
 
 use std::cell::Cell;
-use std::ops::Deref;
 
 use pyo3::prelude::*;
 use pyo3::types::PyString;
@@ -22,6 +21,7 @@ use super::write_queue::WriteQueue;
 use crate::cpython::borrowing::StateCell;
 use crate::cpython::class::{Class, Native, Obj, This, Visitor};
 use crate::cpython::object::{Object, ObjectCell};
+use crate::has_endpoint;
 use crate::imports::imports;
 use crate::intern;
 
@@ -53,13 +53,7 @@ pub struct Stream {
 
 pub type ThisStream<'a, 'py> = This<'a, 'py, Stream>;
 
-impl Deref for Stream {
-    type Target = Endpoint;
-
-    fn deref(&self) -> &Endpoint {
-        &self.endpoint
-    }
-}
+has_endpoint!(Stream);
 
 impl Stream {
     /// Makes a transport, attaches it to its server, and schedules connection_made().
@@ -82,15 +76,13 @@ impl Stream {
             send_is_scheduled: Cell::new(false),
             empty_waiter: ObjectCell::default(),
         };
-        let stream = Obj::new(py, stream)?;
-        endpoint::start(py, &stream, || {
+        endpoint::start(py, stream, |stream| {
             if let Some(server) = server {
                 call_server(py, &server, intern!(py, "_attach"), stream.as_object())?;
                 stream.server.set(Some(server));
             }
             Ok(())
-        })?;
-        Ok(stream)
+        })
     }
 }
 

@@ -21,41 +21,33 @@ use crate::cpython::object::Object;
 use crate::intern;
 use crate::reactor::socket;
 use crate::transports::endpoint::{self, Narrowing, Phase, Transport};
-use crate::transports::write_queue::Progress;
+use crate::transports::write_queue::{Progress, WriteQueue};
 
 impl Stream {
     /// Queues a chunk, and sends it in this iteration.
     pub fn write(this: ThisStream<'_, '_>, chunk: Bytes) -> PyResult<()> {
+        Stream::enqueue(this, 1, |queue| queue.push(chunk))
+    }
+
+    pub fn write_several(this: ThisStream<'_, '_>, chunks: Vec<Bytes>) -> PyResult<()> {
+        Stream::enqueue(this, chunks.len(), |queue| chunks.into_iter().for_each(|chunk| queue.push(chunk)))
+    }
+
+    #[inline(always)]
+    fn enqueue(this: ThisStream<'_, '_>, count: usize, push: impl FnOnce(&mut WriteQueue)) -> PyResult<()> {
         if this.is_lost() {
             return Stream::write_lost(this);
         }
         let size = {
             let mut queue = this.queue.borrow_mut();
-            if !queue.reserve(1) {
+            if !queue.reserve(count) {
                 drop(queue);
                 return Err(no_memory(this.py()));
             }
-            queue.push(chunk);
+            push(&mut queue);
             queue.size()
         };
         Stream::send_in_iteration(this, size)
-    }
-
-    /// [`Stream::write`] of several chunks.
-    pub fn write_several(this: ThisStream<'_, '_>, chunks: Vec<Bytes>) -> PyResult<()> {
-        if this.is_lost() {
-            return Stream::write_lost(this);
-        }
-        let size = {
-            let mut queue = this.queue.borrow_mut();
-            if !queue.reserve(chunks.len()) {
-                drop(queue);
-                return Err(no_memory(this.py()));
-            }
-            chunks.into_iter().for_each(|chunk| queue.push(chunk));
-            queue.size()
-        };
-        if size == 0 { Ok(()) } else { Stream::send_in_iteration(this, size) }
     }
 
     #[cold]
