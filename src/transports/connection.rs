@@ -173,7 +173,6 @@ impl Native for Connection {
     fn clear(&self) {}
 }
 
-/// Makes the class of connections.
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     let definition = Definition {
         name: c"hotloop._core.Connection",

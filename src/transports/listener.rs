@@ -3,8 +3,7 @@
 //! Resolving addresses, binding, and the server object are asyncio's: it starts and stops a listener by the event loop's
 //! `_start_serving()` and `_stop_serving()`.
 //!
-//! Each connection is accepted in [`Listener::accept`], and [`set_options`] sets the options of its socket, whichever transport
-//! it gets.
+//! Invariant: every accepted socket goes through [`set_options`], whichever transport it gets.
 
 use std::cell::Cell;
 use std::io;
@@ -32,7 +31,6 @@ use crate::intern;
 use crate::method0;
 use crate::reactor::socket;
 
-/// What a listener is made of.
 pub struct ListenerParams {
     pub core: Rc<Core>,
     pub event_loop: Object,
@@ -45,7 +43,7 @@ pub struct ListenerParams {
     pub tls: Object,
     pub handshake_timeout: Object,
     pub shutdown_timeout: Object,
-    /// If all callbacks of a connection are to share a context, the one that it is a copy of: servers ask for that from 3.15 on.
+    /// Each connection gets a copy for all its callbacks. None for a context per callback. Servers give one from 3.15 on.
     pub context: Option<Object>,
 }
 
@@ -93,7 +91,7 @@ impl Listener {
         Listener::listen(Obj::new(py, listener)?.this(py))
     }
 
-    /// Stops the listener of a socket. It is the caller that closes the socket.
+    /// Stops the listener of a socket. The caller has to close the socket.
     pub fn stop(py: Python<'_>, core: &Core, fd: RawFd) -> PyResult<()> {
         let waiter = core.remove_waiter(fd, Direction::Read, None);
         if let Some(Waiter::Operation(object, _)) = &waiter
@@ -317,7 +315,6 @@ impl Native for Listener {
     }
 }
 
-/// Makes the class of listeners.
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     let definition = Definition {
         name: c"hotloop._core.Listener",

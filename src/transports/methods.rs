@@ -169,10 +169,11 @@ pub fn polling(polling: bool) -> &'static str {
 /// The slot of a class whose repr() is a function of Rust's.
 #[macro_export]
 macro_rules! repr_slot {
-    ($native:ty, $repr:expr) => {{
+    ($repr:expr) => {{
         unsafe extern "C" fn tp_repr(instance: *mut pyo3::ffi::PyObject) -> *mut pyo3::ffi::PyObject {
+            let repr = $repr;
             // SAFETY: the slot of this class is called with its instances.
-            unsafe { $crate::cpython::methods::call_bare::<$native>(instance, $repr) }
+            unsafe { $crate::cpython::methods::call_bare(instance, repr) }
         }
         pyo3::ffi::PyType_Slot { slot: pyo3::ffi::Py_tp_repr, pfunc: tp_repr as *mut std::ffi::c_void }
     }};

@@ -41,7 +41,6 @@ pub fn queued_size(object: &Object) -> usize {
         .unwrap_or(0)
 }
 
-/// Makes the classes.
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     stream::class::register(module)?;
     datagram::class::register(module)?;

@@ -38,7 +38,6 @@ fn repr(this: ThisDatagram<'_, '_>) -> PyResult<Object> {
     })
 }
 
-/// Makes the class.
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     let py = module.py();
     let base =
@@ -67,7 +66,7 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
         base,
         methods,
         attributes,
-        slots: vec![repr_slot!(Datagram, repr)],
+        slots: vec![repr_slot!(repr)],
         open: true,
     };
     let class = class::make::<Datagram>(definition)?;

@@ -2,8 +2,9 @@
 //!
 //! What is received and sent is the business of [`Transport`]s: `stream`, `datagram`, `pipe`.
 //!
-//! Invariant: a step does nothing for a transport that was closed before it is run. What it returns as an error goes to the
-//! exception handler, by `core::report_error`.
+//! Invariant: events are ignored once connection_lost() is scheduled.
+//!
+//! The steps are called by the event loop, which gives their errors to the exception handler (`core::report_error`).
 
 mod ending;
 mod protocol_calls;
@@ -44,7 +45,6 @@ pub enum Phase {
     Closed,
 }
 
-/// What an endpoint is made of.
 pub struct EndpointParams {
     pub core: Rc<Core>,
     pub event_loop: Object,
@@ -254,8 +254,7 @@ pub trait Transport: Native + Deref<Target = Endpoint> {
         Ok(())
     }
 
-    /// Sends what is queued, unless the descriptor is known to take no more. A transport that queues nothing else need not
-    /// do anything.
+    /// Sends what is queued, unless the descriptor is known to take no more: the default is for transports that queue nothing else.
     fn send_now(_this: This<'_, '_, Self>) -> PyResult<()> {
         Ok(())
     }
@@ -310,7 +309,7 @@ pub trait Transport: Native + Deref<Target = Endpoint> {
         Ok(())
     }
 
-    /// Called when connection_lost() was, and the descriptor is closed.
+    /// Called after connection_lost(), when the descriptor is closed.
     fn after_lost(_this: This<'_, '_, Self>) -> PyResult<()> {
         Ok(())
     }
@@ -340,7 +339,6 @@ pub fn start<T: Transport>(
     }
 }
 
-/// Schedules connection_made().
 fn schedule_made<T: Transport>(py: Python<'_>, transport: &Obj<T>) -> PyResult<()> {
     transport.keep_source_traceback(py)?;
     transport.core.push(ReadyEntry::Step(transport.as_object().clone(), connection_made::<T>));

@@ -77,7 +77,6 @@ macro_rules! pipe_attributes {
     }};
 }
 
-/// Makes the classes.
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     let py = module.py();
     let asyncio = import(py, "asyncio")?;
@@ -89,7 +88,7 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
         base: asyncio.getattr(intern!(py, "ReadTransport"))?.cast_into::<PyType>()?,
         methods,
         attributes: pipe_attributes!(ReadPipe),
-        slots: vec![repr_slot!(ReadPipe, repr_reading)],
+        slots: vec![repr_slot!(repr_reading)],
         open: true,
     };
     let class = class::make::<ReadPipe>(definition)?;
@@ -136,7 +135,7 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
             .cast_into::<PyType>()?,
         methods,
         attributes: pipe_attributes!(WritePipe),
-        slots: vec![repr_slot!(WritePipe, repr_writing)],
+        slots: vec![repr_slot!(repr_writing)],
         open: true,
     };
     add(module, "WritePipeTransport", class::make::<WritePipe>(definition)?)

@@ -105,7 +105,6 @@ fn repr(this: ThisStream<'_, '_>) -> PyResult<Object> {
     })
 }
 
-/// Makes the class.
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     let py = module.py();
     // A Transport, and the mark by which the standard library knows one that has flow control.
@@ -188,7 +187,7 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
         base,
         methods,
         attributes,
-        slots: vec![repr_slot!(Stream, repr)],
+        slots: vec![repr_slot!(repr)],
         open: true,
     };
     let class = class::make::<Stream>(definition)?;

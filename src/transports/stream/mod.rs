@@ -3,7 +3,7 @@
 //! In an iteration of one callback, write() sends. Otherwise what is written is sent at the end of the iteration, all of it at
 //! once, so that a busy server does not wake its peers one by one in the middle of its work.
 //!
-//! Invariant: the program cannot see the difference. Methods whose result depends on what was sent (the buffer's size, close(),
+//! Invariant: the program sees no difference. Methods whose result depends on what was sent (the buffer's size, close(),
 //! abort(), write_eof()) call [`Transport::send_now`] first.
 
 pub mod class;
@@ -40,7 +40,6 @@ pub struct Stream {
     recv_size_hint: Cell<usize>,
     /// The errno of a failed receive, which can have followed data in the same event; 0 for none.
     read_error: Cell<i32>,
-    /// Whether write_eof() was called.
     eof_written: Cell<bool>,
     /// Whether write() is an error: after write_eof(), and during sendfile.
     refuses_writes: Cell<bool>,
