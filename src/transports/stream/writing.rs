@@ -5,7 +5,7 @@
 //! - at the end of the iteration: [`send_scheduled`], a step that the former has scheduled;
 //! - when the socket takes more: [`Stream::write_ready`].
 //!
-//! All of them call [`Stream::drain`], the only place that sends.
+//! All of them call [`Stream::drain`], the only place that sends. Core's `send_scheduled()` calls the steps.
 
 use std::io;
 
@@ -55,7 +55,7 @@ impl Stream {
         this.count_lost_write(this.py(), "socket.send() raised exception.")
     }
 
-    /// Sends the `size` bytes that are queued at the end of the iteration, or sooner. Pauses the protocol if too much is left.
+    /// Sends what is queued, `size` bytes, at the end of the iteration or sooner. Pauses the protocol if too much is left.
     fn send_in_iteration(this: ThisStream<'_, '_>, size: usize) -> PyResult<()> {
         if this.send_is_scheduled.get() && size <= this.flow.high() {
             return Ok(());
