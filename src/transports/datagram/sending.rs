@@ -80,15 +80,13 @@ impl Datagram {
         this.core.request_poll();
         let written = &this.core.metrics.counts.bytes_written;
         let fd = this.file.descriptor();
-        let send = |address| {
-            let sent = with_buffer(py, data, |data| to_sent(py, send_to(fd, data, address), written));
-            Ok(sent.unwrap_or_else(Sent::Failed))
-        };
         if this.file.has_peer() {
-            return send(None);
+            let sent = with_buffer(py, data, |data| to_sent(py, send_to(fd, data, None), written));
+            return Ok(sent.unwrap_or_else(Sent::Failed));
         }
         if let Some(address) = address.and_then(|address| this.addresses.for_kernel(py, address)) {
-            return send(Some(&address));
+            let sent = with_buffer(py, data, |data| to_sent(py, send_to(fd, data, Some(&address)), written));
+            return Ok(sent.unwrap_or_else(Sent::Failed));
         }
         let address = address.cloned().unwrap_or_else(|| Object::none(py));
         let socket = this.file.python_socket(py)?;

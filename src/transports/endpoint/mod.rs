@@ -30,9 +30,9 @@ pub use ending::{
 };
 pub use protocol_calls::{call_protocol, log, pause_protocol, report, resume_protocol};
 pub use registration::{
-    Narrowing, cannot_watch, pause_reading, resume_reading, set_blocked, sync, sync_or_end,
+    Narrowing, cannot_watch, pause_reading, resume_reading, set_blocked, sync, sync_now, sync_or_end,
 };
-use registration::{Registration, attach, sync_now};
+use registration::{Registration, attach};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {

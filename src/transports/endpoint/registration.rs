@@ -144,7 +144,7 @@ pub fn sync<T: Transport>(this: This<'_, '_, T>, narrowing: Narrowing) -> PyResu
 
 /// [`sync`] out of line, for functions that seldom need it.
 #[inline(never)]
-pub(super) fn sync_now<T: Transport>(this: This<'_, '_, T>) -> PyResult<()> {
+pub fn sync_now<T: Transport>(this: This<'_, '_, T>) -> PyResult<()> {
     sync(this, Narrowing::Now)
 }
 

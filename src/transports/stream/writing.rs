@@ -20,7 +20,7 @@ use crate::cpython::errors::{new_error, no_memory};
 use crate::cpython::object::Object;
 use crate::intern;
 use crate::reactor::socket;
-use crate::transports::endpoint::{self, Narrowing, Phase, Transport};
+use crate::transports::endpoint::{self, Phase, Transport};
 use crate::transports::write_queue::{Progress, WriteQueue};
 
 impl Stream {
@@ -220,7 +220,7 @@ fn send_scheduled(py: Python<'_>, object: &Object) -> PyResult<()> {
             this.registration.set_blocked(true);
             // The context of the write() is not known here.
             this.drop_write_context();
-            endpoint::sync(this, Narrowing::Now).or_else(|error| {
+            endpoint::sync_now(this).or_else(|error| {
                 endpoint::in_connection_context(this, || endpoint::cannot_watch(this, error))
             })
         }
