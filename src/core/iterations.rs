@@ -71,7 +71,7 @@ impl Core {
         };
         let result = self.run_ready(py, event_loop, started);
         self.sending.set(Sending::AtOnce);
-        let flushed = self.flush(py, event_loop);
+        let flushed = self.send_scheduled(py, event_loop);
         result.and(flushed)
     }
 
@@ -100,7 +100,7 @@ impl Core {
             if done % FLUSH_CLOCK_CALLBACKS == 0 && !self.unsent.borrow().is_empty() {
                 let now = clock::now();
                 if done % FLUSH_CALLBACKS == 0 || now - flushed > FLUSH_INTERVAL {
-                    self.flush(py, event_loop)?;
+                    self.send_scheduled(py, event_loop)?;
                     flushed = now;
                 }
             }
@@ -142,7 +142,7 @@ impl Core {
 
     /// Asks for `step` to be called at the end of the iteration. False if it is to be called now.
     #[must_use]
-    pub fn flush_later(&self, object: Object, step: Step) -> bool {
+    pub fn schedule_send(&self, object: Object, step: Step) -> bool {
         match self.sending.get() {
             Sending::AtEnd => {
                 let mut unsent = self.unsent.borrow_mut();
@@ -161,7 +161,7 @@ impl Core {
     }
 
     /// Lets all transports send that asked for it.
-    pub fn flush(&self, py: Python<'_>, event_loop: &Object) -> PyResult<()> {
+    pub fn send_scheduled(&self, py: Python<'_>, event_loop: &Object) -> PyResult<()> {
         if self.unsent.borrow().is_empty() { Ok(()) } else { self.send_unsent(py, event_loop) }
     }
 

@@ -388,7 +388,7 @@ impl Core {
 
     /// Sends what can be sent and drops everything: handles, timers, watchers, the poller.
     pub fn close(&self, py: Python<'_>, event_loop: &Object) -> PyResult<()> {
-        let flushed = self.flush(py, event_loop);
+        let flushed = self.send_scheduled(py, event_loop);
         let registry = self.registry.borrow_mut().take();
         let ready = self.ready.take();
         let sent = self.injected.take_all();

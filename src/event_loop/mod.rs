@@ -161,8 +161,6 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     sockets::put_coroutine_methods(&class)?;
     add(module, "Loop", class)?;
     socket_operation::register(module)?;
-    connecting::register(module)?;
-    serving::register(module)?;
     queues::register(module)
 }
 

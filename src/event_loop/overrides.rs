@@ -18,6 +18,7 @@ use crate::cpython::namespace::{self, Name};
 use crate::cpython::object::{Object, dict_item};
 use crate::imports::imports;
 use crate::intern;
+use crate::transports::SOCKETS_ARE_PATCHED;
 
 /// Which methods that others call are not ours.
 #[derive(Default)]
@@ -39,13 +40,6 @@ static CLOCK_IS_REPLACED: AtomicBool = AtomicBool::new(false);
 
 /// Methods of sockets that asyncio's transports call, and the class socket.socket has from C.
 const OF_SOCKETS: [&CStr; 6] = [c"recv", c"recv_into", c"send", c"sendmsg", c"recvfrom", c"sendto"];
-
-/// Whether the program has put one of them into socket.socket, or something else in the place of that class.
-static SOCKETS_ARE_PATCHED: AtomicBool = AtomicBool::new(false);
-
-pub fn sockets_are_patched() -> bool {
-    SOCKETS_ARE_PATCHED.load(Relaxed)
-}
 
 /// The time by whatever function is in the place of time.monotonic(); None if that is the usual one.
 pub fn replaced_clock(py: Python<'_>) -> PyResult<Option<Object>> {

@@ -29,7 +29,7 @@ fn run(this: ThisLoop<'_, '_>) -> PyResult<Object> {
 fn run_once(this: ThisLoop<'_, '_>) -> PyResult<Object> {
     counted(|py| {
         // Within an iteration it may wait for the answer to what that has written.
-        this.core.flush(py, &this.object())?;
+        this.core.send_scheduled(py, &this.object())?;
         this.core.iterate(py, &this.object())
     })?;
     Ok(Object::none(this.py()))
@@ -51,7 +51,7 @@ fn note_overrides(this: ThisLoop<'_, '_>) -> PyResult<Object> {
 }
 
 fn flush(this: ThisLoop<'_, '_>) -> PyResult<Object> {
-    this.core.flush(this.py(), &this.object())?;
+    this.core.send_scheduled(this.py(), &this.object())?;
     Ok(Object::none(this.py()))
 }
 
@@ -180,7 +180,7 @@ pub fn attributes() -> Vec<PyGetSetDef> {
         ),
         attribute!(Loop, "_sockets_are_patched", |this| Ok(boolean(
             this.py(),
-            overrides::sockets_are_patched()
+            crate::transports::sockets_are_patched()
         ))),
         attribute!(Loop, "_task_factory", get_task_factory, set_task_factory),
         attribute!(Loop, "_poller", |this| {

@@ -1,4 +1,4 @@
-//! Working with sockets: sock_recv and its kin.
+//! The `sock_*` methods.
 
 use std::cell::Cell;
 
@@ -14,7 +14,7 @@ use crate::cpython::module::{attribute, import, set_attribute};
 use crate::cpython::object::Object;
 use crate::method;
 
-/// The operation that `make` returns for the arguments, of which none has a default.
+/// Parses N required arguments, and makes an operation of them.
 fn operation<'py, const N: usize>(
     this: ThisLoop<'_, 'py>,
     args: Args<'_, 'py>,
@@ -64,7 +64,7 @@ fn sock_connect<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<O
     operation(this, args, |[sock, address]| (sock, Operation::Connect { address, begun: Cell::new(false) }))
 }
 
-/// Coroutine functions of asyncio's loop.
+/// The methods that are coroutine functions in asyncio, and so must look like ones.
 const COROUTINE_METHODS: [&str; 7] = [
     "sock_recv",
     "sock_recv_into",
@@ -75,7 +75,7 @@ const COROUTINE_METHODS: [&str; 7] = [
     "sock_accept",
 ];
 
-/// Has methods of the class pass for coroutine functions.
+/// Makes [`COROUTINE_METHODS`] of the class pass for coroutine functions.
 pub fn put_coroutine_methods(class: &Bound<'_, PyType>) -> PyResult<()> {
     let py = class.py();
     coroutine_method::make_class(py)?;

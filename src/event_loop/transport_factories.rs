@@ -1,17 +1,14 @@
-//! Making transports: what asyncio's create_connection() and its kin ask for when they have a socket or a pipe.
-
-use std::rc::Rc;
+//! The methods that make transports, which asyncio's create_connection(), connect_read_pipe() and others call with a socket or a
+//! pipe.
 
 use pyo3::ffi::PyMethodDef;
 use pyo3::prelude::*;
 
-use super::overrides::sockets_are_patched;
 use super::{Loop, ThisLoop, given, watchers};
 use crate::cpython::args::Args;
 use crate::cpython::object::{Object, dict};
 use crate::handle::boolean;
 use crate::imports::imports;
-use crate::intern;
 use crate::method;
 use crate::reactor::socket;
 use crate::transports::address::Address;
@@ -19,6 +16,7 @@ use crate::transports::datagram::Datagram;
 use crate::transports::endpoint::EndpointParams;
 use crate::transports::pipe::{ReadPipe, WritePipe};
 use crate::transports::socket_file::SocketFile;
+use crate::transports::sockets_are_patched;
 use crate::transports::stream::Stream;
 
 fn make_socket_transport<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
@@ -35,7 +33,7 @@ fn make_socket_transport<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> P
     if peer.as_ref().is_none_or(Address::is_internet) {
         socket::set_nodelay(fd);
     }
-    // First: looking at the protocol can run Python code, which may close the socket.
+    // Before params(), which can run Python code that closes the socket.
     let file = SocketFile::of_python(py, sock, fd, peer)?;
     let params = EndpointParams { context: given(context), ..params(this, fd, protocol, waiter, extra)? };
     Ok(Stream::create(py, params, file, given(server))?.into_object())
@@ -52,14 +50,14 @@ fn make_datagram_transport<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) ->
         return by_methods(this, &imports(py)?.datagram_by_methods, &sock, &protocol, options);
     }
     let peer = socket::peer_address(fd).ok().map(Address::from);
-    // First: looking at the protocol can run Python code, which may close the socket.
+    // Before params(), which can run Python code that closes the socket.
     let file = SocketFile::of_python(py, sock, fd, peer)?;
     let params = params(this, fd, protocol, waiter, extra)?;
     let header = imports(py)?.datagram_header;
     Ok(Datagram::create(py, params, file, given(address), header)?.into_object())
 }
 
-/// Whether a transport has to call the methods of a socket: a subclass can have its own, or the program has put some in.
+/// Whether a transport has to call the methods of a socket, because its class overrides them or the program has patched them.
 fn has_own_methods(py: Python<'_>, sock: &Object, is_stream: bool) -> PyResult<bool> {
     let imports = imports(py)?;
     if sock.bind(py).get_type().is(imports.socket.bind(py)) && !sockets_are_patched() {
@@ -68,7 +66,7 @@ fn has_own_methods(py: Python<'_>, sock: &Object, is_stream: bool) -> PyResult<b
     imports.has_own_methods.call(py, &[sock, &boolean(py, is_stream)])?.bind(py).is_truthy()
 }
 
-/// A transport that calls them: asyncio's own.
+/// Makes asyncio's own transport, which calls the socket's methods.
 fn by_methods<const N: usize>(
     this: ThisLoop<'_, '_>,
     make: &Object,
@@ -79,7 +77,7 @@ fn by_methods<const N: usize>(
     let py = this.py();
     this.has_transports_of_asyncio.set(true);
     let keywords = dict(py)?;
-    // Without those that are None, which is the default of each: not every Python's has a `context`.
+    // None is the default of each, and not every Python has a `context`.
     for (name, option) in options {
         if let Some(option) = given(option) {
             keywords.set_item(Object::from_str(py, name)?.bind(py), option.bind(py))?;
@@ -88,45 +86,34 @@ fn by_methods<const N: usize>(
     make.call(py, &[&this.object(), sock, protocol, &Object::from(keywords)])
 }
 
-/// AttributeError for what is no protocol: asyncio looks for connection_made() when it makes a transport.
-pub(super) fn check_protocol(py: Python<'_>, protocol: &Object) -> PyResult<()> {
-    protocol.bind(py).getattr(intern!(py, "connection_made")).map(drop)
-}
-
-/// What a transport of the event loop is made of.
-pub(super) fn params(
+fn params(
     this: ThisLoop<'_, '_>,
     fd: std::os::fd::RawFd,
     protocol: Object,
     waiter: Option<Object>,
     extra: Option<Object>,
 ) -> PyResult<EndpointParams> {
-    check_protocol(this.py(), &protocol)?;
     Ok(EndpointParams {
-        core: Rc::clone(&this.core),
-        event_loop: this.object(),
-        fd,
-        protocol,
         waiter: given(waiter),
         extra: given(extra),
-        context: None,
+        ..EndpointParams::new(this.py(), &this.core, &this.object(), fd, protocol)?
     })
 }
 
 /// The arguments of the methods that make pipe transports.
-fn pipe_parts<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<(Object, EndpointParams)> {
+fn pipe_params<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<(Object, EndpointParams)> {
     let ([pipe, protocol], [waiter, extra]) = args.parse()?;
     this.check_closed(this.py())?;
     Ok((pipe, params(this, -1, protocol, waiter, extra)?))
 }
 
 fn make_read_pipe_transport<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
-    let (pipe, params) = pipe_parts(this, args)?;
+    let (pipe, params) = pipe_params(this, args)?;
     Ok(ReadPipe::create(this.py(), params, pipe)?.into_object())
 }
 
 fn make_write_pipe_transport<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
-    let (pipe, params) = pipe_parts(this, args)?;
+    let (pipe, params) = pipe_params(this, args)?;
     Ok(WritePipe::create(this.py(), params, pipe)?.into_object())
 }
 

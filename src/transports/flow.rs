@@ -1,4 +1,4 @@
-//! Flow control: when a protocol is told to pause and to resume writing. asyncio's _FlowControlMixin.
+//! Flow control: when pause_writing() and resume_writing() are due. asyncio's _FlowControlMixin.
 
 use std::cell::Cell;
 
@@ -17,7 +17,7 @@ pub struct FlowControl {
     high: Cell<usize>,
     low: Cell<usize>,
     paused: Cell<bool>,
-    /// The limits as they were given, if they are no sizes: floats, or larger ones.
+    /// The limits as they were given, if they are not sizes: floats, or larger numbers.
     given: ObjectCell,
 }
 
@@ -45,7 +45,7 @@ impl FlowControl {
         visitor.cell(&self.given);
     }
 
-    /// The low limit and the high one, as get_write_buffer_limits() has them.
+    /// The low limit and the high one, for get_write_buffer_limits().
     pub fn limits(&self, py: Python<'_>) -> PyResult<Object> {
         match self.given.get() {
             Some(given) => Ok(given),
@@ -57,7 +57,7 @@ impl FlowControl {
         self.paused.get()
     }
 
-    /// Sets the limits from the arguments of set_write_buffer_limits(): whatever asyncio can compare with a size.
+    /// Sets the limits: any objects that can be compared with an integer, as in asyncio.
     pub fn set_limits(&self, py: Python<'_>, high: Option<Object>, low: Option<Object>) -> PyResult<()> {
         let given = |limit: Option<Object>| limit.filter(|limit| !limit.is_none());
         let number = |number: i64| Object::from_int(py, number);
@@ -85,18 +85,18 @@ impl FlowControl {
         Ok(())
     }
 
-    /// Whether the protocol is to be told to pause, with `queued` bytes to be sent. Notes that it was told.
+    /// Whether pause_writing() is due with `queued` bytes to be sent. The caller has to call it.
     pub fn must_pause(&self, queued: usize) -> bool {
         queued > self.high.get() && !self.paused.replace(true)
     }
 
-    /// Whether the protocol is to be told to go on, with `queued` bytes to be sent. Notes that it was told.
+    /// Whether resume_writing() is due with `queued` bytes to be sent. The caller has to call it.
     pub fn must_resume(&self, queued: usize) -> bool {
         queued <= self.low.get() && self.paused.replace(false)
     }
 }
 
-/// The largest size that is not above a number, which is none below zero.
+/// The largest size that is not above a number, which is not negative.
 fn to_size(py: Python<'_>, number: &Object) -> PyResult<usize> {
     let number = number.bind(py);
     if number.ge(Object::from_size(py, usize::MAX)?.bind(py))? {

@@ -2,9 +2,10 @@
 
 use pyo3::Borrowed;
 use pyo3::prelude::*;
-use pyo3::types::{PyByteArray, PyBytes, PyDict, PyMemoryView};
+use pyo3::types::{PyByteArray, PyBytes, PyDict, PyMemoryView, PyType};
 
 use super::endpoint::{self, Phase, Transport};
+use crate::core::RECEIVE_BUFFER;
 use crate::cpython::args::Args;
 use crate::cpython::buffer::Bytes;
 use crate::cpython::class::{self, This};
@@ -17,8 +18,12 @@ pub fn none<T: Transport>(this: This<'_, '_, T>) -> PyResult<Object> {
     Ok(Object::none(this.py()))
 }
 
-/// The bytes of an argument of write(), by reference if nobody can change them, and else copied. None if it is not
-/// bytes-like.
+/// What a method without a value returns after `result`.
+pub fn none_after<T: Transport>(this: This<'_, '_, T>, result: PyResult<()>) -> PyResult<Object> {
+    result.map(|()| Object::none(this.py()))
+}
+
+/// The bytes of an argument of write(): exact bytes by reference, anything else copied. None if it is not bytes-like.
 pub fn chunk(py: Python<'_>, data: &Object) -> PyResult<Option<Bytes>> {
     if let Some(bytes) = Bytes::from_exact(data) {
         return Ok(Some(bytes));
@@ -26,18 +31,17 @@ pub fn chunk(py: Python<'_>, data: &Object) -> PyResult<Option<Bytes>> {
     if is_bytes_like(&data.bind(py)) { Bytes::copy_of(py, data).map(Some) } else { Ok(None) }
 }
 
-/// Whether it is of a class that asyncio's transports take.
 pub fn is_bytes_like(data: &Bound<'_, PyAny>) -> bool {
     data.is_instance_of::<PyBytes>()
         || data.is_instance_of::<PyByteArray>()
         || data.is_instance_of::<PyMemoryView>()
 }
 
-/// Whether the transport is closing. One that does not listen hears of its peer's end by sending only, so that it sends
-/// first: StreamWriter.drain() asks this after each write.
+/// A transport that does not read learns only by sending that its peer is gone, so it sends first: StreamWriter.drain() calls this
+/// after each write.
 pub fn is_closing<T: Transport>(this: This<'_, '_, T>) -> PyResult<Object> {
-    if !this.wants_read.get() && !this.is_closing() {
-        T::flush(this)?;
+    if !this.registration.wants_read() && !this.is_closing() {
+        T::send_now(this)?;
     }
     Ok(boolean(this.py(), this.is_closing()))
 }
@@ -50,8 +54,7 @@ pub fn set_protocol<'py, T: Transport>(
     this: This<'_, 'py, T>,
     protocol: Borrowed<'_, 'py, PyAny>,
 ) -> PyResult<Object> {
-    this.get().set_protocol(this.py(), Object::from(protocol))?;
-    none(this)
+    none_after(this, this.get().set_protocol(this.py(), Object::from(protocol)))
 }
 
 pub fn get_extra_info<'py, T: Transport>(this: This<'_, 'py, T>, args: Args<'_, 'py>) -> PyResult<Object> {
@@ -77,13 +80,12 @@ fn usual_extra_info<T: Transport>(
     }
     let found = T::extra_info(this, name)?;
     if let Some(found) = &found {
-        // The same question gets the same answer for good.
         extra_dict(this)?.set_item(name, found.bind(py))?;
     }
     Ok(found)
 }
 
-/// What the program has put in the place of asyncio's get_extra_info(), as tests do.
+/// The function by which the program has replaced asyncio's get_extra_info(), as tests do.
 fn replaced_extra_info<T: Transport>(this: This<'_, '_, T>) -> PyResult<Option<Object>> {
     let py = this.py();
     let method = class::base_of::<T>(py).getattr(intern!(py, "get_extra_info"))?;
@@ -116,9 +118,8 @@ pub fn set_write_buffer_limits<'py, T: Transport>(
 ) -> PyResult<Object> {
     let ([], [high, low]) = args.parse()?;
     this.flow.set_limits(this.py(), high, low)?;
-    T::flush(this)?;
-    endpoint::pause_protocol(this, this.queued_size())?;
-    none(this)
+    T::send_now(this)?;
+    none_after(this, endpoint::pause_protocol(this, this.queued_size()))
 }
 
 pub fn write_buffer_limits<T: Transport>(this: This<'_, '_, T>) -> PyResult<Object> {
@@ -126,11 +127,12 @@ pub fn write_buffer_limits<T: Transport>(this: This<'_, '_, T>) -> PyResult<Obje
 }
 
 pub fn get_write_buffer_size<T: Transport>(this: This<'_, '_, T>) -> PyResult<Object> {
-    T::flush(this)?;
+    T::send_now(this)?;
     Object::from_size(this.py(), this.queued_size())
 }
 
-/// A repr() in asyncio's words: `details` unless the transport is closed, `idle` if its event loop is.
+/// A repr() in asyncio's words. It ends with `details`, with `idle` if the event loop is closed, or with neither if the transport
+/// is.
 pub fn repr<T: Transport>(
     this: This<'_, '_, T>,
     idle: Option<&str>,
@@ -151,11 +153,44 @@ pub fn repr<T: Transport>(
     Object::from_str(py, &format!("<{}>", params.join(" ")))
 }
 
+/// Sets asyncio's `max_size`: how much is received at a time.
+pub fn set_max_size(class: &Bound<'_, PyType>) -> PyResult<()> {
+    let py = class.py();
+    class.setattr(intern!(py, "max_size"), Object::from_size(py, RECEIVE_BUFFER)?.bind(py))
+}
+
 pub fn polling(polling: bool) -> &'static str {
     if polling { "polling" } else { "idle" }
 }
 
-/// What all transports have: close() and its kin, the protocol, get_extra_info().
+/// The slot of a class whose repr() is a function of Rust's.
+#[macro_export]
+macro_rules! repr_slot {
+    ($repr:expr) => {{
+        unsafe extern "C" fn tp_repr(instance: *mut pyo3::ffi::PyObject) -> *mut pyo3::ffi::PyObject {
+            let repr = $repr;
+            // SAFETY: the slot of this class is called with its instances.
+            unsafe { $crate::cpython::methods::call_bare(instance, repr) }
+        }
+        pyo3::ffi::PyType_Slot { slot: pyo3::ffi::Py_tp_repr, pfunc: tp_repr as *mut std::ffi::c_void }
+    }};
+}
+
+/// The attributes of transports over sockets.
+#[macro_export]
+macro_rules! socket_attributes {
+    ($native:ty) => {
+        [
+            attribute!($native, "_sock", |this| match this.phase.get() {
+                $crate::transports::endpoint::Phase::Closed => none(this),
+                _ => this.file.python_socket(this.py()),
+            }),
+            attribute!($native, "_sock_fd", |this| Object::from_int(this.py(), this.fd)),
+        ]
+    };
+}
+
+/// The methods of all transports.
 #[macro_export]
 macro_rules! transport_methods {
     ($native:ty) => {
@@ -163,10 +198,7 @@ macro_rules! transport_methods {
             method0!(
                 $native,
                 "close",
-                |this| {
-                    $crate::transports::endpoint::close(this)?;
-                    $crate::transports::methods::none(this)
-                },
+                |this| $crate::transports::methods::none_after(this, $crate::transports::endpoint::close(this)),
                 "Close when what was written is sent; then connection_lost(None) is called."
             ),
             method0!(
@@ -205,7 +237,7 @@ macro_rules! transport_methods {
     };
 }
 
-/// What transports have that read.
+/// The methods of transports that read.
 #[macro_export]
 macro_rules! reading_methods {
     ($native:ty) => {
@@ -219,26 +251,26 @@ macro_rules! reading_methods {
             method0!(
                 $native,
                 "pause_reading",
-                |this| {
-                    $crate::transports::endpoint::pause_reading(this)?;
-                    $crate::transports::methods::none(this)
-                },
+                |this| $crate::transports::methods::none_after(
+                    this,
+                    $crate::transports::endpoint::pause_reading(this)
+                ),
                 "Stop handing what arrives to the protocol until resume_reading()."
             ),
             method0!(
                 $native,
                 "resume_reading",
-                |this| {
-                    $crate::transports::endpoint::resume_reading(this)?;
-                    $crate::transports::methods::none(this)
-                },
+                |this| $crate::transports::methods::none_after(
+                    this,
+                    $crate::transports::endpoint::resume_reading(this)
+                ),
                 "Resume what pause_reading() stopped."
             ),
         ]
     };
 }
 
-/// What transports have that write.
+/// The methods of transports that write.
 #[macro_export]
 macro_rules! writing_methods {
     ($native:ty) => {
@@ -246,10 +278,7 @@ macro_rules! writing_methods {
             method0!(
                 $native,
                 "abort",
-                |this| {
-                    $crate::transports::endpoint::force_close(this, None)?;
-                    $crate::transports::methods::none(this)
-                },
+                |this| $crate::transports::methods::none_after(this, $crate::transports::endpoint::force_close(this, None)),
                 "Close at once: what is buffered is lost. connection_lost(None) is called."
             ),
             method!(
@@ -276,7 +305,7 @@ macro_rules! writing_methods {
     };
 }
 
-/// The attributes of asyncio's own transports that others read.
+/// The private attributes of asyncio's own transports that libraries read.
 #[macro_export]
 macro_rules! transport_attributes {
     ($native:ty) => {

@@ -1,14 +1,18 @@
 //! Transports: what moves bytes between a descriptor and a protocol.
 
 pub mod address;
+pub mod connection;
 pub mod datagram;
 pub mod endpoint;
 pub mod flow;
+pub mod listener;
 mod methods;
 pub mod pipe;
 pub mod socket_file;
 pub mod stream;
 pub mod write_queue;
+
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use pyo3::prelude::*;
 
@@ -18,6 +22,13 @@ use datagram::Datagram;
 use endpoint::Transport;
 use pipe::WritePipe;
 use stream::Stream;
+
+/// Whether the program has replaced socket.socket, or a method of it that asyncio's transports call. Set by `event_loop::overrides`.
+pub static SOCKETS_ARE_PATCHED: AtomicBool = AtomicBool::new(false);
+
+pub fn sockets_are_patched() -> bool {
+    SOCKETS_ARE_PATCHED.load(Relaxed)
+}
 
 /// How many bytes an object has still to send, if it is a transport.
 pub fn queued_size(object: &Object) -> usize {
@@ -30,9 +41,10 @@ pub fn queued_size(object: &Object) -> usize {
         .unwrap_or(0)
 }
 
-/// Makes the classes.
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     stream::class::register(module)?;
     datagram::class::register(module)?;
-    pipe::class::register(module)
+    pipe::class::register(module)?;
+    connection::register(module)?;
+    listener::register(module)
 }

@@ -1,4 +1,4 @@
-//! The socket of a transport: who owns the descriptor, and what Python sees of it.
+//! The socket of a transport: what owns the descriptor, and which socket.socket Python gets for it.
 
 use std::cell::Cell;
 use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd, RawFd};
@@ -15,9 +15,9 @@ use crate::imports::imports;
 use crate::intern;
 use crate::reactor::socket::{self, identity};
 
-/// Who owns the descriptor.
+/// What owns the descriptor.
 pub enum Socket {
-    /// Nobody has asked for a Python object yet.
+    /// No Python object has been asked for yet.
     Native(OwnedFd),
     /// A thread is making the socket.socket, which can run Python code, and lets other threads run.
     Making(u64),
@@ -26,8 +26,7 @@ pub enum Socket {
     Closed,
 }
 
-/// How often, and how long, a thread waits for the socket.socket that another is making. In a forked child there may be no
-/// such thread.
+/// Bound the wait for a socket.socket that another thread is making: in a forked child there may be no such thread.
 const WAITS: u32 = 1000;
 const WAIT: Duration = Duration::from_micros(100);
 
@@ -51,7 +50,7 @@ pub fn socket_of(py: Python<'_>, fd: OwnedFd) -> Result<Object, (PyErr, Option<O
             if identity(fd.as_raw_fd()) == file {
                 return Err((error, Some(fd)));
             }
-            // The number may be somebody else's by now.
+            // The number may be another file's by now.
             let _ = fd.into_raw_fd();
             Err((error, None))
         }
@@ -86,7 +85,7 @@ impl SocketFile {
         }
     }
 
-    /// The same for an object that the program, or asyncio, has made.
+    /// The file of a socket object that the program, or asyncio, has made.
     pub fn of_python(
         py: Python<'_>,
         socket: Object,
@@ -103,8 +102,8 @@ impl SocketFile {
         })
     }
 
-    /// The descriptor to make system calls on. It is -1, which the kernel refuses, once the transport or the program has
-    /// closed the socket: the number may be another file's by then.
+    /// The descriptor for system calls. It is -1, which the kernel refuses, once the transport or the program has closed the
+    /// socket, since the number may be another file's.
     pub fn descriptor(&self) -> RawFd {
         match self.place.get() {
             // SAFETY: the object is kept until the place is another.
@@ -150,7 +149,7 @@ impl SocketFile {
     fn make_socket(&self, py: Python<'_>, fd: OwnedFd) -> PyResult<Object> {
         let made = socket_of(py, fd);
         if self.closed.get() {
-            // The transport was closed meanwhile.
+            // The transport was closed while the object was made.
             let made = made.map_err(|(error, _)| error)?;
             made.call_method(py, intern!(py, "close"), &[])?;
             return Ok(made);
@@ -221,7 +220,7 @@ impl SocketFile {
             Socket::Python(socket) => socket.call_method(py, intern!(py, "close"), &[]).map(drop),
             Socket::Native(fd) => {
                 if has_other_threads(py) && socket::lingers(&fd) {
-                    // It waits for the peer, who may be one of them.
+                    // It waits for the peer, which may be one of them.
                     py.detach(|| drop(fd));
                 }
                 Ok(())

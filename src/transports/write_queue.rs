@@ -1,4 +1,6 @@
-//! What a transport still has to send.
+//! The chunks that a transport still has to send. It calls no Python code: writing is the caller's closure.
+//!
+//! Every byte that a stream or a pipe sends goes through [`WriteQueue::drain`], which limits how many are sent at a time.
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
@@ -13,27 +15,26 @@ use crate::reactor::socket::{MAX_SLICES, is_not_ready};
 pub enum Progress {
     /// Nothing is left.
     Drained,
-    /// The socket takes no more for now, or has taken enough.
+    /// The descriptor takes no more for now, or the limit is reached.
     Blocked,
 }
 
 /// Chunks of bytes in order, of which the first may be sent in part.
 #[derive(Default)]
 pub struct WriteQueue {
-    /// Most often there is one. None if there is no other either.
+    /// Most often the only one. None if the queue is empty.
     first: Option<Bytes>,
     others: VecDeque<Bytes>,
-    /// Bytes of the first chunk that are sent.
+    /// Bytes of the first chunk that have been sent.
     sent: usize,
-    /// Bytes that are not.
+    /// Bytes that are to be sent.
     size: usize,
-    /// In which process the chunks were added, by the number of its forks. A forked child must not send what its parent
-    /// has queued, and sends.
+    /// [`fork_count`] when the chunks were added. A forked child must not send what its parent queued, and will send itself.
     forks: u32,
 }
 
-/// Bytes sent before others have their turn. A peer that reads as fast as this loop writes would have it all otherwise.
-const TURN: usize = 4 * 1024 * 1024;
+/// The most bytes sent in one call of [`WriteQueue::drain`]. A peer that reads as fast as the loop writes would keep it busy for ever.
+const MAX_DRAIN: usize = 4 * 1024 * 1024;
 
 impl WriteQueue {
     pub fn size(&self) -> usize {
@@ -44,7 +45,7 @@ impl WriteQueue {
         self.size == 0
     }
 
-    /// Makes room for so many chunks. False if there is no memory.
+    /// Makes room for `chunks` more. False if there is no memory.
     #[must_use]
     pub fn reserve(&mut self, chunks: usize) -> bool {
         (self.first.is_none() && chunks == 1) || self.others.try_reserve(chunks).is_ok()
@@ -82,8 +83,8 @@ impl WriteQueue {
         }
     }
 
-    /// Hands chunks to `write`, which tells how many bytes it took, until nothing is left or it takes no more. What it
-    /// took is counted as `written`.
+    /// Passes chunks to `write`, which returns how many bytes it took, until nothing is left, it takes no more, or the limit is
+    /// reached. Adds to `written` what it took.
     pub fn drain(
         &mut self,
         written: &Count,
@@ -93,8 +94,8 @@ impl WriteQueue {
             self.clear();
         }
         // Most often there is one chunk, and it goes as a whole.
-        let mut left = TURN;
-        if self.others.is_empty() && self.size <= TURN {
+        let mut left = MAX_DRAIN;
+        if self.others.is_empty() && self.size <= MAX_DRAIN {
             let Some(first) = &self.first else { return Ok(Progress::Drained) };
             match write(&[IoSlice::new(&first.as_slice()[self.sent..])]) {
                 Ok(count) if count == self.size => {
@@ -116,7 +117,7 @@ impl WriteQueue {
         self.drain_chunks(left, written, write)
     }
 
-    /// The same, for at most `left` bytes.
+    /// [`WriteQueue::drain`] of several chunks, or of what is left of one, up to `left` bytes.
     #[inline(never)]
     fn drain_chunks(
         &mut self,
@@ -128,7 +129,7 @@ impl WriteQueue {
             if left == 0 {
                 return Ok(Progress::Blocked);
             }
-            // One system call, too, can go on for as long as the peer reads.
+            // A single system call, too, lasts as long as the peer reads.
             let first = &first.as_slice()[self.sent..];
             let first = &first[..first.len().min(left)];
             match self.write_several(first, left, &write) {
@@ -143,7 +144,7 @@ impl WriteQueue {
         Ok(Progress::Drained)
     }
 
-    /// Whether what is queued was queued before this process was forked.
+    /// Whether the chunks were added before this process was forked.
     fn is_left_to_parent(&self) -> bool {
         self.forks != fork_count()
     }

@@ -1,5 +1,5 @@
-//! The addresses of peers, as Python has them and as the kernel does. A server answers the same peers again and again,
-//! so both ways are remembered.
+//! Conversion of peers' addresses between Python and the kernel. A server answers the same peers again and again, so both ways
+//! are cached.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
@@ -12,32 +12,32 @@ use crate::cpython::object::Object;
 use crate::intern;
 use crate::transports::address::Address;
 
-/// How many peers are remembered: so many sets...
+/// The sets of a [`Cache`].
 const SETS: usize = 64;
-/// ...of so many. A peer has its place in one set, so that looking it up is looking at few places.
+/// The entries of a set. A look-up compares no more keys than that.
 const WAYS: usize = 4;
 
-/// What is remembered by a key. Of a full set, the entry that was made first makes room.
-struct Memory<K, V> {
+/// A set-associative cache: the hash of a key selects a set, whose oldest entry is replaced if it is full.
+struct Cache<K, V> {
     entries: Vec<Option<(K, V)>>,
-    /// In each set, the place of the next new entry.
+    /// Of each set, where the next new entry goes.
     next: [u8; SETS],
 }
 
-impl<K, V> Default for Memory<K, V> {
+impl<K, V> Default for Cache<K, V> {
     fn default() -> Self {
-        Memory { entries: Vec::new(), next: [0; SETS] }
+        Cache { entries: Vec::new(), next: [0; SETS] }
     }
 }
 
-impl<K, V> Memory<K, V> {
+impl<K, V> Cache<K, V> {
     fn find(&self, hash: usize, is_it: impl Fn(&K) -> bool) -> Option<&V> {
         let first = hash % SETS * WAYS;
         let set = self.entries.get(first..first + WAYS)?;
         set.iter().flatten().find(|(key, _)| is_it(key)).map(|(_, value)| value)
     }
 
-    /// Remembers, and returns what is forgotten for it.
+    /// Adds an entry, and returns the one that it replaces.
     #[must_use]
     fn insert(&mut self, hash: usize, key: K, value: V) -> Option<(K, V)> {
         if self.entries.is_empty() {
@@ -75,10 +75,10 @@ impl Family {
 
 pub struct Addresses {
     pub family: Family,
-    /// By the kernel's address: what Python is given for it.
-    received: StateCell<Memory<SocketAddr, Object>>,
-    /// By the identity of Python's address, which is kept alive: what the kernel is given for it.
-    sent: StateCell<Memory<Object, SocketAddr>>,
+    /// Python's addresses by the kernel's.
+    received: StateCell<Cache<SocketAddr, Object>>,
+    /// The kernel's addresses by the identity of Python's, which are kept alive.
+    sent: StateCell<Cache<Object, SocketAddr>>,
 }
 
 impl Addresses {
@@ -86,7 +86,7 @@ impl Addresses {
         Addresses { family, received: StateCell::default(), sent: StateCell::default() }
     }
 
-    /// What Python is told of a sender; None if the socket module has to be asked.
+    /// Python's form of a sender's address; None if only the socket module can make it.
     pub fn for_python(&self, py: Python<'_>, address: &SockAddr) -> PyResult<Option<Object>> {
         let Some(key) = address.as_socket() else {
             return Address::from(address.clone()).to_python(py);
@@ -104,7 +104,7 @@ impl Addresses {
         Ok(made)
     }
 
-    /// What the kernel is given for an address; None if only the socket module can tell: names, and mistakes.
+    /// The kernel's form of an address; None for names and mistakes, which are left to the socket module.
     pub fn for_kernel(&self, py: Python<'_>, object: &Object) -> Option<SockAddr> {
         let hash = object.as_ptr() as usize >> 4;
         if let Some(address) = self.sent.borrow().find(hash, |known| known.is(object)) {
@@ -129,7 +129,7 @@ fn hash(address: &SocketAddr) -> u32 {
     (host ^ u32::from(address.port()).rotate_left(16)).wrapping_mul(0x9e37_79b9) >> 16
 }
 
-/// An exact tuple of strings and integers, which nobody can change, with a numeric host.
+/// Parses an exact tuple of strings and integers, which is immutable, with a numeric host. None for anything else.
 fn parse(py: Python<'_>, object: &Object, family: Family) -> Option<SocketAddr> {
     let object = object.bind(py);
     let tuple = object.cast_exact::<PyTuple>().ok()?;

@@ -5,19 +5,16 @@ use pyo3::prelude::*;
 use pyo3::types::PyType;
 
 use super::{Datagram, ThisDatagram};
-use crate::core::RECEIVE_BUFFER;
 use crate::cpython::args::Args;
 use crate::cpython::class::{self, Definition};
 use crate::cpython::errors::new_error;
-use crate::cpython::methods::call_bare;
 use crate::cpython::module::{add, import};
 use crate::cpython::object::Object;
 use crate::intern;
-use crate::transports::endpoint::Phase;
 use crate::transports::methods::{self, none, polling};
 use crate::{
-    attribute, method, method0, method1, reading_methods, transport_attributes, transport_methods,
-    writing_methods,
+    attribute, method, method0, method1, reading_methods, repr_slot, socket_attributes, transport_attributes,
+    transport_methods, writing_methods,
 };
 
 fn sendto<'py>(this: ThisDatagram<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
@@ -34,17 +31,12 @@ fn sendto<'py>(this: ThisDatagram<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Obj
 
 fn repr(this: ThisDatagram<'_, '_>) -> PyResult<Object> {
     methods::repr(this, None, || {
-        let (reading, writing) = (polling(this.wants_read.get()), polling(this.blocked.get()));
+        let (reading, writing) =
+            (polling(this.registration.wants_read()), polling(this.registration.is_blocked()));
         format!("read={reading} write=<{writing}, bufsize={}>", this.queued.get())
     })
 }
 
-unsafe extern "C" fn tp_repr(instance: *mut pyo3::ffi::PyObject) -> *mut pyo3::ffi::PyObject {
-    // SAFETY: the slot of this class is called with its instances.
-    unsafe { call_bare::<Datagram>(instance, repr) }
-}
-
-/// Makes the class.
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     let py = module.py();
     let base =
@@ -62,32 +54,20 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
          than the one that the endpoint was made for."
     ));
     let mut attributes = transport_attributes!(Datagram);
-    attributes.extend([
-        attribute!(Datagram, "_sock", |this| match this.phase.get() {
-            Phase::Closed => none(this),
-            _ => this.file.python_socket(this.py()),
-        }),
-        attribute!(Datagram, "_sock_fd", |this| Object::from_int(this.py(), this.fd)),
-        attribute!(Datagram, "_address", |this| {
-            Ok(this.address.clone().unwrap_or_else(|| Object::none(this.py())))
-        }),
-    ]);
+    attributes.extend(socket_attributes!(Datagram));
+    attributes.push(attribute!(Datagram, "_address", |this| {
+        Ok(this.address.clone().unwrap_or_else(|| Object::none(this.py())))
+    }));
     let definition = Definition {
         name: c"hotloop._core.DatagramTransport",
         doc: c"A transport over a datagram socket: asyncio.DatagramTransport.",
         base,
         methods,
         attributes,
-        slots: vec![pyo3::ffi::PyType_Slot {
-            slot: pyo3::ffi::Py_tp_repr,
-            pfunc: tp_repr as *mut std::ffi::c_void,
-        }],
+        slots: vec![repr_slot!(repr)],
         open: true,
     };
     let class = class::make::<Datagram>(definition)?;
-    class.setattr(
-        intern!(module.py(), "max_size"),
-        Object::from_size(module.py(), RECEIVE_BUFFER)?.bind(module.py()),
-    )?;
+    methods::set_max_size(&class)?;
     add(module, "DatagramTransport", class)
 }

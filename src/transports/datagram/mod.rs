@@ -1,7 +1,7 @@
 //! The datagram transport: UDP, and Unix sockets of that kind.
 //!
-//! A datagram is sent within sendto(), and only one that the socket does not take is queued. Several are received at a
-//! time; what a protocol does not want any more, because it paused reading or stopped the event loop, is kept for later.
+//! A datagram is sent within sendto(), and queued only if the socket does not take it. Several are received at a time. Those that
+//! the protocol no longer wants, because it paused reading or stopped the event loop, are kept for later.
 
 mod addresses;
 pub mod class;
@@ -10,8 +10,8 @@ mod sending;
 
 use std::cell::Cell;
 use std::collections::VecDeque;
-use std::ops::Deref;
 
+use pyo3::exceptions::{PyBlockingIOError, PyInterruptedError};
 use pyo3::prelude::*;
 
 use super::endpoint::{self, Endpoint, Transport};
@@ -21,8 +21,14 @@ use crate::cpython::buffer::Bytes;
 use crate::cpython::class::{Class, Native, Obj, This, Visitor};
 use crate::cpython::object::Object;
 use crate::cpython::statics;
+use crate::has_endpoint;
 use crate::reactor::poller::fork_count;
 use addresses::{Addresses, Family};
+
+/// Whether a method of a socket is to be called again when the descriptor is ready.
+fn is_not_ready(py: Python<'_>, error: &PyErr) -> bool {
+    error.is_instance_of::<PyBlockingIOError>(py) || error.is_instance_of::<PyInterruptedError>(py)
+}
 
 /// A datagram to be sent, and where to, unless the socket is connected.
 struct Outgoing {
@@ -43,24 +49,18 @@ pub struct Datagram {
     address: Option<Object>,
     addresses: Addresses,
     queue: StateCell<VecDeque<Outgoing>>,
-    /// In which process it was filled, by the number of its forks: a forked child leaves it to its parent.
+    /// [`fork_count`] when it was filled: a forked child must not send what its parent queued.
     forks: Cell<u32>,
     /// Bytes in the queue, each datagram counted with its header.
     queued: Cell<usize>,
-    /// What asyncio adds for each datagram.
+    /// What asyncio adds to the buffer's size for each datagram.
     header: usize,
     undelivered: StateCell<VecDeque<Incoming>>,
 }
 
 pub type ThisDatagram<'a, 'py> = This<'a, 'py, Datagram>;
 
-impl Deref for Datagram {
-    type Target = Endpoint;
-
-    fn deref(&self) -> &Endpoint {
-        &self.endpoint
-    }
-}
+has_endpoint!(Datagram);
 
 impl Datagram {
     /// Makes a transport and schedules connection_made().
@@ -83,9 +83,7 @@ impl Datagram {
             header,
             undelivered: StateCell::default(),
         };
-        let datagram = Obj::new(py, datagram)?;
-        endpoint::start(py, &datagram, || Ok(()))?;
-        Ok(datagram)
+        endpoint::start(py, datagram, |_| Ok(()))
     }
 }
 

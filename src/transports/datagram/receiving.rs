@@ -1,13 +1,15 @@
 //! Datagrams that arrive.
+//!
+//! A transport delivers for one time slice per event; the rest waits in the socket, or is kept and delivered in later iterations.
 
 use std::cell::Cell;
 use std::io;
 
-use pyo3::exceptions::{PyBlockingIOError, PyInterruptedError, PyOSError};
+use pyo3::exceptions::PyOSError;
 use pyo3::prelude::*;
 
 use super::addresses::Family;
-use super::{Datagram, Incoming, ThisDatagram};
+use super::{Datagram, Incoming, ThisDatagram, is_not_ready};
 use crate::core::{RECEIVE_BUFFER, ReadyEntry};
 use crate::cpython::errors::os_error;
 use crate::cpython::object::Object;
@@ -19,26 +21,26 @@ use crate::transports::endpoint;
 
 const RECEIVE_FAILED: &str = "Fatal read error on datagram transport";
 
-/// Batches received before other callbacks have their turn.
-const BATCHES: usize = 4;
+/// The most batches received per event.
+const MAX_BATCHES: usize = 4;
 
-/// How long datagrams are delivered before others have their turn, in seconds. A protocol that works for long on each would
-/// delay them by a multiple of that otherwise, and whoever sends many of them would decide by how much.
-const TURN: f64 = 200e-6;
+/// How long datagrams are delivered in one iteration, in seconds. Without it a peer that sends many of them could delay all other
+/// callbacks.
+const TIME_SLICE: f64 = 200e-6;
 
-/// The deliveries that follow each other in one turn.
+/// Measures the deliveries of one event.
 #[derive(Default)]
-struct CallbackRun {
-    /// When the first was over: that of a single one need not be known.
+struct TimeSlice {
+    /// When the first delivery ended: if there is only one, the clock is not read.
     began: Cell<Option<f64>>,
 }
 
-impl CallbackRun {
-    /// Whether others are to have their turn. To be asked between two deliveries.
+impl TimeSlice {
+    /// To be called between two deliveries.
     fn is_over(&self) -> bool {
         let now = clock::now();
         match self.began.get() {
-            Some(began) => now - began >= TURN,
+            Some(began) => now - began >= TIME_SLICE,
             None => {
                 self.began.set(Some(now));
                 false
@@ -50,62 +52,57 @@ impl CallbackRun {
 impl Datagram {
     /// Whether the next datagram is wanted at once.
     fn is_wanted(&self) -> bool {
-        self.wants_read.get() && !self.core.stopping()
+        self.registration.wants_read() && !self.core.stopping()
     }
 
     /// Receives and delivers what waits.
     pub(super) fn receive(this: ThisDatagram<'_, '_>) -> PyResult<()> {
-        // What was kept comes first, with a step of its own.
+        // What was kept comes first: a step for it is queued.
         if !this.undelivered.borrow().is_empty() {
             return Ok(());
         }
-        let turn = CallbackRun::default();
+        let slice = TimeSlice::default();
         let slots = match this.addresses.family {
             Family::V4 | Family::V6 => Slots::Many,
             Family::Unix => Slots::One,
-            Family::Other => return Datagram::receive_by_method(this, &turn),
+            Family::Other => return Datagram::receive_by_method(this, &slice),
         };
         let core = std::rc::Rc::clone(&this.core);
         let received = core.with_batch(this.py(), |batch| {
-            for batches in 0..BATCHES {
-                if !this.is_wanted() || (batches > 0 && turn.is_over()) {
+            for batches in 0..MAX_BATCHES {
+                if !this.is_wanted() || (batches > 0 && slice.is_over()) {
                     break;
                 }
                 let count = match batch.receive(this.file.descriptor(), slots) {
                     Ok(count) => count,
                     Err(error) => return Datagram::receive_failed(this, error),
                 };
-                Datagram::deliver_batch(this, batch, count, &turn)?;
+                Datagram::deliver_batch(this, batch, count, &slice)?;
             }
             Ok(())
         });
         received.unwrap_or_else(|error| endpoint::fatal_error(this, error, RECEIVE_FAILED))
     }
 
-    /// The same, by the socket's recvfrom(): only that knows how such a sender's address looks in Python.
+    /// Receives by the socket's recvfrom(), for address families that only the socket module knows.
     #[cold]
-    fn receive_by_method(this: ThisDatagram<'_, '_>, turn: &CallbackRun) -> PyResult<()> {
+    fn receive_by_method(this: ThisDatagram<'_, '_>, slice: &TimeSlice) -> PyResult<()> {
         let py = this.py();
         let size = Object::from_size(py, RECEIVE_BUFFER)?;
         while this.is_wanted() {
             let socket = this.file.python_socket(py)?;
             let received = match socket.call_method(py, intern!(py, "recvfrom"), &[&size]) {
                 Ok(received) => received,
-                Err(error)
-                    if error.is_instance_of::<PyBlockingIOError>(py)
-                        || error.is_instance_of::<PyInterruptedError>(py) =>
-                {
-                    return Ok(());
-                }
+                Err(error) if is_not_ready(py, &error) => return Ok(()),
                 Err(error) if error.is_instance_of::<PyOSError>(py) => {
-                    return Datagram::tell_error(this, error);
+                    return Datagram::call_error_received(this, error);
                 }
                 Err(error) => return endpoint::fatal_error(this, error, RECEIVE_FAILED),
             };
             let (data, sender): (Bound<'_, PyAny>, Bound<'_, PyAny>) = received.bind(py).extract()?;
             this.core.metrics.counts.bytes_read.add(data.len()?);
-            Datagram::hand_over(this, &Incoming { data: data.into(), sender: sender.into() })?;
-            if turn.is_over() {
+            Datagram::deliver(this, &Incoming { data: data.into(), sender: sender.into() })?;
+            if slice.is_over() {
                 break;
             }
         }
@@ -116,10 +113,10 @@ impl Datagram {
         if socket::is_not_ready(&error) {
             return Ok(());
         }
-        Datagram::tell_error(this, os_error(this.py(), error))
+        Datagram::call_error_received(this, os_error(this.py(), error))
     }
 
-    fn tell_error(this: ThisDatagram<'_, '_>, error: PyErr) -> PyResult<()> {
+    pub(super) fn call_error_received(this: ThisDatagram<'_, '_>, error: PyErr) -> PyResult<()> {
         let py = this.py();
         let error = Object::from(error.value(py));
         endpoint::call_protocol(this, intern!(py, "error_received"), &[&error])
@@ -129,25 +126,25 @@ impl Datagram {
         this: ThisDatagram<'_, '_>,
         batch: &Batch,
         count: usize,
-        turn: &CallbackRun,
+        slice: &TimeSlice,
     ) -> PyResult<()> {
         for index in 0..count {
             let incoming = Datagram::incoming(this, batch, index)?;
-            if let Err(error) = Datagram::hand_over(this, &incoming) {
+            if let Err(error) = Datagram::deliver(this, &incoming) {
                 Datagram::keep(this, batch, index + 1, count)?;
                 return Err(error);
             }
             if this.is_closing() {
                 return Ok(());
             }
-            if !this.is_wanted() || (index + 1 < count && turn.is_over()) {
+            if !this.is_wanted() || (index + 1 < count && slice.is_over()) {
                 return Datagram::keep(this, batch, index + 1, count);
             }
         }
         Ok(())
     }
 
-    /// Keeps what was received and is not wanted now.
+    /// Keeps the datagrams of a batch from `first` on.
     fn keep(this: ThisDatagram<'_, '_>, batch: &Batch, first: usize, count: usize) -> PyResult<()> {
         let kept = (first..count).try_for_each(|index| {
             let incoming = Datagram::incoming(this, batch, index)?;
@@ -167,11 +164,11 @@ impl Datagram {
             Some(sender) => this.addresses.for_python(py, sender)?,
             None => None,
         };
-        // One that sent from a socket without an address has none.
+        // A sender whose socket has no address.
         Ok(Incoming { data, sender: sender.unwrap_or_else(|| Object::none(py)) })
     }
 
-    fn hand_over(this: ThisDatagram<'_, '_>, incoming: &Incoming) -> PyResult<()> {
+    fn deliver(this: ThisDatagram<'_, '_>, incoming: &Incoming) -> PyResult<()> {
         let method = intern!(this.py(), "datagram_received");
         endpoint::call_protocol(this, method, &[&incoming.data, &incoming.sender])
     }
@@ -183,12 +180,12 @@ impl Datagram {
         }
     }
 
-    /// Delivers what was kept, as long as it is wanted, for a turn.
-    fn deliver(this: ThisDatagram<'_, '_>) -> PyResult<()> {
-        let turn = CallbackRun::default();
-        while this.is_wanted() && !turn.is_over() {
+    /// Delivers what was kept, as long as it is wanted, for a time slice.
+    fn deliver_kept(this: ThisDatagram<'_, '_>) -> PyResult<()> {
+        let slice = TimeSlice::default();
+        while this.is_wanted() && !slice.is_over() {
             let Some(incoming) = this.undelivered.borrow_mut().pop_front() else { break };
-            if let Err(error) = Datagram::hand_over(this, &incoming) {
+            if let Err(error) = Datagram::deliver(this, &incoming) {
                 Datagram::deliver_later(this);
                 return Err(error);
             }
@@ -199,9 +196,9 @@ impl Datagram {
 
 fn deliver_step(py: Python<'_>, object: &Object) -> PyResult<()> {
     let this = endpoint::transport::<Datagram>(py, object)?;
-    endpoint::in_read_context(this, || Datagram::deliver(this))?;
-    if this.wants_read.get() {
-        // The turn is over, or the event loop was stopped meanwhile.
+    endpoint::in_read_context(this, || Datagram::deliver_kept(this))?;
+    if this.registration.wants_read() {
+        // The time slice is over, or the event loop is stopping.
         Datagram::deliver_later(this);
     }
     Ok(())

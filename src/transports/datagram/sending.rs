@@ -2,10 +2,10 @@
 
 use std::io;
 
-use pyo3::exceptions::{PyBlockingIOError, PyInterruptedError, PyOSError, PyValueError};
+use pyo3::exceptions::{PyOSError, PyValueError};
 use pyo3::prelude::*;
 
-use super::{Datagram, Outgoing, ThisDatagram};
+use super::{Datagram, Outgoing, ThisDatagram, is_not_ready};
 use crate::core::Count;
 use crate::cpython::buffer::{Bytes, with_buffer};
 use crate::cpython::errors::os_error;
@@ -52,15 +52,15 @@ impl Datagram {
                 Sent::Done => return Ok(()),
                 Sent::Failed(error) => return Datagram::send_failed(this, error),
                 Sent::Blocked => {
-                    this.blocked.set(true);
-                    this.note_writer(py)?;
-                    endpoint::watch(this)?;
+                    this.registration.set_blocked(true);
+                    this.keep_write_context(py)?;
+                    endpoint::sync_or_end(this)?;
                 }
             }
         }
         let data = match Bytes::from_exact(data) {
             Some(data) => data,
-            // Nobody may change what is queued.
+            // The program may change its own object while the copy is queued.
             None => Bytes::copy_of(py, data)?,
         };
         if this.queue.borrow_mut().try_reserve(1).is_err() {
@@ -81,11 +81,11 @@ impl Datagram {
         let written = &this.core.metrics.counts.bytes_written;
         let fd = this.file.descriptor();
         if this.file.has_peer() {
-            let sent = with_buffer(py, data, |data| told(py, send_to(fd, data, None), written));
+            let sent = with_buffer(py, data, |data| to_sent(py, send_to(fd, data, None), written));
             return Ok(sent.unwrap_or_else(Sent::Failed));
         }
         if let Some(address) = address.and_then(|address| this.addresses.for_kernel(py, address)) {
-            let sent = with_buffer(py, data, |data| told(py, send_to(fd, data, Some(&address)), written));
+            let sent = with_buffer(py, data, |data| to_sent(py, send_to(fd, data, Some(&address)), written));
             return Ok(sent.unwrap_or_else(Sent::Failed));
         }
         let address = address.cloned().unwrap_or_else(|| Object::none(py));
@@ -96,17 +96,12 @@ impl Datagram {
                 written.add(sent.bind(py).extract().unwrap_or(0));
                 Sent::Done
             }
-            Err(error)
-                if error.is_instance_of::<PyBlockingIOError>(py)
-                    || error.is_instance_of::<PyInterruptedError>(py) =>
-            {
-                Sent::Blocked
-            }
+            Err(error) if is_not_ready(py, &error) => Sent::Blocked,
             Err(error) => Sent::Failed(error),
         })
     }
 
-    /// What the network refuses is the protocol's to know; anything else ends the transport.
+    /// An OSError goes to the protocol's error_received(), whose own errors go to the caller. Anything else ends the transport.
     fn send_failed(this: ThisDatagram<'_, '_>, error: PyErr) -> PyResult<()> {
         let py = this.py();
         if !error.is_instance_of::<PyOSError>(py) {
@@ -132,8 +127,7 @@ impl Datagram {
                 Sent::Failed(error) => {
                     this.queued.set(this.queued.get().saturating_sub(size));
                     if error.is_instance_of::<PyOSError>(py) {
-                        let error = Object::from(error.value(py));
-                        return endpoint::call_protocol(this, intern!(py, "error_received"), &[&error]);
+                        return Datagram::call_error_received(this, error);
                     }
                     return Datagram::send_failed(this, error);
                 }
@@ -144,12 +138,12 @@ impl Datagram {
         if this.is_lost() || this.has_queued_datagrams() {
             return Ok(());
         }
-        this.blocked.set(false);
-        if endpoint::finish_closing(this)? { Ok(()) } else { endpoint::watch(this) }
+        this.registration.set_blocked(false);
+        if endpoint::finish_closing(this)? { Ok(()) } else { endpoint::sync_or_end(this) }
     }
 }
 
-fn told(py: Python<'_>, result: io::Result<usize>, written: &Count) -> Sent {
+fn to_sent(py: Python<'_>, result: io::Result<usize>, written: &Count) -> Sent {
     match result {
         Ok(sent) => {
             written.add(sent);

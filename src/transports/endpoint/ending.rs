@@ -1,27 +1,35 @@
-//! The ways in which a transport ends.
+//! The ways in which a transport ends, as in asyncio:
+//!
+//! ```text
+//! close() ───────── nothing is queued ────────────────> Lost ── connection_lost step ──> Closed
+//!   └─ Closing ──── the queue is sent: finish_closing() ──────────────────────────────────^
+//! fatal_error() ──> force_close() ────────────────────> Lost
+//! ```
+//!
+//! Any of them can be called in any phase, and by Python code that another of them runs.
 
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 
-use super::{Phase, Transport, call_protocol, connection_lost, report, sync_interest};
+use super::{Phase, Transport, call_protocol, connection_lost, registration, report, shared_or_copy};
 use crate::core::ReadyEntry;
 use crate::cpython::class::This;
 use crate::cpython::errors::new_error;
-use crate::cpython::object::{Object, copy_context};
+use crate::cpython::object::Object;
 use crate::handle::reraise_fatal;
 use crate::imports::imports;
 use crate::intern;
 
-/// Closes when what is queued has been sent.
+/// asyncio's close(): closes when what is queued has been sent.
 pub fn close<T: Transport>(this: This<'_, '_, T>) -> PyResult<()> {
     if this.is_closing() {
         return Ok(());
     }
-    T::flush(this)?;
+    T::send_now(this)?;
     if this.is_closing() {
         return Ok(());
     }
-    this.wants_read.set(false);
+    this.registration.stop_reading();
     if this.has_queued() {
         this.phase.set(Phase::Closing);
         return Ok(());
@@ -29,24 +37,22 @@ pub fn close<T: Transport>(this: This<'_, '_, T>) -> PyResult<()> {
     schedule_connection_lost(this, None)
 }
 
-/// Closes at once, with an exception for connection_lost().
+/// asyncio's _force_close(): closes at once, with an exception for connection_lost().
 pub fn force_close<T: Transport>(this: This<'_, '_, T>, exception: Option<Object>) -> PyResult<()> {
     if this.is_lost() {
         return Ok(());
     }
-    // asyncio has sent by now what was written, as far as the descriptor took it.
-    T::flush(this)?;
+    // asyncio has sent by now what was written.
+    T::send_now(this)?;
     if this.is_lost() {
         return Ok(());
     }
     this.clear_queue();
-    this.blocked.set(false);
-    this.wants_read.set(false);
+    this.registration.want_nothing();
     schedule_connection_lost(this, exception)
 }
 
-/// Schedules connection_lost(). RuntimeError if the event loop is closed, and will not call it: then the descriptor is
-/// closed at once.
+/// Schedules connection_lost(). If the event loop is closed, closes the descriptor at once, and fails with asyncio's RuntimeError.
 pub fn schedule_connection_lost<T: Transport>(
     this: This<'_, '_, T>,
     exception: Option<Object>,
@@ -57,23 +63,19 @@ pub fn schedule_connection_lost<T: Transport>(
         tear_down(this)?;
         return Err(new_error::<PyRuntimeError>(this.py(), "Event loop is closed"));
     }
-    let context = match &this.context {
-        Some(context) => context.clone(),
-        None => copy_context(this.py())?,
-    };
-    this.lost_context.set(Some(context));
-    this.note_source(this.py())?;
+    this.lost_context.set(Some(shared_or_copy(this.py(), &this.context)?));
+    this.keep_source_traceback(this.py())?;
     this.lost_exception.set(exception);
     this.core.push(ReadyEntry::Step(this.object(), connection_lost::<T>));
     Ok(())
 }
 
-/// Ends the connection because of an error, which is reported unless it is a usual one.
+/// asyncio's _fatal_error(): reports an error, a connection error in debug mode only, and force-closes.
 pub fn fatal_error<T: Transport>(this: This<'_, '_, T>, error: PyErr, message: &str) -> PyResult<()> {
     let py = this.py();
     let exception = reraise_fatal(py, error)?;
-    // asyncio has sent by now what was written.
-    T::flush(this)?;
+    // asyncio has sent by now what was written; what the report's Python code writes is sent by force_close().
+    T::send_now(this)?;
     if !T::is_connection_error(py, &exception) {
         report(this, message, &exception)?;
     } else if this.debug() {
@@ -83,7 +85,7 @@ pub fn fatal_error<T: Transport>(this: This<'_, '_, T>, error: PyErr, message: &
     force_close(this, Some(exception))
 }
 
-/// Ends a transport that was closing until everything was sent, which it is. False if it was not closing.
+/// Ends a closing transport whose queue has been sent. False if it is not closing.
 pub fn finish_closing<T: Transport>(this: This<'_, '_, T>) -> PyResult<bool> {
     if this.phase.get() != Phase::Closing {
         return Ok(false);
@@ -95,32 +97,24 @@ pub fn finish_closing<T: Transport>(this: This<'_, '_, T>) -> PyResult<bool> {
 
 pub fn call_connection_lost<T: Transport>(this: This<'_, '_, T>, exception: &Object) -> PyResult<()> {
     let py = this.py();
-    let reported = call_protocol(this, intern!(py, "connection_lost"), &[exception]);
+    let called = call_protocol(this, intern!(py, "connection_lost"), &[exception]);
     let released = tear_down(this);
     let ended = T::after_lost(this);
-    reported.and(released).and(ended)
+    called.and(released).and(ended)
 }
 
-/// Has nothing to do with the descriptor any more.
+/// Ends the registration, after which the descriptor can be closed.
 pub fn unregister<T: Transport>(this: This<'_, '_, T>) {
     if this.phase.replace(Phase::Closed) != Phase::Closed {
         this.core.metrics.close_transport();
     }
-    this.wants_read.set(false);
-    this.blocked.set(false);
-    if let Some(token) = this.token.take() {
-        this.core.detach(token);
-    }
-    if T::SHARES {
-        // Nothing is wanted any more, and to stop watching cannot fail.
-        let _ = sync_interest(this);
-    }
+    registration::unregister(this);
 }
 
-/// Closes the descriptor and lets go of everything.
+/// Unregisters and closes the descriptor, and drops the protocol.
 pub fn tear_down<T: Transport>(this: This<'_, '_, T>) -> PyResult<()> {
     unregister(this);
-    // The peer may be in this loop.
+    // The peer may be in this event loop.
     this.core.request_poll();
     let closed = this.get().close_file(this.py(), &this.object());
     this.clear_queue();
@@ -128,7 +122,7 @@ pub fn tear_down<T: Transport>(this: This<'_, '_, T>) -> PyResult<()> {
     closed
 }
 
-/// What `__del__` does to a transport that nobody closed.
+/// `__del__`: warns about a transport that was not closed, and closes it.
 pub fn finalize<T: Transport>(this: This<'_, '_, T>) {
     if this.phase.get() == Phase::Closed {
         return;

@@ -1,34 +1,38 @@
-//! What all transports share: a descriptor that an event loop watches, a protocol, and the stages of a life.
+//! What all transports share: a registered descriptor, a protocol, the contexts of its callbacks, and a [`Phase`].
 //!
-//! Interest in events is changed late: pause_reading() sets a flag, and only an event that arrives while it is set
-//! costs a system call.
+//! What is received and sent is the business of [`Transport`]s: `stream`, `datagram`, `pipe`.
+//!
+//! Invariant: events are ignored once connection_lost() is scheduled.
+//!
+//! The steps are called by the event loop, which gives their errors to the exception handler (`core::report_error`).
 
 mod ending;
 mod protocol_calls;
+mod registration;
 
 use std::cell::Cell;
 use std::ops::Deref;
 use std::os::fd::RawFd;
 use std::rc::Rc;
 
-use pyo3::exceptions::PyPermissionError;
 use pyo3::prelude::*;
 
 use super::flow::FlowControl;
-use crate::core::{Core, Direction, Readiness, ReadyEntry, Waiter, resolve};
+use crate::core::{Core, Readiness, ReadyEntry, resolve};
 use crate::cpython::class::{self, Native, Obj, This, Visitor};
 use crate::cpython::object::{Object, ObjectCell, copy_context, copy_of_context, run_in_context};
-use crate::handle::reraise_fatal;
 use crate::imports::imports;
 use crate::intern;
-use crate::reactor::poller::Interest;
-use crate::reactor::registry::Token;
 
 use ending::{call_connection_lost, tear_down};
 pub use ending::{
     close, fatal_error, finalize, finish_closing, force_close, schedule_connection_lost, unregister,
 };
 pub use protocol_calls::{call_protocol, log, pause_protocol, report, resume_protocol};
+pub use registration::{
+    Narrowing, cannot_watch, pause_reading, resume_reading, set_blocked, sync, sync_now, sync_or_end,
+};
+use registration::{Registration, attach};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
@@ -41,7 +45,6 @@ pub enum Phase {
     Closed,
 }
 
-/// What an endpoint is made of.
 pub struct EndpointParams {
     pub core: Rc<Core>,
     pub event_loop: Object,
@@ -54,66 +57,68 @@ pub struct EndpointParams {
     pub context: Option<Object>,
 }
 
+impl EndpointParams {
+    /// AttributeError for what is no protocol: asyncio looks for connection_made() when it makes a transport.
+    pub fn new(
+        py: Python<'_>,
+        core: &Rc<Core>,
+        event_loop: &Object,
+        fd: RawFd,
+        protocol: Object,
+    ) -> PyResult<EndpointParams> {
+        protocol.bind(py).getattr(intern!(py, "connection_made"))?;
+        Ok(EndpointParams {
+            core: Rc::clone(core),
+            event_loop: event_loop.clone(),
+            fd,
+            protocol,
+            waiter: None,
+            extra: None,
+            context: None,
+        })
+    }
+}
+
 pub struct Endpoint {
     pub core: Rc<Core>,
     pub event_loop: Object,
     pub fd: RawFd,
-    token: Cell<Option<Token>>,
     pub protocol: ObjectCell,
     waiter: ObjectCell,
     pub extra: ObjectCell,
     pub phase: Cell<Phase>,
-    /// Whether the event loop keeps the transport alive.
-    held: Cell<bool>,
-    /// Which directions are watched, if the descriptor is shared.
-    watches_read: Cell<bool>,
-    watches_write: Cell<bool>,
-    /// Whether pause_reading() is in force.
-    paused: Cell<bool>,
-    /// Whether what arrives is wanted: not before connection_made(), while paused, or after the end.
-    pub wants_read: Cell<bool>,
-    /// Whether the descriptor took no more, so that the rest waits for it to become writable.
-    pub blocked: Cell<bool>,
+    pub registration: Registration,
     pub flow: FlowControl,
-    /// Writes since the connection was lost.
-    lost_writes: Cell<u32>,
+    /// asyncio's `_conn_lost`: the loss itself, and writes since.
+    conn_lost: Cell<u32>,
     context: Option<Object>,
     made_context: ObjectCell,
     read_context: ObjectCell,
-    /// That of the write which found the descriptor full, unless the connection's does for all.
+    /// Context of the write() that would have blocked; None if it is not known, or all callbacks share one context.
     write_context: ObjectCell,
     lost_context: ObjectCell,
     lost_exception: ObjectCell,
-    /// In debug mode, the stack of whoever made the transport or closed it.
+    /// In debug mode, the stack that scheduled connection_made() or connection_lost().
     source_traceback: ObjectCell,
 }
 
 impl Endpoint {
     pub fn new(py: Python<'_>, params: EndpointParams) -> PyResult<Endpoint> {
-        let fixed_or_copy = || match &params.context {
-            Some(context) => Ok(context.clone()),
-            None => copy_context(py),
-        };
+        let context = || shared_or_copy(py, &params.context).map(Some);
         params.core.metrics.open_transport();
         Ok(Endpoint {
-            made_context: ObjectCell::new(Some(fixed_or_copy()?)),
-            read_context: ObjectCell::new(Some(fixed_or_copy()?)),
+            made_context: ObjectCell::new(context()?),
+            read_context: ObjectCell::new(context()?),
             core: params.core,
             event_loop: params.event_loop,
             fd: params.fd,
-            token: Cell::new(None),
             protocol: ObjectCell::new(Some(params.protocol)),
             waiter: ObjectCell::new(params.waiter),
             extra: ObjectCell::new(params.extra),
             phase: Cell::new(Phase::Open),
-            held: Cell::new(true),
-            watches_read: Cell::new(false),
-            watches_write: Cell::new(false),
-            paused: Cell::new(false),
-            wants_read: Cell::new(false),
-            blocked: Cell::new(false),
+            registration: Registration::default(),
             flow: FlowControl::default(),
-            lost_writes: Cell::new(0),
+            conn_lost: Cell::new(0),
             context: params.context,
             write_context: ObjectCell::default(),
             lost_context: ObjectCell::default(),
@@ -131,7 +136,7 @@ impl Endpoint {
     }
 
     pub fn is_reading(&self) -> bool {
-        !self.is_closing() && !self.paused.get()
+        !self.is_closing() && !self.registration.is_paused()
     }
 
     /// Whether connection_lost() was called, or is about to be.
@@ -143,10 +148,9 @@ impl Endpoint {
         self.protocol.get().unwrap_or_else(|| Object::none(py))
     }
 
-    /// asyncio's LOG_THRESHOLD_FOR_CONNLOST_WRITES: five writes to a lost connection pass in silence. The loss
-    /// itself counts as one where it was noticed.
+    /// Counts a write to a lost connection, and logs `message` if asyncio's LOG_THRESHOLD_FOR_CONNLOST_WRITES is reached.
     pub fn count_lost_write(&self, py: Python<'_>, message: &str) -> PyResult<()> {
-        let count = self.lost_writes.get();
+        let count = self.conn_lost.get();
         self.note_loss();
         if count < 5 {
             return Ok(());
@@ -156,35 +160,30 @@ impl Endpoint {
     }
 
     pub fn note_loss(&self) {
-        self.lost_writes.set(self.lost_writes.get().saturating_add(1));
+        self.conn_lost.set(self.conn_lost.get().saturating_add(1));
     }
 
-    /// Notes the context of a write that found the descriptor full: in it the protocol will be told to go on.
-    pub fn note_writer(&self, py: Python<'_>) -> PyResult<()> {
+    /// Keeps the present context for what follows when the descriptor takes more.
+    pub fn keep_write_context(&self, py: Python<'_>) -> PyResult<()> {
         if self.context.is_none() {
             self.write_context.set(Some(copy_context(py)?));
         }
         Ok(())
     }
 
-    /// Forgets the context of the writer, which was not the present one.
-    pub fn forget_writer(&self) {
+    pub fn drop_write_context(&self) {
         self.write_context.set(None);
     }
 
-    /// Notes, in debug mode, where a callback of the protocol is scheduled.
-    fn note_source(&self, py: Python<'_>) -> PyResult<()> {
+    /// In debug mode, keeps the present stack.
+    fn keep_source_traceback(&self, py: Python<'_>) -> PyResult<()> {
         if self.debug() {
             self.source_traceback.set(self.core.schedule.source_traceback(py)?);
         }
         Ok(())
     }
 
-    fn is_registered_for_reading(&self) -> bool {
-        self.token.get().is_some_and(|token| self.core.interest(token).readable)
-    }
-
-    /// Runs `f` in one of the contexts, which are there unless the garbage collector has taken the transport apart.
+    /// Runs `f` in one of the contexts. Does nothing if the garbage collector has cleared it.
     fn in_context(
         &self,
         py: Python<'_>,
@@ -197,64 +196,86 @@ impl Endpoint {
         }
     }
 
-    pub fn token(&self) -> Option<Token> {
-        self.token.get()
+    fn cells(&self) -> [&ObjectCell; 9] {
+        [
+            &self.protocol,
+            &self.waiter,
+            &self.extra,
+            &self.made_context,
+            &self.read_context,
+            &self.write_context,
+            &self.lost_context,
+            &self.lost_exception,
+            &self.source_traceback,
+        ]
     }
 
     pub fn traverse(&self, visitor: &mut Visitor) {
         visitor.object(&self.event_loop);
-        visitor.cell(&self.protocol);
-        visitor.cell(&self.waiter);
-        visitor.cell(&self.extra);
         visitor.optional(&self.context);
-        visitor.cell(&self.made_context);
-        visitor.cell(&self.read_context);
-        visitor.cell(&self.write_context);
-        visitor.cell(&self.lost_context);
-        visitor.cell(&self.lost_exception);
-        visitor.cell(&self.source_traceback);
+        self.cells().iter().for_each(|cell| visitor.cell(cell));
         self.flow.traverse(visitor);
     }
 
     pub fn clear(&self) {
-        self.protocol.set(None);
-        self.waiter.set(None);
-        self.extra.set(None);
-        self.made_context.set(None);
-        self.read_context.set(None);
-        self.write_context.set(None);
-        self.lost_context.set(None);
-        self.lost_exception.set(None);
-        self.source_traceback.set(None);
+        self.cells().iter().for_each(|cell| cell.set(None));
     }
 }
 
-/// A transport: an endpoint, and what its kind adds.
+/// The context that all callbacks share, or a copy of the present one.
+fn shared_or_copy(py: Python<'_>, shared: &Option<Object>) -> PyResult<Object> {
+    match shared {
+        Some(context) => Ok(context.clone()),
+        None => copy_context(py),
+    }
+}
+
+/// Implements Deref for a transport with a field `endpoint`.
+#[macro_export]
+macro_rules! has_endpoint {
+    ($native:ty) => {
+        impl std::ops::Deref for $native {
+            type Target = $crate::transports::endpoint::Endpoint;
+
+            fn deref(&self) -> &Self::Target {
+                &self.endpoint
+            }
+        }
+    };
+}
+
+/// A transport: an endpoint, and what its kind adds. The default is one that does not write.
 pub trait Transport: Native + Deref<Target = Endpoint> {
     /// The descriptor can be read from.
     fn readable(this: This<'_, '_, Self>) -> PyResult<()>;
 
     /// The descriptor takes more.
-    fn writable(this: This<'_, '_, Self>) -> PyResult<()>;
+    fn writable(_this: This<'_, '_, Self>) -> PyResult<()> {
+        Ok(())
+    }
 
-    /// Sends what waits for the end of the iteration.
-    fn flush(_this: This<'_, '_, Self>) -> PyResult<()> {
+    /// Sends what is queued, unless the descriptor is known to take no more: the default is for transports that queue nothing else.
+    fn send_now(_this: This<'_, '_, Self>) -> PyResult<()> {
         Ok(())
     }
 
     /// Whether anything is still to be sent.
-    fn has_queued(&self) -> bool;
+    fn has_queued(&self) -> bool {
+        self.queued_size() > 0
+    }
 
     /// How many bytes are still to be sent.
-    fn queued_size(&self) -> usize;
+    fn queued_size(&self) -> usize {
+        0
+    }
 
     /// Drops what is still to be sent.
-    fn clear_queue(&self);
+    fn clear_queue(&self) {}
 
     /// Closes the descriptor. Called once.
     fn close_file(&self, py: Python<'_>, this: &Object) -> PyResult<()>;
 
-    /// What get_extra_info() knows of itself.
+    /// What get_extra_info() returns unless `extra` has the name.
     fn extra_info(this: This<'_, '_, Self>, name: &Bound<'_, PyAny>) -> PyResult<Option<Object>>;
 
     /// The names that [`Transport::extra_info`] knows.
@@ -265,10 +286,10 @@ pub trait Transport: Native + Deref<Target = Endpoint> {
         Ok(())
     }
 
-    /// Whether the descriptor can be another transport's, too, as that of a terminal which is read and written.
+    /// Whether several transports can use the descriptor, as that of a terminal which is read and written.
     const SHARES: bool = false;
 
-    /// Whether the descriptor is a device's, of which the kernel refuses to watch some.
+    /// Whether the descriptor is a character device's. The kernel refuses to watch some.
     fn is_device(&self) -> bool {
         false
     }
@@ -288,162 +309,48 @@ pub trait Transport: Native + Deref<Target = Endpoint> {
         Ok(())
     }
 
-    /// Called when connection_lost() was, and the descriptor is closed.
+    /// Called after connection_lost(), when the descriptor is closed.
     fn after_lost(_this: This<'_, '_, Self>) -> PyResult<()> {
         Ok(())
     }
 
-    /// Whether an error is told in debug mode only: the network's, not the program's.
+    /// Whether an error is reported in debug mode only.
     fn is_connection_error(py: Python<'_>, exception: &Object) -> bool {
         exception.bind(py).is_instance_of::<pyo3::exceptions::PyOSError>()
     }
 }
 
-/// Has the event loop watch a new transport, does what else its kind needs, and schedules connection_made(). A transport
-/// for which that fails closes its descriptor: nobody gets to know of it.
+/// Makes a transport, registers it, runs `prepare`, and schedules connection_made(). If that fails, the descriptor is closed: the
+/// program never gets the transport.
 pub fn start<T: Transport>(
     py: Python<'_>,
-    transport: &Obj<T>,
-    prepare: impl FnOnce() -> PyResult<()>,
-) -> PyResult<()> {
-    attach(py, transport)?;
-    let started = prepare().and_then(|()| schedule_made(py, transport));
-    // The first error is the one to tell.
-    started.inspect_err(|_| drop(tear_down(transport.this(py))))
-}
-
-/// Has the event loop watch a new transport.
-fn attach<T: Transport>(py: Python<'_>, transport: &Obj<T>) -> PyResult<()> {
-    if T::SHARES {
-        return Ok(());
-    }
-    let object = transport.as_object();
-    transport.token.set(Some(transport.core.attach(py, transport.fd, object)?));
-    Ok(())
-}
-
-/// Schedules connection_made().
-fn schedule_made<T: Transport>(py: Python<'_>, transport: &Obj<T>) -> PyResult<()> {
-    transport.note_source(py)?;
-    transport.core.push(ReadyEntry::Step(transport.as_object().clone(), connection_made::<T>));
-    Ok(())
-}
-
-/// The transport that a step was queued for.
-pub fn transport<'a, 'py, T: Transport>(py: Python<'py>, object: &'a Object) -> PyResult<This<'a, 'py, T>> {
-    class::downcast(object.bind(py))
-}
-
-// --- Interest in events ---
-
-/// Asks the kernel for the events that are wanted now.
-pub fn sync_interest<T: Transport>(this: This<'_, '_, T>) -> PyResult<()> {
-    let interest = Interest { readable: this.wants_read.get(), writable: this.blocked.get() };
-    if T::SHARES {
-        watch_shared(this, Direction::Read, interest.readable, &this.watches_read)?;
-        return watch_shared(this, Direction::Write, interest.writable, &this.watches_write);
-    }
-    let Some(token) = this.token.get() else { return Ok(()) };
-    this.core.set_interest(this.py(), token, interest)?;
-    sync_hold(this)
-}
-
-/// The same for a transport that is in use: one that cannot be watched would wait for ever, so it ends.
-pub fn watch<T: Transport>(this: This<'_, '_, T>) -> PyResult<()> {
-    sync_interest(this).or_else(|error| fatal_error(this, error, CANNOT_WATCH))
-}
-
-/// [`watch`], called outside of all callbacks.
-pub fn watch_in_connection_context<T: Transport>(this: This<'_, '_, T>) -> PyResult<()> {
-    sync_interest(this)
-        .or_else(|error| in_connection_context(this, || fatal_error(this, error, CANNOT_WATCH)))
-}
-
-const CANNOT_WATCH: &str = "Fatal error: the descriptor cannot be watched";
-
-/// The same for a new one. A device that nobody can wait for stays open, as in asyncio: it can be closed, and written to.
-#[cold]
-fn cannot_watch<T: Transport>(this: This<'_, '_, T>, error: PyErr) -> PyResult<()> {
-    let py = this.py();
-    if !this.is_device() || !error.is_instance_of::<PyPermissionError>(py) {
-        return fatal_error(this, error, CANNOT_WATCH);
-    }
-    this.wants_read.set(false);
-    report(this, CANNOT_WATCH, &reraise_fatal(py, error)?)
-}
-
-/// Watches one direction of a descriptor that others may watch, too, or no longer.
-fn watch_shared<T: Transport>(
-    this: This<'_, '_, T>,
-    direction: Direction,
-    wanted: bool,
-    watched: &Cell<bool>,
-) -> PyResult<()> {
-    if watched.replace(wanted) == wanted {
-        return Ok(());
-    }
-    let object = this.object();
-    if !wanted {
-        drop(this.core.remove_waiter(this.fd, direction, Some(&object)));
-        return Ok(());
-    }
-    let step = match direction {
-        Direction::Read => on_readable::<T>,
-        Direction::Write => on_writable::<T>,
-    };
-    match this.core.add_waiter(this.py(), this.fd, direction, Waiter::Operation(object, step)) {
-        Ok(previous) => Waiter::dismiss(this.py(), previous).map(drop),
+    transport: T,
+    prepare: impl FnOnce(&Obj<T>) -> PyResult<()>,
+) -> PyResult<Obj<T>> {
+    let transport = Obj::new(py, transport)?;
+    attach(py, &transport)?;
+    // The first error is the one to return.
+    match prepare(&transport).and_then(|()| schedule_made(py, &transport)) {
+        Ok(()) => Ok(transport),
         Err(error) => {
-            watched.set(false);
+            drop(tear_down(transport.this(py)));
             Err(error)
         }
     }
 }
 
-/// Has the event loop keep the transport alive while any event is wanted.
-pub fn sync_hold<T: Transport>(this: This<'_, '_, T>) -> PyResult<()> {
-    if T::SHARES {
-        // It is the watched directions that keep it alive.
-        return sync_interest(this);
-    }
-    let wanted = this.wants_read.get() || this.blocked.get();
-    match this.token.get() {
-        Some(token) if this.held.replace(wanted) != wanted => {
-            this.core.hold(this.py(), token, &this.object(), wanted)
-        }
-        _ => Ok(()),
-    }
+fn schedule_made<T: Transport>(py: Python<'_>, transport: &Obj<T>) -> PyResult<()> {
+    transport.keep_source_traceback(py)?;
+    transport.core.push(ReadyEntry::Step(transport.as_object().clone(), connection_made::<T>));
+    Ok(())
 }
 
-pub fn pause_reading<T: Transport>(this: This<'_, '_, T>) -> PyResult<()> {
-    if !this.is_reading() {
-        return Ok(());
-    }
-    this.paused.set(true);
-    this.wants_read.set(false);
-    sync_hold(this)?;
-    if this.debug() { log(this, "debug", "%r pauses reading") } else { Ok(()) }
+/// The transport of a step.
+pub fn transport<'a, 'py, T: Transport>(py: Python<'py>, object: &'a Object) -> PyResult<This<'a, 'py, T>> {
+    class::downcast(object.bind(py))
 }
 
-pub fn resume_reading<T: Transport>(this: This<'_, '_, T>) -> PyResult<()> {
-    if this.is_closing() || !this.paused.get() {
-        return Ok(());
-    }
-    this.paused.set(false);
-    this.wants_read.set(true);
-    if this.context.is_none() {
-        this.read_context.set(Some(copy_context(this.py())?));
-    }
-    if this.is_registered_for_reading() {
-        sync_hold(this)?;
-    } else {
-        sync_interest(this)?;
-    }
-    T::resumed(this)?;
-    if this.debug() { log(this, "debug", "%r resumes reading") } else { Ok(()) }
-}
-
-/// Runs `f` in the context in which arrivals are told.
+/// Runs `f` in the context of the protocol's data_received().
 pub fn in_read_context<T: Transport>(
     this: This<'_, '_, T>,
     f: impl FnOnce() -> PyResult<()>,
@@ -451,8 +358,8 @@ pub fn in_read_context<T: Transport>(
     this.in_context(this.py(), &this.read_context, f)
 }
 
-/// Runs `f`, which ends the connection outside of all callbacks, in a copy of the context in which arrivals are told: the
-/// protocol and the exception handler find the connection's variables there.
+/// Runs `f`, which ends the connection outside of all callbacks, in a copy of [`in_read_context`]'s: the protocol and the exception
+/// handler find the connection's variables there.
 #[cold]
 pub fn in_connection_context<T: Transport>(
     this: This<'_, '_, T>,
@@ -467,21 +374,21 @@ pub fn in_connection_context<T: Transport>(
 fn connection_made<T: Transport>(py: Python<'_>, object: &Object) -> PyResult<()> {
     let this = transport::<T>(py, object)?;
     let Some(context) = this.made_context.take() else { return Ok(()) };
-    if let Some(token) = this.token.get() {
+    if let Some(token) = this.registration.token() {
         this.core.begin(token, on_ready::<T>);
     }
     run_in_context(py, &context, || {
-        // Even if it leaves the event loop, with SystemExit, the connection is to be in order afterwards.
-        let told = call_protocol(this, intern!(py, "connection_made"), &[object]);
+        // After SystemExit, which leaves the event loop, the transport must be usable.
+        let called = call_protocol(this, intern!(py, "connection_made"), &[object]);
         if this.starts_reading() {
-            this.wants_read.set(true);
+            this.registration.start_reading();
         }
-        let watched = sync_interest(this).or_else(|error| cannot_watch(this, error));
+        let watched = sync_or_end(this);
         let resolved = match this.waiter.take() {
             Some(waiter) => resolve(py, &waiter),
             None => Ok(()),
         };
-        told.and(watched).and(resolved)
+        called.and(watched).and(resolved)
     })
 }
 
@@ -489,14 +396,14 @@ fn on_ready<T: Transport>(py: Python<'_>, object: &Object, readiness: Readiness)
     let this = transport::<T>(py, object)?;
     let mut unwanted = false;
     if readiness.readable && !this.is_lost() {
-        if this.wants_read.get() {
+        if this.registration.wants_read() {
             this.in_context(py, &this.read_context, || T::readable(this))?;
         } else {
             unwanted = true;
         }
     }
     if readiness.writable && !this.is_lost() {
-        if this.blocked.get() {
+        if this.registration.is_blocked() {
             let known = this.write_context.is_some();
             let context = if known { &this.write_context } else { &this.read_context };
             this.in_context(py, context, || T::writable(this))?;
@@ -504,7 +411,7 @@ fn on_ready<T: Transport>(py: Python<'_>, object: &Object, readiness: Readiness)
             unwanted = true;
         }
     }
-    if unwanted { sync_interest(this) } else { Ok(()) }
+    if unwanted { sync_now(this) } else { Ok(()) }
 }
 
 fn on_readable<T: Transport>(py: Python<'_>, object: &Object) -> PyResult<()> {

@@ -1,4 +1,4 @@
-//! What protocols, the exception handler and the log are told.
+//! Calls of the protocol, the exception handler and the log. All of them run Python code, which can do anything to the transport.
 
 use pyo3::prelude::*;
 use pyo3::types::PyString;
@@ -10,7 +10,7 @@ use crate::handle::{Arguments, Call, Handle, reraise_fatal};
 use crate::imports::imports;
 use crate::intern;
 
-/// Calls a method of the protocol. What it raises is reported as of a callback, and does not end the connection.
+/// Calls a method of the protocol. An exception is reported as that of a callback, and does not end the connection.
 pub fn call_protocol<T: Transport>(
     this: This<'_, '_, T>,
     method: &Bound<'_, PyString>,
@@ -24,7 +24,7 @@ pub fn call_protocol<T: Transport>(
     }
 }
 
-/// Reports what a method of the protocol raised as asyncio reports it of a callback: with its handle.
+/// Reports an exception of a method as asyncio reports that of a callback: with a handle.
 pub fn report_callback<T: Transport>(
     this: This<'_, '_, T>,
     error: PyErr,
@@ -57,8 +57,8 @@ pub fn report<T: Transport>(this: This<'_, '_, T>, message: &str, exception: &Ob
     imports(py)?.report_protocol.call(py, &arguments).map(drop)
 }
 
-/// Calls a method of flow control.
-fn tell_flow<T: Transport>(this: This<'_, '_, T>, method: &Bound<'_, PyString>) -> PyResult<()> {
+/// Calls pause_writing() or resume_writing().
+fn call_flow_control<T: Transport>(this: This<'_, '_, T>, method: &Bound<'_, PyString>) -> PyResult<()> {
     let py = this.py();
     let Some(protocol) = this.protocol.get() else { return Ok(()) };
     match protocol.call_method(py, method, &[]) {
@@ -70,7 +70,7 @@ fn tell_flow<T: Transport>(this: This<'_, '_, T>, method: &Bound<'_, PyString>) 
     }
 }
 
-/// Writes to asyncio's log what happened to a transport.
+/// Writes to asyncio's log.
 pub fn log<T: Transport>(this: This<'_, '_, T>, level: &str, message: &str) -> PyResult<()> {
     let py = this.py();
     let (level, message) = (Object::from_str(py, level)?, Object::from_str(py, message)?);
@@ -79,18 +79,18 @@ pub fn log<T: Transport>(this: This<'_, '_, T>, level: &str, message: &str) -> P
     imports(py)?.logger.call_method(py, &level, &[&message, &this.object()]).map(drop)
 }
 
-/// Tells the protocol to pause if more waits to be sent than the high-water mark.
+/// Calls pause_writing() if `queued` is above the high-water mark, and it was not called before.
 pub fn pause_protocol<T: Transport>(this: This<'_, '_, T>, queued: usize) -> PyResult<()> {
     if !this.flow.must_pause(queued) {
         return Ok(());
     }
-    tell_flow(this, intern!(this.py(), "pause_writing"))
+    call_flow_control(this, intern!(this.py(), "pause_writing"))
 }
 
-/// Tells the protocol to resume if it was told to pause and no more than the low-water mark waits.
+/// Calls resume_writing() if pause_writing() was called and `queued` is down to the low-water mark.
 pub fn resume_protocol<T: Transport>(this: This<'_, '_, T>, queued: usize) -> PyResult<()> {
     if !this.flow.must_resume(queued) {
         return Ok(());
     }
-    tell_flow(this, intern!(this.py(), "resume_writing"))
+    call_flow_control(this, intern!(this.py(), "resume_writing"))
 }

@@ -1,30 +1,25 @@
 //! The Python classes of the pipe transports: asyncio.ReadTransport and asyncio.WriteTransport on top of
 //! [`super::ReadPipe`] and [`super::WritePipe`].
 
-use std::ffi::c_void;
-
 use pyo3::Borrowed;
 use pyo3::exceptions::{PyAssertionError, PyAttributeError};
-use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::PyType;
 
 use super::reading::ThisReadPipe;
 use super::writing::ThisWritePipe;
 use super::{ReadPipe, WritePipe};
-use crate::core::RECEIVE_BUFFER;
 use crate::cpython::buffer::new_bytes;
 use crate::cpython::class::{self, Definition, This};
 use crate::cpython::errors::new_error;
-use crate::cpython::methods::call_bare;
 use crate::cpython::module::{add, import};
 use crate::cpython::object::Object;
 use crate::handle::boolean;
 use crate::intern;
 use crate::transports::endpoint::{self, Phase, Transport};
-use crate::transports::methods::{self, none, polling};
+use crate::transports::methods::{self, none, none_after, polling};
 use crate::{
-    attribute, method, method0, method1, reading_methods, transport_attributes, transport_methods,
+    attribute, method, method0, method1, reading_methods, repr_slot, transport_attributes, transport_methods,
     writing_methods,
 };
 
@@ -44,31 +39,17 @@ fn writelines<'py>(this: ThisWritePipe<'_, 'py>, lines: Borrowed<'_, 'py, PyAny>
 }
 
 fn repr_reading(this: ThisReadPipe<'_, '_>) -> PyResult<Object> {
-    methods::repr(this, Some("open"), || polling(this.wants_read.get()).to_owned())
+    methods::repr(this, Some("open"), || polling(this.registration.wants_read()).to_owned())
 }
 
 fn repr_writing(this: ThisWritePipe<'_, '_>) -> PyResult<Object> {
     methods::repr(this, Some("open"), || {
-        format!("{} bufsize={}", polling(this.blocked.get()), this.queued_size())
+        format!("{} bufsize={}", polling(this.registration.is_blocked()), this.queued_size())
     })
 }
 
-unsafe extern "C" fn tp_repr_reading(instance: *mut ffi::PyObject) -> *mut ffi::PyObject {
-    // SAFETY: the slot of this class is called with its instances.
-    unsafe { call_bare::<ReadPipe>(instance, repr_reading) }
-}
-
-unsafe extern "C" fn tp_repr_writing(instance: *mut ffi::PyObject) -> *mut ffi::PyObject {
-    // SAFETY: the slot of this class is called with its instances.
-    unsafe { call_bare::<WritePipe>(instance, repr_writing) }
-}
-
-fn repr_slot(function: unsafe extern "C" fn(*mut ffi::PyObject) -> *mut ffi::PyObject) -> ffi::PyType_Slot {
-    ffi::PyType_Slot { slot: ffi::Py_tp_repr, pfunc: function as *mut c_void }
-}
-
-/// What it means to asyncio's transports that their file is taken away: they are closed, and it is not.
-fn forget<T: Transport>(this: This<'_, '_, T>, file: Borrowed<'_, '_, PyAny>) -> PyResult<()> {
+/// `_pipe = None` closes one of asyncio's transports, and leaves the file open.
+fn release_file<T: Transport>(this: This<'_, '_, T>, file: Borrowed<'_, '_, PyAny>) -> PyResult<()> {
     if !file.is_none() {
         return Err(new_error::<PyAttributeError>(this.py(), "the file of a transport cannot be replaced"));
     }
@@ -88,7 +69,7 @@ macro_rules! pipe_attributes {
                     Phase::Closed => none(this),
                     _ => Ok(this.file.clone()),
                 },
-                forget
+                release_file
             ),
             attribute!($native, "_fileno", |this| Object::from_int(this.py(), this.fd)),
         ]);
@@ -96,7 +77,6 @@ macro_rules! pipe_attributes {
     }};
 }
 
-/// Makes the classes.
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     let py = module.py();
     let asyncio = import(py, "asyncio")?;
@@ -108,14 +88,11 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
         base: asyncio.getattr(intern!(py, "ReadTransport"))?.cast_into::<PyType>()?,
         methods,
         attributes: pipe_attributes!(ReadPipe),
-        slots: vec![repr_slot(tp_repr_reading)],
+        slots: vec![repr_slot!(repr_reading)],
         open: true,
     };
     let class = class::make::<ReadPipe>(definition)?;
-    class.setattr(
-        intern!(module.py(), "max_size"),
-        Object::from_size(module.py(), RECEIVE_BUFFER)?.bind(module.py()),
-    )?;
+    methods::set_max_size(&class)?;
     add(module, "ReadPipeTransport", class)?;
 
     let mut methods = transport_methods!(WritePipe);
@@ -139,10 +116,7 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
         method0!(
             WritePipe,
             "write_eof",
-            |this| {
-                endpoint::close(this)?;
-                none(this)
-            },
+            |this| none_after(this, endpoint::close(this)),
             "Close when what was written is sent."
         ),
         method0!(WritePipe, "can_write_eof", |this| Ok(boolean(this.py(), true)), "True."),
@@ -156,7 +130,7 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
             .cast_into::<PyType>()?,
         methods,
         attributes: pipe_attributes!(WritePipe),
-        slots: vec![repr_slot(tp_repr_writing)],
+        slots: vec![repr_slot!(repr_writing)],
         open: true,
     };
     add(module, "WritePipeTransport", class::make::<WritePipe>(definition)?)

@@ -20,7 +20,7 @@ use crate::cpython::object::{Object, has_other_threads};
 use crate::intern;
 use crate::reactor::pipe::{self, Kind};
 
-/// The descriptor of a file object that can be a pipe transport's, made so that it does not block.
+/// Returns the descriptor of a file object, made non-blocking, and what it is. ValueError with `refusal` for a regular file.
 fn prepare(py: Python<'_>, file: &Object, refusal: &str) -> PyResult<(RawFd, Kind)> {
     let fd: RawFd = file.call_method(py, intern!(py, "fileno"), &[])?.bind(py).extract()?;
     let kind = pipe::kind(fd).or_os_error(py)?;
@@ -31,8 +31,8 @@ fn prepare(py: Python<'_>, file: &Object, refusal: &str) -> PyResult<(RawFd, Kin
     Ok((fd, kind))
 }
 
-/// Whether other threads are to run while something is written, because that can wait: one of them may be who reads it.
-fn lets_others_run(py: Python<'_>, fd: RawFd) -> bool {
+/// Whether a write can block while another thread of this process, which may be the reader, waits for the GIL.
+fn must_release_gil(py: Python<'_>, fd: RawFd) -> bool {
     has_other_threads(py) && pipe::can_wait(fd)
 }
 

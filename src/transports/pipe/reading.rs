@@ -1,6 +1,4 @@
-//! The end of a pipe that is read from.
-
-use std::ops::Deref;
+//! The transport of the read end of a pipe.
 
 use pyo3::exceptions::PyOSError;
 use pyo3::prelude::*;
@@ -11,6 +9,7 @@ use crate::cpython::class::{Class, Native, Obj, This, Visitor};
 use crate::cpython::errors::os_error;
 use crate::cpython::object::Object;
 use crate::cpython::statics;
+use crate::has_endpoint;
 use crate::intern;
 use crate::reactor::pipe::{self, Kind};
 use crate::reactor::socket;
@@ -24,13 +23,7 @@ pub struct ReadPipe {
 
 pub type ThisReadPipe<'a, 'py> = This<'a, 'py, ReadPipe>;
 
-impl Deref for ReadPipe {
-    type Target = Endpoint;
-
-    fn deref(&self) -> &Endpoint {
-        &self.endpoint
-    }
-}
+has_endpoint!(ReadPipe);
 
 const READ_FAILED: &str = "Fatal read error on pipe transport";
 
@@ -39,16 +32,14 @@ impl ReadPipe {
     pub fn create(py: Python<'_>, params: EndpointParams, file: Object) -> PyResult<Obj<ReadPipe>> {
         let (fd, kind) = prepare(py, &file, "Pipe transport is for pipes/sockets only.")?;
         let pipe = ReadPipe { endpoint: Endpoint::new(py, EndpointParams { fd, ..params })?, file, kind };
-        let pipe = Obj::new(py, pipe)?;
-        endpoint::start(py, &pipe, || Ok(()))?;
-        Ok(pipe)
+        endpoint::start(py, pipe, |_| Ok(()))
     }
 
     fn end_of_file(this: ThisReadPipe<'_, '_>) -> PyResult<()> {
         if this.debug() {
             endpoint::log(this, "info", "%r was closed by peer")?;
         }
-        this.wants_read.set(false);
+        this.registration.stop_reading();
         this.core.push(ReadyEntry::Step(this.object(), eof_received));
         endpoint::schedule_connection_lost(this, None)
     }
@@ -76,31 +67,15 @@ impl Transport for ReadPipe {
         let data = match data {
             Ok(Some(data)) => data?,
             Ok(None) => return ReadPipe::end_of_file(this),
-            Err(error) if socket::is_not_ready(&error) => {
-                return Ok(());
-            }
+            Err(error) if socket::is_not_ready(&error) => return Ok(()),
             Err(error) => return endpoint::fatal_error(this, os_error(py, error), READ_FAILED),
         };
         endpoint::call_protocol(this, intern!(py, "data_received"), &[&data])
     }
 
-    fn writable(_this: ThisReadPipe<'_, '_>) -> PyResult<()> {
-        Ok(())
-    }
-
     fn is_device(&self) -> bool {
         self.kind == Kind::CharacterDevice
     }
-
-    fn has_queued(&self) -> bool {
-        false
-    }
-
-    fn queued_size(&self) -> usize {
-        0
-    }
-
-    fn clear_queue(&self) {}
 
     fn close_file(&self, py: Python<'_>, _this: &Object) -> PyResult<()> {
         self.file.call_method(py, intern!(py, "close"), &[]).map(drop)
@@ -110,7 +85,7 @@ impl Transport for ReadPipe {
         extra_info(this.py(), &this.file, name)
     }
 
-    /// The end of a pty.
+    /// EIO is the end of a pty.
     fn is_connection_error(py: Python<'_>, exception: &Object) -> bool {
         let exception = exception.bind(py);
         let errno = || -> PyResult<i32> { exception.getattr(intern!(py, "errno"))?.extract() };

@@ -1,12 +1,11 @@
-//! The end of a pipe that is written to.
+//! The transport of the write end of a pipe.
 
 use std::io;
-use std::ops::Deref;
 
 use pyo3::exceptions::PyBrokenPipeError;
 use pyo3::prelude::*;
 
-use super::{extra_info, lets_others_run, prepare};
+use super::{extra_info, must_release_gil, prepare};
 use crate::cpython::borrowing::StateCell;
 use crate::cpython::buffer::Bytes;
 use crate::cpython::class::{Class, Native, Obj, This, Visitor};
@@ -14,6 +13,7 @@ use crate::cpython::errors::os_error;
 use crate::cpython::errors::{error_of, no_memory};
 use crate::cpython::object::{Object, tuple};
 use crate::cpython::statics;
+use crate::has_endpoint;
 use crate::intern;
 use crate::reactor::pipe::{self, Kind};
 use crate::transports::endpoint::{self, Endpoint, EndpointParams, Transport};
@@ -23,19 +23,13 @@ pub struct WritePipe {
     endpoint: Endpoint,
     pub(super) file: Object,
     queue: StateCell<WriteQueue>,
-    /// Whether it becomes readable when its reader is gone: pipes and sockets do, devices have something to read.
-    tells_of_reader: bool,
+    /// Whether the descriptor is readable only if its reader is gone: true of pipes and sockets, not of devices.
+    watches_reader: bool,
 }
 
 pub type ThisWritePipe<'a, 'py> = This<'a, 'py, WritePipe>;
 
-impl Deref for WritePipe {
-    type Target = Endpoint;
-
-    fn deref(&self) -> &Endpoint {
-        &self.endpoint
-    }
-}
+has_endpoint!(WritePipe);
 
 impl WritePipe {
     /// Makes a transport and schedules connection_made().
@@ -46,14 +40,12 @@ impl WritePipe {
             endpoint: Endpoint::new(py, EndpointParams { fd, ..params })?,
             file,
             queue: StateCell::default(),
-            tells_of_reader: kind != Kind::CharacterDevice,
+            watches_reader: kind != Kind::CharacterDevice,
         };
-        let pipe = Obj::new(py, pipe)?;
-        endpoint::start(py, &pipe, || Ok(()))?;
-        Ok(pipe)
+        endpoint::start(py, pipe, |_| Ok(()))
     }
 
-    /// Writes as much as the pipe takes; the rest waits until it takes more.
+    /// Writes as much as the pipe takes now. The rest is queued.
     pub fn write(this: ThisWritePipe<'_, '_>, data: Bytes) -> PyResult<()> {
         if data.as_slice().is_empty() {
             return Ok(());
@@ -66,7 +58,7 @@ impl WritePipe {
             return Err(no_memory(this.py()));
         }
         this.queue.borrow_mut().push(data);
-        if !this.blocked.get() {
+        if !this.registration.is_blocked() {
             WritePipe::drain(this)?;
         }
         let size = this.queued_size();
@@ -77,26 +69,13 @@ impl WritePipe {
         let py = this.py();
         this.core.request_poll();
         let written = &this.core.metrics.counts.bytes_written;
-        let progress = if lets_others_run(py, this.fd) {
-            WritePipe::drain_waiting(this)
+        let progress = if must_release_gil(py, this.fd) {
+            WritePipe::drain_without_gil(this)
         } else {
             this.queue.borrow_mut().drain(written, |slices| pipe::write(this.fd, slices))
         };
         match progress {
-            Ok(Progress::Drained) => {
-                if this.blocked.replace(false) {
-                    endpoint::watch(this)
-                } else {
-                    Ok(())
-                }
-            }
-            Ok(Progress::Blocked) => {
-                if this.blocked.replace(true) {
-                    return Ok(());
-                }
-                this.note_writer(py)?;
-                endpoint::watch(this)
-            }
+            Ok(progress) => endpoint::set_blocked(this, progress == Progress::Blocked),
             Err(error) => {
                 this.queue.borrow_mut().clear();
                 this.note_loss();
@@ -105,16 +84,16 @@ impl WritePipe {
         }
     }
 
-    /// Writes while other threads run. What one of them may write to the transport meanwhile, against the rules, comes after.
+    /// Writes without the GIL. What another thread writes to the transport meanwhile, against the rules, comes after.
     #[cold]
-    fn drain_waiting(this: ThisWritePipe<'_, '_>) -> io::Result<Progress> {
+    fn drain_without_gil(this: ThisWritePipe<'_, '_>) -> io::Result<Progress> {
         let (py, fd) = (this.py(), this.fd);
-        // Nothing is borrowed meanwhile, and who writes only queues.
+        // Nothing is borrowed while other threads run, and a blocked transport only queues.
         let mut queue = this.queue.take();
-        let blocked = this.blocked.replace(true);
+        let blocked = this.registration.set_blocked(true);
         let written = &this.core.metrics.counts.bytes_written;
         let progress = queue.drain(written, |slices| py.detach(|| pipe::write(fd, slices)));
-        this.blocked.set(blocked);
+        this.registration.set_blocked(blocked);
         let mut place = this.queue.borrow_mut();
         let meanwhile = std::mem::replace(&mut *place, queue);
         place.append(meanwhile);
@@ -129,7 +108,7 @@ impl Transport for WritePipe {
     const EXTRA: &'static [&'static str] = &["pipe"];
     const SHARES: bool = true;
 
-    /// The reader is gone. (A socket's peer that sends is taken for one, too, as in asyncio.)
+    /// The reader is gone, or, as in asyncio, a socket's peer sends.
     fn readable(this: ThisWritePipe<'_, '_>) -> PyResult<()> {
         let py = this.py();
         if this.debug() {
@@ -143,20 +122,15 @@ impl Transport for WritePipe {
     }
 
     fn writable(this: ThisWritePipe<'_, '_>) -> PyResult<()> {
-        let _py = this.py();
         WritePipe::drain(this)?;
         if this.is_lost() {
             return Ok(());
         }
         if !this.has_queued() {
-            // As asyncio has it: in one step from full to empty.
+            // As in asyncio, only an empty queue resumes the protocol.
             endpoint::resume_protocol(this, 0)?;
         }
         if this.has_queued() { Ok(()) } else { endpoint::finish_closing(this).map(drop) }
-    }
-
-    fn has_queued(&self) -> bool {
-        !self.queue.borrow().is_empty()
     }
 
     fn queued_size(&self) -> usize {
@@ -167,11 +141,11 @@ impl Transport for WritePipe {
         self.queue.borrow_mut().clear();
     }
 
-    /// Only a write that fails is one of those that are counted, as in asyncio.
+    /// As in asyncio, only a write that fails counts.
     fn on_lost(&self) {}
 
     fn starts_reading(&self) -> bool {
-        self.tells_of_reader && !self.is_closing()
+        self.watches_reader && !self.is_closing()
     }
 
     fn close_file(&self, py: Python<'_>, _this: &Object) -> PyResult<()> {

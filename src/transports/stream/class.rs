@@ -6,20 +6,18 @@ use pyo3::prelude::*;
 use pyo3::types::PyType;
 
 use super::{Stream, ThisStream};
-use crate::core::RECEIVE_BUFFER;
 use crate::cpython::buffer::{Bytes, has_buffer};
 use crate::cpython::class::{self, Definition};
 use crate::cpython::errors::{new_error, no_memory};
-use crate::cpython::methods::call_bare;
 use crate::cpython::module::{add, import};
 use crate::cpython::object::Object;
 use crate::handle::boolean;
 use crate::intern;
-use crate::transports::endpoint::{self, Phase};
-use crate::transports::methods::{self, none, polling};
+use crate::transports::endpoint;
+use crate::transports::methods::{self, none, none_after, polling};
 use crate::{
-    attribute, method, method0, method1, reading_methods, transport_attributes, transport_methods,
-    writing_methods,
+    attribute, method, method0, method1, reading_methods, repr_slot, socket_attributes, transport_attributes,
+    transport_methods, writing_methods,
 };
 
 fn chunk(py: Python<'_>, data: &Object) -> PyResult<Bytes> {
@@ -101,17 +99,12 @@ fn writelines<'py>(this: ThisStream<'_, 'py>, lines: Borrowed<'_, 'py, PyAny>) -
 
 fn repr(this: ThisStream<'_, '_>) -> PyResult<Object> {
     methods::repr(this, None, || {
-        let (reading, writing) = (polling(this.wants_read.get()), polling(this.blocked.get()));
+        let (reading, writing) =
+            (polling(this.registration.wants_read()), polling(this.registration.is_blocked()));
         format!("read={reading} write=<{writing}, bufsize={}>", this.queue.borrow().size())
     })
 }
 
-unsafe extern "C" fn tp_repr(instance: *mut pyo3::ffi::PyObject) -> *mut pyo3::ffi::PyObject {
-    // SAFETY: the slot of this class is called with its instances.
-    unsafe { call_bare::<Stream>(instance, repr) }
-}
-
-/// Makes the class.
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     let py = module.py();
     // A Transport, and the mark by which the standard library knows one that has flow control.
@@ -142,10 +135,7 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
         method0!(
                 Stream,
                 "write_eof",
-                |this| {
-                    Stream::write_eof(this)?;
-                    none(this)
-                },
+                |this| none_after(this, Stream::write_eof(this)),
                 "End the sending direction when what was written is sent."
             ),
         method0!(
@@ -190,28 +180,19 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
             ),
     ]);
     let mut attributes = transport_attributes!(Stream);
-    attributes.extend([
-        attribute!(Stream, "_sock", |this| match this.phase.get() {
-            Phase::Closed => none(this),
-            _ => this.file.python_socket(this.py()),
-        }),
-        attribute!(Stream, "_sock_fd", |this| Object::from_int(this.py(), this.fd)),
-    ]);
+    attributes.extend(socket_attributes!(Stream));
     let definition = Definition {
         name: c"hotloop._core.StreamTransport",
         doc: c"A transport over a TCP or Unix socket: asyncio.Transport.",
         base,
         methods,
         attributes,
-        slots: vec![pyo3::ffi::PyType_Slot {
-            slot: pyo3::ffi::Py_tp_repr,
-            pfunc: tp_repr as *mut std::ffi::c_void,
-        }],
+        slots: vec![repr_slot!(repr)],
         open: true,
     };
     let class = class::make::<Stream>(definition)?;
     class.setattr(intern!(py, "_start_tls_compatible"), true)?;
-    class.setattr(intern!(py, "max_size"), Object::from_size(py, RECEIVE_BUFFER)?.bind(py))?;
+    methods::set_max_size(&class)?;
     class.setattr(
         intern!(py, "_sendfile_compatible"),
         import(py, "asyncio.constants")?

@@ -1,15 +1,16 @@
 //! The stream transport: TCP and Unix sockets.
 //!
-//! A program with one thing to do at a time sends within write(). Otherwise what is written is sent at the end of the
-//! iteration, all of it at once, so that a busy server does not wake its peers one by one in the middle of its work. Nobody can tell: whatever looks at what was sent (the buffer's size,
-//! close(), abort(), write_eof()) has it sent first.
+//! In an iteration of one callback, write() sends. Otherwise what is written is sent at the end of the iteration, all of it at
+//! once, so that a busy server does not wake its peers one by one in the middle of its work.
+//!
+//! Invariant: the program sees no difference. Methods whose result depends on what was sent (the buffer's size, close(),
+//! abort(), write_eof()) call [`Transport::send_now`] first.
 
 pub mod class;
 mod reading;
 mod writing;
 
 use std::cell::Cell;
-use std::ops::Deref;
 
 use pyo3::prelude::*;
 use pyo3::types::PyString;
@@ -21,6 +22,7 @@ use crate::cpython::borrowing::StateCell;
 use crate::cpython::class::{Class, Native, Obj, This, Visitor};
 use crate::cpython::object::{Object, ObjectCell};
 use crate::cpython::statics;
+use crate::has_endpoint;
 use crate::imports::imports;
 use crate::intern;
 
@@ -35,30 +37,23 @@ pub struct Stream {
     file: SocketFile,
     kind: Cell<ProtocolKind>,
     server: ObjectCell,
-    /// How many bytes arrive at a time, roughly.
+    /// About how many bytes a receive yields: follows peaks.
     recv_size_hint: Cell<usize>,
-    /// The number of the error that receiving met, which may have come behind data; 0 for none.
+    /// The errno of a failed receive, which can have followed data in the same event; 0 for none.
     read_error: Cell<i32>,
-    /// Whether write_eof() was called.
     eof_written: Cell<bool>,
-    /// Whether either forbids to write: write_eof(), or a sendfile that is under way.
+    /// Whether write() is an error: after write_eof(), and during sendfile.
     refuses_writes: Cell<bool>,
     queue: StateCell<WriteQueue>,
-    /// Whether the queue will be sent at the end of the iteration.
-    flush_scheduled: Cell<bool>,
-    /// A future that sendfile waits for: the queue is empty, and nothing may be added.
+    /// Whether the queue is sent at the end of the iteration.
+    send_is_scheduled: Cell<bool>,
+    /// A future that sendfile waits for, done when the queue is empty. Nothing may be written until it is reset.
     empty_waiter: ObjectCell,
 }
 
 pub type ThisStream<'a, 'py> = This<'a, 'py, Stream>;
 
-impl Deref for Stream {
-    type Target = Endpoint;
-
-    fn deref(&self) -> &Endpoint {
-        &self.endpoint
-    }
-}
+has_endpoint!(Stream);
 
 impl Stream {
     /// Makes a transport, attaches it to its server, and schedules connection_made().
@@ -78,18 +73,16 @@ impl Stream {
             eof_written: Cell::new(false),
             refuses_writes: Cell::new(false),
             queue: StateCell::default(),
-            flush_scheduled: Cell::new(false),
+            send_is_scheduled: Cell::new(false),
             empty_waiter: ObjectCell::default(),
         };
-        let stream = Obj::new(py, stream)?;
-        endpoint::start(py, &stream, || {
+        endpoint::start(py, stream, |stream| {
             if let Some(server) = server {
                 call_server(py, &server, intern!(py, "_attach"), stream.as_object())?;
                 stream.server.set(Some(server));
             }
             Ok(())
-        })?;
-        Ok(stream)
+        })
     }
 }
 
@@ -104,12 +97,8 @@ impl Transport for Stream {
         Stream::write_ready(this)
     }
 
-    fn flush(this: ThisStream<'_, '_>) -> PyResult<()> {
-        Stream::flush_unless_blocked(this)
-    }
-
-    fn has_queued(&self) -> bool {
-        !self.queue.borrow().is_empty()
+    fn send_now(this: ThisStream<'_, '_>) -> PyResult<()> {
+        if this.can_send() { Stream::send(this) } else { Ok(()) }
     }
 
     fn queued_size(&self) -> usize {
@@ -157,7 +146,7 @@ fn kind_of(py: Python<'_>, protocol: &Object) -> PyResult<ProtocolKind> {
     Ok(if buffered { ProtocolKind::Buffered } else { ProtocolKind::Streaming })
 }
 
-/// Tells a server of a connection; before 3.13 it only counts them.
+/// Calls a method by which a server keeps its connections; before 3.13 it only counts them.
 fn call_server(
     py: Python<'_>,
     server: &Object,

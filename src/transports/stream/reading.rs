@@ -14,17 +14,17 @@ use crate::cpython::names::Name;
 use crate::cpython::object::Object;
 use crate::intern;
 use crate::reactor::socket;
-use crate::transports::endpoint;
+use crate::transports::endpoint::{self, Narrowing};
 
 enum Received {
-    /// What there was is delivered.
+    /// What had arrived was delivered.
     Done,
     End,
 }
 
 const READ_FAILED: &str = "Fatal read error on socket transport";
 
-/// An error, and what to say of it.
+/// An error, and the message for the exception handler.
 type Failure = (PyErr, &'static str);
 
 fn no_data(this: ThisStream<'_, '_>, error: io::Error) -> Result<Received, Failure> {
@@ -44,9 +44,9 @@ fn call(py: Python<'_>, protocol: &Object, method: &'static Name, argument: &Obj
     protocol.call_method(py, method.get(py)?, &[argument])
 }
 
-/// The error of a socket's recv_into() for what is no buffer to write to.
+/// The TypeError of a socket's recv_into(), if `buffer` is not a writable buffer.
 #[cold]
-fn in_words_of_sockets(py: Python<'_>, error: PyErr, buffer: &Object) -> PyErr {
+fn to_recv_into_error(py: Python<'_>, error: PyErr, buffer: &Object) -> PyErr {
     if !error.is_instance_of::<PyBufferError>(py) && !error.is_instance_of::<PyTypeError>(py) {
         return error;
     }
@@ -72,7 +72,7 @@ impl Stream {
         }
     }
 
-    /// Notes an error of the socket, which the kernel tells once. What is sent after it fails with another.
+    /// Notes an error of the socket, which the kernel reports once: sending fails with another one afterwards.
     #[cold]
     fn read_failed(this: ThisStream<'_, '_>, error: PyErr) -> Failure {
         let py = this.py();
@@ -83,7 +83,7 @@ impl Stream {
         (error, READ_FAILED)
     }
 
-    /// The error that came behind data.
+    /// Ends the transport with an error that followed data.
     #[cold]
     fn fail_with_known_error(this: ThisStream<'_, '_>) -> PyResult<()> {
         let error = io::Error::from_raw_os_error(this.read_error.get());
@@ -122,7 +122,7 @@ impl Stream {
         let received = with_writable_buffer(py, &buffer, |memory| {
             (!memory.is_empty()).then(|| socket::recv(this.file.descriptor(), memory))
         });
-        let received = received.map_err(|error| (in_words_of_sockets(py, error, &buffer), READ_FAILED))?;
+        let received = received.map_err(|error| (to_recv_into_error(py, error, &buffer), READ_FAILED))?;
         match received.ok_or_else(empty)? {
             Ok(0) => Ok(Received::End),
             Ok(count) => {
@@ -148,8 +148,8 @@ impl Stream {
             .and_then(|keep_open| keep_open.bind(py).is_truthy());
         match keep_open {
             Ok(true) => {
-                this.wants_read.set(false);
-                endpoint::sync_hold(this)
+                this.registration.stop_reading();
+                endpoint::sync(this, Narrowing::AtNextEvent)
             }
             Ok(false) => endpoint::close(this),
             Err(error) => {

@@ -1,4 +1,11 @@
-//! What is to be sent, and the moments when it is.
+//! What is to be sent, and when it is sent:
+//!
+//! - now: [`Stream::send`], or [`Transport::send_now`] if the socket may be full or the queue empty;
+//! - at the end of the iteration, or sooner: [`Stream::send_in_iteration`], after each write();
+//! - at the end of the iteration: [`send_scheduled`], a step that the former has scheduled;
+//! - when the socket takes more: [`Stream::write_ready`].
+//!
+//! All of them call [`Stream::drain`], the only place that sends. Core's `send_scheduled()` calls the steps.
 
 use std::io;
 
@@ -14,41 +21,33 @@ use crate::cpython::object::Object;
 use crate::intern;
 use crate::reactor::socket;
 use crate::transports::endpoint::{self, Phase, Transport};
-use crate::transports::write_queue::Progress;
+use crate::transports::write_queue::{Progress, WriteQueue};
 
 impl Stream {
-    /// Queues a chunk, to be sent at the end of the iteration or sooner.
+    /// Queues a chunk, and sends it in this iteration.
     pub fn write(this: ThisStream<'_, '_>, chunk: Bytes) -> PyResult<()> {
-        if this.is_lost() {
-            return Stream::write_lost(this);
-        }
-        let size = {
-            let mut queue = this.queue.borrow_mut();
-            if !queue.reserve(1) {
-                drop(queue);
-                return Err(no_memory(this.py()));
-            }
-            queue.push(chunk);
-            queue.size()
-        };
-        Stream::flush_in_time(this, size)
+        Stream::enqueue(this, 1, |queue| queue.push(chunk))
     }
 
-    /// Queues several chunks.
     pub fn write_several(this: ThisStream<'_, '_>, chunks: Vec<Bytes>) -> PyResult<()> {
+        Stream::enqueue(this, chunks.len(), |queue| chunks.into_iter().for_each(|chunk| queue.push(chunk)))
+    }
+
+    #[inline(always)]
+    fn enqueue(this: ThisStream<'_, '_>, count: usize, push: impl FnOnce(&mut WriteQueue)) -> PyResult<()> {
         if this.is_lost() {
             return Stream::write_lost(this);
         }
         let size = {
             let mut queue = this.queue.borrow_mut();
-            if !queue.reserve(chunks.len()) {
+            if !queue.reserve(count) {
                 drop(queue);
                 return Err(no_memory(this.py()));
             }
-            chunks.into_iter().for_each(|chunk| queue.push(chunk));
+            push(&mut queue);
             queue.size()
         };
-        if size == 0 { Ok(()) } else { Stream::flush_in_time(this, size) }
+        Stream::send_in_iteration(this, size)
     }
 
     #[cold]
@@ -56,41 +55,40 @@ impl Stream {
         this.count_lost_write(this.py(), "socket.send() raised exception.")
     }
 
-    /// Sees to it that what is queued, `size` bytes, is sent at the end of the iteration, or sooner.
-    fn flush_in_time(this: ThisStream<'_, '_>, size: usize) -> PyResult<()> {
-        if this.flush_scheduled.get() && size <= this.flow.high() {
+    /// Sends what is queued, `size` bytes, at the end of the iteration or sooner. Pauses the protocol if too much is left.
+    fn send_in_iteration(this: ThisStream<'_, '_>, size: usize) -> PyResult<()> {
+        if this.send_is_scheduled.get() && size <= this.flow.high() {
             return Ok(());
         }
-        if this.blocked.get() {
+        if this.registration.is_blocked() {
             return endpoint::pause_protocol(this, size);
         }
         if size > this.flow.high() {
-            Stream::flush(this)?;
+            Stream::send(this)?;
             return endpoint::pause_protocol(this, this.queued_size());
         }
-        if !this.core.flush_later(this.object(), flush_step) {
-            return Stream::flush(this);
+        if !this.core.schedule_send(this.object(), send_scheduled) {
+            return Stream::send(this);
         }
-        this.flush_scheduled.set(true);
+        this.send_is_scheduled.set(true);
         Ok(())
     }
 
-    /// Sends what is queued, unless the socket has said that it takes no more.
-    pub fn flush_unless_blocked(this: ThisStream<'_, '_>) -> PyResult<()> {
-        if this.blocked.get() || this.queue.borrow().is_empty() { Ok(()) } else { Stream::flush(this) }
+    pub(super) fn can_send(&self) -> bool {
+        !self.registration.is_blocked() && !self.is_lost() && !self.queue.borrow().is_empty()
     }
 
-    /// Sends what is queued, in another thread than the event loop's, which hears of errors and of a full socket when it sends
+    /// Sends what is queued, in another thread than the event loop's. The latter finds an error, or a full socket, when it sends
     /// the rest.
     pub fn send_in_thread(this: ThisStream<'_, '_>) {
         // GIL: the event loop's thread is not sending meanwhile.
-        if !this.blocked.get() && !this.is_lost() {
+        if this.can_send() {
             let _ = Stream::drain(this);
         }
     }
 
-    /// Sends what is queued; what the socket does not take waits until it becomes writable.
-    fn flush(this: ThisStream<'_, '_>) -> PyResult<()> {
+    /// Sends what is queued. If the transport was only waiting for that, connection_lost() is next.
+    pub(super) fn send(this: ThisStream<'_, '_>) -> PyResult<()> {
         Stream::send_queued(this)?;
         if this.phase.get() == Phase::Closing && this.queue.borrow().is_empty() {
             return endpoint::schedule_connection_lost(this, None);
@@ -99,24 +97,8 @@ impl Stream {
     }
 
     fn send_queued(this: ThisStream<'_, '_>) -> PyResult<()> {
-        let py = this.py();
-        if this.is_lost() {
-            return Ok(());
-        }
         match Stream::drain(this) {
-            Ok(Progress::Drained) => {
-                if this.blocked.replace(false) {
-                    endpoint::watch(this)?;
-                }
-                Ok(())
-            }
-            Ok(Progress::Blocked) => {
-                if !this.blocked.replace(true) {
-                    this.note_writer(py)?;
-                    endpoint::watch(this)?;
-                }
-                Ok(())
-            }
+            Ok(progress) => endpoint::set_blocked(this, progress == Progress::Blocked),
             Err(error) => Stream::cannot_send(this, error),
         }
     }
@@ -134,7 +116,7 @@ impl Stream {
         this.queue.borrow_mut().clear();
         let error = match this.read_error.get() {
             0 => error,
-            // The kernel has told this one before, and told the reader. asyncio would have sent by then.
+            // The kernel reported this one to a receive. asyncio would have sent before that.
             number => io::Error::from_raw_os_error(number),
         };
         let error = os_error(this.py(), error);
@@ -175,7 +157,7 @@ impl Stream {
         if this.is_closing() || this.eof_written.get() {
             return Ok(());
         }
-        Stream::flush_unless_blocked(this)?;
+        Stream::send_now(this)?;
         if this.is_lost() {
             return Ok(());
         }
@@ -207,9 +189,9 @@ impl Stream {
         if this.empty_waiter.is_some() {
             return Err(new_error::<PyRuntimeError>(py, "Empty waiter is already set"));
         }
-        Stream::flush_unless_blocked(this)?;
+        Stream::send_now(this)?;
         if this.is_lost() {
-            // What is written to a connection that has failed fails, too.
+            // sendfile fails as the queued data did.
             return Err(new_error::<PyRuntimeError>(py, "Transport is closing"));
         }
         let waiter = this.event_loop.call_method(py, intern!(py, "create_future"), &[])?;
@@ -222,14 +204,11 @@ impl Stream {
     }
 }
 
-/// Sends at the end of the iteration.
-fn flush_step(py: Python<'_>, object: &Object) -> PyResult<()> {
+/// Sends what is queued at the end of the iteration. Runs outside of all callbacks.
+fn send_scheduled(py: Python<'_>, object: &Object) -> PyResult<()> {
     let this = endpoint::transport::<Stream>(py, object)?;
-    this.flush_scheduled.set(false);
-    if this.blocked.get() || this.is_lost() {
-        return Ok(());
-    }
-    if this.queue.borrow().is_empty() {
+    this.send_is_scheduled.set(false);
+    if !this.can_send() {
         return Ok(());
     }
     match Stream::drain(this) {
@@ -238,10 +217,12 @@ fn flush_step(py: Python<'_>, object: &Object) -> PyResult<()> {
             endpoint::in_connection_context(this, || endpoint::schedule_connection_lost(this, None))
         }
         Ok(Progress::Blocked) => {
-            this.blocked.set(true);
-            // The writer's context is gone.
-            this.forget_writer();
-            endpoint::watch_in_connection_context(this)
+            this.registration.set_blocked(true);
+            // The context of the write() is not known here.
+            this.drop_write_context();
+            endpoint::sync_now(this).or_else(|error| {
+                endpoint::in_connection_context(this, || endpoint::cannot_watch(this, error))
+            })
         }
         Err(error) => endpoint::in_connection_context(this, || Stream::cannot_send(this, error)),
     }

@@ -1,0 +1,331 @@
+//! Listening sockets whose connections become transports, with TLS and without.
+//!
+//! Resolving addresses, binding, and the server object are asyncio's: it starts and stops a listener by the event loop's
+//! `_start_serving()` and `_stop_serving()`.
+//!
+//! Invariant: every accepted socket goes through [`set_options`], whichever transport it gets.
+
+use std::cell::Cell;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::rc::Rc;
+
+use pyo3::prelude::*;
+
+use super::address::Address;
+use super::endpoint::EndpointParams;
+use super::socket_file::{SocketFile, socket_of};
+use super::sockets_are_patched;
+use super::stream::Stream;
+use crate::core::{Core, Direction, Waiter};
+use crate::cpython::class::{self, Class, Definition, Native, Obj, This, Visitor};
+use crate::cpython::errors::os_error;
+use crate::cpython::module::add;
+use crate::cpython::object::{Object, copy_context, copy_of_context, dict, run_in_context, tuple};
+use crate::cpython::socket::DescriptorPlace;
+use crate::cpython::statics;
+use crate::handle::reraise_fatal;
+use crate::imports::imports;
+use crate::intern;
+use crate::method0;
+use crate::reactor::socket;
+
+pub struct ListenerParams {
+    pub core: Rc<Core>,
+    pub event_loop: Object,
+    pub protocol_factory: Object,
+    pub socket: Object,
+    pub fd: RawFd,
+    pub server: Option<Object>,
+    pub backlog: usize,
+    /// The SSLContext; None for connections without TLS.
+    pub tls: Object,
+    pub handshake_timeout: Object,
+    pub shutdown_timeout: Object,
+    /// Each connection gets a copy for all its callbacks. None for a context per callback. Servers give one from 3.15 on.
+    pub context: Option<Object>,
+}
+
+/// A listening socket whose connections become transports.
+pub struct Listener {
+    params: ListenerParams,
+    /// Where the socket keeps its descriptor: the program can close it, and the number can be another socket's then.
+    place: Option<DescriptorPlace>,
+    /// How many connections to accept in a row. Accepting until there are no more costs a further call each time, which is wasted
+    /// if connections arrive singly.
+    batch: Cell<usize>,
+    /// What each connection's context is a copy of.
+    context: Object,
+    stopped: Cell<bool>,
+}
+
+type ThisListener<'a, 'py> = This<'a, 'py, Listener>;
+
+/// What became of one attempt to accept.
+enum Accepted {
+    Connection(OwnedFd, Address),
+    /// The connection was aborted before it could be accepted.
+    Aborted,
+    /// No more are waiting.
+    None,
+    /// There is no descriptor or memory for it.
+    Exhausted(io::Error),
+}
+
+impl Listener {
+    /// Makes a listener and begins to accept.
+    pub fn start(py: Python<'_>, params: ListenerParams) -> PyResult<()> {
+        // Linux hands it on to the connections: see set_options().
+        socket::set_nodelay(params.fd);
+        let listener = Listener {
+            place: DescriptorPlace::find(py, &params.socket, params.fd)?,
+            batch: Cell::new(1),
+            context: match &params.context {
+                Some(context) => context.clone(),
+                None => copy_context(py)?,
+            },
+            params,
+            stopped: Cell::new(false),
+        };
+        Listener::listen(Obj::new(py, listener)?.this(py))
+    }
+
+    /// Stops the listener of a socket. The caller has to close the socket.
+    pub fn stop(py: Python<'_>, core: &Core, fd: RawFd) -> PyResult<()> {
+        let waiter = core.remove_waiter(fd, Direction::Read, None);
+        if let Some(Waiter::Operation(object, _)) = &waiter
+            && let Some(listener) = Obj::<Listener>::downcast(object)
+        {
+            listener.stopped.set(true);
+        }
+        Waiter::dismiss(py, waiter).map(drop)
+    }
+
+    fn listen(this: ThisListener<'_, '_>) -> PyResult<()> {
+        let waiter = Waiter::Operation(this.object(), accept_step);
+        this.params.core.add_waiter(this.py(), this.params.fd, Direction::Read, waiter).map(drop)
+    }
+
+    /// Accepts no more until [`Listener::listen`].
+    fn unlisten(this: ThisListener<'_, '_>) {
+        drop(this.params.core.remove_waiter(this.params.fd, Direction::Read, Some(&this.object())));
+    }
+
+    fn accept(&self, py: Python<'_>) -> PyResult<Accepted> {
+        // SAFETY: the listener keeps the socket.
+        let fd = self.place.map_or(self.params.fd, |place| unsafe { place.get() });
+        match socket::accept(fd) {
+            Ok((fd, peer)) => Ok(Accepted::Connection(fd, peer.into())),
+            Err(error) if socket::is_not_ready(&error) => Ok(Accepted::None),
+            Err(error) => match (error.kind(), error.raw_os_error()) {
+                (io::ErrorKind::ConnectionAborted, _) => Ok(Accepted::Aborted),
+                (_, Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM)) => {
+                    Ok(Accepted::Exhausted(error))
+                }
+                _ => Err(os_error(py, error)),
+            },
+        }
+    }
+
+    /// Accepts connections that wait, twice as many each time until there are no more, and no more than the backlog holds. The
+    /// poller reports the rest.
+    fn accept_batch(this: ThisListener<'_, '_>) -> PyResult<()> {
+        // SAFETY: the listener keeps the socket.
+        if this.place.is_some_and(|place| unsafe { place.get() } < 0) {
+            // The program has closed it, and the number can be another file's.
+            this.stopped.set(true);
+            Listener::unlisten(this);
+            return Ok(());
+        }
+        let batch = this.batch.get();
+        this.batch.set((2 * batch).min(this.params.backlog + 1));
+        for _ in 0..batch {
+            // A protocol factory may have closed the server.
+            if this.stopped.get() {
+                return Ok(());
+            }
+            match this.accept(this.py())? {
+                Accepted::Connection(fd, peer) => {
+                    this.params.core.metrics.counts.accepted.add(1);
+                    Listener::serve(this, fd, peer)?;
+                }
+                Accepted::Aborted => {}
+                Accepted::None => {
+                    this.batch.set(1);
+                    return Ok(());
+                }
+                Accepted::Exhausted(error) => return Listener::pause_accepting(this, error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Reports that connections cannot be accepted now. The report sets a timer that calls [`resume`].
+    fn pause_accepting(this: ThisListener<'_, '_>, error: io::Error) -> PyResult<()> {
+        let py = this.py();
+        Listener::unlisten(this);
+        let error = Object::from(os_error(py, error).value(py));
+        let arguments = [&this.params.event_loop, &error, &this.params.socket, &this.object()];
+        let reported = imports(py).and_then(|imports| imports.report_accept.call(py, &arguments));
+        reported.map(drop).or_else(|error| {
+            // There is no timer then, and the event loop may run again after SystemExit.
+            resume(this).and(Err(error))
+        })
+    }
+
+    /// Makes a transport of a connection, in a context of its own. An error is reported in debug mode only, as in asyncio: any
+    /// peer can cause one.
+    fn serve(this: ThisListener<'_, '_>, fd: OwnedFd, peer: Address) -> PyResult<()> {
+        let py = this.py();
+        let context = copy_of_context(py, &this.context)?;
+        let result = run_in_context(py, &context, || {
+            if this.params.core.schedule.debug() {
+                Listener::log(this, &fd, &peer)?;
+            }
+            set_options(&fd, &peer);
+            if this.params.tls.is_none() && !sockets_are_patched() {
+                Listener::serve_natively(this, fd, peer, &context)
+            } else {
+                Listener::serve_as_asyncio(this, fd, &peer, &context)
+            }
+        });
+        let Err(error) = result else { return Ok(()) };
+        let exception = reraise_fatal(py, error)?;
+        if this.params.core.schedule.debug() {
+            imports(py)?.report_connection.call(py, &[&this.params.event_loop, &exception])?;
+        }
+        Ok(())
+    }
+
+    #[cold]
+    fn log(this: ThisListener<'_, '_>, fd: &OwnedFd, peer: &Address) -> PyResult<()> {
+        let py = this.py();
+        let none = Object::none(py);
+        let server = this.params.server.as_ref().unwrap_or(&none);
+        let peer = peer.to_python(py)?.unwrap_or_else(|| none.clone());
+        let fd = Object::from_int(py, fd.as_raw_fd())?;
+        imports(py)?.log_connection.call(py, &[server, &peer, &fd]).map(drop)
+    }
+
+    fn serve_natively(
+        this: ThisListener<'_, '_>,
+        fd: OwnedFd,
+        peer: Address,
+        context: &Object,
+    ) -> PyResult<()> {
+        let py = this.py();
+        let protocol = this.params.protocol_factory.call(py, &[])?;
+        let params = &this.params;
+        let endpoint = EndpointParams {
+            context: params.context.as_ref().map(|_| context.clone()),
+            ..EndpointParams::new(py, &params.core, &params.event_loop, fd.as_raw_fd(), protocol)?
+        };
+        let file = SocketFile::new(fd, Some(peer));
+        let transport = Stream::create(py, endpoint, file, params.server.clone())?;
+        if let Some(token) = transport.registration.token() {
+            params.core.note_accepted(token);
+        }
+        Ok(())
+    }
+
+    /// Accepts with asyncio's method, in a task, which waits for the handshake if there is one.
+    fn serve_as_asyncio(
+        this: ThisListener<'_, '_>,
+        fd: OwnedFd,
+        peer: &Address,
+        context: &Object,
+    ) -> PyResult<()> {
+        let py = this.py();
+        let connection = socket_of(py, fd).map_err(|(error, _)| error)?;
+        let extra = dict(py)?;
+        let peername = match peer.to_python(py)? {
+            Some(peername) => peername,
+            None => connection.call_method(py, intern!(py, "getpeername"), &[])?,
+        };
+        extra.set_item(intern!(py, "peername"), peername.bind(py))?;
+        let extra = Object::from(extra);
+        let none = Object::none(py);
+        let params = &this.params;
+        let mut arguments = vec![
+            &params.protocol_factory,
+            &connection,
+            &extra,
+            &params.tls,
+            params.server.as_ref().unwrap_or(&none),
+            &params.handshake_timeout,
+            &params.shutdown_timeout,
+        ];
+        if params.context.is_some() {
+            arguments.push(context);
+        }
+        let accept = params.event_loop.call_method(py, intern!(py, "_accept_connection2"), &arguments)?;
+        let create_task = Object::from(params.event_loop.bind(py).getattr(intern!(py, "create_task"))?);
+        if params.context.is_none() {
+            return create_task.call(py, &[&accept]).map(drop);
+        }
+        let names = tuple(py, &[&Object::from(intern!(py, "context"))])?;
+        create_task.call_list(py, &[accept, context.clone()], Some(&names)).map(drop)
+    }
+}
+
+fn accept_step(py: Python<'_>, object: &Object) -> PyResult<()> {
+    Listener::accept_batch(class::downcast(object.bind(py))?)
+}
+
+/// Sets the options of an accepted connection's socket.
+fn set_options(fd: &OwnedFd, peer: &Address) {
+    // Linux takes TCP_NODELAY from the listening socket.
+    if cfg!(not(target_os = "linux")) && peer.is_internet() {
+        socket::set_nodelay(fd.as_raw_fd());
+    }
+}
+
+/// Listens again after [`Listener::pause_accepting`].
+fn resume(this: ThisListener<'_, '_>) -> PyResult<Object> {
+    let py = this.py();
+    let fd: RawFd = this.params.socket.call_method(py, intern!(py, "fileno"), &[])?.bind(py).extract()?;
+    if !this.stopped.get() && fd == this.params.fd {
+        Listener::listen(this)?;
+    }
+    Ok(Object::none(py))
+}
+
+impl Native for Listener {
+    fn class() -> &'static Class {
+        &statics::LISTENER
+    }
+
+    fn traverse(&self, visitor: &mut Visitor) {
+        visitor.object(&self.params.event_loop);
+        visitor.object(&self.params.protocol_factory);
+        visitor.object(&self.params.socket);
+        visitor.optional(&self.params.server);
+        visitor.optional(&self.params.context);
+        visitor.object(&self.context);
+        visitor.object(&self.params.tls);
+        visitor.object(&self.params.handshake_timeout);
+        visitor.object(&self.params.shutdown_timeout);
+    }
+
+    fn clear(&self) {
+        self.stopped.set(true);
+    }
+}
+
+pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    let definition = Definition {
+        name: c"hotloop._core.Listener",
+        doc: c"A listening socket whose connections become transports.",
+        base: module.py().get_type::<PyAny>(),
+        methods: vec![method0!(
+            Listener,
+            "resume",
+            resume,
+            "Accept connections again, unless the server was closed meanwhile."
+        )],
+        attributes: Vec::new(),
+        slots: Vec::new(),
+        open: false,
+    };
+    add(module, "Listener", class::make::<Listener>(definition)?)
+}
