@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hotloop::reactor::poller::{self, Poller};
-use hotloop::reactor::registry::{Registry, Slot};
+use hotloop::reactor::registry::{Registry, Token};
 use mio::unix::SourceFd;
 
 /// Descriptors that one wait reports at the most, which hotloop does not let its users choose.
@@ -50,28 +50,28 @@ pub struct Hotloop {
 }
 
 impl Reactor for Hotloop {
-    type Key = Slot;
+    type Key = Token;
     type Waker = Arc<Poller>;
 
     fn new() -> io::Result<Hotloop> {
-        Ok(Hotloop { registry: Registry::new(Poller::new(false)?), ready: poller::Events::default() })
+        Ok(Hotloop { registry: Registry::new(Poller::new(poller::Backend::default())?), ready: poller::Events::default() })
     }
 
     fn waker(&self) -> Arc<Poller> {
         Arc::clone(self.registry.poller())
     }
 
-    fn register(&mut self, fd: RawFd, number: usize) -> io::Result<Slot> {
+    fn register(&mut self, fd: RawFd, number: usize) -> io::Result<Token> {
         let slot = self.registry.insert(fd, number);
         self.registry.set_interest(slot, poller::Interest::READABLE)?;
         Ok(slot)
     }
 
-    fn change(&mut self, key: Slot, writable: bool) -> io::Result<()> {
+    fn change(&mut self, key: Token, writable: bool) -> io::Result<()> {
         self.registry.set_interest(key, poller::Interest { readable: true, writable })
     }
 
-    fn deregister(&mut self, key: Slot) -> io::Result<()> {
+    fn deregister(&mut self, key: Token) -> io::Result<()> {
         self.registry.remove(key);
         Ok(())
     }

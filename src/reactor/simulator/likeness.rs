@@ -88,7 +88,7 @@ fn call_both(random: &mut Random) {
                 }
             }
             3..=4 => {
-                // SAFETY: the number is one that this program has opened, or nobody's.
+                // SAFETY: the number is one that this program has opened, or not open.
                 let real = check(unsafe { libc::close(fd) }).map(|_| ());
                 assert_eq!(state.close(fd).map_err(error), real, "call {call}");
             }
