@@ -3,12 +3,11 @@
 //! It does not wake the poller, which costs a system call: it tells the caller when that is needed. The states of the loop's wait:
 //!
 //! ```text
-//!  begin_wait(false)
-//! +----------------------------------------+
-//! |                                        v
-//! UNPARKED --begin_wait(true)--> SPINNING --park()--> PARKED
-//! ^                                 |                   |
-//! +-- unpark(), by any thread ------+-------------------+
+//!    +---- begin_wait(false) -----------------------------+
+//!    |                                                    v
+//! UNPARKED ---- begin_wait(true) ----> SPINNING -park()-> PARKED
+//!    ^                                    |               |
+//!    +---- unpark(), by any thread -------+---------------+
 //! ```
 //!
 //! - UNPARKED: the loop runs, or its wait was ended.

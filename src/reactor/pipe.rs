@@ -44,8 +44,8 @@ pub fn kind(fd: RawFd) -> io::Result<Kind> {
     })
 }
 
-/// Whether a write can wait in spite of [`set_nonblocking`]: any process that shares the open file can have made
-/// it so, as children do with a terminal that they are given.
+/// Whether a write can wait. [`set_nonblocking`] does not rule it out: a process that shares the open file, as a child does its
+/// terminal, can make it block again.
 pub fn can_wait(fd: RawFd) -> bool {
     // SAFETY: a call without pointers.
     let flags = unsafe { libc::fcntl(fd, libc::F_GETFL) };
