@@ -30,7 +30,7 @@ use crate::handle::Schedule;
 use crate::reactor::clock;
 use crate::reactor::datagram::Batch;
 use crate::reactor::inject_queue::InjectQueue;
-use crate::reactor::kernel::Kernel;
+use crate::reactor::kernel::Wait;
 use crate::reactor::poll_policy::PollPolicy;
 use crate::reactor::poller::{self, Backend, Poller};
 use crate::reactor::registry::{Registry, Token};

@@ -11,7 +11,7 @@ use crate::cpython::errors::os_error;
 use crate::cpython::object::{Object, check_signals, has_other_threads, tuple};
 use crate::intern;
 use crate::reactor::clock::{self, Instant};
-use crate::reactor::kernel::Kernel;
+use crate::reactor::kernel::Wait;
 use crate::reactor::poller;
 use crate::reactor::spin::spin_for_wakeup;
 

@@ -4,7 +4,6 @@
 //!     RUSTFLAGS='--cfg loom' cargo test --release --no-default-features --lib interleavings
 
 use std::io;
-use std::os::fd::RawFd;
 use std::time::Duration;
 
 use loom::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
@@ -13,8 +12,8 @@ use loom::thread;
 
 use super::clock::simulated;
 use super::inject_queue::InjectQueue;
-use super::kernel::Kernel;
-use super::poller::{Events, Interest};
+use super::kernel::Wait;
+use super::poller::Events;
 use super::run_lock::RunLock;
 use super::run_monitor::RunMonitor;
 use super::spin::spin_for_wakeup;
@@ -37,41 +36,7 @@ impl Wakeable {
     }
 }
 
-impl Kernel for Wakeable {
-    fn renew(&self) -> io::Result<Wakeable> {
-        Ok(Wakeable::default())
-    }
-
-    fn is_inherited(&self) -> bool {
-        false
-    }
-
-    fn is_intact(&self) -> bool {
-        true
-    }
-
-    fn is_own(&self, _: RawFd) -> bool {
-        false
-    }
-
-    fn abandon(&self) {}
-
-    fn add(&self, _: RawFd, _: usize, _: Interest) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn modify(&self, _: RawFd, _: usize, _: Interest) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn delete(&self, _: RawFd) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn mask_priority(&self, _: RawFd, _: usize, _: Interest) -> io::Result<()> {
-        Ok(())
-    }
-
+impl Wait for Wakeable {
     fn wait(&self, _: &mut Events, timeout: Option<Duration>) -> io::Result<()> {
         match timeout {
             None => self.park(),

@@ -1,8 +1,7 @@
-//! What a backend has to provide: the contract between the kernel and what waits on it.
+//! The contract of a backend.
 //!
-//! [`Poller`](super::poller::Poller) keeps it, with one of the [`Backend`](super::poller::Backend)s. The tests keep it with a
-//! simulated kernel (`simulator/set.rs`) and with one that only wakes (`interleavings.rs`). The registry, the spin and
-//! `src/core` rely on it.
+//! [`Poller`](super::poller::Poller) keeps it, with one of its [`Backend`](super::poller::Backend)s; in tests, so do a simulated kernel
+//! (`simulator/set.rs`) and one that can only be woken (`interleavings.rs`). The registry, the spin and `src/core` rely on it.
 
 use std::io;
 use std::os::fd::RawFd;
@@ -10,12 +9,27 @@ use std::time::Duration;
 
 use super::poller::{Events, Interest};
 
-/// A set of watched descriptors, which one thread waits on and any thread can wake.
+/// What a thread waits on, and any thread can wake.
+pub trait Wait {
+    /// Waits until a descriptor is ready, the time is up (None: never), a signal arrives or [`Wait::wake`] is called.
+    /// Replaces what is in `events`, which is empty after an error. May return early, without an event.
+    fn wait(&self, events: &mut Events, timeout: Option<Duration>) -> io::Result<()>;
+
+    /// Ends the wait under way, or the next one. Callable from any thread.
+    fn wake(&self) -> io::Result<()>;
+
+    /// Offers the processor to other threads.
+    fn yield_now(&self) {
+        std::thread::yield_now();
+    }
+}
+
+/// A set of watched descriptors.
 ///
 /// Registrations are level-triggered: an event is reported by each wait as long as the descriptor is ready. Hang-ups and errors
 /// are reported as both readable and writable, whatever the interest. Keys with the top bit set are the backend's own.
 /// A request that fails changes nothing.
-pub trait Kernel: Sized {
+pub trait Kernel: Wait + Sized {
     /// Makes an empty set with the same backend.
     fn renew(&self) -> io::Result<Self>;
 
@@ -42,16 +56,4 @@ pub trait Kernel: Sized {
 
     /// Stops asking for out-of-band data: the answer to an event that is `only_priority`.
     fn mask_priority(&self, fd: RawFd, key: usize, interest: Interest) -> io::Result<()>;
-
-    /// Waits until a descriptor is ready, the time is up (None: never), a signal arrives or [`Kernel::wake`] is called.
-    /// Replaces what is in `events`, which is empty after an error. May return early, without an event.
-    fn wait(&self, events: &mut Events, timeout: Option<Duration>) -> io::Result<()>;
-
-    /// Ends the wait under way, or the next one. Callable from any thread.
-    fn wake(&self) -> io::Result<()>;
-
-    /// Offers the processor to other threads.
-    fn yield_now(&self) {
-        std::thread::yield_now();
-    }
 }

@@ -4,7 +4,7 @@ use std::io::{self, IoSlice};
 use std::os::fd::RawFd;
 
 use super::faults::{self, Call};
-use super::socket::{MAX_SLICES, check};
+use super::socket::{MAX_SLICES, check, status};
 
 /// Reads into `buffer` and returns the number of bytes.
 pub fn read(fd: RawFd, buffer: &mut [u8]) -> io::Result<usize> {
@@ -32,11 +32,7 @@ pub enum Kind {
 
 pub fn kind(fd: RawFd) -> io::Result<Kind> {
     faults::attempt(Call::Fstat)?;
-    // SAFETY: all zeroes is a valid stat structure, which fstat fills in.
-    let mut status: libc::stat = unsafe { std::mem::zeroed() };
-    // SAFETY: `status` outlives the call.
-    check(unsafe { libc::fstat(fd, &mut status) } as isize)?;
-    Ok(match status.st_mode & libc::S_IFMT {
+    Ok(match status(fd)?.st_mode & libc::S_IFMT {
         libc::S_IFIFO => Kind::Fifo,
         libc::S_IFSOCK => Kind::Socket,
         libc::S_IFCHR => Kind::CharacterDevice,

@@ -14,44 +14,23 @@ use super::faults::{self, Call};
 /// The most buffers of one sendmsg(). Linux takes up to 1,024; fewer keep the array on the stack.
 pub const MAX_SLICES: usize = 64;
 
-/// recv() and send(), by their numbers on Linux: the C library's functions are cancellation points, which takes some twenty
-/// instructions more.
+// recv() and send(), by their numbers on Linux: the C library's functions are cancellation points, which takes some twenty
+// instructions more.
+#[cfg(not(target_os = "linux"))]
+use libc::{recv as sys_recv, send as sys_send};
+
 #[cfg(target_os = "linux")]
-mod transfer {
-    use std::ptr::null;
-
-    /// # Safety
-    /// `data` is valid for writes of `length` bytes.
-    pub unsafe fn recv(fd: i32, data: *mut u8, length: usize, flags: i32) -> isize {
-        let no_address = null::<u8>();
-        // SAFETY: recvfrom without an address is recv.
-        unsafe { libc::syscall(libc::SYS_recvfrom, fd, data, length, flags, no_address, no_address) as isize }
-    }
-
-    /// # Safety
-    /// `data` is valid for reads of `length` bytes.
-    pub unsafe fn send(fd: i32, data: *const u8, length: usize, flags: i32) -> isize {
-        let no_address = null::<u8>();
-        // SAFETY: sendto without an address is send.
-        unsafe { libc::syscall(libc::SYS_sendto, fd, data, length, flags, no_address, 0) as isize }
-    }
+unsafe fn sys_recv(fd: RawFd, data: *mut libc::c_void, length: usize, flags: i32) -> isize {
+    let no_address = std::ptr::null::<u8>();
+    // SAFETY: recvfrom() without an address is recv(); the caller's data is valid for writes of `length` bytes.
+    unsafe { libc::syscall(libc::SYS_recvfrom, fd, data, length, flags, no_address, no_address) as isize }
 }
 
-#[cfg(not(target_os = "linux"))]
-mod transfer {
-    /// # Safety
-    /// `data` is valid for writes of `length` bytes.
-    pub unsafe fn recv(fd: i32, data: *mut u8, length: usize, flags: i32) -> isize {
-        // SAFETY: see above.
-        unsafe { libc::recv(fd, data.cast(), length, flags) }
-    }
-
-    /// # Safety
-    /// `data` is valid for reads of `length` bytes.
-    pub unsafe fn send(fd: i32, data: *const u8, length: usize, flags: i32) -> isize {
-        // SAFETY: see above.
-        unsafe { libc::send(fd, data.cast(), length, flags) }
-    }
+#[cfg(target_os = "linux")]
+unsafe fn sys_send(fd: RawFd, data: *const libc::c_void, length: usize, flags: i32) -> isize {
+    let no_address = std::ptr::null::<u8>();
+    // SAFETY: sendto() without an address is send(); the caller's data is valid for reads of `length` bytes.
+    unsafe { libc::syscall(libc::SYS_sendto, fd, data, length, flags, no_address, 0) as isize }
 }
 
 pub(super) fn check(result: isize) -> io::Result<usize> {
@@ -73,7 +52,7 @@ pub fn recv(fd: RawFd, buffer: &mut [u8]) -> io::Result<usize> {
 pub fn recv_uninit(fd: RawFd, buffer: &mut [MaybeUninit<u8>]) -> io::Result<usize> {
     let length = faults::length(Call::Recv, buffer.len())?;
     // SAFETY: `buffer` is valid for writes of its length, which `length` is not above.
-    check(unsafe { transfer::recv(fd, buffer.as_mut_ptr().cast(), length, libc::MSG_DONTWAIT) })
+    check(unsafe { sys_recv(fd, buffer.as_mut_ptr().cast(), length, libc::MSG_DONTWAIT) })
 }
 
 /// Receives into two buffers, one after the other, and returns the number of bytes; never waits. This many bytes of the two are
@@ -104,7 +83,7 @@ pub fn send(fd: RawFd, slices: &[IoSlice<'_>]) -> io::Result<usize> {
     if let [data] = slices {
         let length = faults::length(Call::Send, data.len())?;
         // SAFETY: `data` is valid for reads of its length, which `length` is not above.
-        return check(unsafe { transfer::send(fd, data.as_ptr(), length, SEND_FLAGS) });
+        return check(unsafe { sys_send(fd, data.as_ptr().cast(), length, SEND_FLAGS) });
     }
     let slices = faults::slices(Call::SendMessage, &slices[..slices.len().min(MAX_SLICES)])?;
     // SAFETY: all zeroes is a valid msghdr: no address, no control data.
@@ -197,13 +176,18 @@ pub fn lingers(socket: &OwnedFd) -> bool {
     socket2::SockRef::from(socket).linger().is_ok_and(|time| time.is_some())
 }
 
-/// Identifies the file that a descriptor stands for among all open files. None if the descriptor is closed.
-pub fn identity(fd: RawFd) -> Option<(libc::dev_t, libc::ino_t)> {
-    faults::attempt(Call::Fstat).ok()?;
+/// fstat()
+pub(super) fn status(fd: RawFd) -> io::Result<libc::stat> {
     // SAFETY: all zeroes is a valid stat structure, which fstat fills in.
     let mut status: libc::stat = unsafe { std::mem::zeroed() };
     // SAFETY: `status` outlives the call.
-    check(unsafe { libc::fstat(fd, &mut status) } as isize).ok()?;
+    check(unsafe { libc::fstat(fd, &mut status) } as isize).map(|_| status)
+}
+
+/// Identifies the file that a descriptor stands for among all open files. None if the descriptor is closed.
+pub fn identity(fd: RawFd) -> Option<(libc::dev_t, libc::ino_t)> {
+    faults::attempt(Call::Fstat).ok()?;
+    let status = status(fd).ok()?;
     Some((status.st_dev, status.st_ino))
 }
 
@@ -221,25 +205,21 @@ pub fn set_nodelay(fd: RawFd) {
 /// The address that the socket is bound to.
 pub fn local_address(fd: RawFd) -> io::Result<SockAddr> {
     faults::attempt(Call::GetSockName)?;
-    // SAFETY: getsockname fills in storage of the length that it is passed.
-    unsafe {
-        SockAddr::try_init(|storage, length| {
-            check(libc::getsockname(fd, storage.cast(), length) as isize).map(drop)
-        })
-    }
-    .map(|((), address)| address)
+    address(fd, libc::getsockname)
 }
 
 /// The address that the socket is connected to.
 pub fn peer_address(fd: RawFd) -> io::Result<SockAddr> {
     faults::attempt(Call::GetPeerName)?;
-    // SAFETY: getpeername fills in storage of the length that it is passed.
-    unsafe {
-        SockAddr::try_init(|storage, length| {
-            check(libc::getpeername(fd, storage.cast(), length) as isize).map(drop)
-        })
-    }
-    .map(|((), address)| address)
+    address(fd, libc::getpeername)
+}
+
+type GetAddress = unsafe extern "C" fn(RawFd, *mut libc::sockaddr, *mut libc::socklen_t) -> libc::c_int;
+
+fn address(fd: RawFd, get: GetAddress) -> io::Result<SockAddr> {
+    // SAFETY: the call fills in storage of the length that it is passed.
+    unsafe { SockAddr::try_init(|storage, length| check(get(fd, storage.cast(), length) as isize).map(drop)) }
+        .map(|((), address)| address)
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use super::super::faults::{self, Call};
 use super::waker::{WAKER_KEY, Waker};
-use super::{Event, Events, Interest, Set, Wait};
+use super::{Event, Events, Interest, Set, SetWait};
 
 /// The most events that one wait reports; the next wait reports the others.
 const EVENTS_PER_WAIT: usize = 1024;
@@ -62,7 +62,7 @@ impl EpollWait {
     }
 }
 
-impl Wait for EpollWait {
+impl SetWait for EpollWait {
     fn wait(&self, set: &Set, events: &mut Events, timeout: Option<Duration>) -> io::Result<()> {
         let Buffer(buffer) = &mut events.epoll;
         buffer.clear();

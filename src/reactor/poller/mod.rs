@@ -3,8 +3,8 @@
 //! Not which descriptors are watched for whom: that is [`super::registry`], which makes all requests here.
 //!
 //! [`Poller`] keeps the contract of [`Kernel`]. The `polling` crate owns the set and its registrations on every platform. How the
-//! set is waited on and woken is the [`Backend`]'s: `epoll.rs` or `polling.rs`, both behind [`Wait`]. To add a backend:
-//! a variant of [`Backend`] and of `AnyWait`, and a file with its [`Wait`].
+//! set is waited on and woken is the [`Backend`]'s: `epoll.rs` or `polling.rs`, both behind [`SetWait`]. To add a backend: a variant
+//! of [`Backend`] and of [`AnyWait`], and a file with its [`SetWait`].
 //!
 //! Some facts about epoll, and what is therefore done here:
 //! - A registration belongs to an open file, not to a descriptor. It outlives close() while a duplicate is open, and
@@ -39,7 +39,7 @@ use epoll::{mask_priority, replace_inherited};
 use polling::{mask_priority, replace_inherited};
 
 use super::faults::{self, Call};
-use super::kernel::Kernel;
+use super::kernel::{Kernel, Wait};
 
 /// What a descriptor is watched for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -142,71 +142,40 @@ impl Default for Backend {
     }
 }
 
-/// How a set is waited on and woken: what a backend implements. [`Kernel`] says what the methods have to guarantee.
-trait Wait {
+/// How a backend waits on a set and wakes the wait: the methods keep the contract of [`Wait`].
+trait SetWait {
     fn wait(&self, set: &Set, events: &mut Events, timeout: Option<Duration>) -> io::Result<()>;
 
     fn wake(&self, set: &Set) -> io::Result<()>;
 
-    /// Whether the descriptors of the set and of the wait still stand for what was opened; None if that can't be told.
-    fn is_intact(&self, set: &Set) -> Option<bool>;
+    /// Whether the descriptors still stand for what was opened; None if that can't be told.
+    fn is_intact(&self, _: &Set) -> Option<bool> {
+        None
+    }
 
     /// Whether the wait uses this descriptor, besides the set's own.
-    fn is_own(&self, fd: RawFd) -> bool;
+    fn is_own(&self, _: RawFd) -> bool {
+        false
+    }
 }
 
-/// The wait of each backend: an enum and no trait object, so that a poll is inlined.
 enum AnyWait {
     #[cfg(target_os = "linux")]
     Epoll(epoll::EpollWait),
     Polling(polling::PollingWait),
 }
 
-impl AnyWait {
-    fn new(backend: Backend, set: &Set) -> io::Result<AnyWait> {
-        Ok(match backend {
+/// Calls a method of the poller's [`SetWait`]. An enum and no trait object, so that a poll is inlined.
+macro_rules! dispatch {
+    ($poller:ident.$method:ident($($argument:expr),*)) => {
+        match &*$poller.wait {
             #[cfg(target_os = "linux")]
-            Backend::Epoll => AnyWait::Epoll(epoll::EpollWait::new(set)?),
-            Backend::Polling => AnyWait::Polling(polling::PollingWait),
-        })
-    }
+            AnyWait::Epoll(wait) => wait.$method($($argument),*),
+            AnyWait::Polling(wait) => wait.$method($($argument),*),
+        }
+    };
 }
 
-impl Wait for AnyWait {
-    fn wait(&self, set: &Set, events: &mut Events, timeout: Option<Duration>) -> io::Result<()> {
-        match self {
-            #[cfg(target_os = "linux")]
-            AnyWait::Epoll(epoll) => epoll.wait(set, events, timeout),
-            AnyWait::Polling(polling) => polling.wait(set, events, timeout),
-        }
-    }
-
-    fn wake(&self, set: &Set) -> io::Result<()> {
-        match self {
-            #[cfg(target_os = "linux")]
-            AnyWait::Epoll(epoll) => epoll.wake(set),
-            AnyWait::Polling(polling) => polling.wake(set),
-        }
-    }
-
-    fn is_intact(&self, set: &Set) -> Option<bool> {
-        match self {
-            #[cfg(target_os = "linux")]
-            AnyWait::Epoll(epoll) => epoll.is_intact(set),
-            AnyWait::Polling(polling) => polling.is_intact(set),
-        }
-    }
-
-    fn is_own(&self, fd: RawFd) -> bool {
-        match self {
-            #[cfg(target_os = "linux")]
-            AnyWait::Epoll(epoll) => epoll.is_own(fd),
-            AnyWait::Polling(polling) => polling.is_own(fd),
-        }
-    }
-}
-
-/// How many forks led to this process since the first poller was made.
 static FORKS: AtomicU32 = AtomicU32::new(0);
 
 fn count_forks() {
@@ -241,7 +210,11 @@ impl Poller {
         let forks = fork_count();
         faults::attempt(Call::EpollCreate)?;
         let set = Set::new()?;
-        let wait = AnyWait::new(backend, &set)?;
+        let wait = match backend {
+            #[cfg(target_os = "linux")]
+            Backend::Epoll => AnyWait::Epoll(epoll::EpollWait::new(&set)?),
+            Backend::Polling => AnyWait::Polling(polling::PollingWait),
+        };
         Ok(Poller {
             backend,
             set: ManuallyDrop::new(set),
@@ -271,15 +244,15 @@ impl Kernel for Poller {
     }
 
     fn is_intact(&self) -> bool {
-        !self.abandoned.load(Ordering::Relaxed) && self.wait.is_intact(&self.set) != Some(false)
+        !self.abandoned.load(Ordering::Relaxed) && dispatch!(self.is_intact(&self.set)) != Some(false)
     }
 
     fn is_own(&self, fd: RawFd) -> bool {
-        self.fd() == fd || self.wait.is_own(fd)
+        self.fd() == fd || dispatch!(self.is_own(fd))
     }
 
     fn abandon(&self) {
-        if self.wait.is_intact(&self.set) != Some(true) {
+        if dispatch!(self.is_intact(&self.set)) != Some(true) {
             self.abandoned.store(true, Ordering::Relaxed);
         }
     }
@@ -304,14 +277,16 @@ impl Kernel for Poller {
     fn mask_priority(&self, fd: RawFd, key: usize, interest: Interest) -> io::Result<()> {
         mask_priority(&self.set, fd, key, interest)
     }
+}
 
+impl Wait for Poller {
     fn wait(&self, events: &mut Events, timeout: Option<Duration>) -> io::Result<()> {
         events.interrupted = false;
-        self.wait.wait(&self.set, events, timeout)
+        dispatch!(self.wait(&self.set, events, timeout))
     }
 
     fn wake(&self) -> io::Result<()> {
-        self.wait.wake(&self.set)
+        dispatch!(self.wake(&self.set))
     }
 }
 

@@ -1,11 +1,10 @@
 //! The wait and the notifier of the `polling` crate, on every platform.
 
 use std::io;
-use std::os::fd::RawFd;
 use std::time::Duration;
 
 use super::super::faults::{self, Call};
-use super::{Event, Events, Set, Wait};
+use super::{Event, Events, Set, SetWait};
 
 /// The longest wait. `polling` waits on when a signal cuts its wait short. The event loop has signals written to a descriptor and
 /// watches that; where a program takes this away, signals are looked for each time that this is over.
@@ -32,7 +31,7 @@ impl Buffer {
 
 pub struct PollingWait;
 
-impl Wait for PollingWait {
+impl SetWait for PollingWait {
     #[inline(never)]
     fn wait(&self, set: &Set, events: &mut Events, timeout: Option<Duration>) -> io::Result<()> {
         let buffer = &mut events.polling;
@@ -53,14 +52,6 @@ impl Wait for PollingWait {
         faults::attempt(Call::Wake)?;
         set.notify()
     }
-
-    fn is_intact(&self, _: &Set) -> Option<bool> {
-        None
-    }
-
-    fn is_own(&self, _: RawFd) -> bool {
-        false
-    }
 }
 
 /// Whether an event is EPOLLPRI without EPOLLHUP. `polling` does not say whether EPOLLIN was among the flags: if it was, it is
@@ -69,19 +60,13 @@ fn is_only_priority(event: &::polling::Event) -> bool {
     cfg!(target_os = "linux") && event.is_priority() && !event.is_interrupt()
 }
 
+/// A no-op: no other set asks for out-of-band data by itself.
 #[cfg(not(target_os = "linux"))]
-pub use elsewhere::{mask_priority, replace_inherited};
+pub fn mask_priority(_: &Set, _: std::os::fd::RawFd, _: usize, _: super::Interest) -> io::Result<()> {
+    Ok(())
+}
 
-/// What epoll's sets need and others don't.
 #[cfg(not(target_os = "linux"))]
-mod elsewhere {
-    use super::*;
-
-    pub fn mask_priority(_: &Set, _: RawFd, _: usize, _: super::super::Interest) -> io::Result<()> {
-        Ok(())
-    }
-
-    pub fn replace_inherited(_: RawFd) -> bool {
-        false
-    }
+pub fn replace_inherited(_: std::os::fd::RawFd) -> bool {
+    false
 }

@@ -16,6 +16,7 @@ use std::thread::{sleep, yield_now};
 use std::time::Duration;
 
 use super::super::faults::{self, Call};
+use super::super::socket::status;
 
 pub struct Waker {
     fd: OwnedFd,
@@ -38,17 +39,6 @@ const ATTEMPTS: u32 = 1000;
 const ATTEMPTS_WITHOUT_PAUSE: u32 = 100;
 const PAUSE: Duration = Duration::from_micros(100);
 
-fn mode(fd: RawFd) -> io::Result<libc::mode_t> {
-    // SAFETY: all zeroes is a valid stat structure, which outlives the call.
-    unsafe {
-        let mut status: libc::stat = std::mem::zeroed();
-        match libc::fstat(fd, &mut status) {
-            0 => Ok(status.st_mode),
-            _ => Err(io::Error::last_os_error()),
-        }
-    }
-}
-
 /// `polling` keeps the key of all ones, and [`super::super::registry`] never sets the top bit.
 pub const WAKER_KEY: usize = usize::MAX - 1;
 
@@ -62,7 +52,7 @@ impl Waker {
         }
         // SAFETY: the descriptor was just made, and has no other owner.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        let mode = mode(fd.as_raw_fd())?;
+        let mode = status(fd.as_raw_fd())?.st_mode;
         let waker = Waker { fd, mode, mark: 1 + NEXT_MARK.fetch_add(1, Ordering::Relaxed) % MAX_MARK };
         waker.add(waker.mark << WAKE_BITS)?;
         faults::attempt(Call::EpollAdd)?;
@@ -119,7 +109,7 @@ impl Waker {
         // SAFETY: a call without pointers.
         let blocks = || unsafe { libc::fcntl(fd, libc::F_GETFL) & libc::O_NONBLOCK == 0 };
         // A timerfd has an eventfd's mode, and lets eight bytes be read, too.
-        mode(fd).is_ok_and(|mode| mode == self.mode) && !is_timer() && !blocks()
+        status(fd).is_ok_and(|status| status.st_mode == self.mode) && !is_timer() && !blocks()
     }
 
     /// Reads the count, which sets it to zero, writes it back and returns its mark; 0 if another process has just read it.

@@ -16,7 +16,7 @@
 //! `src/core` calls it, from the loop's thread. Only the poller is used by other threads.
 
 #[cfg(all(test, not(loom)))]
-mod tests;
+pub(super) mod tests;
 
 use std::io;
 use std::os::fd::RawFd;

@@ -1,3 +1,4 @@
+use super::super::kernel::Wait;
 use super::super::poller::{Backend, Events};
 use super::*;
 use std::io::Write;
@@ -152,19 +153,11 @@ fn a_forked_child_leaves_the_parents_set_alone() {
     let (here, _there) = readable_pair();
     let token = registry.insert(here.as_raw_fd(), "watch");
     registry.set_interest(token, Interest::READABLE).unwrap();
-    // SAFETY: the child calls nothing but this module and _exit.
-    let child = unsafe { libc::fork() };
-    if child == 0 {
-        let inherited = registry.poller().is_inherited();
-        registry.remove(token);
-        drop(registry);
-        // SAFETY: _exit does not return.
-        unsafe { libc::_exit(if inherited { 0 } else { 1 }) };
-    }
-    let mut status = 0;
-    // SAFETY: `status` outlives the call.
-    assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
-    assert_eq!(status, 0);
+    in_child(|| {
+        let mut inherited = std::mem::replace(&mut registry, self::registry());
+        inherited.remove(token);
+        inherited.poller().is_inherited()
+    });
     assert_eq!(poll(&registry), [Some("watch")]);
     registry.poller().wake().unwrap();
     let start = std::time::Instant::now();
@@ -187,9 +180,9 @@ fn numbers_beyond_all_reason_are_refused_and_cost_nothing() {
     }
 }
 
-/// Runs a part of a test in a child, where it may close what it likes. Returns the child's status.
-fn in_child(run: impl FnOnce() -> bool) -> i32 {
-    // SAFETY: the child calls nothing but this module and _exit.
+/// Runs a part of a test in a child, where it may close any descriptor.
+pub fn in_child(run: impl FnOnce() -> bool) {
+    // SAFETY: the child calls nothing but the test's code and _exit.
     let child = unsafe { libc::fork() };
     if child == 0 {
         let passed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).unwrap_or(false);
@@ -199,10 +192,10 @@ fn in_child(run: impl FnOnce() -> bool) -> i32 {
     let mut status = 0;
     // SAFETY: `status` outlives the call.
     assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
-    status
+    assert_eq!(status, 0);
 }
 
-fn close_all() {
+pub fn close_all() {
     for fd in 3..1024 {
         // SAFETY: the child has no use for any of them, and nothing that it drops closes them once more.
         unsafe { libc::close(fd) };
@@ -211,7 +204,7 @@ fn close_all() {
 
 /// In a child, since other tests run in this process: closes all descriptors before it runs what is given.
 fn after_closing_all(backend: Backend, run: impl FnOnce(&mut Registry<&'static str>, Token) -> bool) {
-    let status = in_child(|| {
+    in_child(|| {
         let mut registry = Registry::new(Poller::new(backend).unwrap());
         let (here, there) = readable_pair();
         let token = registry.insert(here.as_raw_fd(), "closed");
@@ -220,7 +213,6 @@ fn after_closing_all(backend: Backend, run: impl FnOnce(&mut Registry<&'static s
         std::mem::forget((here, there));
         run(&mut registry, token)
     });
-    assert_eq!(status, 0);
 }
 
 #[test]
@@ -257,7 +249,7 @@ fn a_set_that_was_closed_is_made_anew_by_a_request() {
 
 #[test]
 fn a_poller_that_lost_its_numbers_closes_no_other_file() {
-    let status = in_child(|| {
+    in_child(|| {
         let former = Poller::new(Backend::default()).unwrap();
         close_all();
         // It has the same numbers.
@@ -269,7 +261,6 @@ fn a_poller_that_lost_its_numbers_closes_no_other_file() {
         poller.wait(&mut events, Some(Duration::from_secs(20))).unwrap();
         start.elapsed() < Duration::from_secs(10)
     });
-    assert_eq!(status, 0);
 }
 
 #[test]

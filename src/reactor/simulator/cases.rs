@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::super::kernel::Kernel;
+use super::super::kernel::Wait;
 use super::super::poller::{Events, Interest};
 use super::super::registry::{Registry, Token};
 use super::machine::{IN, Kind, Machine};

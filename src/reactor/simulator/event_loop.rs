@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::super::clock::Instant;
-use super::super::kernel::Kernel;
+use super::super::kernel::Wait;
 use super::super::poll_policy::PollPolicy;
 use super::super::poller::{Events, Interest};
 use super::super::registry::{Registry, Token};

@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::super::clock::simulated;
-use super::super::kernel::Kernel;
+use super::super::kernel::{Kernel, Wait};
 use super::super::poller::{Events, Interest};
 use super::machine::{ET, FileId, IN, Kind, Machine, OUT, Operation, PRI};
 
@@ -159,7 +159,9 @@ impl Kernel for Set {
     fn mask_priority(&self, fd: RawFd, key: usize, interest: Interest) -> io::Result<()> {
         self.control(Operation::Modify, fd, key as u64, flags(interest, 0))
     }
+}
 
+impl Wait for Set {
     fn wait(&self, events: &mut Events, timeout: Option<Duration>) -> io::Result<()> {
         self.machine.set_waker(self.waker());
         events.fill(false, &[]);
