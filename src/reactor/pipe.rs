@@ -13,7 +13,7 @@ pub fn read(fd: RawFd, buffer: &mut [u8]) -> io::Result<usize> {
     check(unsafe { libc::read(fd, buffer.as_mut_ptr().cast(), length) })
 }
 
-/// Writes as much as the descriptor takes of several buffers, of which at most [`MAX_SLICES`] are looked at, and
+/// Writes as much as the descriptor takes of several buffers, of which at most [`MAX_SLICES`] are used, and
 /// returns the number of bytes. SIGPIPE is the program's to ignore, as the interpreter does.
 pub fn write(fd: RawFd, slices: &[IoSlice<'_>]) -> io::Result<usize> {
     let slices = faults::slices(Call::Write, &slices[..slices.len().min(MAX_SLICES)])?;

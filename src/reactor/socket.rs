@@ -77,7 +77,7 @@ pub(super) const SEND_FLAGS: libc::c_int = libc::MSG_DONTWAIT | libc::MSG_NOSIGN
 #[cfg(not(any(target_os = "linux", target_os = "android", target_os = "freebsd")))]
 pub(super) const SEND_FLAGS: libc::c_int = libc::MSG_DONTWAIT;
 
-/// Sends as much of the buffers as the socket takes, of which at most [`MAX_SLICES`] are looked at, and returns the
+/// Sends as much of the buffers as the socket takes, of which at most [`MAX_SLICES`] are used, and returns the
 /// number of bytes; never waits, and raises no SIGPIPE.
 pub fn send(fd: RawFd, slices: &[IoSlice<'_>]) -> io::Result<usize> {
     if let [data] = slices {

@@ -7,7 +7,7 @@ use super::super::faults::{self, Call};
 use super::{Event, Events, Set, SetWait};
 
 /// The longest wait. `polling` waits on when a signal cuts its wait short. The event loop has signals written to a descriptor and
-/// watches that; where a program takes this away, signals are looked for each time that this is over.
+/// watches that; where a program takes this away, the loop checks for signals after each wait.
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
 /// What `polling` reported.
