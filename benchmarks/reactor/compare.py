@@ -1,7 +1,7 @@
 """hotloop's reactor beside mio's, as a table: python -m benchmarks.reactor.compare [CASE...]
 
-Seconds come in interleaved rounds, the best of which counts; instructions and system calls from whatever
-counts here. Criterion's view of the same cases is cargo bench.
+Nanoseconds are the best of interleaved rounds; instructions and system calls come from the counters of this
+machine. `cargo bench` measures these cases with criterion.
 """
 
 import json
@@ -31,9 +31,9 @@ CASES = {
     "register_among_10000": 50_000,
     "change_interest": 100_000,
 }
-"""How many times a round does each."""
+"""How many times a round does each case."""
 COUNTED = 200
-"""How many times are enough to count."""
+"""How many times a case is done to count it."""
 
 
 def main(cases: list[str]) -> None:
@@ -67,7 +67,7 @@ def nanoseconds(program: str, case: str, times: int) -> dict[str, float]:
 
 
 def count(program: str, side: str, case: str, counting: list[Counter]) -> Count:
-    """What doing it once costs: the difference between a long run and a short one."""
+    """Counts doing it once: the difference between a long run and a short one."""
     counted = Count()
     for counter in counting:
         start, whole = (

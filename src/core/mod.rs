@@ -30,8 +30,9 @@ use crate::handle::Schedule;
 use crate::reactor::clock;
 use crate::reactor::datagram::Batch;
 use crate::reactor::inject_queue::InjectQueue;
+use crate::reactor::kernel::Wait;
 use crate::reactor::poll_policy::PollPolicy;
-use crate::reactor::poller::{self, Poller};
+use crate::reactor::poller::{self, Backend, Poller};
 use crate::reactor::registry::{Registry, Token};
 use crate::reactor::run_monitor::RunMonitor;
 use crate::reactor::spin::AdaptiveSpin;
@@ -101,12 +102,12 @@ pub struct Core {
 }
 
 impl Core {
-    pub fn new(portable: bool) -> io::Result<Core> {
+    pub fn new(backend: Backend) -> io::Result<Core> {
         Ok(Core {
             schedule: Rc::default(),
             ready: StateCell::default(),
             injected: InjectQueue::default(),
-            registry: StateCell::new(Some(Registry::new(Poller::new(portable)?))),
+            registry: StateCell::new(Some(Registry::new(Poller::new(backend)?))),
             unsent: StateCell::default(),
             iteration: Cell::new(0),
             accepted: StateCell::default(),
@@ -130,8 +131,9 @@ impl Core {
         })
     }
 
-    pub fn is_portable(&self) -> bool {
-        self.registry.borrow().as_ref().is_some_and(|registry| registry.poller().is_portable())
+    /// None if the loop is closed.
+    pub fn backend(&self) -> Option<Backend> {
+        self.registry.borrow().as_ref().map(|registry| registry.poller().backend())
     }
 
     pub fn is_closed(&self) -> bool {
@@ -257,7 +259,7 @@ impl Core {
         let registry = self.registry.borrow();
         let Some(registry) = &*registry else { return };
         if (0..WAKE_ATTEMPTS).all(|_| registry.poller().wake().is_err()) {
-            self.injected.sleep.wake_failed();
+            self.injected.parker.wake_failed();
         }
     }
 

@@ -11,6 +11,7 @@ use crate::cpython::errors::os_error;
 use crate::cpython::object::{Object, has_other_threads, tuple};
 use crate::intern;
 use crate::reactor::clock::{self, Instant};
+use crate::reactor::kernel::Wait;
 use crate::reactor::poller;
 use crate::reactor::spin::spin_for_wakeup;
 
@@ -191,12 +192,12 @@ impl Core {
         if !self.injected.begin_wait(spins) {
             return self.poll_nonblocking(py, now, events);
         }
-        let sleep = &self.injected.sleep;
+        let parker = &self.injected.parker;
         let mut spun = None;
         let result = py.detach(|| {
             let mut timeout = timeout;
             if spins {
-                let spin = spin_for_wakeup(sleep, &*poller, events)?;
+                let spin = spin_for_wakeup(parker, &*poller, events)?;
                 spun = Some(spin.seconds);
                 if spin.is_over {
                     return Ok(());
@@ -206,8 +207,8 @@ impl Core {
             }
             poller.wait(events, timeout)
         });
-        let woken = sleep.is_awake();
-        sleep.end();
+        let woken = parker.is_unparked();
+        parker.unpark();
         self.poll_policy.end_wait();
         let polled = self.poll_policy.polled();
         self.released.set(polled);
@@ -245,7 +246,7 @@ impl Core {
             wait.call(py, &[&read, &none, &none, &timeout]).map(drop)
         };
         let result = wait();
-        self.injected.sleep.end();
+        self.injected.parker.unpark();
         result.map(|()| true)
     }
 

@@ -32,6 +32,7 @@ use crate::cpython::module::add;
 use crate::cpython::object::{Object, tuple};
 use crate::cpython::statics;
 use crate::intern;
+use crate::reactor::poller::Backend;
 
 /// The value behind a Loop.
 pub struct Loop {
@@ -62,10 +63,8 @@ pub type ThisLoop<'a, 'py> = This<'a, 'py, Loop>;
 
 impl Loop {
     fn new(py: Python<'_>) -> PyResult<Loop> {
-        // Forces the wait that platforms without one of ours use, so that it can be tested on Linux.
-        let portable = std::env::var_os("HOTLOOP_POLLER").is_some_and(|value| value == "portable");
         Ok(Loop {
-            core: Rc::new(Core::new(portable).or_os_error(py)?),
+            core: Rc::new(Core::new(Backend::from_environment()).or_os_error(py)?),
             // Until BaseEventLoop.__init__() opens it: one that was never made whole has nothing to close.
             closed: Cell::new(true),
             thread: Cell::new(None),

@@ -184,8 +184,7 @@ pub fn attributes() -> Vec<PyGetSetDef> {
         ))),
         attribute!(Loop, "_task_factory", get_task_factory, set_task_factory),
         attribute!(Loop, "_poller", |this| {
-            let name = if this.core.is_portable() { "portable" } else { "epoll" };
-            Object::from_str(this.py(), name)
+            Object::from_str(this.py(), this.core.backend().unwrap_or_default().name())
         }),
     ]
 }

@@ -1,4 +1,4 @@
-//! The event loop's clock: the one that Python's time.monotonic() reads.
+//! The event loop's clock, which is that of Python's time.monotonic(), and the processor's tick counter.
 
 use std::cell::Cell;
 use std::sync::OnceLock;
@@ -14,7 +14,7 @@ pub fn processor_time_of_others() -> f64 {
     read(libc::CLOCK_PROCESS_CPUTIME_ID) - read(libc::CLOCK_THREAD_CPUTIME_ID)
 }
 
-/// Seconds since an unspecified moment.
+/// Seconds since an unspecified start.
 pub fn now() -> f64 {
     #[cfg(test)]
     if let Some(time) = simulated::read() {
@@ -27,14 +27,14 @@ pub fn now() -> f64 {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: `time` outlives the call, which cannot fail with a clock that exists.
     unsafe { libc::clock_gettime(CLOCK, &mut time) };
-    // By way of whole nanoseconds, as Python computes it: the same instant is the same float.
+    // Python computes the float from whole nanoseconds, too: both make the same float of a reading.
     #[allow(clippy::unnecessary_cast, reason = "the fields have other types on other platforms")]
     let nanoseconds = time.tv_sec as i64 * 1_000_000_000 + time.tv_nsec as i64;
     nanoseconds as f64 / 1e9
 }
 
-/// What the processor counts, which takes half as long to read as the time and does not keep other instructions waiting:
-/// a hint of how much time has passed, with a unit that [`Tick`] finds out. Nanoseconds where there is no such thing.
+/// The processor's tick counter: nanoseconds except on x86-64. Reading it takes half as long as reading the time, and does not
+/// serialise instructions, so that it tells roughly how much time has passed. [`Tick`] measures its unit.
 pub fn ticks() -> u64 {
     #[cfg(test)]
     if let Some(time) = simulated::read() {
@@ -51,7 +51,7 @@ pub fn ticks() -> u64 {
     }
 }
 
-/// A reading of both.
+/// A reading of the time and of the tick counter.
 #[derive(Clone, Copy)]
 pub struct Instant {
     pub seconds: f64,
@@ -64,30 +64,30 @@ impl Instant {
     }
 }
 
-/// Between two readings this far apart, in seconds, the ticks are measured: at first, so that they are known soon...
-const SOON: f64 = 1e-3;
-/// ...and then, so that they are known well.
-const WELL: f64 = 1.0;
-/// No processor takes longer for a tick, in seconds: more is an error of the measurement.
-const LONGEST_TICK: f64 = 1e-6;
+/// Seconds over which a tick is measured for the first time: short, so that it is known soon.
+const FIRST_INTERVAL: f64 = 1e-3;
+/// Seconds over which a tick is measured again: long, so that it is exact.
+const INTERVAL: f64 = 1.0;
+/// Seconds. No processor has longer ticks: more is an error of the measurement.
+const MAX_TICK: f64 = 1e-6;
 
-/// How long a tick takes, measured as time goes by.
+/// The length of a tick, measured again and again. All fields but the first are 0 until it is known.
 pub struct Tick {
+    /// The last reading that was used.
     measured: Cell<Instant>,
-    /// 0 as long as it is not known.
     seconds: Cell<f64>,
-    /// How many there are in a second; none as long as that is not known.
+    /// Ticks in a second.
     frequency: Cell<f64>,
-    /// How many take [`SHORTEST`]; 0 as long as that is not known.
+    /// Ticks in [`SHORTEST`].
     shortest: Cell<i64>,
 }
 
-/// Durations of less, in seconds, need not be told apart: some 0.95 µs.
+/// Seconds, some 0.95 µs: shorter durations are counted as one.
 pub const SHORTEST: f64 = 1.0 / (1u64 << 20) as f64;
 
 impl Default for Tick {
     fn default() -> Tick {
-        /// When this was asked for the first time, in this process.
+        /// The first reading of this process.
         static FIRST: OnceLock<Instant> = OnceLock::new();
         let now = Instant::now();
         let tick = Tick::since(*FIRST.get_or_init(|| now));
@@ -106,22 +106,22 @@ impl Tick {
         }
     }
 
-    /// So many ticks in seconds; 0 as long as that is not known.
+    /// Converts ticks to seconds; 0 until the length of a tick is known.
     pub fn seconds(&self, ticks: u64) -> f64 {
         ticks as i64 as f64 * self.seconds.get()
     }
 
-    /// How many ticks take so many seconds; none as long as that is not known.
+    /// Converts seconds to ticks; 0 until the length of a tick is known.
     pub fn ticks(&self, seconds: f64) -> u64 {
         (seconds * self.frequency.get()) as u64
     }
 
-    /// Whether so many ticks take less than [`SHORTEST`], as far as that is known, or seem to be less than none.
+    /// Whether the ticks take less than [`SHORTEST`] or are negative. False until the length of a tick is known, unless negative.
     pub fn is_short(&self, ticks: u64) -> bool {
         (ticks as i64) < self.shortest.get()
     }
 
-    /// Finds out how long a tick takes, if that is not known. False if it is too soon for that.
+    /// Measures a tick unless its length is known. False if the first reading was too recent.
     #[cold]
     pub fn find_out(&self) -> bool {
         if self.seconds.get() == 0.0 {
@@ -130,10 +130,10 @@ impl Tick {
         self.seconds.get() > 0.0
     }
 
-    /// Takes a reading into account.
+    /// Measures a tick by this reading, if enough time has passed since the last that was used.
     pub fn learn(&self, now: Instant) {
         let known = self.seconds.get() > 0.0;
-        if now.seconds - self.measured.get().seconds >= if known { WELL } else { SOON } {
+        if now.seconds - self.measured.get().seconds >= if known { INTERVAL } else { FIRST_INTERVAL } {
             self.measure(now);
         }
     }
@@ -143,7 +143,7 @@ impl Tick {
         let measured = self.measured.replace(now);
         let ticks = now.ticks.wrapping_sub(measured.ticks);
         let tick = (now.seconds - measured.seconds) / ticks as f64;
-        if tick > 0.0 && tick < LONGEST_TICK && ticks as i64 > 0 {
+        if tick > 0.0 && tick < MAX_TICK && ticks as i64 > 0 {
             self.seconds.set(tick);
             self.frequency.set(1.0 / tick);
             self.shortest.set((SHORTEST / tick) as i64);
@@ -151,7 +151,7 @@ impl Tick {
     }
 }
 
-/// A clock of a test's own, for the thread that starts it. A tick is a nanosecond.
+/// A simulated clock, for the thread that starts it. A tick is a nanosecond.
 #[cfg(test)]
 pub mod simulated {
     use std::cell::Cell;
@@ -166,7 +166,7 @@ pub mod simulated {
         static CLOCK: Cell<Option<Clock>> = const { Cell::new(None) };
     }
 
-    /// From now on, the clock stands still except that each reading moves it by `step` nanoseconds.
+    /// Starts a clock that moves by `step` nanoseconds with each reading, and otherwise not.
     pub fn start(step: u64) {
         CLOCK.set(Some(Clock { nanoseconds: 1_000_000_000, step }));
     }
@@ -175,14 +175,13 @@ pub mod simulated {
         CLOCK.set(None);
     }
 
-    /// Lets time pass.
     pub fn advance(nanoseconds: u64) {
         if let Some(clock) = CLOCK.get() {
             CLOCK.set(Some(Clock { nanoseconds: clock.nanoseconds + nanoseconds, ..clock }));
         }
     }
 
-    /// The time, without a reading.
+    /// The time, without moving the clock.
     pub fn nanoseconds() -> u64 {
         CLOCK.get().map_or(0, |clock| clock.nanoseconds)
     }
@@ -223,7 +222,7 @@ mod tests {
             (tick.seconds(1_000_000_000) * 1e3).round()
         };
         assert_eq!(after(1.0001, 200_000), 0.0, "that is too soon");
-        assert!(!tick.is_short(1 << 40) && !tick.is_short(0), "nobody knows");
+        assert!(!tick.is_short(1 << 40) && !tick.is_short(0), "it is not known yet");
         assert_eq!(after(1.01, 10_001_000), 1000.0);
         assert_eq!(after(1.5, 0), 1000.0, "too soon again");
         assert_eq!(after(3.0, 0), 1000.0, "backwards, which is no measurement");
@@ -231,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn goes_forward() {
+    fn the_clock_goes_forward() {
         let before = super::now();
         std::thread::sleep(std::time::Duration::from_millis(2));
         let passed = super::now() - before;

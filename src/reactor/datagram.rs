@@ -9,36 +9,37 @@ use super::faults::{self, Call};
 use super::socket::{SEND_FLAGS, check};
 use crate::reserve::zeroes;
 
-/// Datagrams received by one call at the most.
+/// The most datagrams that one call receives.
 const SLOTS: usize = 16;
-/// No datagram of the Internet is longer.
+/// The longest datagram of the Internet.
 const SLOT_SIZE: usize = 64 * 1024;
 
 /// How a batch's memory is divided.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Slots {
-    /// Many places, each large enough for a datagram of the Internet.
+    /// [`SLOTS`], each large enough for a datagram of the Internet.
     Many,
-    /// One place, for sockets whose datagrams can be longer.
+    /// One, for sockets whose datagrams can be longer.
     One,
 }
 
-/// Memory to receive datagrams into, and what was received last.
+/// Memory to receive datagrams into, and the datagrams that were received last.
 pub struct Batch {
     memory: Box<[u8]>,
+    /// Start, length and sender of each.
     received: Vec<(usize, usize, Option<SockAddr>)>,
 }
 
 impl Batch {
-    /// None if there is no memory for it.
+    /// None if there is no memory.
     pub fn new() -> Option<Batch> {
         let mut received = Vec::new();
         received.try_reserve(SLOTS).ok()?;
         Some(Batch { memory: zeroes(SLOTS * SLOT_SIZE)?, received })
     }
 
-    /// Receives what waits, as far as there is room, and returns how many datagrams that are; never waits. A datagram
-    /// that is longer than its place loses its end.
+    /// Receives datagrams, as many as there are slots, and returns how many; never waits. A datagram that is longer than its
+    /// slot is cut off.
     #[cfg(any(target_os = "linux", target_os = "android"))]
     pub fn receive(&mut self, fd: RawFd, slots: Slots) -> io::Result<usize> {
         let (count, size) = match slots {
@@ -51,8 +52,8 @@ impl Batch {
         let mut vectors: [libc::iovec; SLOTS] = unsafe { std::mem::zeroed() };
         // SAFETY: as above.
         let mut headers: [libc::mmsghdr; SLOTS] = unsafe { std::mem::zeroed() };
-        for (index, place) in self.memory.chunks_exact_mut(size).enumerate() {
-            vectors[index] = libc::iovec { iov_base: place.as_mut_ptr().cast(), iov_len: size };
+        for (index, slot) in self.memory.chunks_exact_mut(size).enumerate() {
+            vectors[index] = libc::iovec { iov_base: slot.as_mut_ptr().cast(), iov_len: size };
             let header = &mut headers[index].msg_hdr;
             header.msg_name = (&raw mut names[index]).cast();
             header.msg_namelen = size_of::<libc::sockaddr_storage>() as libc::socklen_t;
@@ -78,9 +79,9 @@ impl Batch {
             let name = (length > 0).then(|| {
                 // SAFETY: the kernel has written an address of this length.
                 let ((), address) = unsafe {
-                    SockAddr::try_init(|storage, place| {
+                    SockAddr::try_init(|storage, storage_length| {
                         *storage.cast() = names[index];
-                        *place = length;
+                        *storage_length = length;
                         Ok(())
                     })
                 }?;
@@ -91,7 +92,7 @@ impl Batch {
         Ok(received)
     }
 
-    /// As above, one at a time.
+    /// Receives one datagram; never waits.
     #[cfg(not(any(target_os = "linux", target_os = "android")))]
     pub fn receive(&mut self, fd: RawFd, _slots: Slots) -> io::Result<usize> {
         self.received.clear();
@@ -108,7 +109,7 @@ impl Batch {
         Ok(1)
     }
 
-    /// What was received, in order: the data and the sender, if the sender has an address.
+    /// The data of a received datagram, and its sender if that has an address.
     pub fn get(&self, index: usize) -> (&[u8], Option<&SockAddr>) {
         let (start, length, address) = &self.received[index];
         (&self.memory[*start..start + length], address.as_ref())

@@ -1,13 +1,12 @@
 //! A map by the number of a descriptor.
 //!
-//! The kernel gives out the smallest number that is free, so most numbers are small, and are found in a vector without
-//! hashing. But a program may choose a number, with dup2() or by inventing one: the vector ends where it would be large
-//! for a single number, and a hash map has the others. Its memory follows how many there are.
+//! The kernel gives out the smallest free number, so most numbers are small: a vector has them. A program can choose a larger
+//! number with dup2(), or pass one that is not open: a hash map has those, so that memory does not grow with the number.
 
 use std::collections::HashMap;
 use std::os::fd::RawFd;
 
-/// Numbers from here on are in the hash map. The vector has at most 12 bytes for each number below: 768 KiB.
+/// Numbers from here on are in the hash map. The vector has at most 12 bytes for each smaller number: 768 KiB.
 const SPARSE: usize = 1 << 16;
 
 pub struct DescriptorMap<T> {
@@ -24,7 +23,7 @@ impl<T: Copy> Default for DescriptorMap<T> {
 impl<T: Copy> DescriptorMap<T> {
     pub fn get(&self, fd: RawFd) -> Option<T> {
         match self.dense.get(fd as usize) {
-            Some(place) => *place,
+            Some(value) => *value,
             None => self.get_sparse(fd),
         }
     }
@@ -35,7 +34,7 @@ impl<T: Copy> DescriptorMap<T> {
     }
 
     pub fn insert(&mut self, fd: RawFd, value: T) {
-        // What is negative becomes large: it is no descriptor, and the hash map takes it as any other number.
+        // A negative number becomes a large one.
         let number = fd as usize;
         if number >= SPARSE {
             self.sparse.insert(fd, value);
@@ -49,7 +48,7 @@ impl<T: Copy> DescriptorMap<T> {
 
     pub fn remove(&mut self, fd: RawFd) {
         match self.dense.get_mut(fd as usize) {
-            Some(place) => *place = None,
+            Some(value) => *value = None,
             None => _ = self.sparse.remove(&fd),
         }
     }

@@ -1,44 +1,52 @@
-//! Faults: system calls of the reactor that fail when a test says so. Only with the cargo feature `faults`; without it
-//! the functions here do nothing, and no instruction is left of them.
+//! System calls of the reactor that fail on demand, with the cargo feature `faults`. Without it the functions here do nothing and
+//! compile to no instruction.
 //!
-//! A function that makes a system call first asks [`attempt`] whether it is to fail, or [`length`] or [`slices`], which
-//! also tell how much of a buffer it may transfer. What is set up with `inject` holds for the whole process: any thread
-//! can meet it.
+//! A function that makes a system call first calls [`attempt`], or [`length`] or [`slices`], which also limit how much of a buffer
+//! it may transfer. A fault of `inject` holds for all threads of the process.
 
-/// The system calls that can be made to fail.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(usize)]
-pub enum Call {
-    Accept,
-    Connect,
-    EpollAdd,
-    EpollCreate,
-    EpollDelete,
-    EpollModify,
-    EpollPwait2,
-    EpollWait,
-    EventFd,
-    Fcntl,
-    Fstat,
-    GetPeerName,
-    GetSockName,
-    GetSockOpt,
-    Read,
-    Recv,
-    RecvMany,
-    RecvMessage,
-    Send,
-    SendMessage,
-    SendTo,
-    SetSockOpt,
-    Shutdown,
-    Socket,
-    Wake,
-    Write,
+macro_rules! calls {
+    ($($call:ident $name:literal,)*) => {
+        /// The system calls that can be made to fail.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Call { $($call),* }
+
+        /// Their names, in this order.
+        #[cfg(feature = "faults")]
+        const NAMES: [&str; [$($name),*].len()] = [$($name),*];
+    };
+}
+
+calls! {
+    Accept "accept4",
+    Connect "connect",
+    EpollAdd "epoll_add",
+    EpollCreate "epoll_create",
+    EpollDelete "epoll_del",
+    EpollModify "epoll_mod",
+    EpollPwait2 "epoll_pwait2",
+    EpollWait "epoll_wait",
+    EventFd "eventfd",
+    Fcntl "fcntl",
+    Fstat "fstat",
+    GetPeerName "getpeername",
+    GetSockName "getsockname",
+    GetSockOpt "getsockopt",
+    Read "read",
+    Recv "recv",
+    RecvMany "recvmmsg",
+    RecvMessage "recvmsg",
+    Send "send",
+    SendMessage "sendmsg",
+    SendTo "sendto",
+    SetSockOpt "setsockopt",
+    Shutdown "shutdown",
+    Socket "socket",
+    Wake "wake",
+    Write "writev",
 }
 
 #[cfg(feature = "faults")]
-pub use injected::{NAMES, attempt, counts, inject, length, reset, slices};
+pub use injected::{attempt, counts, inject, length, reset, slices};
 #[cfg(not(feature = "faults"))]
 pub use none::{attempt, length, slices};
 
@@ -48,7 +56,7 @@ mod none {
 
     use super::Call;
 
-    /// The error that the call is to fail with, if it is.
+    /// Fails if the call is to fail.
     pub fn attempt(_call: Call) -> io::Result<()> {
         Ok(())
     }
@@ -69,47 +77,17 @@ mod injected {
     use std::io::{self, IoSlice};
     use std::sync::{Mutex, MutexGuard};
 
-    use super::Call;
+    use super::{Call, NAMES};
 
-    /// The names of the calls, in the order of [`Call`].
-    pub const NAMES: [&str; 26] = [
-        "accept4",
-        "connect",
-        "epoll_add",
-        "epoll_create",
-        "epoll_del",
-        "epoll_mod",
-        "epoll_pwait2",
-        "epoll_wait",
-        "eventfd",
-        "fcntl",
-        "fstat",
-        "getpeername",
-        "getsockname",
-        "getsockopt",
-        "read",
-        "recv",
-        "recvmmsg",
-        "recvmsg",
-        "send",
-        "sendmsg",
-        "sendto",
-        "setsockopt",
-        "shutdown",
-        "socket",
-        "wake",
-        "writev",
-    ];
-
-    /// What is to become of a call, and how often it was made.
+    /// How often a call was made, and its faults to come.
     #[derive(Clone, Copy)]
     struct State {
         made: u64,
-        /// The error, or 0 for a call that transfers one byte or item at the most.
+        /// The error; 0 limits the call to one byte or item.
         errno: i32,
         /// Calls that still succeed.
         after: u64,
-        /// Calls that fail then.
+        /// Calls after those that fail.
         times: u64,
     }
 
@@ -120,8 +98,8 @@ mod injected {
         STATES.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// Makes the call named `name` fail with `errno`, or transfer one byte at the most if that is 0: after the next
-    /// `after` calls, `times` times. False if there is no such call.
+    /// Makes the call named `name` fail with `errno` for `times` times after the next `after` calls. If `errno` is 0, they
+    /// transfer one byte or item at the most. False if there is no such call.
     pub fn inject(name: &str, errno: i32, after: u64, times: u64) -> bool {
         let Some(index) = NAMES.iter().position(|known| *known == name) else { return false };
         let mut states = states();
@@ -129,18 +107,18 @@ mod injected {
         true
     }
 
-    /// Has all calls succeed again, and forgets how often they were made.
+    /// Removes all faults and counts.
     pub fn reset() {
         *states() = [NOTHING; NAMES.len()];
     }
 
-    /// How often each call was made, with those that failed.
+    /// How often each call was made, failed ones included.
     pub fn counts() -> impl Iterator<Item = (&'static str, u64)> {
         let states = *states();
         NAMES.into_iter().zip(states).map(|(name, state)| (name, state.made))
     }
 
-    /// Counts a call. The number of the error that it is to fail with, if it is.
+    /// Counts a call. Returns the errno of its fault, if it has one.
     fn count(call: Call) -> Option<i32> {
         let state = &mut states()[call as usize];
         state.made += 1;
@@ -156,7 +134,7 @@ mod injected {
     }
 
     fn failed(errno: i32) -> io::Error {
-        // SAFETY: the address of the thread's own errno.
+        // SAFETY: the pointer to the thread's own errno is valid.
         #[cfg(target_os = "linux")]
         unsafe {
             *libc::__errno_location() = errno;
@@ -164,7 +142,7 @@ mod injected {
         io::Error::from_raw_os_error(errno)
     }
 
-    /// The error that the call is to fail with, if it is; errno is set to it, too.
+    /// Fails if the call is to fail, and sets errno.
     pub fn attempt(call: Call) -> io::Result<()> {
         match count(call) {
             None | Some(0) => Ok(()),
@@ -199,7 +177,7 @@ mod injected {
         use std::os::fd::AsRawFd;
 
         #[test]
-        fn a_call_fails_when_it_is_told_to() {
+        fn a_call_fails_on_demand() {
             let (_reader, writer) = io::pipe().unwrap();
             let fd = writer.as_raw_fd();
             let data = [IoSlice::new(b"pi"), IoSlice::new(b"pe")];
@@ -214,15 +192,6 @@ mod injected {
             assert!(counts().any(|(name, made)| name == "writev" && made >= 5));
             reset();
             assert!(!inject("open", 1, 0, 1));
-        }
-
-        #[test]
-        fn names_are_in_the_order_of_the_calls() {
-            let named = |call: Call| NAMES[call as usize];
-            assert_eq!(named(Call::Accept), "accept4");
-            assert_eq!(named(Call::GetSockOpt), "getsockopt");
-            assert_eq!(named(Call::SendMessage), "sendmsg");
-            assert_eq!(named(Call::Write), "writev");
         }
     }
 }

@@ -1,41 +1,42 @@
-//! Durations, counted by size: from a microsecond to over an hour, in a few kilobytes.
+//! A histogram of durations, from a microsecond to over an hour, in a few kilobytes.
 //!
-//! A bucket is a sixteenth of a power of two wide. The bits of a float are its logarithm, roughly: the exponent, and then
-//! four bits of the mantissa, are the number of its bucket, without any arithmetic.
+//! A bucket is a sixteenth of a power of two wide. Its number is the exponent of the duration's float followed by the upper four
+//! bits of the mantissa.
 
 use std::cell::Cell;
 
 use super::clock::{SHORTEST, Tick};
 
-/// Bits of the mantissa that tell buckets apart.
+/// Bits of the mantissa in a bucket's number.
 const FINE: u32 = 4;
-/// Where the exponent and those bits begin.
+/// Bits of a float below a bucket's number.
 const SHIFT: u32 = f64::MANTISSA_DIGITS - 1 - FINE;
-/// What is longer is not told apart: some 68 minutes.
+/// Seconds, some 68 minutes: longer durations are counted as one.
 const LONGEST: f64 = 4096.0;
 
+/// The number of the first bucket.
 const FIRST: usize = (SHORTEST.to_bits() >> SHIFT) as usize;
-/// How many buckets there are between [`SHORTEST`] and [`LONGEST`].
+/// Buckets between [`SHORTEST`] and [`LONGEST`].
 const BUCKETS: usize = (LONGEST.to_bits() >> SHIFT) as usize - FIRST;
 
 pub struct Histogram {
-    /// Those that take less than [`SHORTEST`].
+    /// Durations of less than [`SHORTEST`].
     short: Cell<u64>,
-    /// The last is for those that take [`LONGEST`] or longer.
+    /// The last is for durations of [`LONGEST`] or more.
     counts: Box<[Cell<u64>; BUCKETS + 1]>,
-    /// The longest, in seconds: ticks are measured again and again, and would make it seem to change.
+    /// The longest, in seconds: a number of ticks would change its meaning with each measurement of a tick.
     longest: Cell<f64>,
 }
 
-/// What a histogram has counted.
+/// A copy of a histogram's content.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Counted {
     pub buckets: Vec<Bucket>,
-    /// 0 if there are only short ones.
+    /// 0 if all are shorter than [`SHORTEST`].
     pub longest: f64,
 }
 
-/// Durations, in seconds: from when on, up to when, how many.
+/// The bounds, in seconds, the upper one excluded, and how many durations there are between them.
 pub type Bucket = (f64, f64, u64);
 
 impl Default for Histogram {
@@ -49,12 +50,12 @@ impl Default for Histogram {
 }
 
 impl Histogram {
-    /// Counts a duration, in ticks of the clock. One that seems to be negative is a short one.
+    /// Counts a duration, in ticks. A negative one is counted as short.
     pub fn record(&self, ticks: u64, tick: &Tick) {
         self.record_several(ticks, 1, tick);
     }
 
-    /// Counts several durations that are the same.
+    /// Counts several equal durations.
     pub fn record_several(&self, ticks: u64, several: u64, tick: &Tick) {
         if tick.is_short(ticks) {
             self.short.set(self.short.get().wrapping_add(several));
@@ -69,7 +70,7 @@ impl Histogram {
         if seconds <= 0.0 {
             return self.record_first(ticks, several, tick);
         }
-        // What is a little shorter by the last bits of a float is in the first bucket, too.
+        // Rounding can make it a little shorter.
         let seconds = seconds.max(SHORTEST);
         let bucket = ((seconds.to_bits() >> SHIFT) as usize - FIRST).min(BUCKETS);
         let count = &self.counts[bucket];
@@ -79,14 +80,14 @@ impl Histogram {
         }
     }
 
-    /// A duration that is over before it is known how long a tick takes.
+    /// Counts a duration before the length of a tick is known.
     #[cold]
     #[inline(never)]
     fn record_first(&self, ticks: u64, several: u64, tick: &Tick) {
         if tick.find_out() {
             self.record_several(ticks, several, tick);
         } else {
-            // The process has not run for long enough to tell; neither has what is counted.
+            // The process is too young to measure a tick, and the duration is shorter than that.
             self.short.set(self.short.get().wrapping_add(several));
         }
     }
@@ -107,7 +108,6 @@ impl Histogram {
         self.short.get() == 0 && self.longest.get() == 0.0
     }
 
-    /// Forgets all.
     pub fn reset(&self) {
         self.short.set(0);
         self.counts.iter().for_each(|count| count.set(0));
@@ -115,7 +115,7 @@ impl Histogram {
     }
 }
 
-/// Where a bucket begins, which is where the one before ends.
+/// The lower bound of a bucket.
 fn bound(bucket: usize) -> f64 {
     f64::from_bits(((FIRST + bucket) as u64) << SHIFT)
 }
@@ -135,7 +135,7 @@ mod tests {
         tick
     }
 
-    /// The bucket that one duration is counted in.
+    /// The bounds of the bucket of a duration.
     fn bucket_of(seconds: f64) -> (f64, f64) {
         let histogram = Histogram::default();
         let tick = nanosecond();
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn ends() {
+    fn the_first_and_the_last_bucket_are_open() {
         for short in [0.0, -1.0, -1e6, SHORTEST * 0.99] {
             assert_eq!(bucket_of(short), (0.0, SHORTEST));
         }
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn counts_and_forgets() {
+    fn counts_and_resets() {
         let histogram = Histogram::default();
         let tick = nanosecond();
         for milliseconds in 1..=100 {
@@ -186,7 +186,7 @@ mod tests {
         let start = Instant::now();
         tick.learn(Instant { seconds: start.seconds + 1e6, ticks: start.ticks + (1 << 50) });
         assert_ne!(tick.seconds(100_000_000), counted.longest);
-        assert_eq!(histogram.counted(), counted, "whatever a tick is now");
+        assert_eq!(histogram.counted(), counted, "a measurement of a tick changes nothing");
         histogram.reset();
         assert_eq!(histogram.counted(), Counted::default());
     }

@@ -1,18 +1,32 @@
-//! Work handed over by other threads, and the wake-up that makes the loop see it.
+//! Messages from other threads to the loop's, and whether the loop has to be woken for them.
 //!
-//! A wake-up costs a system call only while the loop is asleep. The loop says so before it waits, and looks at the
-//! injected once more after it said so; a sender delivers first and looks at the state then. Both replace the state in one
-//! step, so that one of them comes second and has acquired what the first released: no delivery is slept through.
+//! It does not wake the poller, which costs a system call: it tells the caller when that is needed. The states of the loop's wait:
+//!
+//! ```text
+//!    +---- begin_wait(false) -----------------------------+
+//!    |                                                    v
+//! UNPARKED ---- begin_wait(true) ----> SPINNING -park()-> PARKED
+//!    ^                                    |               |
+//!    +---- unpark(), by any thread -------+---------------+
+//! ```
+//!
+//! - UNPARKED: the loop runs, or its wait was ended.
+//! - SPINNING: the loop reads the state again and again. To end the wait costs no system call.
+//! - PARKED: the loop waits for the poller. The thread that ends the wait must wake the poller.
+//!
+//! Invariant: no message is missed. The loop changes the state and then reads the queue; a sender changes the queue and then the
+//! state. Both change the state by a swap that acquires and releases, so that the second of the two sees what the first wrote.
+//!
+//! The loop's thread calls `take_all`, `begin_wait` and `park`; any thread calls the others.
 
 use super::sync::Mutex;
 use super::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
-/// Messages from other threads.
 pub struct InjectQueue<T> {
     messages: Mutex<Vec<T>>,
-    /// Whether `messages` may have something: lets the loop look without taking the lock.
+    /// Set with each message and by [`InjectQueue::notify`]. The loop reads it without the lock.
     nonempty: AtomicBool,
-    pub sleep: Sleep,
+    pub parker: Parker,
 }
 
 impl<T> Default for InjectQueue<T> {
@@ -20,27 +34,27 @@ impl<T> Default for InjectQueue<T> {
         InjectQueue {
             messages: Mutex::new(Vec::new()),
             nonempty: AtomicBool::new(false),
-            sleep: Sleep::default(),
+            parker: Parker::default(),
         }
     }
 }
 
 impl<T> InjectQueue<T> {
-    /// Delivers a message. True if the loop is asleep and the caller must wake it.
+    /// Appends a message and ends the loop's wait. True if the caller must wake the poller.
     #[must_use]
     pub fn push(&self, message: T) -> bool {
         let mut messages = self.messages.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         messages.push(message);
         self.nonempty.store(true, Ordering::Relaxed);
         drop(messages);
-        self.sleep.end()
+        self.parker.unpark()
     }
 
-    /// Has the loop not wait before it has looked at what there is to do, whoever has queued that where. True as above.
+    /// Ends the loop's wait without a message; before a wait, keeps it from beginning. True if the caller must wake the poller.
     #[must_use]
     pub fn notify(&self) -> bool {
         self.nonempty.store(true, Ordering::Relaxed);
-        self.sleep.end()
+        self.parker.unpark()
     }
 
     /// Makes room for another message. False if there is no memory.
@@ -50,7 +64,6 @@ impl<T> InjectQueue<T> {
         messages.try_reserve(1).is_ok()
     }
 
-    /// How many messages there are.
     pub fn count(&self) -> usize {
         self.messages.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).len()
     }
@@ -66,69 +79,67 @@ impl<T> InjectQueue<T> {
         std::mem::take(&mut messages)
     }
 
-    /// Looks at all messages, unless another thread is delivering one.
+    /// Visits all messages, unless another thread holds the lock.
     pub fn try_for_each(&self, visit: impl FnMut(&T)) {
         if let Ok(messages) = self.messages.try_lock() {
             messages.iter().for_each(visit);
         }
     }
 
-    /// Announces that the loop is about to wait: asleep, or spinning at first. False if a message has arrived, so that it
-    /// must not.
+    /// Begins a wait, spinning or parked. False if a message has arrived: the loop must not wait then.
     #[must_use]
     pub fn begin_wait(&self, spinning: bool) -> bool {
-        self.sleep.begin(spinning);
+        self.parker.begin(spinning);
         if self.nonempty.load(Ordering::Relaxed) {
-            self.sleep.end();
+            self.parker.unpark();
             return false;
         }
         true
     }
 }
 
-/// Whether the loop sleeps, for those who want it awake.
+/// The state of the loop's wait.
 #[derive(Default)]
-pub struct Sleep {
+pub struct Parker {
     state: AtomicU8,
-    /// Dozes in a row that ended without a look at the descriptors. It is the loop's own; atomic, because it stands here.
+    /// Spins in a row without a poll. The loop's thread alone uses it.
     without_poll: AtomicU8,
 }
 
-const AWAKE: u8 = 0;
-/// Waiting, but looking at the state all the time: nobody need wake it.
+const UNPARKED: u8 = 0;
 const SPINNING: u8 = 1;
 const PARKED: u8 = 2;
 
-impl Sleep {
+impl Parker {
     fn begin(&self, spinning: bool) {
-        // Not a mere store: that would not see what the sender released that has ended the sleep before this one.
+        // A store would not acquire what the sender released that ended the previous wait.
         self.state.swap(if spinning { SPINNING } else { PARKED }, Ordering::AcqRel);
     }
 
-    /// Ends the loop's sleep. True if it is asleep and the caller must wake it.
-    pub fn end(&self) -> bool {
-        self.state.swap(AWAKE, Ordering::AcqRel) == PARKED
+    /// Ends the loop's wait. True if the caller must wake the poller.
+    pub fn unpark(&self) -> bool {
+        self.state.swap(UNPARKED, Ordering::AcqRel) == PARKED
     }
 
-    /// Notes whether there was a look at the descriptors, and returns how many dozes in a row ended without one.
-    pub fn count_without_poll(&self, looked: bool) -> u8 {
+    /// Records whether a spin polled. Returns how many in a row did not.
+    pub fn count_without_poll(&self, polled: bool) -> u8 {
         let without_poll =
-            if looked { 0 } else { self.without_poll.load(Ordering::Relaxed).saturating_add(1) };
+            if polled { 0 } else { self.without_poll.load(Ordering::Relaxed).saturating_add(1) };
         self.without_poll.store(without_poll, Ordering::Relaxed);
         without_poll
     }
 
-    /// What [`Sleep::end`] has asked for could not be done: whoever comes next is to try again. If the loop is awake all the
-    /// same, that is one wake-up too many.
+    /// Records that the poller could not be woken: the next [`Parker::unpark`] asks for it again. If the loop is not waiting, that
+    /// is one wake-up too many.
     pub fn wake_failed(&self) {
-        let _ = self.state.compare_exchange(AWAKE, PARKED, Ordering::AcqRel, Ordering::Relaxed);
+        let _ = self.state.compare_exchange(UNPARKED, PARKED, Ordering::AcqRel, Ordering::Relaxed);
     }
 
-    pub fn is_awake(&self) -> bool {
-        self.state.load(Ordering::Acquire) == AWAKE
+    pub fn is_unparked(&self) -> bool {
+        self.state.load(Ordering::Acquire) == UNPARKED
     }
 
-    /// From now on, the loop has to be woken. False if somebody has ended the doze.
+    /// Goes from the spin to the wait for the poller. False if the wait was ended.
     #[must_use]
     pub fn park(&self) -> bool {
         self.state.compare_exchange(SPINNING, PARKED, Ordering::AcqRel, Ordering::Acquire).is_ok()
@@ -138,56 +149,23 @@ impl Sleep {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
-    use crate::reactor::poller::{Events, Poller};
-    use std::sync::Arc;
-    use std::time::Duration;
 
     #[test]
-    fn only_the_first_delivery_to_a_sleeper_wakes_it() {
-        let injected = InjectQueue::default();
-        assert!(!injected.push(1), "an awake loop needs no wake-up");
-        assert!(!injected.begin_wait(false), "a loop with mail does not sleep");
-        assert_eq!(injected.take_all(), [1]);
-        assert!(injected.begin_wait(false));
-        assert!(injected.push(2));
-        assert!(!injected.push(3));
-        injected.sleep.end();
-        assert_eq!(injected.take_all(), [2, 3]);
-        assert!(!injected.has_entries());
-        assert!(!injected.notify());
-        assert!(!injected.begin_wait(false), "a loop that was roused does not sleep");
-        assert!(injected.take_all().is_empty());
-        assert!(injected.begin_wait(false));
-        assert!(injected.notify());
-    }
-
-    #[test]
-    fn no_delivery_is_slept_through() {
-        const MESSAGES: u32 = 20_000;
-        let shared = Arc::new((InjectQueue::default(), Poller::new(false).unwrap()));
-        let senders: Vec<_> = (0..2)
-            .map(|_| {
-                let shared = Arc::clone(&shared);
-                std::thread::spawn(move || {
-                    for message in 0..MESSAGES {
-                        if shared.0.push(message) {
-                            shared.1.wake().unwrap();
-                        }
-                    }
-                })
-            })
-            .collect();
-        let mut received = 0;
-        let mut ready = Events::default();
-        while received < 2 * MESSAGES {
-            if shared.0.begin_wait(false) {
-                let start = std::time::Instant::now();
-                shared.1.wait(&mut ready, Some(Duration::from_secs(20))).unwrap();
-                assert!(start.elapsed() < Duration::from_secs(10), "a delivery was slept through");
-            }
-            shared.0.sleep.end();
-            received += shared.0.take_all().len() as u32;
-        }
-        senders.into_iter().for_each(|sender| sender.join().unwrap());
+    fn only_the_first_message_to_a_parked_loop_wakes_it() {
+        let queue = InjectQueue::default();
+        assert!(!queue.push(1), "a loop that runs needs no wake-up");
+        assert!(!queue.begin_wait(false), "a loop with messages does not wait");
+        assert_eq!(queue.take_all(), [1]);
+        assert!(queue.begin_wait(false));
+        assert!(queue.push(2));
+        assert!(!queue.push(3));
+        queue.parker.unpark();
+        assert_eq!(queue.take_all(), [2, 3]);
+        assert!(!queue.has_entries());
+        assert!(!queue.notify());
+        assert!(!queue.begin_wait(false), "a loop that was notified does not wait");
+        assert!(queue.take_all().is_empty());
+        assert!(queue.begin_wait(false));
+        assert!(queue.notify());
     }
 }

@@ -1,10 +1,9 @@
-//! What threads do to one another: loom runs each of these tests once for each interleaving, and for each value that the
-//! memory model lets a reader see.
+//! The reactor's protocols between threads. loom runs each of these tests once for each interleaving, and for each value that
+//! the memory model lets a reader see.
 //!
 //!     RUSTFLAGS='--cfg loom' cargo test --release --no-default-features --lib interleavings
 
 use std::io;
-use std::os::fd::RawFd;
 use std::time::Duration;
 
 use loom::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
@@ -13,75 +12,42 @@ use loom::thread;
 
 use super::clock::simulated;
 use super::inject_queue::InjectQueue;
-use super::kernel::Kernel;
-use super::poller::{Events, Interest};
+use super::kernel::Wait;
+use super::poller::Events;
 use super::run_lock::RunLock;
 use super::run_monitor::RunMonitor;
 use super::spin::spin_for_wakeup;
 
-/// A poller that nothing but its waker wakes.
+/// A kernel without descriptors, which can only be woken.
 #[derive(Default)]
-struct Bell {
-    rung: Mutex<bool>,
+struct Wakeable {
+    woken: Mutex<bool>,
     changed: Condvar,
 }
 
-impl Bell {
-    fn wake(&self) {
-        *self.rung.lock().unwrap() = true;
-        self.changed.notify_all();
-    }
-
-    /// Returns when it has rung. If it never does, loom says that there is a deadlock.
-    fn sleep(&self) {
-        let mut rung = self.rung.lock().unwrap();
-        while !*rung {
-            rung = self.changed.wait(rung).unwrap();
+impl Wakeable {
+    /// Returns when it is woken. If it never is, loom reports a deadlock.
+    fn park(&self) {
+        let mut woken = self.woken.lock().unwrap();
+        while !*woken {
+            woken = self.changed.wait(woken).unwrap();
         }
-        *rung = false;
+        *woken = false;
     }
 }
 
-impl Kernel for Bell {
-    fn renew(&self) -> io::Result<Bell> {
-        Ok(Bell::default())
-    }
-
-    fn is_inherited(&self) -> bool {
-        false
-    }
-
-    fn is_intact(&self) -> bool {
-        true
-    }
-
-    fn is_own(&self, _: RawFd) -> bool {
-        false
-    }
-
-    fn abandon(&self) {}
-
-    fn add(&self, _: RawFd, _: usize, _: Interest) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn modify(&self, _: RawFd, _: usize, _: Interest) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn delete(&self, _: RawFd) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn mask_priority(&self, _: RawFd, _: usize, _: Interest) -> io::Result<()> {
-        Ok(())
-    }
-
+impl Wait for Wakeable {
     fn wait(&self, _: &mut Events, timeout: Option<Duration>) -> io::Result<()> {
         match timeout {
-            None => self.sleep(),
-            Some(_) => *self.rung.lock().unwrap() = false,
+            None => self.park(),
+            Some(_) => *self.woken.lock().unwrap() = false,
         }
+        Ok(())
+    }
+
+    fn wake(&self) -> io::Result<()> {
+        *self.woken.lock().unwrap() = true;
+        self.changed.notify_all();
         Ok(())
     }
 
@@ -91,39 +57,39 @@ impl Kernel for Bell {
 }
 
 struct Loop {
-    injected: InjectQueue<u32>,
-    bell: Bell,
+    queue: InjectQueue<u32>,
+    kernel: Wakeable,
 }
 
 impl Loop {
     fn send(&self, message: u32) {
-        if self.injected.push(message) {
-            self.bell.wake();
+        if self.queue.push(message) {
+            self.kernel.wake().unwrap();
         }
     }
 
     /// Waits as the event loop does, and returns the messages.
     fn wait(&self, spins: bool) -> Vec<u32> {
-        if self.injected.begin_wait(spins) {
-            let mut ready = Events::default();
+        if self.queue.begin_wait(spins) {
+            let mut events = Events::default();
             let is_over =
-                spins && spin_for_wakeup(&self.injected.sleep, &self.bell, &mut ready).unwrap().is_over;
+                spins && spin_for_wakeup(&self.queue.parker, &self.kernel, &mut events).unwrap().is_over;
             if !is_over {
-                self.bell.wait(&mut ready, None).unwrap();
+                self.kernel.wait(&mut events, None).unwrap();
             }
         }
-        self.injected.sleep.end();
-        self.injected.take_all()
+        self.queue.parker.unpark();
+        self.queue.take_all()
     }
 }
 
 /// Has `senders` threads send `messages` each to a loop that waits until it has all of them.
-fn deliver(senders: u32, messages: u32, spins: bool) {
+fn exchange(senders: u32, messages: u32, spins: bool) {
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound = Some(3);
     builder.check(move || {
         simulated::start(40_000);
-        let shared = Arc::new(Loop { injected: InjectQueue::default(), bell: Bell::default() });
+        let shared = Arc::new(Loop { queue: InjectQueue::default(), kernel: Wakeable::default() });
         let threads: Vec<_> = (0..senders)
             .map(|sender| {
                 let shared = Arc::clone(&shared);
@@ -147,50 +113,50 @@ fn deliver(senders: u32, messages: u32, spins: bool) {
 }
 
 #[test]
-fn no_delivery_is_slept_through() {
-    deliver(1, 2, false);
-    deliver(2, 1, false);
+fn a_parked_loop_misses_no_message() {
+    exchange(1, 2, false);
+    exchange(2, 1, false);
 }
 
 #[test]
-fn no_delivery_is_dozed_through() {
-    deliver(1, 2, true);
+fn a_spinning_loop_misses_no_message() {
+    exchange(1, 2, true);
 }
 
 #[test]
-fn a_turn_that_is_seen_is_whole() {
-    /// When a turn begins, by its number.
+fn a_run_that_is_seen_is_whole() {
+    /// When a run begins, by its number.
     fn began(number: u64) -> u64 {
         100 * number
     }
     loom::model(|| {
-        let run_monitor = Arc::new(RunMonitor::default());
+        let monitor = Arc::new(RunMonitor::default());
         let watcher = {
-            let run_monitor = Arc::clone(&run_monitor);
+            let monitor = Arc::clone(&monitor);
             thread::spawn(move || {
-                let turn = run_monitor.under_way();
-                if let Some(turn) = turn {
-                    assert_eq!(turn.began, began(turn.number), "of another turn");
-                    run_monitor.notice(turn);
+                let run = monitor.under_way();
+                if let Some(run) = run {
+                    assert_eq!(run.began, began(run.number), "of another run");
+                    monitor.notice(run);
                 }
-                turn
+                run
             })
         };
-        let mut told = None;
+        let mut reported = None;
         for number in [1, 3, 5] {
-            run_monitor.begin(began(number));
-            if let Some(turn) = run_monitor.end() {
-                assert_eq!((turn.number, turn.began), (number, began(number)));
-                assert_eq!(told.replace(turn), None, "a turn is told of once");
+            monitor.begin(began(number));
+            if let Some(run) = monitor.end() {
+                assert_eq!((run.number, run.began), (number, began(number)));
+                assert_eq!(reported.replace(run), None, "a run is reported once");
             }
         }
         let noticed = watcher.join().unwrap();
-        assert!(told.is_none() || told == noticed);
+        assert!(reported.is_none() || reported == noticed);
     });
 }
 
 #[test]
-fn whoever_waits_for_a_run_sees_all_of_it() {
+fn a_thread_that_waits_for_a_run_sees_all_of_it() {
     const LOOP: u64 = 1;
     const OTHER: u64 = 2;
     loom::model(|| {

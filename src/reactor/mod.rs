@@ -1,20 +1,20 @@
-//! What is ready and when: the part of the event loop that knows nothing of Python.
+//! What is ready and when: the part of the event loop without Python. No module here can run Python code.
 //!
-//! - [`clock`]: the time.
-//! - [`poller`]: waits for descriptors, and for a wake-up from another thread.
-//! - [`registry`]: which descriptor is watched, for what, on whose behalf.
-//! - [`descriptor_map`]: what belongs to the number of a descriptor.
-//! - [`kernel`]: what those ask of the kernel; tests have a simulated one.
-//! - [`spin`]: waiting without sleeping.
-//! - [`faults`]: system calls that fail when a test says so.
-//! - [`histogram`]: how long things took.
-//! - [`poll_policy`]: when the clock and the descriptors are looked at.
+//! - [`kernel`]: the contract of a backend, which tests keep with a simulated kernel.
+//! - [`poller`]: the backends: waits for descriptors and for a wake-up from another thread.
+//! - [`registry`]: which descriptor is watched, for what, by which watch.
+//! - [`descriptor_map`]: a map by the number of a descriptor.
+//! - [`inject_queue`]: messages from other threads, and the state of the loop's wait.
+//! - [`spin`]: the spin before a wait.
+//! - [`poll_policy`]: when to poll while callbacks are ready.
+//! - [`timers`]: the heap of timers.
+//! - [`clock`]: the time, in seconds and in the processor's ticks.
+//! - [`histogram`]: durations, counted by size.
+//! - [`run_monitor`]: lets a watchdog see a callback that runs for long.
 //! - [`run_lock`]: keeps other threads from a handle while its callback runs.
-//! - [`sync`]: what threads share state by.
-//! - [`timers`]: what is due when.
-//! - [`run_monitor`]: whether a callback runs for long.
-//! - [`inject_queue`]: work handed over by other threads.
 //! - [`socket`], [`datagram`], [`pipe`]: the system calls that transports make.
+//! - [`faults`]: system calls that fail on demand.
+//! - [`sync`]: the standard library's primitives, or loom's.
 
 pub mod clock;
 pub mod datagram;

@@ -4,7 +4,7 @@ use std::io::{self, IoSlice};
 use std::os::fd::RawFd;
 
 use super::faults::{self, Call};
-use super::socket::{MAX_SLICES, check};
+use super::socket::{MAX_SLICES, check, status};
 
 /// Reads into `buffer` and returns the number of bytes.
 pub fn read(fd: RawFd, buffer: &mut [u8]) -> io::Result<usize> {
@@ -13,7 +13,7 @@ pub fn read(fd: RawFd, buffer: &mut [u8]) -> io::Result<usize> {
     check(unsafe { libc::read(fd, buffer.as_mut_ptr().cast(), length) })
 }
 
-/// Writes as much as the descriptor takes of several buffers, of which at most [`MAX_SLICES`] are looked at, and
+/// Writes as much as the descriptor takes of several buffers, of which at most [`MAX_SLICES`] are used, and
 /// returns the number of bytes. SIGPIPE is the program's to ignore, as the interpreter does.
 pub fn write(fd: RawFd, slices: &[IoSlice<'_>]) -> io::Result<usize> {
     let slices = faults::slices(Call::Write, &slices[..slices.len().min(MAX_SLICES)])?;
@@ -32,11 +32,7 @@ pub enum Kind {
 
 pub fn kind(fd: RawFd) -> io::Result<Kind> {
     faults::attempt(Call::Fstat)?;
-    // SAFETY: all zeroes is a valid stat structure, which fstat fills in.
-    let mut status: libc::stat = unsafe { std::mem::zeroed() };
-    // SAFETY: `status` outlives the call.
-    check(unsafe { libc::fstat(fd, &mut status) } as isize)?;
-    Ok(match status.st_mode & libc::S_IFMT {
+    Ok(match status(fd)?.st_mode & libc::S_IFMT {
         libc::S_IFIFO => Kind::Fifo,
         libc::S_IFSOCK => Kind::Socket,
         libc::S_IFCHR => Kind::CharacterDevice,
@@ -44,8 +40,8 @@ pub fn kind(fd: RawFd) -> io::Result<Kind> {
     })
 }
 
-/// Whether a write can wait in spite of [`set_nonblocking`]: any process that shares the open file can have made
-/// it so, as children do with a terminal that they are given.
+/// Whether a write can wait. [`set_nonblocking`] does not rule it out: a process that shares the open file, as a child does its
+/// terminal, can make it block again.
 pub fn can_wait(fd: RawFd) -> bool {
     // SAFETY: a call without pointers.
     let flags = unsafe { libc::fcntl(fd, libc::F_GETFL) };

@@ -1,14 +1,15 @@
 //! Keeps other threads from a handle while its callback runs.
+//!
+//! One thread at a time owns the lock. It can take it again, since a callback may call methods of its own handle.
 
 use std::time::Duration;
 
 use super::sync::{Condvar, Mutex, MutexGuard};
 
-/// The longest wait, after which the caller can see to signals.
+/// The longest wait: the caller then handles signals.
 const LONGEST_WAIT: Duration = Duration::from_millis(50);
 
-/// The thread that runs a callback has it, any number of times over; other threads wait until that has ended.
-/// Threads are named by numbers of the caller's.
+/// The lock of one handle. The caller numbers the threads.
 #[derive(Default)]
 pub struct RunLock {
     state: Mutex<State>,
@@ -17,7 +18,7 @@ pub struct RunLock {
 
 #[derive(Default)]
 struct State {
-    /// The thread in which the callback runs.
+    /// The owner: the thread that runs the callback.
     thread: Option<u64>,
     waiters: u32,
 }
@@ -33,13 +34,13 @@ impl RunLock {
         self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// Whether the callback runs in a thread other than this one.
+    /// Whether the callback runs in another thread.
     pub fn is_elsewhere(&self, thread: u64) -> bool {
         self.state().is_elsewhere(thread)
     }
 
-    /// Waits until the callback does not run in a thread other than this one, or for [`LONGEST_WAIT`]. By the time that the
-    /// caller looks, it may run again.
+    /// Waits until the callback does not run in another thread, for [`LONGEST_WAIT`] at the most. It may run again by the time
+    /// that this returns.
     pub fn wait(&self, thread: u64) {
         let mut state = self.state();
         if !state.is_elsewhere(thread) {
@@ -51,7 +52,7 @@ impl RunLock {
         state.waiters -= 1;
     }
 
-    /// The callback runs in this thread until what is returned is dropped; None if it runs in another one.
+    /// Makes this thread the owner until the [`Run`] is dropped; None if another thread is.
     #[must_use]
     pub fn try_begin(&self, thread: u64) -> Option<Run<'_>> {
         let mut state = self.state();
@@ -63,10 +64,10 @@ impl RunLock {
     }
 }
 
-/// A callback that runs.
+/// Ownership of the lock while a callback runs.
 pub struct Run<'lock> {
     lock: &'lock RunLock,
-    /// The same thread, if the callback runs itself.
+    /// The previous owner: this thread, if the runs are nested.
     former: Option<u64>,
 }
 
@@ -85,7 +86,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_thread_waits_for_another_only() {
+    fn a_thread_waits_for_other_threads_only() {
         let lock = RunLock::default();
         let outer = lock.try_begin(1).unwrap();
         assert!(lock.is_elsewhere(2) && !lock.is_elsewhere(1));

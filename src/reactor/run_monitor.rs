@@ -1,32 +1,39 @@
-//! Whether a callback runs for long, as another thread sees it.
+//! Lets another thread see whether a callback runs for long.
 //!
-//! The loop numbers what it does: the number is odd while a callback runs and even otherwise. A watcher that finds the same
-//! odd number again knows that the callback still runs, and leaves a note, which the loop finds when the callback is over.
+//! It does not measure, and does not report: the watchdog of `src/core` does.
 //!
-//! The number is a sequence lock for `began`: who reads the same odd number before and after it has read what belongs to
-//! that number. The fences see to that on processors that reorder stores, and loads; on x86-64 they cost nothing.
+//! The loop's thread numbers the runs of callbacks:
+//!
+//! ```text
+//! even: no callback runs -- begin() --> odd: a callback runs -- end() --> the next even number
+//! ```
+//!
+//! The watchdog reads the number. If it finds an odd number again, that callback still runs; it records the number as noticed,
+//! and [`RunMonitor::end`] returns the run.
+//!
+//! Invariant: the number is a sequence lock for `began`. A reader that finds the same odd number before and after it read `began`
+//! has the value of that run. The fences keep this on processors that reorder stores or loads; on x86-64 they cost nothing.
 
 use super::sync::atomic::{AtomicU64, Ordering::Acquire, Ordering::Relaxed, Ordering::Release, fence};
 
-/// One loop's run_monitor.
 #[derive(Default)]
 pub struct RunMonitor {
     number: AtomicU64,
-    /// When the callback under way began, in ticks of the clock.
+    /// When the last run began, in ticks.
     began: AtomicU64,
-    /// The turn that somebody has noticed, for taking long.
+    /// The number of the run that the watchdog noticed last.
     noticed: AtomicU64,
-    /// After how many seconds that is, as the bits of a float.
+    /// Seconds after which a run is long, as the bits of a float.
     threshold: AtomicU64,
-    /// The system's number of the thread that runs the loop.
+    /// The system's number of the loop's thread.
     thread: AtomicU64,
 }
 
-/// A callback that runs.
+/// The run of a callback.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CallbackRun {
     pub number: u64,
-    /// In ticks of the clock.
+    /// In ticks.
     pub began: u64,
 }
 
@@ -39,20 +46,20 @@ impl RunMonitor {
         f64::from_bits(self.threshold.load(Relaxed))
     }
 
-    /// The calling thread runs the loop.
+    /// Makes the calling thread the loop's.
     pub fn set_thread(&self) {
         self.thread.store(current_thread(), Relaxed);
     }
 
-    /// A callback begins to run.
+    /// Begins a run.
     pub fn begin(&self, ticks: u64) {
-        // Who sees the new value must see that the turn before is over.
+        // A reader that sees the new value must see that the previous run is over.
         fence(Release);
         self.began.store(ticks, Relaxed);
         self.number.store(self.number.load(Relaxed) | 1, Release);
     }
 
-    /// It is over. Returns what it was if somebody has noticed it.
+    /// Ends a run. Returns it if it was noticed.
     pub fn end(&self) -> Option<CallbackRun> {
         let number = self.number.load(Relaxed);
         self.number.store((number | 1) + 1, Release);
@@ -60,21 +67,21 @@ impl RunMonitor {
         noticed.then(|| CallbackRun { number, began: self.began.load(Relaxed) })
     }
 
-    /// The callback that runs now.
+    /// The run under way.
     pub fn under_way(&self) -> Option<CallbackRun> {
         let number = self.number.load(Acquire);
         let began = self.began.load(Relaxed);
-        // If another one has begun in between, there was no long one. This must not be read before that.
+        // The number must not be read again before `began`. If it has changed, the run was not a long one.
         fence(Acquire);
         (number % 2 == 1 && self.number.load(Relaxed) == number).then_some(CallbackRun { number, began })
     }
 
-    /// A callback takes long.
-    pub fn notice(&self, turn: CallbackRun) {
-        self.noticed.store(turn.number, Relaxed);
+    /// Makes [`RunMonitor::end`] return this run.
+    pub fn notice(&self, run: CallbackRun) {
+        self.noticed.store(run.number, Relaxed);
     }
 
-    /// Seconds of processor time that the loop's thread has used, if the system tells.
+    /// Seconds of processor time that the loop's thread has used; None if the system does not tell.
     pub fn processor_time(&self) -> Option<f64> {
         processor_time(self.thread.load(Relaxed))
     }
@@ -91,10 +98,10 @@ fn current_thread() -> u64 {
     0
 }
 
-/// By the clock that Linux has for each thread, which anybody may read. A thread that has ended has none.
+/// Reads the clock that Linux has for each thread. A thread that has ended has none.
 #[cfg(target_os = "linux")]
 fn processor_time(thread: u64) -> Option<f64> {
-    // How the kernel numbers these clocks: CPUCLOCK_SCHED of a thread.
+    // Linux derives the clock's number from the thread's: CPUCLOCK_PERTHREAD_MASK | CPUCLOCK_SCHED.
     const SCHEDULED_OF_THREAD: libc::clockid_t = 0b110;
     let clock = (!(thread as libc::clockid_t) << 3) | SCHEDULED_OF_THREAD;
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
@@ -114,43 +121,43 @@ mod tests {
     use std::time::{Duration, Instant};
 
     #[test]
-    fn turns_are_seen_while_they_last() {
-        let run_monitor = RunMonitor::default();
-        assert_eq!(run_monitor.under_way(), None);
-        run_monitor.begin(7);
-        let turn = run_monitor.under_way().unwrap();
-        assert_eq!(turn.began, 7);
-        assert_eq!(run_monitor.under_way(), Some(turn));
-        assert_eq!(run_monitor.end(), None, "nobody has noticed");
-        assert_eq!(run_monitor.under_way(), None);
-        run_monitor.begin(8);
-        let next = run_monitor.under_way().unwrap();
-        assert_ne!(next.number, turn.number);
-        run_monitor.notice(turn);
-        assert_eq!(run_monitor.end(), None, "it was another that was noticed");
-        run_monitor.begin(9);
-        let last = run_monitor.under_way().unwrap();
-        run_monitor.notice(last);
-        assert_eq!(run_monitor.end(), Some(last));
-        run_monitor.begin(10);
-        assert_eq!(run_monitor.end(), None, "once is enough");
+    fn a_run_is_seen_while_it_lasts() {
+        let monitor = RunMonitor::default();
+        assert_eq!(monitor.under_way(), None);
+        monitor.begin(7);
+        let run = monitor.under_way().unwrap();
+        assert_eq!(run.began, 7);
+        assert_eq!(monitor.under_way(), Some(run));
+        assert_eq!(monitor.end(), None, "it was not noticed");
+        assert_eq!(monitor.under_way(), None);
+        monitor.begin(8);
+        let next = monitor.under_way().unwrap();
+        assert_ne!(next.number, run.number);
+        monitor.notice(run);
+        assert_eq!(monitor.end(), None, "another run was noticed");
+        monitor.begin(9);
+        let last = monitor.under_way().unwrap();
+        monitor.notice(last);
+        assert_eq!(monitor.end(), Some(last));
+        monitor.begin(10);
+        assert_eq!(monitor.end(), None, "a run is returned once");
     }
 
     #[test]
     #[cfg(target_os = "linux")]
     fn processor_time_is_that_of_the_thread() {
-        let run_monitor = RunMonitor::default();
-        run_monitor.set_thread();
-        let before = run_monitor.processor_time().unwrap();
+        let monitor = RunMonitor::default();
+        monitor.set_thread();
+        let before = monitor.processor_time().unwrap();
         std::thread::sleep(Duration::from_millis(50));
-        let slept = run_monitor.processor_time().unwrap() - before;
-        assert!(slept < 0.03, "{slept} s while asleep");
+        let slept = monitor.processor_time().unwrap() - before;
+        assert!(slept < 0.03, "{slept} s while it slept");
         let start = Instant::now();
         while start.elapsed() < Duration::from_millis(50) {
             std::hint::spin_loop();
         }
-        let spun = run_monitor.processor_time().unwrap() - before;
-        assert!(spun > 0.01, "{spun} s while awake");
+        let spun = monitor.processor_time().unwrap() - before;
+        assert!(spun > 0.01, "{spun} s while it ran");
         let ended = RunMonitor::default();
         std::thread::scope(|scope| scope.spawn(|| ended.set_thread()).join().unwrap());
         let deadline = Instant::now() + Duration::from_secs(5);

@@ -1,7 +1,6 @@
 //! The system calls that transports make on their sockets, on borrowed descriptors.
 //!
-//! A descriptor is only a number here: the kernel answers EBADF where it names nothing. Whoever passes one sees to it
-//! that it still names the socket that is meant.
+//! A descriptor that is not open makes the kernel answer EBADF. The caller guarantees that the number still stands for its socket.
 
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
@@ -12,72 +11,52 @@ use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::faults::{self, Call};
 
-/// Buffers handed to one sendmsg at the most. Linux takes up to 1,024; fewer keep the array on the stack.
+/// The most buffers of one sendmsg(). Linux takes up to 1,024; fewer keep the array on the stack.
 pub const MAX_SLICES: usize = 64;
 
-/// recv() and send() themselves. The C library makes them points at which a thread can be cancelled, which takes some
-/// twenty instructions more; on Linux they are called by their numbers.
+// recv() and send(), by their numbers on Linux: the C library's functions are cancellation points, which takes some twenty
+// instructions more.
+#[cfg(not(target_os = "linux"))]
+use libc::{recv as sys_recv, send as sys_send};
+
 #[cfg(target_os = "linux")]
-mod transfer {
-    use std::ptr::null;
-
-    /// # Safety
-    /// `data` is valid for writes of `length` bytes.
-    pub unsafe fn recv(fd: i32, data: *mut u8, length: usize, flags: i32) -> isize {
-        let nobody = null::<u8>();
-        // SAFETY: recvfrom without an address is recv.
-        unsafe { libc::syscall(libc::SYS_recvfrom, fd, data, length, flags, nobody, nobody) as isize }
-    }
-
-    /// # Safety
-    /// `data` is valid for reads of `length` bytes.
-    pub unsafe fn send(fd: i32, data: *const u8, length: usize, flags: i32) -> isize {
-        let nobody = null::<u8>();
-        // SAFETY: sendto without an address is send.
-        unsafe { libc::syscall(libc::SYS_sendto, fd, data, length, flags, nobody, 0) as isize }
-    }
+unsafe fn sys_recv(fd: RawFd, data: *mut libc::c_void, length: usize, flags: i32) -> isize {
+    let no_address = std::ptr::null::<u8>();
+    // SAFETY: recvfrom() without an address is recv(); the caller's data is valid for writes of `length` bytes.
+    unsafe { libc::syscall(libc::SYS_recvfrom, fd, data, length, flags, no_address, no_address) as isize }
 }
 
-#[cfg(not(target_os = "linux"))]
-mod transfer {
-    /// # Safety
-    /// `data` is valid for writes of `length` bytes.
-    pub unsafe fn recv(fd: i32, data: *mut u8, length: usize, flags: i32) -> isize {
-        // SAFETY: see above.
-        unsafe { libc::recv(fd, data.cast(), length, flags) }
-    }
-
-    /// # Safety
-    /// `data` is valid for reads of `length` bytes.
-    pub unsafe fn send(fd: i32, data: *const u8, length: usize, flags: i32) -> isize {
-        // SAFETY: see above.
-        unsafe { libc::send(fd, data.cast(), length, flags) }
-    }
+#[cfg(target_os = "linux")]
+unsafe fn sys_send(fd: RawFd, data: *const libc::c_void, length: usize, flags: i32) -> isize {
+    let no_address = std::ptr::null::<u8>();
+    // SAFETY: sendto() without an address is send(); the caller's data is valid for reads of `length` bytes.
+    unsafe { libc::syscall(libc::SYS_sendto, fd, data, length, flags, no_address, 0) as isize }
 }
 
 pub(super) fn check(result: isize) -> io::Result<usize> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as usize) }
 }
 
-/// Whether an error says no more than that the socket, or pipe, is not ready.
+/// Whether an error only says that the socket or pipe is not ready.
 pub fn is_not_ready(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
 }
 
 /// Receives into `buffer` and returns the number of bytes; never waits.
 pub fn recv(fd: RawFd, buffer: &mut [u8]) -> io::Result<usize> {
-    // SAFETY: the two have the same layout, and nothing but initialised bytes is written.
+    // SAFETY: both types have the same layout, and only initialised bytes are written.
     recv_uninit(fd, unsafe { &mut *(std::ptr::from_mut(buffer) as *mut [MaybeUninit<u8>]) })
 }
 
-/// The same for memory that need not be initialised: of the result, so many bytes are.
+/// Receives into memory that need not be initialised and returns the number of bytes, which are; never waits.
 pub fn recv_uninit(fd: RawFd, buffer: &mut [MaybeUninit<u8>]) -> io::Result<usize> {
     let length = faults::length(Call::Recv, buffer.len())?;
     // SAFETY: `buffer` is valid for writes of its length, which `length` is not above.
-    check(unsafe { transfer::recv(fd, buffer.as_mut_ptr().cast(), length, libc::MSG_DONTWAIT) })
+    check(unsafe { sys_recv(fd, buffer.as_mut_ptr().cast(), length, libc::MSG_DONTWAIT) })
 }
 
-/// The same for two pieces of memory, one after the other: of the first, as many bytes as the result has are initialised.
+/// Receives into two buffers, one after the other, and returns the number of bytes; never waits. This many bytes of the two are
+/// initialised.
 pub fn recv_into_both(fd: RawFd, first: &mut [MaybeUninit<u8>], rest: &mut [u8]) -> io::Result<usize> {
     let length = faults::length(Call::RecvMessage, first.len() + rest.len())?;
     let in_first = length.min(first.len());
@@ -98,13 +77,13 @@ pub(super) const SEND_FLAGS: libc::c_int = libc::MSG_DONTWAIT | libc::MSG_NOSIGN
 #[cfg(not(any(target_os = "linux", target_os = "android", target_os = "freebsd")))]
 pub(super) const SEND_FLAGS: libc::c_int = libc::MSG_DONTWAIT;
 
-/// Sends as much of the buffers as the socket takes, of which at most [`MAX_SLICES`] are looked at, and returns the
+/// Sends as much of the buffers as the socket takes, of which at most [`MAX_SLICES`] are used, and returns the
 /// number of bytes; never waits, and raises no SIGPIPE.
 pub fn send(fd: RawFd, slices: &[IoSlice<'_>]) -> io::Result<usize> {
     if let [data] = slices {
         let length = faults::length(Call::Send, data.len())?;
         // SAFETY: `data` is valid for reads of its length, which `length` is not above.
-        return check(unsafe { transfer::send(fd, data.as_ptr(), length, SEND_FLAGS) });
+        return check(unsafe { sys_send(fd, data.as_ptr().cast(), length, SEND_FLAGS) });
     }
     let slices = faults::slices(Call::SendMessage, &slices[..slices.len().min(MAX_SLICES)])?;
     // SAFETY: all zeroes is a valid msghdr: no address, no control data.
@@ -133,7 +112,7 @@ pub fn accept(listener: RawFd) -> io::Result<(OwnedFd, SockAddr)> {
             if fd < 0 { Err(io::Error::last_os_error()) } else { Ok(fd) }
         })
     }?;
-    // SAFETY: the kernel has just made the descriptor, and nobody else knows of it.
+    // SAFETY: the descriptor was just made, and has no other owner.
     let socket = unsafe { OwnedFd::from_raw_fd(fd) };
     if flags.is_none() {
         let socket = socket2::SockRef::from(&socket);
@@ -174,40 +153,45 @@ fn option(fd: RawFd, name: libc::c_int) -> io::Result<libc::c_int> {
     Ok(number)
 }
 
-/// The error that is pending on the socket, which then is no longer.
+/// Takes the socket's pending error (SO_ERROR).
 pub fn take_error(fd: RawFd) -> io::Result<Option<io::Error>> {
     let number = option(fd, libc::SO_ERROR)?;
     Ok((number != 0).then(|| io::Error::from_raw_os_error(number)))
 }
 
-/// Whether what is not received by one call is there for the next, which it is not of datagrams and the like.
+/// Whether the socket is a stream: bytes that one call does not receive are left for the next.
 pub fn is_stream(fd: RawFd) -> bool {
     option(fd, libc::SO_TYPE).is_ok_and(|kind| kind == libc::SOCK_STREAM)
 }
 
-/// Ends the sending direction.
+/// Shuts down the sending direction.
 pub fn shutdown_write(fd: RawFd) -> io::Result<()> {
     faults::attempt(Call::Shutdown)?;
     // SAFETY: a call without pointers.
     check(unsafe { libc::shutdown(fd, libc::SHUT_WR) } as isize).map(drop)
 }
 
-/// Whether closing the socket waits until the peer has what was sent (SO_LINGER, which connections inherit).
+/// Whether closing the socket waits until the peer has what was sent (SO_LINGER, which accepted connections inherit).
 pub fn lingers(socket: &OwnedFd) -> bool {
     socket2::SockRef::from(socket).linger().is_ok_and(|time| time.is_some())
 }
 
-/// Which file a descriptor stands for: no other file that is open has the same identity. None if it is closed.
-pub fn identity(fd: RawFd) -> Option<(libc::dev_t, libc::ino_t)> {
-    faults::attempt(Call::Fstat).ok()?;
+/// fstat()
+pub(super) fn status(fd: RawFd) -> io::Result<libc::stat> {
     // SAFETY: all zeroes is a valid stat structure, which fstat fills in.
     let mut status: libc::stat = unsafe { std::mem::zeroed() };
     // SAFETY: `status` outlives the call.
-    check(unsafe { libc::fstat(fd, &mut status) } as isize).ok()?;
+    check(unsafe { libc::fstat(fd, &mut status) } as isize).map(|_| status)
+}
+
+/// Identifies the file that a descriptor stands for among all open files. None if the descriptor is closed.
+pub fn identity(fd: RawFd) -> Option<(libc::dev_t, libc::ino_t)> {
+    faults::attempt(Call::Fstat).ok()?;
+    let status = status(fd).ok()?;
     Some((status.st_dev, status.st_ino))
 }
 
-/// Disables Nagle's algorithm. Other sockets than TCP's refuse; they have no such algorithm.
+/// Disables Nagle's algorithm. This is a no-op if the socket is not TCP's.
 pub fn set_nodelay(fd: RawFd) {
     if faults::attempt(Call::SetSockOpt).is_err() {
         return;
@@ -221,25 +205,21 @@ pub fn set_nodelay(fd: RawFd) {
 /// The address that the socket is bound to.
 pub fn local_address(fd: RawFd) -> io::Result<SockAddr> {
     faults::attempt(Call::GetSockName)?;
-    // SAFETY: getsockname fills in storage of the length that it is told.
-    unsafe {
-        SockAddr::try_init(|storage, length| {
-            check(libc::getsockname(fd, storage.cast(), length) as isize).map(drop)
-        })
-    }
-    .map(|((), address)| address)
+    address(fd, libc::getsockname)
 }
 
 /// The address that the socket is connected to.
 pub fn peer_address(fd: RawFd) -> io::Result<SockAddr> {
     faults::attempt(Call::GetPeerName)?;
-    // SAFETY: getpeername fills in storage of the length that it is told.
-    unsafe {
-        SockAddr::try_init(|storage, length| {
-            check(libc::getpeername(fd, storage.cast(), length) as isize).map(drop)
-        })
-    }
-    .map(|((), address)| address)
+    address(fd, libc::getpeername)
+}
+
+type GetAddress = unsafe extern "C" fn(RawFd, *mut libc::sockaddr, *mut libc::socklen_t) -> libc::c_int;
+
+fn address(fd: RawFd, get: GetAddress) -> io::Result<SockAddr> {
+    // SAFETY: the call fills in storage of the length that it is passed.
+    unsafe { SockAddr::try_init(|storage, length| check(get(fd, storage.cast(), length) as isize).map(drop)) }
+        .map(|((), address)| address)
 }
 
 #[cfg(test)]
@@ -276,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn accepts_what_waits() {
+    fn accepts_a_connection_that_waits() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();
         assert_eq!(accept(listener.as_raw_fd()).unwrap_err().kind(), io::ErrorKind::WouldBlock);

@@ -1,5 +1,5 @@
-//! What threads share state by: the standard library's, or loom's, which tries out every interleaving of a test's threads
-//! and every value that the memory model lets an atomic's reader see.
+//! Atomics and locks: the standard library's, or loom's, which runs a test once for each interleaving of its threads and each
+//! value that the memory model lets a reader of an atomic see.
 
 #[cfg(not(all(loom, test)))]
 pub use std::sync::{Condvar, Mutex, MutexGuard, atomic};

@@ -1,13 +1,14 @@
-//! Timers: a heap ordered by deadline, from which an entry can be removed at once.
+//! Timers: a heap ordered by deadline, with removal of any entry.
 //!
-//! Most timers of a server are timeouts that never fire. asyncio leaves a cancelled timer in its heap until it
-//! comes up, or until half of the heap is dead; here it is removed when it is cancelled, so that what it holds is
-//! freed and the heap stays as small as what is really pending.
+//! Most timers of a server are timeouts that are cancelled. asyncio leaves a cancelled timer in its heap until it comes up, or
+//! until half of the heap is cancelled. Here it is removed at once: its payload is freed, and the heap has pending timers only.
+//!
+//! Invariant: each node of the heap has a slot, which has the node's position.
 
-/// Children of a node. Four keep a node's children in one cache line and the tree half as deep as two would.
+/// Children of a node. Four make the tree half as deep as two would.
 const ARITY: usize = 4;
 
-/// Names a pending timer. A key outlives its timer safely: it then names nothing.
+/// Names a pending timer. After the timer has gone, the key names no other one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TimerKey {
     slot: u32,
@@ -17,7 +18,7 @@ pub struct TimerKey {
 #[derive(Clone, Copy)]
 struct Node {
     deadline: Deadline,
-    /// Order of insertion: timers with equal deadlines fire first in, first out.
+    /// Timers with equal deadlines fire in the order of insertion.
     sequence: u64,
     slot: u32,
 }
@@ -27,22 +28,21 @@ impl Node {
         self.order() < other.order()
     }
 
-    /// One number, because two are compared one after the other.
+    /// Both as one number, which is compared at once.
     fn order(&self) -> u128 {
         (self.deadline.0 as u128) << 64 | self.sequence as u128
     }
 }
 
-/// A time as an integer of the same order, which is compared without a thought of NaN.
+/// A time as an integer of the same order. NaN is the earliest.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Deadline(u64);
 
 impl Deadline {
     const SIGN: u64 = 1 << 63;
 
-    /// What is not a number comes before all others.
     fn new(time: f64) -> Deadline {
-        // Adding makes one zero of the two.
+        // Adding 0.0 makes -0.0 equal to 0.0.
         let bits = if time.is_nan() { f64::NEG_INFINITY } else { time + 0.0 }.to_bits();
         Deadline(if bits & Deadline::SIGN == 0 { bits | Deadline::SIGN } else { !bits })
     }
@@ -65,7 +65,7 @@ pub struct Timers<T> {
     slots: Vec<Slot<T>>,
     free: Vec<u32>,
     sequence: u64,
-    /// For how many timers at a time [`Timers::reserve`] has made room.
+    /// Timers for which there is memory.
     room: usize,
 }
 
@@ -98,7 +98,7 @@ impl<T> Timers<T> {
     #[cold]
     fn make_room(&mut self) -> bool {
         let room = (2 * self.room).max(64).max(self.slots.len() + 1);
-        // There are no more slots than there were ever timers at a time, and no more of them are free.
+        // `heap` and `free` never have more items than `slots`.
         let has_room = self.heap.try_reserve(room - self.heap.len()).is_ok()
             && self.slots.try_reserve(room - self.slots.len()).is_ok()
             && self.free.try_reserve(room - self.free.len()).is_ok();
@@ -108,7 +108,7 @@ impl<T> Timers<T> {
         has_room
     }
 
-    /// Adds a timer. A deadline that is not a number is due at once.
+    /// Adds a timer. NaN as deadline is due at once.
     pub fn insert(&mut self, deadline: f64, payload: T) -> TimerKey {
         let slot = match self.free.pop() {
             Some(slot) => {
@@ -137,7 +137,7 @@ impl<T> Timers<T> {
         Some(self.take(position))
     }
 
-    /// Removes the earliest timer if it is due at `now`. If that is not a number, all are due, as in asyncio.
+    /// Removes the earliest timer if it is due at `now`. At NaN all timers are due, as in asyncio.
     pub fn pop_due(&mut self, now: f64) -> Option<T> {
         match self.heap.first() {
             Some(node) if node.deadline.time() > now => None,
@@ -146,7 +146,7 @@ impl<T> Timers<T> {
         }
     }
 
-    /// Removes any timer: it costs nothing, and needs no memory.
+    /// Removes any timer, in constant time and without memory.
     pub fn pop_any(&mut self) -> Option<T> {
         let node = self.heap.pop()?;
         Some(self.release(node.slot))
@@ -192,8 +192,8 @@ impl<T> Timers<T> {
         self.place(position, node);
     }
 
-    /// Moves the lesser children up into a hole, down to a leaf, whose place is the hole then. What comes there was a leaf
-    /// before and rarely has to go far up again, so that it is not worth comparing on the way.
+    /// Moves the hole down to a leaf, along the least children, and returns its position. The node that fills it was a leaf, and
+    /// rarely has to go up again, so that comparing it on the way down does not pay.
     fn sink(&mut self, mut hole: usize) -> usize {
         loop {
             let first = hole * ARITY + 1;
@@ -240,7 +240,7 @@ mod tests {
         assert_eq!(timers.remove(first), Some(1));
         assert_eq!(timers.remove(first), None);
         let second = timers.insert(1.0, 2);
-        assert_eq!(timers.remove(first), None, "the slot is reused, the key is not");
+        assert_eq!(timers.remove(first), None, "the slot is reused, but not the key");
         assert_eq!(timers.pop_due(1.0), Some(2));
         assert_eq!(timers.remove(second), None);
     }

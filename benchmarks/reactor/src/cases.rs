@@ -1,7 +1,7 @@
-//! The work: each case is set up once and done as often as wanted.
+//! The cases: each is set up once and done any number of times.
 //!
-//! mio's registrations are edge-triggered, hotloop's level-triggered. What is ready is therefore always read, and made
-//! ready anew by its peer, which is an edge for the one and a level for the other.
+//! mio's registrations are edge-triggered, hotloop's level-triggered. A case therefore reads each ready descriptor empty, and its peer
+//! makes it ready again: an edge for mio, a level for hotloop.
 
 use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -13,7 +13,6 @@ use std::time::Duration;
 
 use crate::sides::{Reactor, Wake};
 
-/// The cases by name, for one reactor.
 pub const NAMES: [&str; 11] = [
     "ready_1_of_1",
     "ready_64_of_64",
@@ -28,7 +27,7 @@ pub const NAMES: [&str; 11] = [
     "change_interest",
 ];
 
-/// Sets up the case of this name. Calling what it returns does it once.
+/// Sets up a case. Each call of the closure does it once. None if there is no case of this name.
 pub fn case<R: Reactor + 'static>(name: &str) -> Option<Box<dyn FnMut()>> {
     Some(match name {
         "ready_1_of_1" => ready::<R>(1, 1),
@@ -47,7 +46,7 @@ pub fn case<R: Reactor + 'static>(name: &str) -> Option<Box<dyn FnMut()>> {
     })
 }
 
-/// Descriptors on which nothing ever happens: duplicates of one, since pairs would need twice as many.
+/// Descriptors that are never ready: duplicates of one, since pairs would need twice as many.
 struct Silent {
     _pair: (UnixStream, UnixStream),
     _duplicates: Vec<OwnedFd>,
@@ -65,7 +64,7 @@ impl Silent {
     }
 }
 
-/// So many ready of so many registered: a wait, and a byte read from each and written to it.
+/// A wait; a byte read from each of the `active` descriptors, and written to its peer.
 fn ready<R: Reactor + 'static>(active: usize, registered: usize) -> Box<dyn FnMut()> {
     let mut reactor = R::new().expect("a reactor");
     let silent = Silent::registered(&mut reactor, registered - active);
@@ -76,15 +75,15 @@ fn ready<R: Reactor + 'static>(active: usize, registered: usize) -> Box<dyn FnMu
     }
     Box::new(move || {
         let _ = &silent;
-        let mut delivered = 0;
-        while delivered < active {
-            let deliver = |number: usize| {
+        let mut seen = 0;
+        while seen < active {
+            let on_readable = |number: usize| {
                 let (here, there) = &mut pairs[number];
                 here.read_exact(&mut [0]).expect("a byte");
                 there.write_all(b"x").expect("room");
-                delivered += 1;
+                seen += 1;
             };
-            reactor.wait(None, deliver).expect("to wait");
+            reactor.wait(None, on_readable).expect("to wait");
         }
     })
 }
@@ -98,7 +97,7 @@ fn wake_same_thread<R: Reactor + 'static>() -> Box<dyn FnMut()> {
     })
 }
 
-/// Another thread that answers each wake-up with one.
+/// Another thread, which answers each wake-up with one.
 struct Echo<W: Wake> {
     waker: W,
     done: Arc<AtomicBool>,
@@ -108,12 +107,12 @@ struct Echo<W: Wake> {
 impl<W: Wake> Echo<W> {
     fn start<R: Reactor<Waker = W> + 'static>(answer: W) -> Echo<W> {
         let done = Arc::new(AtomicBool::new(false));
-        let told = Arc::clone(&done);
+        let is_done = Arc::clone(&done);
         let (sender, receiver) = std::sync::mpsc::channel();
         let thread = std::thread::spawn(move || {
             let mut reactor = R::new().expect("a reactor");
             sender.send(reactor.waker()).expect("to be waited for");
-            while !told.load(Ordering::SeqCst) {
+            while !is_done.load(Ordering::SeqCst) {
                 reactor.wait(None, |_| ()).expect("to wait");
                 answer.wake().expect("to wake");
             }
@@ -140,7 +139,7 @@ fn wake_round_trip<R: Reactor + 'static>() -> Box<dyn FnMut()> {
     })
 }
 
-/// A wait in which nothing happens.
+/// A wait without an event.
 fn wait<R: Reactor + 'static>(timeout: Duration, registered: usize) -> Box<dyn FnMut()> {
     let mut reactor = R::new().expect("a reactor");
     let silent = Silent::registered(&mut reactor, registered);
@@ -150,7 +149,7 @@ fn wait<R: Reactor + 'static>(timeout: Duration, registered: usize) -> Box<dyn F
     })
 }
 
-/// A descriptor registered and deregistered, among others.
+/// A descriptor registered and deregistered, with `others` registered.
 fn register<R: Reactor + 'static>(others: usize) -> Box<dyn FnMut()> {
     let mut reactor = R::new().expect("a reactor");
     let silent = Silent::registered(&mut reactor, others);
@@ -162,7 +161,7 @@ fn register<R: Reactor + 'static>(others: usize) -> Box<dyn FnMut()> {
     })
 }
 
-/// Room to write asked for, and not asked for any more.
+/// An interest in writing added and removed.
 fn change_interest<R: Reactor + 'static>() -> Box<dyn FnMut()> {
     let mut reactor = R::new().expect("a reactor");
     let pair = UnixStream::pair().expect("a pair of sockets");

@@ -1,19 +1,20 @@
-//! The two reactors behind one interface: what an event loop asks of either.
+//! The two reactors behind one interface.
 //!
-//! Each finds, for an event, the number that its descriptor was registered with: an event loop would find there whom
-//! to tell. hotloop's registry does so by itself, and checks that the registration is still the one that the event
-//! is for. A user of mio does it, here in the leanest way there is, with a table by descriptor and no check.
+//! Each finds, for an event, the number that its descriptor was registered with, as an event loop finds a watch. hotloop's registry
+//! does it by itself, and checks that the registration is still there. mio leaves it to its user: here to a table by descriptor,
+//! without a check.
 
 use std::io;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hotloop::reactor::poller::{self, Poller};
-use hotloop::reactor::registry::{Registry, Slot};
+use hotloop::reactor::kernel::Wait;
+use hotloop::reactor::poller::{self, Backend, Poller};
+use hotloop::reactor::registry::{Registry, Token};
 use mio::unix::SourceFd;
 
-/// Descriptors that one wait reports at the most, which hotloop does not let its users choose.
+/// The most events of one wait: hotloop's number, which its users can't choose.
 const EVENTS_PER_WAIT: usize = 1024;
 
 pub trait Reactor {
@@ -28,16 +29,16 @@ pub trait Reactor {
 
     fn waker(&self) -> Self::Waker;
 
-    /// Watches a descriptor for what can be read.
+    /// Watches a descriptor for reading.
     fn register(&mut self, fd: RawFd, number: usize) -> io::Result<Self::Key>;
 
-    /// Watches it for what can be read and, if so, for room to write.
+    /// Watches it for reading, and for writing if `writable`.
     fn change(&mut self, key: Self::Key, writable: bool) -> io::Result<()>;
 
     fn deregister(&mut self, key: Self::Key) -> io::Result<()>;
 
-    /// Waits, and calls `deliver` with the number of each descriptor that can be read.
-    fn wait(&mut self, timeout: Option<Duration>, deliver: impl FnMut(usize)) -> io::Result<()>;
+    /// Waits, and calls `on_readable` with the number of each readable descriptor.
+    fn wait(&mut self, timeout: Option<Duration>, on_readable: impl FnMut(usize)) -> io::Result<()>;
 }
 
 pub trait Wake: Clone + Send + 'static {
@@ -46,43 +47,46 @@ pub trait Wake: Clone + Send + 'static {
 
 pub struct Hotloop {
     registry: Registry<usize>,
-    ready: poller::Events,
+    events: poller::Events,
 }
 
 impl Reactor for Hotloop {
-    type Key = Slot;
+    type Key = Token;
     type Waker = Arc<Poller>;
 
     fn new() -> io::Result<Hotloop> {
-        Ok(Hotloop { registry: Registry::new(Poller::new(false)?), ready: poller::Events::default() })
+        Ok(Hotloop {
+            registry: Registry::new(Poller::new(Backend::default())?),
+            events: poller::Events::default(),
+        })
     }
 
     fn waker(&self) -> Arc<Poller> {
         Arc::clone(self.registry.poller())
     }
 
-    fn register(&mut self, fd: RawFd, number: usize) -> io::Result<Slot> {
-        let slot = self.registry.insert(fd, number);
-        self.registry.set_interest(slot, poller::Interest::READABLE)?;
-        Ok(slot)
+    fn register(&mut self, fd: RawFd, number: usize) -> io::Result<Token> {
+        let token = self.registry.insert(fd, number);
+        self.registry.set_interest(token, poller::Interest::READABLE)?;
+        Ok(token)
     }
 
-    fn change(&mut self, key: Slot, writable: bool) -> io::Result<()> {
+    fn change(&mut self, key: Token, writable: bool) -> io::Result<()> {
         self.registry.set_interest(key, poller::Interest { readable: true, writable })
     }
 
-    fn deregister(&mut self, key: Slot) -> io::Result<()> {
+    fn deregister(&mut self, key: Token) -> io::Result<()> {
         self.registry.remove(key);
         Ok(())
     }
 
-    fn wait(&mut self, timeout: Option<Duration>, mut deliver: impl FnMut(usize)) -> io::Result<()> {
-        self.registry.poller().wait(&mut self.ready, timeout)?;
-        for event in self.ready.events() {
+    fn wait(&mut self, timeout: Option<Duration>, mut on_readable: impl FnMut(usize)) -> io::Result<()> {
+        self.registry.poller().wait(&mut self.events, timeout)?;
+        for event in self.events.events() {
             if let Some((_, number)) = self.registry.resolve(event.key)
                 && event.readable
             {
-                deliver(*number);
+                on_readable(*number);
             }
         }
         Ok(())
@@ -139,11 +143,11 @@ impl Reactor for Mio {
         self.poll.registry().deregister(&mut SourceFd(&fd))
     }
 
-    fn wait(&mut self, timeout: Option<Duration>, mut deliver: impl FnMut(usize)) -> io::Result<()> {
+    fn wait(&mut self, timeout: Option<Duration>, mut on_readable: impl FnMut(usize)) -> io::Result<()> {
         self.poll.poll(&mut self.events, timeout)?;
         for event in &self.events {
             if event.token() != WAKER && event.is_readable() {
-                deliver(self.numbers[event.token().0]);
+                on_readable(self.numbers[event.token().0]);
             }
         }
         Ok(())

@@ -1,4 +1,13 @@
-//! What wakes a poller on Linux.
+//! What wakes a wait by epoll: an eventfd in the set.
+//!
+//! It is edge-triggered, so that each wake-up is one event and the eventfd need not be read. Its count has two parts:
+//!
+//! ```text
+//! | mark: which waker it is | wake-ups so far |
+//!  63                     40 39             0
+//! ```
+//!
+//! The mark tells whether the number still stands for this waker after the program has closed descriptors behind our back.
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -7,42 +16,30 @@ use std::thread::{sleep, yield_now};
 use std::time::Duration;
 
 use super::super::faults::{self, Call};
+use super::super::socket::status;
 
-/// An eventfd in the poller's set. It is edge-triggered, so that each ring is one event and nobody has to take the ring
-/// away. Its count is the mark of this waker, in the upper bits, and how many times it rang.
 pub struct Waker {
     fd: OwnedFd,
     mark: u64,
-    /// What fstat() says that it is: no file, socket or pipe.
+    /// The type of an eventfd, as fstat() tells it: no file, socket or pipe has it.
     mode: libc::mode_t,
 }
 
-/// The next waker's mark: another one for each waker of this process and of those that it was forked from.
+/// Makes each mark differ from those of all wakers of this process and of those that it was forked from.
 static NEXT_MARK: AtomicU64 = AtomicU64::new(0);
 
-/// Rings below the mark: more than there are in a lifetime.
+/// A trillion wake-ups fit below the mark.
 const WAKE_BITS: u32 = 40;
-/// Marks are from 1 to this one: a count without a mark is one that somebody has taken.
-const MARKS: u64 = (1 << 23) - 1;
+/// The largest mark. The smallest is 1: a count without a mark was read by another process.
+const MAX_MARK: u64 = (1 << 23) - 1;
 
-/// How many times a count is looked for that another process has taken, which puts it back at once...
+/// How many times the mark is read again if another process has read it, which writes it back at once.
 const ATTEMPTS: u32 = 1000;
-/// ...with pauses after so many: it may have lost the processor.
-const HASTY: u32 = 100;
+/// After this many attempts there is a pause between two: the other process may have lost the processor.
+const ATTEMPTS_WITHOUT_PAUSE: u32 = 100;
 const PAUSE: Duration = Duration::from_micros(100);
 
-fn mode(fd: RawFd) -> io::Result<libc::mode_t> {
-    // SAFETY: all zeroes is such a value; it outlives the call, and is written by it alone.
-    unsafe {
-        let mut status: libc::stat = std::mem::zeroed();
-        match libc::fstat(fd, &mut status) {
-            0 => Ok(status.st_mode),
-            _ => Err(io::Error::last_os_error()),
-        }
-    }
-}
-
-/// A key that nobody else uses: `polling` keeps the one of all ones, and [`super::super::registry`] never sets the top bit.
+/// `polling` keeps the key of all ones, and [`super::super::registry`] never sets the top bit.
 pub const WAKER_KEY: usize = usize::MAX - 1;
 
 impl Waker {
@@ -53,14 +50,14 @@ impl Waker {
         if fd < 0 {
             return Err(io::Error::last_os_error());
         }
-        // SAFETY: the descriptor was just made, and is nobody else's.
+        // SAFETY: the descriptor was just made, and has no other owner.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        let mode = mode(fd.as_raw_fd())?;
-        let waker = Waker { fd, mode, mark: 1 + NEXT_MARK.fetch_add(1, Ordering::Relaxed) % MARKS };
+        let mode = status(fd.as_raw_fd())?.st_mode;
+        let waker = Waker { fd, mode, mark: 1 + NEXT_MARK.fetch_add(1, Ordering::Relaxed) % MAX_MARK };
         waker.add(waker.mark << WAKE_BITS)?;
         faults::attempt(Call::EpollAdd)?;
         waker.control(poller.as_raw_fd(), libc::EPOLL_CTL_ADD)?;
-        // The mark is not a ring: its event is taken away.
+        // The mark is not a wake-up: its event is taken out.
         let mut event = libc::epoll_event { events: 0, u64: 0 };
         // SAFETY: there is room for one event.
         match unsafe { libc::epoll_wait(poller.as_raw_fd(), &mut event, 1, 0) } {
@@ -69,13 +66,13 @@ impl Waker {
         }
     }
 
-    /// Whether the number `epoll` still stands for the set that the waker is in, and the waker's own number for the waker.
+    /// Whether `epoll` still stands for the set that the waker is in, and the waker's own number for the waker.
     pub fn is_in(&self, epoll: RawFd) -> bool {
-        // To add what is in a set changes nothing.
+        // Adding what is in the set fails, and changes nothing.
         match self.control(epoll, libc::EPOLL_CTL_ADD) {
             Err(error) => error.raw_os_error() == Some(libc::EEXIST) && self.has_mark(),
             Ok(()) => {
-                // It is the set of somebody else, who is to find nothing in it.
+                // It is another set, which is left as it was.
                 let _ = self.control(epoll, libc::EPOLL_CTL_DEL);
                 false
             }
@@ -89,33 +86,33 @@ impl Waker {
         }
         for attempt in 0..ATTEMPTS {
             match self.read_mark() {
-                // A forked process that has the waker, too, looks at the mark at the same moment.
+                // A forked process that inherited the waker is reading the mark.
                 Ok(0) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Ok(mark) => return mark == self.mark,
                 Err(_) => return false,
             }
-            if attempt < HASTY { yield_now() } else { sleep(PAUSE) }
+            if attempt < ATTEMPTS_WITHOUT_PAUSE { yield_now() } else { sleep(PAUSE) }
         }
         false
     }
 
-    /// Whether the number stands for an eventfd that does not block. Of anything else nothing may be read: it would be lost
-    /// to whoever has the number now.
+    /// Whether the number stands for an eventfd that does not block. Nothing may be read from any other file: its owner would
+    /// lose it.
     fn may_be_ours(&self) -> bool {
         let fd = self.fd.as_raw_fd();
-        // SAFETY: all zeroes is such a value; it outlives the call, and is written by it alone.
+        // SAFETY: all zeroes is a valid itimerspec, which outlives the call.
         let is_timer = || unsafe {
             let mut time: libc::itimerspec = std::mem::zeroed();
             libc::timerfd_gettime(fd, &mut time) == 0
         };
         // SAFETY: a call without pointers.
         let blocks = || unsafe { libc::fcntl(fd, libc::F_GETFL) & libc::O_NONBLOCK == 0 };
-        // Of what is of an eventfd's mode, only a timerfd also lets eight bytes be read.
-        mode(fd).is_ok_and(|mode| mode == self.mode) && !is_timer() && !blocks()
+        // A timerfd has an eventfd's mode, and lets eight bytes be read, too.
+        status(fd).is_ok_and(|status| status.st_mode == self.mode) && !is_timer() && !blocks()
     }
 
-    /// The mark in the count, which is taken and put back.
+    /// Reads the count, which sets it to zero, writes it back and returns its mark; 0 if another process has just read it.
     fn read_mark(&self) -> io::Result<u64> {
         let mut count = [0; 8];
         // SAFETY: `count` is eight writable bytes.
@@ -124,7 +121,7 @@ impl Waker {
             return Err(io::Error::last_os_error());
         }
         let count = u64::from_ne_bytes(count);
-        // Whoever has the waker, too, needs the mark, and is at the most woken for nothing.
+        // A process that shares the waker needs the mark. It may be woken for nothing.
         self.add(count)?;
         Ok(count >> WAKE_BITS)
     }
@@ -139,7 +136,7 @@ impl Waker {
         }
     }
 
-    pub fn ring(&self) -> io::Result<()> {
+    pub fn wake(&self) -> io::Result<()> {
         loop {
             match faults::attempt(Call::Wake).and_then(|()| self.add(1)) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

@@ -1,18 +1,22 @@
-//! Which descriptor is watched, for what, and on whose behalf.
+//! Which descriptor is watched, for what, and by which watch.
+//!
+//! It does not wait, and does not know what a watch does: `src/core` waits on [`Registry::poller`] and resolves each event's key.
 //!
 //! Invariants:
 //! - There is at most one entry for a number.
 //! - [`Registry::registered`] is what the kernel's set has under the entry's key, as far as the kernel has said. A request
 //!   that fails changes neither, unless the kernel says that the number no longer stands for the file in the set: the
 //!   entry then has nothing in it.
-//! - What the set may have beyond that is stray: a file that was closed behind our back and lives on under another
-//!   number. The next [`Registry::refresh_poller`] after it shows drives it out.
+//! - Anything else in the set is stale: the registration of a file that the program has closed and that is still open under
+//!   another number. After an event of it, the next [`Registry::refresh_poller`] removes it, by making another set.
 //!
 //! One case can't be told, as in any loop on epoll: a file whose number went to another file, both with an entry's key, comes
 //! back to that number while the other lives on under a third.
+//!
+//! `src/core` calls it, from the loop's thread. Only the poller is used by other threads.
 
 #[cfg(all(test, not(loom)))]
-mod tests;
+pub(super) mod tests;
 
 use std::io;
 use std::os::fd::RawFd;
@@ -22,8 +26,8 @@ use super::descriptor_map::DescriptorMap;
 use super::kernel::Kernel;
 use super::poller::{Interest, Poller};
 
-/// Names an entry. Keys handed to the poller carry a generation, so that an event for an entry that was removed, and
-/// whose place is taken by another, is recognised and dropped.
+/// Names an entry. An entry that reuses a place in the slab has another generation, so that an event of the former entry does
+/// not resolve.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Token {
     index: u32,
@@ -32,20 +36,20 @@ pub struct Token {
 
 const INDEX_BITS: u32 = usize::BITS / 2;
 const INDEX_MASK: usize = (1 << INDEX_BITS) - 1;
-/// One bit less than there is room for: the poller keeps the key of all ones for itself.
+/// The top bit stays free: such keys are the poller's.
 const GENERATION_MASK: u32 = (INDEX_MASK >> 1) as u32;
 
 fn next_generation(generation: u32) -> u32 {
     (generation + 1) & GENERATION_MASK
 }
 
-/// Whether the kernel says what it says of a set that is closed, or whose number stands for another file.
+/// Whether the error is that of a set which is closed, or whose number stands for another file.
 fn is_closed(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EBADF | libc::EINVAL))
 }
 
-/// Whether the kernel says that a number does not stand for the file that is in the set: it is closed (EBADF), another
-/// file (ENOENT), one that can't be watched (EPERM) or the set itself (EINVAL). The number of the set can be wrong, too.
+/// Whether the error says that a number does not stand for the file that is in the set: it is closed (EBADF), another
+/// file (ENOENT), one that can't be watched (EPERM) or the set itself (EINVAL). The set's own number can be the wrong one, too.
 fn is_gone(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EBADF | libc::ENOENT | libc::EPERM | libc::EINVAL))
 }
@@ -62,7 +66,6 @@ impl Token {
 
 struct Entry<W> {
     fd: RawFd,
-    /// What the kernel has been asked for.
     registered: Interest,
     watch: W,
 }
@@ -72,7 +75,7 @@ struct SlabEntry<W> {
     entry: Option<Entry<W>>,
 }
 
-/// The watched descriptors, each with a watch of type `W`: who is to be told.
+/// The watched descriptors, each with a watch of type `W`: the receiver of its events.
 pub struct Registry<W, K = Poller> {
     poller: Arc<K>,
     slab: Vec<SlabEntry<W>>,
@@ -81,19 +84,18 @@ pub struct Registry<W, K = Poller> {
     stale: StaleRegistrations,
 }
 
-/// Whether the kernel's set may have registrations that are nobody's, or that have the key of an entry whose descriptor
-/// stands for another file.
+/// What is known of stale registrations, and the back-off from removing them.
 #[derive(Default)]
 struct StaleRegistrations {
     suspected: bool,
-    /// After a failure to drive them out, how many calls pass before the next attempt: twice as many each time.
-    pause: u32,
-    /// How many of those are left.
+    /// Calls between the last failed attempt to remove them and the next: twice as many each time.
+    backoff: u32,
+    /// Calls that are left of them.
     left: u32,
 }
 
-/// The most calls between two attempts to drive stale out: each costs as much as registering all entries.
-const LONGEST_PAUSE: u32 = 1024;
+/// An attempt to remove stale registrations costs as much as registering all entries.
+const MAX_BACKOFF: u32 = 1024;
 
 impl<W, K: Kernel> Registry<W, K> {
     pub fn new(poller: K) -> Registry<W, K> {
@@ -106,7 +108,7 @@ impl<W, K: Kernel> Registry<W, K> {
         }
     }
 
-    /// The poller to wait on. It can be replaced: do not keep it beyond one wait.
+    /// The poller to wait on. [`Registry::refresh_poller`] can replace it: keep it for one wait only.
     pub fn poller(&self) -> &Arc<K> {
         &self.poller
     }
@@ -123,19 +125,19 @@ impl<W, K: Kernel> Registry<W, K> {
         self.entry_mut(token).map(|entry| &mut entry.watch)
     }
 
-    /// The entry that an event's key names, unless it is gone.
+    /// The entry that an event's key names; None if it was removed.
     pub fn resolve(&self, key: usize) -> Option<(Token, &W)> {
         let token = Token::from_key(key);
         self.get(token).map(|watch| (token, watch))
     }
 
-    /// What the kernel has been asked for on behalf of this entry.
+    /// What the kernel has been asked for.
     pub fn registered(&self, token: Token) -> Interest {
         self.entry(token).map_or(Interest::NONE, |entry| entry.registered)
     }
 
     fn entries(&self) -> impl Iterator<Item = &Entry<W>> {
-        self.slab.iter().filter_map(|place| place.entry.as_ref())
+        self.slab.iter().filter_map(|slab_entry| slab_entry.entry.as_ref())
     }
 
     pub fn watches(&self) -> impl Iterator<Item = &W> {
@@ -147,33 +149,32 @@ impl<W, K: Kernel> Registry<W, K> {
         self.entries().find(|entry| is_wanted(&entry.watch)).map(|entry| entry.fd)
     }
 
-    /// Adds an entry, of which the kernel hears with the first [`Registry::set_interest`]. An earlier entry for the
-    /// same descriptor must have been removed.
+    /// Adds an entry without an interest. The descriptor must have no other entry.
     pub fn insert(&mut self, fd: RawFd, watch: W) -> Token {
         let entry = Entry { fd, registered: Interest::NONE, watch };
         let index = self.free.pop().unwrap_or_else(|| {
             self.slab.push(SlabEntry { generation: 0, entry: None });
             (self.slab.len() - 1) as u32
         });
-        let place = &mut self.slab[index as usize];
-        place.entry = Some(entry);
-        let token = Token { index, generation: place.generation };
+        let slab_entry = &mut self.slab[index as usize];
+        slab_entry.entry = Some(entry);
+        let token = Token { index, generation: slab_entry.generation };
         debug_assert!(self.find(fd).is_none(), "descriptor {fd} is watched already");
         self.by_fd.insert(fd, token);
         token
     }
 
-    /// Asks the kernel for `interest`, if that is not what it has been asked for.
+    /// Asks the kernel for `interest`, unless that is registered.
     pub fn set_interest(&mut self, token: Token, interest: Interest) -> io::Result<()> {
         if self.registered(token) == interest { Ok(()) } else { self.renew_interest(token, interest) }
     }
 
-    /// Asks the kernel for `interest` in any case: the descriptor's number may stand for another file by now.
+    /// Asks the kernel for `interest` even if that is registered: the number may stand for another file by now.
     pub fn renew_interest(&mut self, token: Token, interest: Interest) -> io::Result<()> {
         self.refresh_poller()?;
         match self.request(token, interest) {
             Err(error) if is_closed(&error) && !self.poller.is_intact() => {
-                // It was the set that is gone.
+                // It is the set that was closed.
                 self.rebuild()?;
                 self.request(token, interest)
             }
@@ -189,8 +190,8 @@ impl<W, K: Kernel> Registry<W, K> {
                 return Ok(());
             }
             match poller.add(fd, key, interest) {
-                // The same file was in the set under this number, and was closed and duplicated behind our back. Or the
-                // number was closed, and it is the poller itself that has got it.
+                // The program has closed and duplicated the file, which is in the set under this number. Or the number was
+                // closed, and the poller has got it.
                 Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {
                     if poller.is_own(fd) {
                         return Err(io::Error::from_raw_os_error(libc::EBADF));
@@ -206,7 +207,7 @@ impl<W, K: Kernel> Registry<W, K> {
         match result {
             Ok(()) => entry.registered = interest,
             Err(error) if is_gone(&error) => {
-                // If the file lives on under another number, it is still in the set, with this key.
+                // If the file is open under another number, it is still in the set, with this key.
                 entry.registered = Interest::NONE;
                 self.stale.suspected = true;
                 if error.raw_os_error() == Some(libc::ENOENT) {
@@ -221,9 +222,9 @@ impl<W, K: Kernel> Registry<W, K> {
         Ok(())
     }
 
-    /// As [`Registry::renew_interest`]. If the descriptor's number stands for another file by now, the entry gets another
-    /// token, so that events of the former file, which may live on under another number, are told from the new one's.
-    /// That is also so if the new one can't be watched: after an error, [`Registry::find`] tells the token.
+    /// As [`Registry::renew_interest`], but gives the entry another token if the number stands for another file by now. Events
+    /// of the former file, which may be open under another number, then do not resolve. After an error the entry can have
+    /// another token, too: see [`Registry::find`].
     pub fn renew_or_move(&mut self, token: Token, interest: Interest) -> io::Result<Token> {
         self.refresh_poller()?;
         let Some(entry) = entry_of(&mut self.slab, token) else { return Ok(token) };
@@ -240,9 +241,9 @@ impl<W, K: Kernel> Registry<W, K> {
             Err(error) => return Err(error),
         }
         let fd = entry.fd;
-        let place = &mut self.slab[token.index as usize];
-        place.generation = next_generation(place.generation);
-        let moved = Token { index: token.index, generation: place.generation };
+        let slab_entry = &mut self.slab[token.index as usize];
+        slab_entry.generation = next_generation(slab_entry.generation);
+        let moved = Token { index: token.index, generation: slab_entry.generation };
         self.by_fd.insert(fd, moved);
         self.renew_interest(moved, interest)?;
         Ok(moved)
@@ -251,81 +252,80 @@ impl<W, K: Kernel> Registry<W, K> {
     /// Removes an entry and returns its watch; None if it was removed before.
     pub fn remove(&mut self, token: Token) -> Option<W> {
         if self.poller.is_inherited() {
-            // The set is the parent's: leave it alone. A poller of our own is made when one is needed.
+            // The set is the parent's, and is left as it is.
         } else if let Some(entry) = self.entry(token)
             && !entry.registered.is_none()
         {
-            // It may be closed already, and then is out of the set, too.
+            // A descriptor that was closed is out of the set already.
             let _ = self.poller.delete(entry.fd);
         }
-        let place = self.slab.get_mut(token.index as usize)?;
-        if place.generation != token.generation {
+        let slab_entry = self.slab.get_mut(token.index as usize)?;
+        if slab_entry.generation != token.generation {
             return None;
         }
-        let entry = place.entry.take()?;
-        place.generation = next_generation(place.generation);
+        let entry = slab_entry.entry.take()?;
+        slab_entry.generation = next_generation(slab_entry.generation);
         self.free.push(token.index);
         self.by_fd.remove(entry.fd);
         Some(entry.watch)
     }
 
-    /// Removes all entries without a word to the kernel, whose set is about to be closed.
+    /// Removes all entries, but not their registrations: the set is about to be closed.
     pub fn drain(&mut self) -> Vec<W> {
         self.by_fd.clear();
         self.free.clear();
         std::mem::take(&mut self.slab)
             .into_iter()
-            .filter_map(|place| place.entry)
+            .filter_map(|slab_entry| slab_entry.entry)
             .map(|entry| entry.watch)
             .collect()
     }
 
-    /// Answers an event that was nothing but out-of-band data.
+    /// Stops asking for out-of-band data, after an event that was nothing else.
     pub fn mask_priority(&mut self, token: Token) {
         if let Some(entry) = self.entry(token)
             && self.poller.mask_priority(entry.fd, token.key(), entry.registered).is_err()
         {
-            // The descriptor is gone, and the event is not: the file has another descriptor.
+            // The descriptor was closed, but the file is open under another number.
             self.stale.suspected = true;
         }
     }
 
-    /// An event came whose key is no entry's: the next [`Registry::refresh_poller`] sees to it that it does not come again.
+    /// Records an event that did not resolve: the next [`Registry::refresh_poller`] removes its registration.
     pub fn suspect_stale(&mut self) {
         self.stale.suspected = true;
     }
 
-    /// Whether stale are left because there could be no new poller. Tried again from time to time.
+    /// Whether stale registrations are left because no new poller could be made, which is tried again from time to time.
     pub fn keeps_stale(&self) -> bool {
-        self.stale.pause > 0
+        self.stale.backoff > 0
     }
 
-    /// Sees to it that the poller is of use: to be called before each wait. Makes another one if the present one belongs to
-    /// the process that this one was forked from, or has registrations that must not be there. An error means that there is
-    /// none to wait on; the next call tries again.
+    /// Replaces the poller if it was inherited in a fork, or may have stale registrations. To be called before each wait. After an
+    /// error there is no poller to wait on; the next call tries again.
     pub fn refresh_poller(&mut self) -> io::Result<()> {
         if self.poller.is_inherited() {
             return self.rebuild();
         }
         if self.stale.suspected {
-            self.drive_out_strays();
+            self.remove_stale();
         }
         Ok(())
     }
 
-    /// StaleRegistrations cost time and do no other harm, so that a failure is no error.
+    /// Ignores a failure: stale registrations cost time and do no other harm.
     #[cold]
-    fn drive_out_strays(&mut self) {
+    fn remove_stale(&mut self) {
         if self.stale.left > 0 {
             self.stale.left -= 1;
         } else if self.rebuild().is_err() {
-            self.stale.pause = (2 * self.stale.pause).clamp(1, LONGEST_PAUSE);
-            self.stale.left = self.stale.pause;
+            self.stale.backoff = (2 * self.stale.backoff).clamp(1, MAX_BACKOFF);
+            self.stale.left = self.stale.backoff;
         }
     }
 
-    /// Answers a wait that failed: if that is because the poller's descriptors were closed behind its back, as programs do
-    /// that become a daemon, there is another poller now, to wait on again. Any other error is returned.
+    /// Replaces the poller after a wait that failed because the program has closed the poller's descriptors, as daemons do. Returns
+    /// any other error.
     pub fn recover(&mut self, error: io::Error) -> io::Result<()> {
         if !is_gone(&error) {
             return Err(error);
@@ -334,14 +334,14 @@ impl<W, K: Kernel> Registry<W, K> {
         self.rebuild()
     }
 
-    /// Replaces the poller and registers all entries with the new one. This alone gets rid of a registration whose
-    /// descriptor was closed behind our back while a duplicate of it is still open. After an error all is as before.
+    /// Replaces the poller and registers all entries with the new one. There is no other way to remove a stale registration. An
+    /// error changes nothing.
     pub fn rebuild(&mut self) -> io::Result<()> {
         let poller = self.poller.renew()?;
         let mut gone = Vec::new();
-        for (index, place) in self.slab.iter().enumerate() {
-            let token = Token { index: index as u32, generation: place.generation };
-            let Some(entry) = &place.entry else { continue };
+        for (index, slab_entry) in self.slab.iter().enumerate() {
+            let token = Token { index: index as u32, generation: slab_entry.generation };
+            let Some(entry) = &slab_entry.entry else { continue };
             if entry.registered.is_none() {
                 continue;
             }
@@ -350,7 +350,7 @@ impl<W, K: Kernel> Registry<W, K> {
                 Err(error) if matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::ENOMEM)) => {
                     return Err(error);
                 }
-                // Closed behind our back, and perhaps opened anew: what the number stands for can't be watched.
+                // The program has closed the file, and what the number stands for now, if anything, can't be watched.
                 Err(_) => gone.push(token),
             }
         }
@@ -365,21 +365,21 @@ impl<W, K: Kernel> Registry<W, K> {
     }
 
     fn entry(&self, token: Token) -> Option<&Entry<W>> {
-        let place = self.slab.get(token.index as usize)?;
-        if place.generation == token.generation { place.entry.as_ref() } else { None }
+        let slab_entry = self.slab.get(token.index as usize)?;
+        if slab_entry.generation == token.generation { slab_entry.entry.as_ref() } else { None }
     }
 
     fn entry_mut(&mut self, token: Token) -> Option<&mut Entry<W>> {
         entry_of(&mut self.slab, token)
     }
 
-    /// Whether there may be stale: after [`Registry::refresh_poller`], that is so if they could not be driven out.
+    /// Whether there may be stale registrations. After [`Registry::refresh_poller`] they could not be removed.
     #[cfg(test)]
-    pub fn suspects_strays(&self) -> bool {
+    pub fn suspects_stale(&self) -> bool {
         self.stale.suspected
     }
 
-    /// Lets all free slab be of the last generation but `left`: as after billions of entries.
+    /// Leaves `left` generations to all free places in the slab, as after billions of entries.
     #[cfg(test)]
     pub fn age(&mut self, left: u32) {
         for index in &self.free {
@@ -390,6 +390,6 @@ impl<W, K: Kernel> Registry<W, K> {
 
 /// Borrows the slab alone, so that the poller can be used meanwhile.
 fn entry_of<W>(slab: &mut [SlabEntry<W>], token: Token) -> Option<&mut Entry<W>> {
-    let place = slab.get_mut(token.index as usize)?;
-    if place.generation == token.generation { place.entry.as_mut() } else { None }
+    let slab_entry = slab.get_mut(token.index as usize)?;
+    if slab_entry.generation == token.generation { slab_entry.entry.as_mut() } else { None }
 }

@@ -1,4 +1,5 @@
-use super::super::poller::Events;
+use super::super::kernel::Wait;
+use super::super::poller::{Backend, Events};
 use super::*;
 use std::io::Write;
 use std::os::fd::AsRawFd;
@@ -6,13 +7,13 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 fn registry() -> Registry<&'static str> {
-    Registry::new(Poller::new(false).unwrap())
+    Registry::new(Poller::new(Backend::default()).unwrap())
 }
 
 fn poll(registry: &Registry<&'static str>) -> Vec<Option<&'static str>> {
-    let mut ready = Events::default();
-    registry.poller().wait(&mut ready, Some(Duration::ZERO)).unwrap();
-    ready.events().map(|event| registry.resolve(event.key).map(|(_, watch)| *watch)).collect()
+    let mut events = Events::default();
+    registry.poller().wait(&mut events, Some(Duration::ZERO)).unwrap();
+    events.events().map(|event| registry.resolve(event.key).map(|(_, watch)| *watch)).collect()
 }
 
 fn readable_pair() -> (UnixStream, UnixStream) {
@@ -25,7 +26,7 @@ fn readable_pair() -> (UnixStream, UnixStream) {
 const HIGH: [RawFd; 3] = [900, 901, 902];
 
 fn duplicate_to(stream: &UnixStream, fd: RawFd) {
-    // SAFETY: `fd` is one of HIGH, which nobody else uses.
+    // SAFETY: `fd` is one of HIGH, which only this test uses.
     assert_eq!(unsafe { libc::dup2(stream.as_raw_fd(), fd) }, fd);
 }
 
@@ -53,7 +54,7 @@ fn events_find_their_watch() {
 }
 
 #[test]
-fn a_slot_does_not_name_its_successor() {
+fn a_token_does_not_name_its_successor() {
     let mut registry = registry();
     let (first, second) = (readable_pair(), readable_pair());
     let old = registry.insert(first.0.as_raw_fd(), "old");
@@ -87,7 +88,7 @@ fn a_descriptor_closed_and_reused_is_watched_anew() {
 }
 
 #[test]
-fn an_entry_whose_file_was_replaced_does_not_hear_the_former_one() {
+fn an_entry_whose_file_was_replaced_gets_no_events_of_the_former_one() {
     let mut registry = registry();
     let (here, _there) = readable_pair();
     let fd = HIGH[2];
@@ -101,28 +102,28 @@ fn an_entry_whose_file_was_replaced_does_not_hear_the_former_one() {
     let moved = registry.renew_or_move(token, Interest::READABLE).unwrap();
     assert_ne!(moved, token);
     assert_eq!(registry.find(fd), Some(moved));
-    assert_eq!(poll(&registry), [None], "the former file lives on, and is nobody's");
+    assert_eq!(poll(&registry), [None], "the former file is open, and has no entry");
     close(fd);
     drop(here);
 }
 
 #[test]
-fn a_ghost_is_told_from_the_living_and_driven_out() {
+fn a_stale_registration_is_recognised_and_removed() {
     let mut registry = registry();
     let ((here, _there), (other, _peer)) = (readable_pair(), readable_pair());
     let fd = HIGH[1];
     duplicate_to(&here, fd);
     let token = registry.insert(fd, "closed");
     registry.set_interest(token, Interest::READABLE).unwrap();
-    let living = registry.insert(other.as_raw_fd(), "living");
-    registry.set_interest(living, Interest::READABLE).unwrap();
+    let open = registry.insert(other.as_raw_fd(), "open");
+    registry.set_interest(open, Interest::READABLE).unwrap();
     close(fd);
     registry.remove(token);
     let mut seen = poll(&registry);
     seen.sort();
-    assert_eq!(seen, [None, Some("living")], "the duplicate keeps the registration alive");
+    assert_eq!(seen, [None, Some("open")], "the duplicate keeps the registration alive");
     registry.rebuild().unwrap();
-    assert_eq!(poll(&registry), [Some("living")]);
+    assert_eq!(poll(&registry), [Some("open")]);
     drop(here);
 }
 
@@ -135,14 +136,14 @@ fn out_of_band_data_does_not_spin() {
     let token = registry.insert(server.as_raw_fd(), "server");
     registry.set_interest(token, Interest::READABLE).unwrap();
     socket2::SockRef::from(&client).send_out_of_band(b"!").unwrap();
-    let mut ready = Events::default();
-    registry.poller().wait(&mut ready, Some(Duration::from_secs(5))).unwrap();
-    assert!(ready.events().next().unwrap().only_priority);
+    let mut events = Events::default();
+    registry.poller().wait(&mut events, Some(Duration::from_secs(5))).unwrap();
+    assert!(events.events().next().unwrap().only_priority);
     registry.mask_priority(token);
     assert_eq!(poll(&registry), []);
     (&client).write_all(b"x").unwrap();
-    registry.poller().wait(&mut ready, Some(Duration::from_secs(5))).unwrap();
-    let event = ready.events().next().unwrap();
+    registry.poller().wait(&mut events, Some(Duration::from_secs(5))).unwrap();
+    let event = events.events().next().unwrap();
     assert!(event.readable && !event.only_priority);
 }
 
@@ -152,25 +153,17 @@ fn a_forked_child_leaves_the_parents_set_alone() {
     let (here, _there) = readable_pair();
     let token = registry.insert(here.as_raw_fd(), "watch");
     registry.set_interest(token, Interest::READABLE).unwrap();
-    // SAFETY: the child calls nothing but this module and _exit.
-    let child = unsafe { libc::fork() };
-    if child == 0 {
-        let inherited = registry.poller().is_inherited();
-        registry.remove(token);
-        drop(registry);
-        // SAFETY: _exit does not return.
-        unsafe { libc::_exit(if inherited { 0 } else { 1 }) };
-    }
-    let mut status = 0;
-    // SAFETY: `status` outlives the call.
-    assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
-    assert_eq!(status, 0);
+    in_child(|| {
+        let mut inherited = std::mem::replace(&mut registry, self::registry());
+        inherited.remove(token);
+        inherited.poller().is_inherited()
+    });
     assert_eq!(poll(&registry), [Some("watch")]);
     registry.poller().wake().unwrap();
     let start = std::time::Instant::now();
-    let mut ready = Events::default();
+    let mut events = Events::default();
     registry.remove(token);
-    registry.poller().wait(&mut ready, Some(Duration::from_secs(20))).unwrap();
+    registry.poller().wait(&mut events, Some(Duration::from_secs(20))).unwrap();
     assert!(start.elapsed() < Duration::from_secs(10), "the parent can still be woken");
 }
 
@@ -187,9 +180,9 @@ fn numbers_beyond_all_reason_are_refused_and_cost_nothing() {
     }
 }
 
-/// Runs a part of a test in a child, where it may close what it likes. Returns the child's status.
-fn in_child(run: impl FnOnce() -> bool) -> i32 {
-    // SAFETY: the child calls nothing but this module and _exit.
+/// Runs a part of a test in a child, where it may close any descriptor.
+pub fn in_child(run: impl FnOnce() -> bool) {
+    // SAFETY: the child calls nothing but the test's code and _exit.
     let child = unsafe { libc::fork() };
     if child == 0 {
         let passed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).unwrap_or(false);
@@ -199,10 +192,10 @@ fn in_child(run: impl FnOnce() -> bool) -> i32 {
     let mut status = 0;
     // SAFETY: `status` outlives the call.
     assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
-    status
+    assert_eq!(status, 0);
 }
 
-fn close_all() {
+pub fn close_all() {
     for fd in 3..1024 {
         // SAFETY: the child has no use for any of them, and nothing that it drops closes them once more.
         unsafe { libc::close(fd) };
@@ -210,9 +203,9 @@ fn close_all() {
 }
 
 /// In a child, since other tests run in this process: closes all descriptors before it runs what is given.
-fn after_closing_all(portable: bool, run: impl FnOnce(&mut Registry<&'static str>, Token) -> bool) {
-    let status = in_child(|| {
-        let mut registry = Registry::new(Poller::new(portable).unwrap());
+fn after_closing_all(backend: Backend, run: impl FnOnce(&mut Registry<&'static str>, Token) -> bool) {
+    in_child(|| {
+        let mut registry = Registry::new(Poller::new(backend).unwrap());
         let (here, there) = readable_pair();
         let token = registry.insert(here.as_raw_fd(), "closed");
         registry.set_interest(token, Interest::READABLE).unwrap();
@@ -220,15 +213,14 @@ fn after_closing_all(portable: bool, run: impl FnOnce(&mut Registry<&'static str
         std::mem::forget((here, there));
         run(&mut registry, token)
     });
-    assert_eq!(status, 0);
 }
 
 #[test]
 fn a_set_that_was_closed_is_made_anew_by_the_wait() {
-    for portable in [false, true] {
-        after_closing_all(portable, |registry, token| {
-            let mut ready = Events::default();
-            let error = registry.poller().wait(&mut ready, Some(Duration::ZERO)).unwrap_err();
+    for backend in Backend::ALL {
+        after_closing_all(*backend, |registry, token| {
+            let mut events = Events::default();
+            let error = registry.poller().wait(&mut events, Some(Duration::ZERO)).unwrap_err();
             registry.recover(error).unwrap();
             let gone = registry.registered(token).is_none() && poll(registry).is_empty();
             let (here, _there) = readable_pair();
@@ -244,7 +236,7 @@ fn a_set_that_was_closed_is_made_anew_by_the_wait() {
 
 #[test]
 fn a_set_that_was_closed_is_made_anew_by_a_request() {
-    after_closing_all(false, |registry, token| {
+    after_closing_all(Backend::default(), |registry, token| {
         let (here, _there) = readable_pair();
         let new = registry.insert(here.as_raw_fd() + 100, "new");
         // SAFETY: the child has that number for nothing else.
@@ -256,24 +248,23 @@ fn a_set_that_was_closed_is_made_anew_by_a_request() {
 }
 
 #[test]
-fn a_poller_that_lost_its_numbers_closes_nobody_elses() {
-    let status = in_child(|| {
-        let former = Poller::new(false).unwrap();
+fn a_poller_that_lost_its_numbers_closes_no_other_file() {
+    in_child(|| {
+        let former = Poller::new(Backend::default()).unwrap();
         close_all();
         // It has the same numbers.
-        let (poller, mut ready) = (Poller::new(false).unwrap(), Events::default());
+        let (poller, mut events) = (Poller::new(Backend::default()).unwrap(), Events::default());
         assert!(poller.is_intact() && !former.is_intact());
         drop(former);
         poller.wake().unwrap();
         let start = std::time::Instant::now();
-        poller.wait(&mut ready, Some(Duration::from_secs(20))).unwrap();
+        poller.wait(&mut events, Some(Duration::from_secs(20))).unwrap();
         start.elapsed() < Duration::from_secs(10)
     });
-    assert_eq!(status, 0);
 }
 
 #[test]
-fn the_pollers_own_number_is_nobody_elses() {
+fn the_pollers_own_number_cannot_be_watched() {
     let mut registry = registry();
     let fd = (3..1024).find(|fd| registry.poller().is_own(*fd)).unwrap();
     let token = registry.insert(fd, "watch");

@@ -1,11 +1,11 @@
-//! Single cases on the simulated kernel, which random programs meet too rarely or judge too mildly.
+//! Single cases on the simulated kernel, which random programs meet too rarely or check too leniently.
 
 use std::os::fd::RawFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::super::kernel::Kernel;
+use super::super::kernel::Wait;
 use super::super::poller::{Events, Interest};
 use super::super::registry::{Registry, Token};
 use super::machine::{IN, Kind, Machine};
@@ -35,8 +35,8 @@ impl Case {
         (fd, token)
     }
 
-    /// Leaves a registration of a file that lives on under another number.
-    fn make_stray(&mut self) {
+    /// Leaves the registration of a file that was closed and is open under another number.
+    fn make_stale(&mut self) {
         let (fd, token) = self.watched();
         let mut state = self.machine.state.borrow_mut();
         state.duplicate(fd, None).unwrap();
@@ -46,18 +46,18 @@ impl Case {
         self.registry.suspect_stale();
     }
 
-    fn look(&self) -> Vec<Option<RawFd>> {
-        let mut ready = Events::default();
-        self.registry.poller().wait(&mut ready, Some(Duration::ZERO)).unwrap();
+    fn poll(&self) -> Vec<Option<RawFd>> {
+        let mut events = Events::default();
+        self.registry.poller().wait(&mut events, Some(Duration::ZERO)).unwrap();
         let mut found: Vec<_> =
-            ready.events().map(|event| self.registry.resolve(event.key).map(|(_, fd)| *fd)).collect();
+            events.events().map(|event| self.registry.resolve(event.key).map(|(_, fd)| *fd)).collect();
         found.sort();
         found
     }
 }
 
 #[test]
-fn a_rebuilding_that_fails_half_way_loses_nothing() {
+fn a_rebuild_that_fails_half_way_loses_nothing() {
     for error in [libc::ENOSPC, libc::ENOMEM] {
         let mut case = Case::new();
         let entries: Vec<_> = (0..4).map(|_| case.watched()).collect();
@@ -71,36 +71,36 @@ fn a_rebuilding_that_fails_half_way_loses_nothing() {
         }
         assert_eq!(case.registry.rebuild().unwrap_err().raw_os_error(), Some(error));
         assert!(Arc::ptr_eq(&set, case.registry.poller()));
-        assert_eq!(case.look(), everything);
+        assert_eq!(case.poll(), everything);
         assert_eq!(case.machine.state.borrow().numbers().count(), numbers, "no descriptor is left open");
         assert!(entries.iter().all(|(_, token)| case.registry.registered(*token) == Interest::READABLE));
         drop(set);
         case.registry.rebuild().unwrap();
-        assert_eq!(case.look(), everything);
+        assert_eq!(case.poll(), everything);
     }
 }
 
 #[test]
-fn strays_are_driven_out_when_that_is_possible_again_and_not_tried_at_each_look() {
+fn stale_registrations_are_removed_when_possible_with_a_back_off() {
     let mut case = Case::new();
-    let (living, _) = case.watched();
-    case.make_stray();
+    let (open, _) = case.watched();
+    case.make_stale();
     case.machine.state.borrow_mut().refuse_new = (u32::MAX, libc::EMFILE);
     for _ in 0..10_000 {
         case.registry.refresh_poller().unwrap();
     }
     let attempts = case.machine.state.borrow().refusals;
     assert!((5..30).contains(&attempts), "{attempts} attempts");
-    assert_eq!(case.look(), [None, Some(living)]);
+    assert_eq!(case.poll(), [None, Some(open)]);
     case.machine.state.borrow_mut().refuse_new = (0, 0);
     for _ in 0..2000 {
         case.registry.refresh_poller().unwrap();
     }
-    assert_eq!(case.look(), [Some(living)]);
+    assert_eq!(case.poll(), [Some(open)]);
 }
 
 #[test]
-fn a_child_without_a_descriptor_to_spare_is_told_and_tries_again() {
+fn a_child_without_a_free_descriptor_gets_an_error_and_tries_again() {
     let mut case = Case::new();
     let (fd, token) = case.watched();
     case.machine.state.borrow_mut().fork();
@@ -109,6 +109,6 @@ fn a_child_without_a_descriptor_to_spare_is_told_and_tries_again() {
     assert!(case.registry.set_interest(token, Interest::WRITABLE).is_err());
     assert_eq!(case.registry.registered(token), Interest::READABLE);
     case.registry.refresh_poller().unwrap();
-    assert_eq!(case.look(), [Some(fd)]);
+    assert_eq!(case.poll(), [Some(fd)]);
     assert!(case.machine.state.borrow().parents_are_unharmed());
 }

@@ -1,4 +1,4 @@
-//! An event loop in miniature: what `src/core` does with the reactor, without Python.
+//! A miniature of the event loop: what `src/core` does with the reactor, without Python.
 
 use std::io;
 use std::os::fd::RawFd;
@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::super::clock::Instant;
-use super::super::kernel::Kernel;
+use super::super::kernel::Wait;
 use super::super::poll_policy::PollPolicy;
 use super::super::poller::{Events, Interest};
 use super::super::registry::{Registry, Token};
@@ -51,20 +51,20 @@ impl Watch {
     }
 }
 
-/// Somebody who is told that a descriptor is ready: with the place among the events of the look.
+/// A watch that is notified, and by which of the poll's events.
 #[derive(Clone, Copy, Debug)]
-pub struct Told {
+pub struct Notified {
     pub fd: RawFd,
     pub event: usize,
     pub readable: bool,
     pub writable: bool,
 }
 
-/// What a look at the descriptors found.
+/// What a poll or a wait found.
 #[derive(Default)]
-pub struct Look {
+pub struct Polled {
     pub events: usize,
-    pub told: Vec<Told>,
+    pub notified: Vec<Notified>,
     /// Whether a wait ended by its time alone.
     pub timed_out: bool,
 }
@@ -76,15 +76,15 @@ pub struct EventLoop {
     pub poll_policy: PollPolicy,
     pub callbacks: u32,
     spin: AdaptiveSpin,
-    ready: Events,
+    events: Events,
     received: Vec<u32>,
     /// Messages that were received and taken out of the ready queue.
     pub run: Vec<u32>,
     pub fired: Vec<u32>,
     /// Iterations since the last poll.
     pub skipped: u32,
-    /// Whether there were stale even after the poller was to be of use.
-    pub strays_stay: bool,
+    /// Whether there may be stale registrations that could not be removed.
+    pub keeps_stale: bool,
 }
 
 impl EventLoop {
@@ -96,17 +96,17 @@ impl EventLoop {
             poll_policy: PollPolicy::default(),
             callbacks: 0,
             spin: AdaptiveSpin::default(),
-            ready: Events::default(),
+            events: Events::default(),
             received: Vec::new(),
             run: Vec::new(),
             fired: Vec::new(),
             skipped: 0,
-            strays_stay: false,
+            keeps_stale: false,
         }
     }
 
-    /// One iteration. Returns what the look at the descriptors found, if there was one.
-    pub fn iterate(&mut self, spins: bool) -> io::Result<Option<Look>> {
+    /// One iteration. Returns what it polled; None if it skipped the poll.
+    pub fn iterate(&mut self, spins: bool) -> io::Result<Option<Polled>> {
         self.collect();
         let callbacks_wait = self.callbacks > 0 || !self.received.is_empty();
         self.callbacks = self.callbacks.saturating_sub(1);
@@ -116,84 +116,84 @@ impl EventLoop {
             return Ok(None);
         }
         let mut now = Instant::now();
-        let mut look = None;
+        let mut polled = None;
         if !callbacks_wait {
             let timeout = self
                 .timers
                 .next_deadline()
                 .map(|deadline| Duration::from_secs_f64((deadline - now.seconds).clamp(0.0, 24.0 * 3600.0)));
-            look = Some(self.poll(now, timeout, spins)?);
+            polled = Some(self.poll(now, timeout, spins)?);
             now = self.poll_policy.instant();
         } else if self.poll_policy.poll_is_due(now.seconds) {
-            look = Some(self.poll(now, Some(Duration::ZERO), false)?);
+            polled = Some(self.poll(now, Some(Duration::ZERO), false)?);
         }
         self.collect();
-        if let Some(look) = &mut look {
-            look.timed_out &= self.received.is_empty();
+        if let Some(polled) = &mut polled {
+            polled.timed_out &= self.received.is_empty();
         }
         while let Some(timer) = self.timers.pop_due(now.seconds + CLOCK_RESOLUTION) {
             self.fired.push(timer);
         }
-        Ok(look)
+        Ok(polled)
     }
 
     fn collect(&mut self) {
-        if self.machine.injected.has_entries() {
-            self.received.extend(self.machine.injected.take_all());
+        if self.machine.queue.has_entries() {
+            self.received.extend(self.machine.queue.take_all());
         }
     }
 
-    fn poll(&mut self, now: Instant, timeout: Option<Duration>, spins: bool) -> io::Result<Look> {
+    fn poll(&mut self, now: Instant, timeout: Option<Duration>, spins: bool) -> io::Result<Polled> {
         self.poll_policy.start_poll(now);
         self.skipped = 0;
-        let mut ready = std::mem::take(&mut self.ready);
-        let mut result = self.wait(now.seconds, &mut ready, timeout, spins);
+        let mut events = std::mem::take(&mut self.events);
+        let mut result = self.wait(now.seconds, &mut events, timeout, spins);
         let is_recovered = result.is_err();
         if let Err(error) = result {
-            result = self.registry.recover(error).and_then(|()| self.peek(&mut ready));
+            result = self.registry.recover(error).and_then(|()| self.poll_nonblocking(&mut events));
         }
-        let look = result.map(|()| {
-            let timed_out = ready.is_empty()
-                && !ready.interrupted
+        let polled = result.map(|()| {
+            let timed_out = events.is_empty()
+                && !events.interrupted
                 && !is_recovered
                 && timeout.is_some_and(|timeout| timeout > Duration::ZERO);
-            Look { timed_out, ..self.take_in(&ready) }
+            Polled { timed_out, ..self.dispatch_events(&events) }
         });
-        self.ready = ready;
-        look
+        self.events = events;
+        polled
     }
 
-    fn peek(&mut self, ready: &mut Events) -> io::Result<()> {
+    fn poll_nonblocking(&mut self, events: &mut Events) -> io::Result<()> {
         self.registry.refresh_poller()?;
-        self.strays_stay = self.registry.suspects_strays();
-        self.registry.poller().wait(ready, Some(Duration::ZERO))?;
-        self.poll_policy.end_poll(ready.is_empty());
+        self.keeps_stale = self.registry.suspects_stale();
+        self.registry.poller().wait(events, Some(Duration::ZERO))?;
+        self.poll_policy.end_poll(events.is_empty());
         Ok(())
     }
 
     fn wait(
         &mut self,
         now: f64,
-        ready: &mut Events,
+        events: &mut Events,
         timeout: Option<Duration>,
         spins: bool,
     ) -> io::Result<()> {
         if timeout == Some(Duration::ZERO) {
-            return self.peek(ready);
+            return self.poll_nonblocking(events);
         }
         self.registry.refresh_poller()?;
-        self.strays_stay = self.registry.suspects_strays();
+        self.keeps_stale = self.registry.suspects_stale();
         let poller = Arc::clone(self.registry.poller());
-        let sleep = &self.machine.injected.sleep;
+        let parker = &self.machine.queue.parker;
         let spins = spins || self.spin.should_spin(timeout);
-        if !self.machine.injected.begin_wait(spins) {
-            return self.peek(ready);
+        if !self.machine.queue.begin_wait(spins) {
+            return self.poll_nonblocking(events);
         }
         let mut spun = None;
         let result = (|| {
             let mut timeout = timeout;
             if spins {
-                let spin = spin_for_wakeup(sleep, &*poller, ready)?;
+                let spin = spin_for_wakeup(parker, &*poller, events)?;
                 spun = Some(spin.seconds);
                 if spin.is_over {
                     return Ok(());
@@ -201,10 +201,10 @@ impl EventLoop {
                 let passed = Duration::from_secs_f64(spin.seconds);
                 timeout = timeout.map(|timeout| timeout.saturating_sub(passed));
             }
-            poller.wait(ready, timeout)
+            poller.wait(events, timeout)
         })();
-        let woken = sleep.is_awake();
-        sleep.end();
+        let woken = parker.is_unparked();
+        parker.unpark();
         self.poll_policy.end_wait();
         self.spin.record_wait(self.poll_policy.polled() - now, woken);
         if let Some(seconds) = spun {
@@ -213,13 +213,13 @@ impl EventLoop {
         result
     }
 
-    fn take_in(&mut self, ready: &Events) -> Look {
-        let mut look = Look::default();
+    fn dispatch_events(&mut self, events: &Events) -> Polled {
+        let mut polled = Polled::default();
         let mut unwaited = Vec::new();
         let registry = &mut self.registry;
-        for event in ready.events() {
-            look.events += 1;
-            let place = look.events - 1;
+        for event in events.events() {
+            polled.events += 1;
+            let index = polled.events - 1;
             let Some((token, watch)) = registry.resolve(event.key) else {
                 registry.suspect_stale();
                 continue;
@@ -236,16 +236,16 @@ impl EventLoop {
                 By::Waiters { reader, writer, .. } => (readable && reader, writable && writer),
             };
             if readable || writable {
-                look.told.push(Told { fd: watch.fd, event: place, readable, writable });
+                polled.notified.push(Notified { fd: watch.fd, event: index, readable, writable });
             } else if matches!(watch.by, By::Waiters { .. }) {
                 unwaited.push(token);
             }
         }
-        unwaited.into_iter().for_each(|token| self.calm(token));
-        look
+        unwaited.into_iter().for_each(|token| self.unregister_if_idle(token));
+        polled
     }
 
-    fn calm(&mut self, token: Token) {
+    fn unregister_if_idle(&mut self, token: Token) {
         let registry = &mut self.registry;
         let Some(watch) = registry.get_mut(token) else { return };
         let wanted = watch.wanted();
@@ -271,7 +271,7 @@ impl EventLoop {
             registry.insert(fd, Watch { fd, by: By::Waiters { reader: false, writer: false, idle: 0 } })
         });
         let mut interest = registry.registered(token);
-        // Who waits already may have been lost from the set by an error.
+        // An error may have removed the interest of a waiter that is there already.
         let wanted = registry.get(token).map_or(Interest::NONE, Watch::wanted);
         interest.readable |= wanted.readable || direction == Direction::Read;
         interest.writable |= wanted.writable || direction == Direction::Write;
@@ -317,16 +317,16 @@ impl EventLoop {
         (registry.registered(token) != wanted).then(|| registry.set_interest(token, wanted))
     }
 
-    /// Returns what the transport hears of at first.
+    /// Returns the interest that is registered already.
     pub fn attach(&mut self, fd: RawFd) -> Interest {
         let watch = Watch { fd, by: By::Transport };
         let registry = &mut self.registry;
         if let Some(token) = registry.find(fd)
             && registry.get(token).is_some_and(Watch::is_idle)
             && let Ok(token) = registry.renew_or_move(token, Interest::READABLE)
-            && let Some(place) = registry.get_mut(token)
+            && let Some(idle) = registry.get_mut(token)
         {
-            *place = watch;
+            *idle = watch;
             return Interest::READABLE;
         }
         if let Some(token) = registry.find(fd) {

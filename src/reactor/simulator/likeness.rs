@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::RawFd;
 
 use super::super::clock::simulated;
+use super::super::registry::tests::{close_all, in_child};
 use super::machine::{IN, Kind, Machine, OUT, Operation};
 use super::random::Random;
 
@@ -88,7 +89,7 @@ fn call_both(random: &mut Random) {
                 }
             }
             3..=4 => {
-                // SAFETY: the number is one that this program has opened, or nobody's.
+                // SAFETY: the number is one that this program has opened, or not open.
                 let real = check(unsafe { libc::close(fd) }).map(|_| ());
                 assert_eq!(state.close(fd).map_err(error), real, "call {call}");
             }
@@ -141,20 +142,9 @@ fn call_both(random: &mut Random) {
 #[test]
 fn the_simulated_kernel_does_what_the_real_one_does() {
     // In a child: other tests of this process open descriptors, too.
-    // SAFETY: the child calls nothing but this module and _exit.
-    let child = unsafe { libc::fork() };
-    if child == 0 {
-        for fd in 3..1024 {
-            // SAFETY: the child has no use for any of them.
-            unsafe { libc::close(fd) };
-        }
-        let random = &mut Random::new(super::seed());
-        let called = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| call_both(random)));
-        // SAFETY: _exit does not return.
-        unsafe { libc::_exit(i32::from(called.is_err())) };
-    }
-    let mut status = 0;
-    // SAFETY: `status` outlives the call.
-    assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
-    assert_eq!(status, 0);
+    in_child(|| {
+        close_all();
+        call_both(&mut Random::new(super::seed()));
+        true
+    });
 }

@@ -1,5 +1,5 @@
-//! A kernel, as far as a reactor can tell: open files, descriptors that stand for them, sets that watch them, a clock, and
-//! what happens outside the loop's thread while it waits.
+//! The simulated kernel: open files, descriptors that stand for them, sets that watch them, a clock, and what happens outside
+//! the loop's thread while it waits.
 //!
 //! It keeps epoll's rules. A registration belongs to a number and an open file together, ends with the file rather than the
 //! number, and is reported for as long as the file is ready. Hang-ups and errors are reported unasked. fork() copies the
@@ -55,8 +55,8 @@ struct File {
 pub enum Happening {
     /// A peer makes a file ready for this, and for nothing else.
     Change(FileId, u32),
-    /// A thread delivers a message. If it has to wake the loop, it does so that many nanoseconds later.
-    Deliver(u64),
+    /// A thread sends a message. If it has to wake the poller, it does so that many nanoseconds later.
+    Send(u64),
     Wake,
     Signal,
 }
@@ -72,7 +72,7 @@ pub enum Operation {
 pub struct State {
     files: Vec<File>,
     numbers: BTreeMap<RawFd, FileId>,
-    /// The numbers of the processes that this one was forked from, and what their sets had.
+    /// The numbers of the processes that this one was forked from, and what their sets had at the fork.
     parents: Vec<BTreeMap<RawFd, FileId>>,
     inherited: Vec<(FileId, Content)>,
     happenings: BTreeMap<(u64, u64), Happening>,
@@ -87,14 +87,14 @@ pub struct State {
     pub width: usize,
     /// How many requests to come are refused, and with which error: to add to a set, and to make one.
     pub refuse_add: (u32, i32),
-    /// How many are accepted before.
+    /// How many requests to add are accepted before those.
     pub accept_add: u32,
     pub refuse_new: (u32, i32),
-    /// How many were.
+    /// How many requests were refused.
     pub refusals: u32,
     /// Files and flags of the events that were reported last.
     pub reported: Vec<(FileId, u32)>,
-    /// How many times it was asked for events.
+    /// How many polls there were.
     pub reports: u64,
     pub failure: Option<String>,
 }
@@ -104,7 +104,7 @@ type Content = Vec<((RawFd, FileId), u64, u32)>;
 
 pub struct Machine {
     pub state: RefCell<State>,
-    pub injected: InjectQueue<u32>,
+    pub queue: InjectQueue<u32>,
 }
 
 fn error(number: i32) -> io::Error {
@@ -114,7 +114,7 @@ fn error(number: i32) -> io::Error {
 impl Machine {
     pub fn new() -> Rc<Machine> {
         let state = State { width: 64, ..State::default() };
-        Rc::new(Machine { state: RefCell::new(state), injected: InjectQueue::default() })
+        Rc::new(Machine { state: RefCell::new(state), queue: InjectQueue::default() })
     }
 
     pub fn fail(&self, failure: &str) {
@@ -125,11 +125,11 @@ impl Machine {
         self.state.borrow_mut().schedule(delay, happening);
     }
 
-    pub fn set_alarm(&self, fd: RawFd) {
+    pub fn set_waker(&self, fd: RawFd) {
         self.state.borrow_mut().waker = fd;
     }
 
-    /// Lets happen what is due.
+    /// Makes everything happen that is due.
     pub fn catch_up(&self) {
         loop {
             let mut state = self.state.borrow_mut();
@@ -144,10 +144,10 @@ impl Machine {
                     let waker = state.waker;
                     let _ = state.write(waker);
                 }
-                Happening::Deliver(delay) => {
+                Happening::Send(delay) => {
                     let message = state.sent;
                     state.sent += 1;
-                    if self.injected.push(message) {
+                    if self.queue.push(message) {
                         state.schedule(delay, Happening::Wake);
                     }
                 }
@@ -168,8 +168,8 @@ impl Machine {
                 return Ok((events, interrupted));
             }
             let wakes = state.happenings.values().any(|happening| matches!(happening, Happening::Wake));
-            if self.injected.has_entries() && !wakes {
-                state.failure.get_or_insert_with(|| "a delivery is slept through".to_owned());
+            if self.queue.has_entries() && !wakes {
+                state.failure.get_or_insert_with(|| "a message is missed".to_owned());
             }
             let next = state.happenings.first_key_value().map(|(key, _)| key.0);
             let Some(until) = end.into_iter().chain(next).min() else {
@@ -251,7 +251,7 @@ impl State {
                 self.inherited.push((*file, content));
             }
         }
-        // What the parent's threads and signals do is not seen here.
+        // The parent's threads and signals do not reach the child.
         self.happenings.retain(|_, happening| matches!(happening, Happening::Change(..)));
     }
 
@@ -261,15 +261,18 @@ impl State {
 
     fn content(&self, set: FileId) -> Content {
         let Kind::Set(registrations) = &self.files[set].kind else { return Vec::new() };
-        registrations.iter().map(|(place, watched)| (*place, watched.key, watched.events)).collect()
+        registrations
+            .iter()
+            .map(|(key, registration)| (*key, registration.key, registration.events))
+            .collect()
     }
 
-    /// Whether the sets of all parents have what they had.
+    /// Whether the sets of all parents are as they were at the fork.
     pub fn parents_are_unharmed(&self) -> bool {
         self.inherited.iter().all(|(set, content)| self.content(*set) == *content)
     }
 
-    /// Whether a file is the loop's: the program leaves it alone.
+    /// Whether a file is the loop's own, which the program does not use.
     pub fn is_loops(&self, file: FileId) -> bool {
         matches!(self.files[file].kind, Kind::Set(_) | Kind::Eventfd)
     }
@@ -331,12 +334,12 @@ impl State {
         let Kind::Set(registrations) = &mut self.files[set_file].kind else {
             return Err(error(libc::EINVAL));
         };
-        let place = (fd, file);
-        match (operation, registrations.contains_key(&place)) {
+        let of = (fd, file);
+        match (operation, registrations.contains_key(&of)) {
             (Operation::Add, true) => return Err(error(libc::EEXIST)),
             (Operation::Modify | Operation::Delete, false) => return Err(error(libc::ENOENT)),
-            (Operation::Delete, true) => _ = registrations.remove(&place),
-            (Operation::Modify, true) => _ = registrations.insert(place, registration),
+            (Operation::Delete, true) => _ = registrations.remove(&of),
+            (Operation::Modify, true) => _ = registrations.insert(of, registration),
             (Operation::Add, false) => {
                 if self.accept_add > 0 {
                     self.accept_add -= 1;
@@ -345,7 +348,7 @@ impl State {
                     self.refusals += 1;
                     return Err(error(self.refuse_add.1));
                 }
-                registrations.insert(place, registration);
+                registrations.insert(of, registration);
             }
         }
         Ok(())
@@ -362,20 +365,20 @@ impl State {
         self.reported.clear();
         self.reports += 1;
         let (after, width) = (self.last, self.width);
-        let turned = |place: &(RawFd, FileId)| (*place <= after, *place);
-        let mut slab: Vec<_> = registrations.keys().copied().collect();
-        slab.sort_by_key(turned);
-        for place in slab {
-            let Some(registration) = registrations.get_mut(&place) else { continue };
-            let flags = self.files[place.1].ready & (registration.events | HUP | ERR);
+        let rotated = |key: &(RawFd, FileId)| (*key <= after, *key);
+        let mut keys: Vec<_> = registrations.keys().copied().collect();
+        keys.sort_by_key(rotated);
+        for key in keys {
+            let Some(registration) = registrations.get_mut(&key) else { continue };
+            let flags = self.files[key.1].ready & (registration.events | HUP | ERR);
             if events.len() == width || flags == 0 || (registration.events & ET != 0 && !registration.fresh) {
                 continue;
             }
             registration.fresh = false;
             events.push(libc::epoll_event { events: flags, u64: registration.key });
-            self.last = place;
+            self.last = key;
             if registration.events & ET == 0 {
-                self.reported.push((place.1, flags));
+                self.reported.push((key.1, flags));
             }
         }
         self.files[set_file].kind = Kind::Set(registrations);

@@ -5,9 +5,9 @@
 //!
 //! - [`machine`]: the kernel, and what happens outside the loop's thread.
 //! - [`set`]: the poller on it.
-//! - [`event_loop`]: what `src/core` does with the reactor.
-//! - [`program`]: what a program can do; the shortest that fails.
-//! - [`model`]: what must hold.
+//! - [`event_loop`]: a miniature of `src/core`.
+//! - [`program`]: the steps of a program, and the search for the shortest that fails.
+//! - [`model`]: what must hold after each step.
 //! - [`likeness`]: the simulated kernel does what the real one does.
 //! - [`cases`]: single cases.
 
@@ -52,7 +52,7 @@ fn failure(program: &[Step]) -> Option<String> {
 }
 
 #[test]
-fn random_programs_are_told_the_truth() {
+fn the_reactor_keeps_its_promises_in_random_programs() {
     let (programs, length) = if is_full() { PROGRAMS_IN_FULL } else { PROGRAMS };
     for number in 0..programs {
         let seed = seed().wrapping_mul(1 << 32).wrapping_add(number);

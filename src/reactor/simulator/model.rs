@@ -1,4 +1,4 @@
-//! Runs a program on the event loop in miniature, and checks after each step that the reactor keeps its promises.
+//! Runs a program on the miniature event loop, and checks after each step what the reactor guarantees.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -8,15 +8,15 @@ use std::rc::Rc;
 use super::super::clock::simulated;
 use super::super::poller::Interest;
 use super::super::timers::TimerKey;
-use super::event_loop::{EventLoop, Look};
+use super::event_loop::{EventLoop, Polled};
 use super::machine::{ERR, FileId, HUP, Happening, IN, Kind, Machine, OUT};
 use super::program::{Direction, Step};
 
 /// The clock moves by this many nanoseconds with each reading.
 const CLOCK_STEP: u64 = 200;
-/// The most iterations between two looks at the descriptors.
+/// The most iterations between two polls.
 const MOST_SKIPPED: u32 = 128;
-/// The most spins in a row that end without a look at the descriptors.
+/// The most spins in a row without a poll.
 const MAX_WITHOUT_POLL: u32 = 8;
 
 /// What is known of a watched number.
@@ -24,16 +24,16 @@ const MAX_WITHOUT_POLL: u32 = 8;
 struct Entry {
     /// The file that it stood for when the kernel was asked last.
     file: Option<FileId>,
-    /// Whether the kernel took that request and the number was not closed since: otherwise nobody can rely on being told.
+    /// Whether the kernel took that request and the number was not closed since. If not, no event is guaranteed.
     taken: bool,
     wanted: Interest,
     is_transport: bool,
-    /// Looks at the descriptors in a row that did not tell of what is ready.
+    /// Polls in a row that did not report a ready descriptor.
     owed: u32,
-    /// Whether another file went to the number and the former one came back while the kernel still had it: both then have
-    /// the entry's key, which no answer of the kernel tells.
+    /// Whether another file went to the number, and the former one came back while it was registered. Both then have the
+    /// entry's key, which the kernel does not tell.
     has_come_back: bool,
-    /// The file that the number stood for when the set was made anew last.
+    /// The file that the number stood for when the registry made the present set.
     renewed: Option<FileId>,
 }
 
@@ -45,13 +45,14 @@ pub struct Model {
     timers: BTreeMap<(u64, u32), TimerKey>,
     started: u32,
     collected: u32,
-    /// Looks in a row that found events and told nobody.
-    vain: u32,
+    /// Polls in a row whose events notified no watch.
+    unclaimed: u32,
     /// Waits in a row that were over before any timer was due.
     early: u32,
-    /// How many times the kernel had reported by the last look, and looks in a row since that it was not asked.
+    /// How many polls the kernel had seen by the last check.
     reports: u64,
-    blind: u32,
+    /// Waits in a row since that did not poll.
+    without_poll: u32,
     /// The files of the set.
     set: [FileId; 4],
 }
@@ -77,10 +78,10 @@ pub fn run(program: &[Step]) -> Checked {
         timers: BTreeMap::new(),
         started: 0,
         collected: 0,
-        vain: 0,
+        unclaimed: 0,
         early: 0,
         reports: 0,
-        blind: 0,
+        without_poll: 0,
         set: [0; 4],
     };
     let result = program.iter().try_for_each(|step| model.step(*step)).and_then(|()| model.end());
@@ -95,7 +96,7 @@ impl Model {
         self.check()
     }
 
-    /// When all is done: what was sent has come, and the parents have what they had.
+    /// At the end, all messages have been received, and the parents' sets are unchanged.
     fn end(mut self) -> Checked {
         for _ in 0..4 {
             self.step(Step::Signal(0))?;
@@ -107,7 +108,7 @@ impl Model {
         state.failure.clone().map_or(Ok(()), Err)
     }
 
-    /// The program's own descriptor of that place.
+    /// An open descriptor of the program.
     fn own(&self, which: usize) -> Option<RawFd> {
         let state = self.machine.state.borrow();
         let own: Vec<_> =
@@ -219,22 +220,22 @@ impl Model {
                 self.started += 1;
             }
             Step::CancelTimer(which) => {
-                let place = self.timers.keys().nth(which % self.timers.len().max(1)).copied();
-                if let Some(key) = place.and_then(|place| self.timers.remove(&place)) {
+                let timer = self.timers.keys().nth(which % self.timers.len().max(1)).copied();
+                if let Some(key) = timer.and_then(|timer| self.timers.remove(&timer)) {
                     let removed = self.event_loop.timers.remove(key);
-                    check(removed == place.map(|place| place.1), || {
+                    check(removed == timer.map(|timer| timer.1), || {
                         "another timer was cancelled".to_owned()
                     })?;
                 }
             }
-            Step::Deliver(delay, wake) => machine.schedule(delay, Happening::Deliver(wake)),
+            Step::Send(delay, wake) => machine.schedule(delay, Happening::Send(wake)),
             Step::Signal(delay) => machine.schedule(delay, Happening::Signal),
             Step::Callbacks(count) => self.event_loop.callbacks += count,
-            Step::Stir => self.event_loop.poll_policy.request_poll(),
+            Step::RequestPoll => self.event_loop.poll_policy.request_poll(),
             Step::Iterate(spins) => return self.iterate(spins),
             Step::Chatter(count) => {
                 for _ in 0..count {
-                    machine.schedule(2_000, Happening::Deliver(0));
+                    machine.schedule(2_000, Happening::Send(0));
                     self.iterate(true)?;
                 }
             }
@@ -250,8 +251,8 @@ impl Model {
                 }
             }
             Step::Age(left) => {
-                // Else generations would come again while the kernel has a key of them: the waker, the notifier and the
-                // timer are all that is in the set.
+                // Only while the set has nothing but the waker, the notifier and the timer: generations must not come again
+                // while the kernel has a key with one.
                 if self.machine.state.borrow().registrations() == 3 {
                     self.event_loop.registry.age(left);
                 }
@@ -272,7 +273,7 @@ impl Model {
         }
     }
 
-    /// A number was closed behind the loop's back: nobody can rely on being told.
+    /// The program has closed a watched number: no event is guaranteed any more.
     fn distrust(&mut self, fd: RawFd) {
         if let Some(entry) = self.entries.get_mut(&fd) {
             entry.taken = false;
@@ -282,7 +283,7 @@ impl Model {
     // --- What the program asks for ---
 
     fn watch(&mut self, fd: RawFd, direction: Direction) -> Checked {
-        // After an error the registry may ring the waker to see whether it is there.
+        // After an error the registry may write to the waker to see whether it is there.
         self.early = 0;
         let refusals = self.machine.state.borrow().refusals;
         self.note_return(fd);
@@ -339,7 +340,7 @@ impl Model {
         self.note(fd, asked);
     }
 
-    /// The kernel was asked, or not, and has said that.
+    /// Records the kernel's answer, if it was asked.
     fn note(&mut self, fd: RawFd, asked: Option<io::Result<()>>) {
         let file = self.file(fd);
         if let (Some(result), Some(entry)) = (asked, self.entries.get_mut(&fd)) {
@@ -350,12 +351,12 @@ impl Model {
     // --- Iterations ---
 
     fn iterate(&mut self, spins: bool) -> Checked {
-        // Events that nobody waits for make the registry ask, too.
+        // Unclaimed events make the registry ask the kernel, too.
         let numbers: Vec<_> = self.entries.keys().copied().collect();
         numbers.into_iter().for_each(|fd| self.note_return(fd));
         let refusals = self.machine.state.borrow().refusals;
-        let look = match self.event_loop.iterate(spins) {
-            Ok(look) => look,
+        let polled = match self.event_loop.iterate(spins) {
+            Ok(polled) => polled,
             Err(error) => {
                 let state = self.machine.state.borrow();
                 return check(is_shortage(&error) || state.refusals > refusals, || {
@@ -364,13 +365,13 @@ impl Model {
             }
         };
         let skipped = self.event_loop.skipped;
-        check(skipped <= MOST_SKIPPED, || format!("{skipped} iterations without a look"))?;
+        check(skipped <= MOST_SKIPPED, || format!("{skipped} iterations without a poll"))?;
         let fired = self.check_timers()?;
         self.check_messages()?;
-        let Some(look) = look else { return Ok(()) };
-        self.early = if look.timed_out && !fired { self.early + 1 } else { 0 };
+        let Some(polled) = polled else { return Ok(()) };
+        self.early = if polled.timed_out && !fired { self.early + 1 } else { 0 };
         check(self.early < 3, || "waits end before their timer is due".to_owned())?;
-        self.check_told(&look)
+        self.check_notified(&polled)
     }
 
     /// Timers fire when they are due, in order. Returns whether any did.
@@ -378,7 +379,7 @@ impl Model {
         let now = simulated::nanoseconds() as f64 / 1e9;
         let fired = std::mem::take(&mut self.event_loop.fired);
         for timer in &fired {
-            let first = self.timers.pop_first().ok_or("a timer fires that nobody started")?;
+            let first = self.timers.pop_first().ok_or("a timer fires that was not started")?;
             check(first.0.1 == *timer, || format!("timer {timer} fires before {}", first.0.1))?;
             check(f64::from_bits(first.0.0) <= now + 1e-9, || format!("timer {timer} fires early"))?;
         }
@@ -394,35 +395,37 @@ impl Model {
         Ok(())
     }
 
-    fn check_told(&mut self, look: &Look) -> Checked {
+    fn check_notified(&mut self, polled: &Polled) -> Checked {
         self.note_renewal();
         let state = self.machine.state.borrow();
-        // StaleRegistrations that could not be driven out, because a set was refused, may go on for a while.
-        let excused = self.event_loop.strays_stay;
-        for told in &look.told {
-            let entry = self.entries.get(&told.fd).ok_or_else(|| format!("{} is not watched", told.fd))?;
-            let (of, flags) = state.reported[told.event];
+        // Stale registrations stay for a while if the set to replace theirs was refused.
+        let excused = self.event_loop.keeps_stale;
+        for notified in &polled.notified {
+            let entry =
+                self.entries.get(&notified.fd).ok_or_else(|| format!("{} is not watched", notified.fd))?;
+            let (of, flags) = state.reported[notified.event];
             check(
                 excused
                     || entry.has_come_back
                     || [entry.file, entry.renewed].contains(&Some(of))
-                    || state.file(told.fd) == Some(of),
-                || format!("{} is told of a former file: {told:?} {entry:?}", told.fd),
+                    || state.file(notified.fd) == Some(of),
+                || format!("{} gets an event of a former file: {notified:?} {entry:?}", notified.fd),
             )?;
             let truly = |flag: u32| flags & (flag | HUP | ERR) != 0;
-            check((!told.readable || truly(IN)) && (!told.writable || truly(OUT)), || {
-                format!("{told:?} is not so")
+            check((!notified.readable || truly(IN)) && (!notified.writable || truly(OUT)), || {
+                format!("{notified:?} is not ready for that")
             })?;
         }
-        self.vain = if look.events == 0 || !look.told.is_empty() || excused { 0 } else { self.vain + 1 };
+        self.unclaimed =
+            if polled.events == 0 || !polled.notified.is_empty() || excused { 0 } else { self.unclaimed + 1 };
         let most = 3 * self.entries.len() as u32 + 8;
-        check(self.vain <= most, || format!("{} looks in vain", self.vain))?;
-        let is_blind = std::mem::replace(&mut self.reports, state.reports) == state.reports;
-        self.blind = if is_blind { self.blind + 1 } else { 0 };
-        check(self.blind < MAX_WITHOUT_POLL, || {
-            format!("{} spins without a look at the descriptors", self.blind)
+        check(self.unclaimed <= most, || format!("{} polls whose events notify no watch", self.unclaimed))?;
+        let not_polled = std::mem::replace(&mut self.reports, state.reports) == state.reports;
+        self.without_poll = if not_polled { self.without_poll + 1 } else { 0 };
+        check(self.without_poll < MAX_WITHOUT_POLL, || {
+            format!("{} spins without a poll", self.without_poll)
         })?;
-        if is_blind {
+        if not_polled {
             return Ok(());
         }
         let patience = state.registrations() / state.width as u32 + 4;
@@ -433,14 +436,14 @@ impl Model {
             };
             let is_due = |wanted: bool, flag: u32| wanted && state.ready(file) & (flag | HUP | ERR) != 0;
             let due = is_due(entry.wanted.readable, IN) || is_due(entry.wanted.writable, OUT);
-            let told = look.told.iter().any(|told| told.fd == *fd);
-            entry.owed = if due && !told { entry.owed + 1 } else { 0 };
-            check(entry.owed <= patience, || format!("{fd} is ready, and nobody is told: {entry:?}"))?;
+            let notified = polled.notified.iter().any(|notified| notified.fd == *fd);
+            entry.owed = if due && !notified { entry.owed + 1 } else { 0 };
+            check(entry.owed <= patience, || format!("{fd} is ready, without an event: {entry:?}"))?;
         }
         Ok(())
     }
 
-    /// If the set was made anew, the kernel was asked again for all entries.
+    /// If the registry has another set, it has registered all entries again.
     fn note_renewal(&mut self) {
         let files = self.event_loop.registry.poller().files();
         if files != self.set {
@@ -458,7 +461,7 @@ impl Model {
         }
         let registry = &self.event_loop.registry;
         let set = registry.poller();
-        // Idle entries go by themselves.
+        // The loop removes idle entries.
         self.entries.retain(|fd, _| registry.find(*fd).is_some());
         if !set.is_usable() {
             return Ok(());
@@ -473,7 +476,7 @@ impl Model {
             let covers = (registered.readable || !entry.wanted.readable)
                 && (registered.writable || !entry.wanted.writable);
             check(covers, || format!("{fd} wants more than {registered:?}: {entry:?}"))?;
-            // What has a key that is nobody's is stray: it has no other effect than to be driven out.
+            // A registration whose key does not resolve is stale. It has no other effect than to be removed.
             let kernels = state.registration(set.number(), *fd).map_or(Interest::NONE, |registration| {
                 let is_own =
                     registry.resolve(registration.key as usize).is_some_and(|found| found.0 == token);

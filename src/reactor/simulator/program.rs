@@ -5,8 +5,8 @@ use std::os::fd::RawFd;
 use super::machine::{ERR, HUP, IN, OUT, PRI};
 use super::random::Random;
 
-/// What a program does next. Descriptors are given by their place among those that the program has open, or, where it
-/// makes no difference whether they are open, among the numbers that it has used: any part of a program is a program.
+/// What a program does next. A descriptor is given by its index among those that are open or, in steps that take a closed one, too,
+/// among the numbers that are watched. So any part of a program is a program.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Step {
     Open,
@@ -14,29 +14,29 @@ pub enum Step {
     Duplicate(usize),
     DuplicateTo(usize, usize),
     DuplicateToNumber(usize, RawFd),
-    /// Closes a descriptor without a word to the loop.
+    /// Closes a descriptor that may be watched.
     Close(usize),
-    /// Makes what a descriptor stands for ready for these flags alone: now, or so many nanoseconds later.
+    /// Makes what a descriptor stands for ready for these flags alone, after this number of nanoseconds.
     Change(usize, u32, u64),
     Watch(usize, Direction),
     Unwatch(usize, Direction),
-    /// Ends the wait for one event and leaves the kernel asked.
+    /// Ends a wait for an event and keeps the registration.
     Take(usize, Direction),
     Attach(usize),
     Detach(usize),
     SetInterest(usize, bool, bool),
     StartTimer(u64),
     CancelTimer(usize),
-    /// Another thread delivers a message so many nanoseconds later, and wakes the loop so many after that.
-    Deliver(u64, u64),
+    /// Another thread sends a message after the first number of nanoseconds, and wakes the poller after the second.
+    Send(u64, u64),
     Signal(u64),
-    /// Callbacks are ready for so many iterations.
+    /// Callbacks are ready for this number of iterations.
     Callbacks(u32),
-    /// Something may have made a descriptor ready.
-    Stir,
+    /// The loop may have made a descriptor ready.
+    RequestPoll,
     /// One iteration, with a spin or without.
     Iterate(bool),
-    /// So many, in each of which another thread answers before there is a look at the descriptors.
+    /// This number of iterations, in each of which another thread answers before the spin polls.
     Chatter(u32),
     /// The next requests are refused: to add to a set, or to make a set.
     RefuseAdd(u32, i32),
@@ -45,9 +45,9 @@ pub enum Step {
     Width(usize),
     /// Goes on in a forked child.
     Fork,
-    /// Closes all descriptors, the loop's too, as a program does that becomes a daemon.
+    /// Closes all descriptors, the loop's too, as a daemon does.
     CloseAll,
-    /// As if each place of the registry had been used until few generations are left.
+    /// Leaves few generations to each free place in the registry.
     Age(u32),
 }
 
@@ -61,7 +61,7 @@ pub enum Direction {
 const HIGH: [RawFd; 4] = [1000, 65_535, 65_536, RawFd::MAX];
 
 pub fn random(random: &mut Random, length: usize) -> Vec<Step> {
-    // Some programs are run in peace, so that errors do not excuse everything.
+    // Half of the programs meet no errors, so that errors do not excuse everything.
     let hostile = random.flip();
     (0..length).map(|_| step(random, hostile)).collect()
 }
@@ -90,10 +90,10 @@ fn step(random: &mut Random, hostile: bool) -> Step {
         56..=60 => Step::SetInterest(which, random.flip(), random.flip()),
         61..=64 => Step::StartTimer(delay),
         65 => Step::CancelTimer(which),
-        66..=71 => Step::Deliver(delay, random.choose(&[0, 500, 30_000, 200_000])),
+        66..=71 => Step::Send(delay, random.choose(&[0, 500, 30_000, 200_000])),
         72 => Step::Signal(delay),
         73..=74 => Step::Callbacks(random.choose(&[1, 5, 150])),
-        75 => Step::Stir,
+        75 => Step::RequestPoll,
         76 => Step::Chatter(random.below(40) as u32),
         77..=95 => Step::Iterate(random.flip()),
         96..=97 => Step::Width(random.choose(&[1, 2, 64])),

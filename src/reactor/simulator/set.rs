@@ -1,4 +1,5 @@
-//! [`Poller`](crate::reactor::poller::Poller), on the simulated kernel.
+//! What [`Poller`](crate::reactor::poller::Poller) is with [`Backend::Epoll`](crate::reactor::poller::Backend), on the simulated
+//! kernel.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -8,12 +9,12 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::super::clock::simulated;
-use super::super::kernel::Kernel;
+use super::super::kernel::{Kernel, Wait};
 use super::super::poller::{Events, Interest};
 use super::machine::{ET, FileId, IN, Kind, Machine, OUT, Operation, PRI};
 
-/// The keys of the waker, and of the notifier and the timer of `polling`.
 const WAKER_KEY: u64 = u64::MAX - 1;
+/// The key of the notifier and of the timer of `polling`.
 const NOTIFIER_KEY: u64 = u64::MAX;
 
 /// How long another thread keeps the processor that was offered to it, in nanoseconds.
@@ -94,7 +95,7 @@ impl Set {
                 state.close(fd).expect("it is open");
             } else {
                 drop(state);
-                self.machine.fail("a descriptor of somebody else's is closed");
+                self.machine.fail("a descriptor of the program is closed");
             }
         }
     }
@@ -112,7 +113,7 @@ impl Kernel for Set {
     }
 
     fn is_inherited(&self) -> bool {
-        // Other threads run at any time: this is asked right before the loop says that it sleeps.
+        // Other threads run at any time. The loop calls this right before it begins a wait.
         self.machine.catch_up();
         self.machine.state.borrow().forks() != self.forks
     }
@@ -158,19 +159,25 @@ impl Kernel for Set {
     fn mask_priority(&self, fd: RawFd, key: usize, interest: Interest) -> io::Result<()> {
         self.control(Operation::Modify, fd, key as u64, flags(interest, 0))
     }
+}
 
-    fn wait(&self, ready: &mut Events, timeout: Option<Duration>) -> io::Result<()> {
-        self.machine.set_alarm(self.waker());
-        ready.fill(false, &[]);
+impl Wait for Set {
+    fn wait(&self, events: &mut Events, timeout: Option<Duration>) -> io::Result<()> {
+        self.machine.set_waker(self.waker());
+        events.fill(false, &[]);
         let limit = timeout.map(|timeout| timeout.as_nanos() as u64);
-        let (events, interrupted) = self.machine.wait(self.number(), limit)?;
-        ready.fill(interrupted, &events);
+        let (reported, interrupted) = self.machine.wait(self.number(), limit)?;
+        events.fill(interrupted, &reported);
         Ok(())
+    }
+
+    fn wake(&self) -> io::Result<()> {
+        self.machine.state.borrow_mut().write(self.waker())
     }
 
     fn yield_now(&self) {
         simulated::advance(YIELD);
-        self.machine.set_alarm(self.waker());
+        self.machine.set_waker(self.waker());
         self.machine.catch_up();
     }
 }
