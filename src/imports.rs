@@ -14,7 +14,7 @@ pub struct Imports {
     tasks: Object,
     futures: Object,
     pub buffered_protocol: Object,
-    pub invalid_state_error: Object,
+    invalid_state_error: Object,
     /// asyncio's task in C, and the type of what it gives call_soon() to have a step run.
     pub c_task: Object,
     c_future: Object,
@@ -102,6 +102,16 @@ impl Imports {
     pub fn future(&self, py: Python<'_>) -> PyResult<Object> {
         dict_item(py, &self.futures, intern!(py, "Future"))
     }
+}
+
+/// Resolves a future with None, unless it was done before. Other errors are returned, though the future is done then: a callback
+/// of it could not be scheduled, out of memory.
+pub fn resolve(py: Python<'_>, future: &Object) -> PyResult<()> {
+    let Err(error) = future.call_method1(py, intern!(py, "set_result"), &Object::none(py)) else {
+        return Ok(());
+    };
+    let was_done = error.value(py).is_instance(&imports(py)?.invalid_state_error.bind(py))?;
+    if was_done { Ok(()) } else { Err(error) }
 }
 
 #[cold]

@@ -7,6 +7,7 @@
 //! - [`object`]: references, and calls.
 //! - [`interpreter`]: which interpreter all this is of.
 //! - [`class`]: classes whose instances hold a Rust value behind the layout of a Python base.
+//! - [`bound_method`]: an instance and a function for it, for callers that do not know its class.
 //! - [`methods`]: their methods and attributes; [`coroutine_method`]: those that pass for coroutine functions.
 //! - [`args`]: what a method was called with.
 //! - [`received`]: bytes objects to receive into.
@@ -25,6 +26,7 @@
 pub mod args;
 pub mod audit;
 pub mod borrowing;
+pub mod bound_method;
 pub mod buffer;
 pub mod class;
 pub mod coroutine_method;

@@ -35,6 +35,14 @@ impl Object {
         }
     }
 
+    /// Takes over a reference; None for null.
+    ///
+    /// # Safety
+    /// As for [`Object::from_owned`].
+    pub unsafe fn from_nullable(pointer: *mut ffi::PyObject) -> Option<Object> {
+        NonNull::new(pointer).map(|pointer| Object { pointer, bound: PhantomData })
+    }
+
     /// Makes a strong reference of a borrowed one.
     ///
     /// # Safety

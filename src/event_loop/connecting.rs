@@ -13,14 +13,16 @@ use pyo3::types::{PyInt, PyString};
 
 use super::transport_factories::params;
 use super::{Loop, ThisLoop, watchers};
-use crate::core::{Direction, Waiter, resolve};
+use crate::core::{Direction, Waiter};
 use crate::cpython::args::{Args, all};
 use crate::cpython::audit;
 use crate::cpython::borrowing::StateCell;
+use crate::cpython::bound_method::BoundMethod;
 use crate::cpython::class::{self, Class, Definition, Native, Obj, This, Visitor};
 use crate::cpython::errors::{OrOsError, new_error, numbered, os_error};
 use crate::cpython::module::add;
 use crate::cpython::object::{Object, tuple};
+use crate::imports::resolve;
 use crate::intern;
 use crate::reactor::socket;
 use crate::transports::address::Address;
@@ -95,7 +97,7 @@ impl Connection {
         match socket::connect(this.descriptor(), &this.peer) {
             Ok(()) => resolve(py, &this.connected),
             Err(error) if is_under_way(&error) => {
-                let waiter = Waiter::Operation(this.object(), on_writable);
+                let waiter = Waiter::Step(BoundMethod::new(this, on_writable));
                 let previous = core.add_waiter(py, this.fd, Direction::Write, waiter)?;
                 this.watched.set(true);
                 Waiter::dismiss(py, previous).map(drop)
@@ -134,12 +136,11 @@ fn is_under_way(error: &io::Error) -> bool {
 }
 
 /// The socket is connected, or the attempt has failed.
-fn on_writable(py: Python<'_>, object: &Object) -> PyResult<()> {
-    let Some(connection) = Obj::<Connection>::downcast(object) else { return Ok(()) };
-    if connection.watched.replace(false) {
-        drop(connection.event_loop.core.take_waiter(connection.fd, Direction::Write, object));
+fn on_writable(this: ThisConnection<'_, '_>) -> PyResult<()> {
+    if this.watched.replace(false) {
+        drop(this.event_loop.core.take_waiter(this.fd, Direction::Write, &this.object()));
     }
-    resolve(py, &connection.connected)
+    resolve(this.py(), &this.connected)
 }
 
 /// Makes the transport, whose protocol will be told of it: returns both, and a future of that.

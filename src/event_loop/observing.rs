@@ -42,12 +42,12 @@ fn metrics(this: ThisLoop<'_, '_>) -> PyResult<Object> {
         set(name, to_int(py, count)?)?;
     }
     let (idle, busy) = metrics.idle_and_busy(core.poll_policy.polled());
-    let waiting = core.watched_objects(py).iter().map(transports::queued_size).sum();
+    let waiting = core.watched_objects().iter().map(transports::queued_size).sum();
     set("timers_cancelled", to_int(py, core.schedule.timers_cancelled.get())?)?;
     set("idle", Object::from_float(py, idle)?)?;
     set("busy", Object::from_float(py, busy)?)?;
     set("iteration_duration", counted(py, &metrics.iterations)?)?;
-    set("delay", counted(py, &metrics.delays)?)?;
+    set("delay", counted(py, &metrics.delays.histogram)?)?;
     set("ready", Object::from_size(py, core.ready_length())?)?;
     set("ready_highest", Object::from_size(py, metrics.ready_highest())?)?;
     set("transports", Object::from_size(py, metrics.transports())?)?;
@@ -71,7 +71,7 @@ fn watch<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> 
     let threshold: Option<f64> = threshold.bind(py).extract()?;
     let Some(threshold) = threshold else {
         watchdog::unwatch(py, id);
-        this.core.set_turns(None);
+        this.core.set_run_monitor(None);
         return Ok(Object::none(py));
     };
     if !(threshold > 0.0 && threshold.is_finite()) {
@@ -79,7 +79,7 @@ fn watch<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> 
     }
     let run_monitor = this.core.run_monitor().unwrap_or_default();
     run_monitor.set_threshold(threshold);
-    this.core.set_turns(Some(Arc::clone(&run_monitor)));
+    this.core.set_run_monitor(Some(Arc::clone(&run_monitor)));
     watchdog::watch(py, &run_monitor, id);
     Ok(Object::none(py))
 }

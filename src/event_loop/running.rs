@@ -37,7 +37,7 @@ fn run_once(this: ThisLoop<'_, '_>) -> PyResult<Object> {
 
 /// Waits by a function of the program's from now on, or by the system's calls for None.
 fn wait_by(this: ThisLoop<'_, '_>, function: Borrowed<'_, '_, PyAny>) -> PyResult<Object> {
-    this.core.set_overridden_wait(given(Some(Object::from(function))));
+    this.core.set_overridden_wait(this.py(), given(Some(Object::from(function))));
     Ok(Object::none(this.py()))
 }
 

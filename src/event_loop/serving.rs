@@ -13,6 +13,7 @@ use super::transport_factories::check_protocol;
 use super::{Loop, ThisLoop, given};
 use crate::core::{Core, Direction, Waiter};
 use crate::cpython::args::{Args, all};
+use crate::cpython::bound_method::BoundMethod;
 use crate::cpython::class::{self, Class, Definition, Native, Obj, This, Visitor};
 use crate::cpython::errors::os_error;
 use crate::cpython::module::add;
@@ -117,9 +118,7 @@ fn stop_serving<'py>(this: ThisLoop<'_, 'py>, sock: pyo3::Borrowed<'_, 'py, PyAn
     let sock = Object::from(sock);
     let fd: RawFd = sock.call_method0(py, intern!(py, "fileno"))?.bind(py).extract()?;
     let waiter = this.core.remove_waiter(fd, Direction::Read, None);
-    if let Some(Waiter::Operation(object, _)) = &waiter
-        && let Some(listener) = Obj::<Listener>::downcast(object)
-    {
+    if let Some(listener) = waiter.as_ref().and_then(|waiter| Obj::<Listener>::downcast(waiter.object())) {
         listener.stopped.set(true);
     }
     Waiter::dismiss(py, waiter)?;
@@ -140,7 +139,7 @@ enum Accepted {
 
 impl Listener {
     fn listen(this: ThisListener<'_, '_>) -> PyResult<()> {
-        let waiter = Waiter::Operation(this.object(), accept_step);
+        let waiter = Waiter::Step(BoundMethod::new(this, accept_step));
         let previous = this.core.add_waiter(this.py(), this.fd, Direction::Read, waiter)?;
         drop(previous);
         Ok(())
@@ -316,16 +315,12 @@ impl Listener {
     }
 }
 
-fn accept_step(py: Python<'_>, object: &Object) -> PyResult<()> {
-    let Some(listener) = Obj::<Listener>::downcast(object) else { return Ok(()) };
-    if listener.stopped.get() {
-        return Ok(());
-    }
-    Listener::accept_batch(listener.this(py))
+fn accept_step(this: ThisListener<'_, '_>) -> PyResult<()> {
+    if this.stopped.get() { Ok(()) } else { Listener::accept_batch(this) }
 }
 
 fn take_accepted(this: ThisLoop<'_, '_>) -> PyResult<Object> {
-    let accepted = this.core.take_accepted(this.py());
+    let accepted = this.core.take_accepted();
     tuple(this.py(), &accepted.iter().collect::<Vec<_>>())
 }
 

@@ -20,7 +20,7 @@ use crate::{method, method1};
 /// Refuses a descriptor that a transport works on.
 pub fn ensure_no_transport(this: ThisLoop<'_, '_>, fd: RawFd, given: &Bound<'_, PyAny>) -> PyResult<()> {
     let py = this.py();
-    let Some(transport) = this.core.transport_of(py, fd) else { return Ok(()) };
+    let Some(transport) = this.core.transport_of(fd) else { return Ok(()) };
     if transport.call_method0(py, intern!(py, "is_closing"))?.bind(py).is_truthy()? {
         return Ok(());
     }

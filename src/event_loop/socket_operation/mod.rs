@@ -15,12 +15,13 @@ use pyo3::exceptions::{PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 
 use super::{Loop, ThisLoop, watchers};
-use crate::core::{Core, Direction, Waiter, resolve};
+use crate::core::{Core, Direction, Waiter};
+use crate::cpython::bound_method::BoundMethod;
 use crate::cpython::buffer::ReadableBuffer;
 use crate::cpython::class::{Obj, This};
 use crate::cpython::errors::new_error;
 use crate::cpython::object::{Object, ObjectCell, Resumed, resume};
-use crate::imports::imports;
+use crate::imports::{imports, resolve};
 use crate::intern;
 
 pub use class::register;
@@ -160,7 +161,7 @@ impl SocketOperation {
         let event_loop = this.event_loop.as_object();
         let future = event_loop.call_method0(py, intern!(py, "create_future"))?;
         let awaiting = future.call_method0(py, intern!(py, "__await__"))?;
-        let waiter = Waiter::Operation(this.object(), on_ready);
+        let waiter = Waiter::Step(BoundMethod::new(this, on_ready));
         let previous = this.core.add_waiter(py, fd, this.operation.direction(), waiter)?;
         if let Some(Waiter::Handle(previous, _)) = &previous {
             previous.as_object().call_method0(py, intern!(py, "cancel"))?;
@@ -227,12 +228,11 @@ impl SocketOperation {
 }
 
 /// The descriptor is ready: wakes the coroutine, unless its future was cancelled meanwhile.
-fn on_ready(py: Python<'_>, object: &Object) -> PyResult<()> {
-    let Some(operation) = Obj::<SocketOperation>::downcast(object) else { return Ok(()) };
-    let Some(future) = operation.future.get() else { return Ok(()) };
-    if let State::Waiting(fd) = operation.state.get() {
-        drop(operation.core.take_waiter(fd, operation.operation.direction(), object));
-        operation.state.set(State::Woken);
+fn on_ready(this: ThisOperation<'_, '_>) -> PyResult<()> {
+    let Some(future) = this.future.get() else { return Ok(()) };
+    if let State::Waiting(fd) = this.state.get() {
+        drop(this.core.take_waiter(fd, this.operation.direction(), &this.object()));
+        this.state.set(State::Woken);
     }
-    resolve(py, &future)
+    resolve(this.py(), &future)
 }

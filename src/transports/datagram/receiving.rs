@@ -9,6 +9,7 @@ use pyo3::prelude::*;
 use super::addresses::Family;
 use super::{Datagram, Incoming, ThisDatagram};
 use crate::core::{RECEIVE_BUFFER, ReadyEntry};
+use crate::cpython::bound_method::BoundMethod;
 use crate::cpython::errors::os_error;
 use crate::cpython::object::Object;
 use crate::intern;
@@ -179,7 +180,7 @@ impl Datagram {
     /// Delivers what was kept, in the next iteration.
     pub(super) fn deliver_later(this: ThisDatagram<'_, '_>) {
         if !this.undelivered.borrow().is_empty() {
-            this.core.push(ReadyEntry::Step(this.object(), deliver_step));
+            this.core.push(ReadyEntry::Step(BoundMethod::new(this, deliver_step)));
         }
     }
 
@@ -197,8 +198,7 @@ impl Datagram {
     }
 }
 
-fn deliver_step(py: Python<'_>, object: &Object) -> PyResult<()> {
-    let this = endpoint::transport::<Datagram>(py, object)?;
+fn deliver_step(this: ThisDatagram<'_, '_>) -> PyResult<()> {
     endpoint::in_read_context(this, || Datagram::deliver(this))?;
     if this.wants_read.get() {
         // The turn is over, or the event loop was stopped meanwhile.

@@ -5,6 +5,7 @@ use pyo3::prelude::*;
 
 use super::{Phase, Transport, call_protocol, connection_lost, report, sync_interest};
 use crate::core::ReadyEntry;
+use crate::cpython::bound_method::BoundMethod;
 use crate::cpython::class::This;
 use crate::cpython::errors::new_error;
 use crate::cpython::object::{Object, copy_context};
@@ -64,7 +65,7 @@ pub fn schedule_connection_lost<T: Transport>(
     this.lost_context.set(Some(context));
     this.note_source(this.py())?;
     this.lost_exception.set(exception);
-    this.core.push(ReadyEntry::Step(this.object(), connection_lost::<T>));
+    this.core.push(ReadyEntry::Step(BoundMethod::new(this, connection_lost::<T>)));
     Ok(())
 }
 
@@ -109,7 +110,7 @@ pub fn unregister<T: Transport>(this: This<'_, '_, T>) {
     this.wants_read.set(false);
     this.blocked.set(false);
     if let Some(token) = this.token.take() {
-        this.core.detach(token);
+        this.core.detach(this.py(), token);
     }
     if T::SHARES {
         // Nothing is wanted any more, and to stop watching cannot fail.

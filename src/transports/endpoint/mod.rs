@@ -15,11 +15,12 @@ use pyo3::exceptions::PyPermissionError;
 use pyo3::prelude::*;
 
 use super::flow::FlowControl;
-use crate::core::{Core, Direction, Readiness, ReadyEntry, Waiter, resolve};
-use crate::cpython::class::{self, Native, Obj, This, Visitor};
+use crate::core::{Core, Direction, Readiness, ReadyEntry, Waiter};
+use crate::cpython::bound_method::BoundMethod;
+use crate::cpython::class::{Native, Obj, This, Visitor};
 use crate::cpython::object::{Object, ObjectCell, copy_context, copy_of_context, run_in_context};
 use crate::handle::reraise_fatal;
-use crate::imports::imports;
+use crate::imports::{imports, resolve};
 use crate::intern;
 use crate::reactor::poller::Interest;
 use crate::reactor::registry::Token;
@@ -317,21 +318,16 @@ fn attach<T: Transport>(py: Python<'_>, transport: &Obj<T>) -> PyResult<()> {
     if T::SHARES {
         return Ok(());
     }
-    let object = transport.as_object();
-    transport.token.set(Some(transport.core.attach(py, transport.fd, object)?));
+    let on_ready = BoundMethod::new(transport.this(py), on_ready::<T>);
+    transport.token.set(Some(transport.core.attach(py, transport.fd, on_ready)?));
     Ok(())
 }
 
 /// Schedules connection_made().
 fn schedule_made<T: Transport>(py: Python<'_>, transport: &Obj<T>) -> PyResult<()> {
     transport.note_source(py)?;
-    transport.core.push(ReadyEntry::Step(transport.as_object().clone(), connection_made::<T>));
+    transport.core.push(ReadyEntry::Step(BoundMethod::new(transport.this(py), connection_made::<T>)));
     Ok(())
-}
-
-/// The transport that a step was queued for.
-pub fn transport<'a, 'py, T: Transport>(py: Python<'py>, object: &'a Object) -> PyResult<This<'a, 'py, T>> {
-    class::downcast(object.bind(py))
 }
 
 // --- Interest in events ---
@@ -382,16 +378,15 @@ fn watch_shared<T: Transport>(
     if watched.replace(wanted) == wanted {
         return Ok(());
     }
-    let object = this.object();
     if !wanted {
-        drop(this.core.remove_waiter(this.fd, direction, Some(&object)));
+        drop(this.core.remove_waiter(this.fd, direction, Some(&this.object())));
         return Ok(());
     }
     let step = match direction {
-        Direction::Read => on_readable::<T>,
-        Direction::Write => on_writable::<T>,
+        Direction::Read => BoundMethod::new(this, on_readable::<T>),
+        Direction::Write => BoundMethod::new(this, on_writable::<T>),
     };
-    match this.core.add_waiter(this.py(), this.fd, direction, Waiter::Operation(object, step)) {
+    match this.core.add_waiter(this.py(), this.fd, direction, Waiter::Step(step)) {
         Ok(previous) => Waiter::dismiss(this.py(), previous).map(drop),
         Err(error) => {
             watched.set(false);
@@ -409,7 +404,7 @@ pub fn sync_hold<T: Transport>(this: This<'_, '_, T>) -> PyResult<()> {
     let wanted = this.wants_read.get() || this.blocked.get();
     match this.token.get() {
         Some(token) if this.held.replace(wanted) != wanted => {
-            this.core.hold(this.py(), token, &this.object(), wanted)
+            this.core.set_strong(token, this, on_ready::<T>, wanted)
         }
         _ => Ok(()),
     }
@@ -464,15 +459,15 @@ pub fn in_connection_context<T: Transport>(
 
 // --- Steps ---
 
-fn connection_made<T: Transport>(py: Python<'_>, object: &Object) -> PyResult<()> {
-    let this = transport::<T>(py, object)?;
+fn connection_made<T: Transport>(this: This<'_, '_, T>) -> PyResult<()> {
+    let py = this.py();
     let Some(context) = this.made_context.take() else { return Ok(()) };
     if let Some(token) = this.token.get() {
-        this.core.begin(token, on_ready::<T>);
+        this.core.begin(token);
     }
     run_in_context(py, &context, || {
         // Even if it leaves the event loop, with SystemExit, the connection is to be in order afterwards.
-        let told = call_protocol(this, intern!(py, "connection_made"), &[object]);
+        let told = call_protocol(this, intern!(py, "connection_made"), &[&this.object()]);
         if this.starts_reading() {
             this.wants_read.set(true);
         }
@@ -485,8 +480,8 @@ fn connection_made<T: Transport>(py: Python<'_>, object: &Object) -> PyResult<()
     })
 }
 
-fn on_ready<T: Transport>(py: Python<'_>, object: &Object, readiness: Readiness) -> PyResult<()> {
-    let this = transport::<T>(py, object)?;
+fn on_ready<T: Transport>(this: This<'_, '_, T>, readiness: Readiness) -> PyResult<()> {
+    let py = this.py();
     let mut unwanted = false;
     if readiness.readable && !this.is_lost() {
         if this.wants_read.get() {
@@ -507,16 +502,16 @@ fn on_ready<T: Transport>(py: Python<'_>, object: &Object, readiness: Readiness)
     if unwanted { sync_interest(this) } else { Ok(()) }
 }
 
-fn on_readable<T: Transport>(py: Python<'_>, object: &Object) -> PyResult<()> {
-    on_ready::<T>(py, object, Readiness { readable: true, writable: false })
+fn on_readable<T: Transport>(this: This<'_, '_, T>) -> PyResult<()> {
+    on_ready(this, Readiness { readable: true, writable: false })
 }
 
-fn on_writable<T: Transport>(py: Python<'_>, object: &Object) -> PyResult<()> {
-    on_ready::<T>(py, object, Readiness { readable: false, writable: true })
+fn on_writable<T: Transport>(this: This<'_, '_, T>) -> PyResult<()> {
+    on_ready(this, Readiness { readable: false, writable: true })
 }
 
-fn connection_lost<T: Transport>(py: Python<'_>, object: &Object) -> PyResult<()> {
-    let this = transport::<T>(py, object)?;
+fn connection_lost<T: Transport>(this: This<'_, '_, T>) -> PyResult<()> {
+    let py = this.py();
     let Some(context) = this.lost_context.take() else { return Ok(()) };
     let exception = this.lost_exception.take().unwrap_or_else(|| Object::none(py));
     run_in_context(py, &context, || call_connection_lost(this, &exception))

@@ -7,6 +7,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyString;
 
 use super::{Stream, ThisStream};
+use crate::cpython::bound_method::BoundMethod;
 use crate::cpython::buffer::Bytes;
 use crate::cpython::errors::{OrOsError, os_error};
 use crate::cpython::errors::{new_error, no_memory};
@@ -68,7 +69,7 @@ impl Stream {
             Stream::flush(this)?;
             return endpoint::pause_protocol(this, this.queued_size());
         }
-        if !this.core.flush_later(this.object(), flush_step) {
+        if !this.core.flush_later(BoundMethod::new(this, flush_step)) {
             return Stream::flush(this);
         }
         this.flush_scheduled.set(true);
@@ -223,8 +224,7 @@ impl Stream {
 }
 
 /// Sends at the end of the iteration.
-fn flush_step(py: Python<'_>, object: &Object) -> PyResult<()> {
-    let this = endpoint::transport::<Stream>(py, object)?;
+fn flush_step(this: ThisStream<'_, '_>) -> PyResult<()> {
     this.flush_scheduled.set(false);
     if this.blocked.get() || this.is_lost() {
         return Ok(());
