@@ -91,6 +91,7 @@ impl Delays {
     }
 
     /// Records the delays of the next callbacks of the iteration. Returns the position before which this is to be called again.
+    #[inline(never)]
     pub fn before_callback(&self, next: u64, iteration: &Range<u64>, queue_end: u64, tick: &Tick) -> u64 {
         if next > iteration.start {
             self.clock_read(clock::ticks(), queue_end);

@@ -63,9 +63,14 @@ impl Core {
         if !callbacks_wait {
             self.metrics.iteration_ended(now.ticks, &self.poll_policy.tick);
             let timeout = self.time_left(py, event_loop, now.seconds)?;
-            now = self.poll(py, event_loop, now, timeout, callbacks_wait)?;
+            self.poll(py, event_loop, now, timeout, callbacks_wait)?;
+            now = self.poll_policy.instant();
         } else if self.poll_policy.poll_is_due(now.seconds) {
+            let queue_end = self.ready.borrow().end();
             self.poll(py, event_loop, now, Some(Duration::ZERO), callbacks_wait)?;
+            if self.ready.borrow().end() > queue_end {
+                self.metrics.delays.clock_read(now.ticks, queue_end);
+            }
         }
         let due = if self.has_overridden_clock() { overridden_time(py, event_loop)? } else { now.seconds };
         self.queue_due_timers(due, now.ticks);
@@ -81,7 +86,7 @@ impl Core {
         Ok(Some(Duration::from_secs_f64(if left > 0.0 { left.min(LONGEST_WAIT) } else { 0.0 })))
     }
 
-    /// Polls and queues what became ready; runs the handlers of signals that arrived. Returns when the poll ended.
+    /// Polls and queues what became ready; runs the handlers of signals that arrived.
     #[inline(never)]
     fn poll(
         &self,
@@ -90,7 +95,7 @@ impl Core {
         now: Instant,
         timeout: Option<Duration>,
         callbacks_wait: bool,
-    ) -> PyResult<Instant> {
+    ) -> PyResult<()> {
         self.poll_policy.start_poll(now);
         let by_program = self.has_overridden_wait() && self.wait_by_program(py, timeout)?;
         let mut events = self.events.take().unwrap_or_default();
@@ -104,17 +109,13 @@ impl Core {
             }
             _ => (self.wait(py, now.seconds, &mut events, timeout), true),
         };
-        let end = self.poll_policy.instant();
         if !callbacks_wait {
-            self.metrics.delays.wait_ended(end.ticks);
+            self.metrics.delays.wait_ended(self.poll_policy.instant().ticks);
         }
         // Callbacks of signal handlers and other threads come before what became ready.
         let handled = if events.interrupted || waited { check_signals(py) } else { Ok(()) };
         if self.injected.has_entries() {
             self.take_injected();
-        }
-        if callbacks_wait && !events.is_empty() {
-            self.metrics.delays.clock_read(now.ticks, self.ready.borrow().end());
         }
         // If a signal handler raised, the next poll returns the events again.
         let in_vain = handled.is_ok() && result.is_ok() && self.dispatch_events(py, &events);
@@ -124,10 +125,12 @@ impl Core {
             py.detach(|| std::thread::sleep(PAUSE));
         }
         match result {
-            Ok(()) => self.wait_failed.set(false),
-            Err(error) => self.recover(py, event_loop, error)?,
+            Ok(()) => {
+                self.wait_failed.set(false);
+                Ok(())
+            }
+            Err(error) => self.recover(py, event_loop, error),
         }
-        Ok(end)
     }
 
     /// Polls without waiting. Other threads that want to run get the GIL now and then.
