@@ -1,5 +1,7 @@
-//! What Rust needs of Python: asyncio's classes, and the functions of `hotloop._support`, which say in Python what is
-//! rarely said (error reports, debug output).
+//! What Rust needs of Python: classes and functions of the standard library, and the functions of `hotloop._support`, which does
+//! in Python what is rarely done (error reports, debug output).
+//!
+//! Loaded when the extension is imported, and kept as long as the process.
 
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
@@ -10,25 +12,25 @@ use crate::intern;
 
 pub struct Imports {
     pub base_create_task: Object,
-    /// The namespaces in which asyncio looks up its Task and Future at each use, since programs replace them.
+    /// Dicts in which asyncio looks up its Task and Future at each use, since programs replace them.
     tasks: Object,
     futures: Object,
     pub buffered_protocol: Object,
     invalid_state_error: Object,
-    /// asyncio's task in C, and the type of what it gives call_soon() to have a step run.
     pub c_task: Object,
     c_future: Object,
-    /// The namespace of the time module, and what is in it for a clock, if it is the interpreter's own. None else, as of a
-    /// function of asyncio's that had another put in its place before this.
+    /// The time module's dict.
     pub time: Object,
+    /// The interpreter's time.monotonic(); None if it was replaced before the extension was imported.
     pub usual_monotonic: Object,
     pub handle_class: Object,
-    /// How asyncio's handles run.
+    /// asyncio.Handle's own `_run()`; None if it was replaced before.
     pub usual_run: Object,
-    /// How asyncio's transports tell about themselves.
+    /// asyncio.BaseTransport's own get_extra_info(); None if it was replaced before.
     pub usual_extra_info: Object,
-    /// What returns the running loop of the calling thread, or None.
+    /// asyncio._get_running_loop().
     get_running_loop: Object,
+    /// The type of the callable that asyncio's C task passes to call_soon() for a step.
     pub task_step: Object,
     pub report_entry: Object,
     pub report_handle: Object,
@@ -47,9 +49,9 @@ pub struct Imports {
     pub stream_by_methods: Object,
     pub datagram_by_methods: Object,
     pub send_by_method: Object,
-    /// The class socket.socket.
+    /// socket.socket.
     pub socket: Object,
-    /// Its base, which is written in C.
+    /// _socket.socket, its base, which is written in C.
     pub native_socket: Object,
     pub warn_unawaited: Object,
     pub warn_unclosed: Object,
@@ -57,15 +59,15 @@ pub struct Imports {
     pub log_connection: Object,
     pub fail_empty_waiter: Object,
     pub logger: Object,
-    /// Whether asyncio's create_task() hands whatever keyword arguments it gets to the class of tasks.
+    /// Whether asyncio's create_task() passes any keyword argument on to the class of tasks.
     pub create_task_takes_all: bool,
-    /// Whether asyncio's Server wants to know which transport is attached.
+    /// Whether asyncio's Server._attach() takes the transport.
     pub server_takes_transport: bool,
-    /// What a buffered datagram counts beside its data.
+    /// Bytes that a buffered datagram counts in addition to its data.
     pub datagram_header: usize,
 }
 
-// SAFETY: the references are made and used under the GIL, and never dropped.
+// SAFETY: GIL: the references are made and used under it, and never dropped.
 unsafe impl Send for Imports {}
 // SAFETY: see above.
 unsafe impl Sync for Imports {}
@@ -80,8 +82,8 @@ pub fn imports(py: Python<'_>) -> PyResult<&'static Imports> {
 }
 
 impl Imports {
-    /// Whether a class is asyncio's own, in C, and finds out by itself that this is the event loop: it is the one that
-    /// runs in this thread.
+    /// Whether a class is asyncio's own Task or Future in C, and this loop runs in the calling thread: then the class finds the loop
+    /// by itself.
     pub fn finds_loop(&self, py: Python<'_>, class: &Object, event_loop: &Object) -> PyResult<bool> {
         Ok((class.is(&self.c_task) || class.is(&self.c_future))
             && self.get_running_loop.call0(py)?.is(event_loop))
@@ -93,12 +95,10 @@ impl Imports {
         self.get_running_loop.call0(py)
     }
 
-    /// The class of tasks.
     pub fn task(&self, py: Python<'_>) -> PyResult<Object> {
         dict_item(py, &self.tasks, intern!(py, "Task"))
     }
 
-    /// The class of futures.
     pub fn future(&self, py: Python<'_>) -> PyResult<Object> {
         dict_item(py, &self.futures, intern!(py, "Future"))
     }

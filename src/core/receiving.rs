@@ -1,4 +1,7 @@
-//! Receiving from stream sockets into bytes objects.
+//! Receiving into bytes objects: for streams, and for sock_recv() from any socket.
+//!
+//! A size hint, which the caller keeps for each socket, follows what usually arrives: small data are copied out of the loop's
+//! buffer, larger ones are received into objects of the pool.
 
 use std::cell::Cell;
 use std::io;
@@ -13,36 +16,34 @@ use crate::cpython::object::Object;
 use crate::cpython::received::UninitBytes;
 use crate::reactor::socket;
 
-/// What came of an attempt to receive.
 pub enum Received {
-    /// Bytes: none at the end of the stream.
+    /// A bytes object and its length, which is 0 at the end of the stream.
     Data(Object, usize),
     /// The socket is not ready.
     Nothing,
 }
 
-/// What is received is copied into a bytes object of its size if it is usually less than this, which the interpreter
-/// allocates cheaply...
+/// Less than this is copied into a bytes object of its size, which the interpreter allocates from its own pools.
 const SMALL: usize = 480;
-/// ...and what is larger than this is not to take up much more memory than it needs: a program may keep it.
+/// An object of up to this many bytes may have twice the memory that it needs, a larger one a third more.
 const LARGE: usize = 8 * 1024;
 
-/// Bytes to receive at a time where there is no memory for the size_hint buffer.
+/// Bytes to receive at a time without memory for [`RECEIVE_BUFFER`].
 pub const LEAST: usize = 8 * 1024;
 
-/// Follows what comes: up at once, down slowly.
+/// A peak raises the hint at once; less than the hint lowers it by an eighth of the difference.
 fn update_size_hint(size_hint: &Cell<usize>, size: usize) {
     let former = size_hint.get();
     size_hint.set(if size >= former { size } else { former - (former - size) / 8 });
 }
 
-/// Room for what usually comes, and some more.
+/// How many bytes to receive at a time: the hint and a quarter more.
 fn room(size_hint: &Cell<usize>) -> usize {
     size_hint.get() + size_hint.get() / 4
 }
 
 impl Core {
-    /// A bytes object with a copy of what was received.
+    /// A bytes object with a copy of received data.
     pub fn bytes_of(&self, py: Python<'_>, data: &[u8]) -> PyResult<Object> {
         if !(SMALL..=LARGE).contains(&data.len()) {
             return new_bytes(py, data);
@@ -53,8 +54,8 @@ impl Core {
         Ok(unsafe { self.freeze(uninit, count) })
     }
 
-    /// Receives at most [`RECEIVE_BUFFER`] bytes of a stream. `size_hint` remembers, from one call to the next, how much comes.
-    /// The number of an error that comes behind data is left in `deferred_error`, for the next attempt: the kernel tells it once.
+    /// Receives at most [`RECEIVE_BUFFER`] bytes of a stream. The number of an error behind data is put into `deferred_error`, for the
+    /// next call: the kernel returns it once only.
     #[inline(always)]
     pub fn receive(
         &self,
@@ -73,11 +74,11 @@ impl Core {
             Ok(count) => count,
             Err(error) => {
                 self.recycle(uninit);
-                return nothing_or(py, error);
+                return nothing_or_error(py, error);
             }
         };
         if count == capacity && count < RECEIVE_BUFFER && self.has_buffer() {
-            // There may be more.
+            // It is full, so that there may be more.
             return self.with_buffer(py, RECEIVE_BUFFER, |buffer| {
                 let rest = &mut buffer[..RECEIVE_BUFFER - capacity];
                 let more = match socket::recv(fd, rest) {
@@ -88,14 +89,14 @@ impl Core {
                         0
                     }
                 };
-                self.both(py, uninit, capacity, &rest[..more], size_hint)
+                self.received_both(py, uninit, capacity, &rest[..more], size_hint)
             })?;
         }
         self.received(py, uninit, capacity, count, size_hint)
     }
 
-    /// Receives at most `limit` bytes, and no more than [`RECEIVE_BUFFER`], in one call: of a datagram, what a call leaves is
-    /// lost, and an error that a second one met would be.
+    /// Receives at most `limit` bytes, and no more than [`RECEIVE_BUFFER`], by one system call. A second one would find the rest of a
+    /// datagram lost, and an error of it would be.
     pub fn receive_at_once(
         &self,
         py: Python<'_>,
@@ -113,18 +114,18 @@ impl Core {
             let rest = &mut buffer[..limit - capacity];
             match socket::recv_into_both(fd, &mut uninit.as_mut_slice()[..capacity], rest) {
                 Ok(count) if count > capacity => {
-                    self.both(py, uninit, capacity, &rest[..count - capacity], size_hint)
+                    self.received_both(py, uninit, capacity, &rest[..count - capacity], size_hint)
                 }
                 Ok(count) => self.received(py, uninit, capacity, count, size_hint),
                 Err(error) => {
                     self.recycle(uninit);
-                    nothing_or(py, error)
+                    nothing_or_error(py, error)
                 }
             }
         })?
     }
 
-    /// Receives into the loop's buffer: `limit` bytes at the most, or where there is no memory for those, `least`.
+    /// Receives into the loop's buffer at most `limit` bytes, or `least` if there is no memory for more.
     #[inline(never)]
     fn receive_and_copy(
         &self,
@@ -141,12 +142,12 @@ impl Core {
                     update_size_hint(size_hint, count);
                     Ok(Received::Data(self.received_bytes(py, &buffer[..count], &[])?, count))
                 }
-                Err(error) => nothing_or(py, error),
+                Err(error) => nothing_or_error(py, error),
             }
         })?
     }
 
-    /// The `count` bytes that were received into a bytes object where there is room for `capacity`.
+    /// Makes the result of `count` bytes that were received into `uninit`, of `capacity` bytes that were offered.
     #[inline(always)]
     fn received(
         &self,
@@ -159,20 +160,20 @@ impl Core {
         update_size_hint(size_hint, count);
         let least = if capacity <= LARGE { capacity / 2 } else { capacity - capacity / 4 };
         if count < least {
-            // Too little to keep that much memory for.
-            // SAFETY: so many bytes were received.
+            // The program may keep the object, which would waste the rest of its memory.
+            // SAFETY: `count` bytes were received.
             if let Ok(data) = new_bytes(py, unsafe { uninit.written(count) }) {
                 self.recycle(uninit);
                 return Ok(Received::Data(data, count));
             }
         }
-        // SAFETY: so many bytes were received.
+        // SAFETY: `count` bytes were received.
         Ok(Received::Data(unsafe { self.freeze(uninit, count) }, count))
     }
 
-    /// The `count` bytes that were received into a bytes object, and the rest.
+    /// Makes the result of `count` bytes that were received into `uninit`, and the rest, into the buffer.
     #[inline(never)]
-    fn both(
+    fn received_both(
         &self,
         py: Python<'_>,
         uninit: UninitBytes,
@@ -181,13 +182,13 @@ impl Core {
         size_hint: &Cell<usize>,
     ) -> PyResult<Received> {
         update_size_hint(size_hint, count + rest.len());
-        // SAFETY: so many bytes were received.
+        // SAFETY: `count` bytes were received.
         let data = self.received_bytes(py, unsafe { uninit.written(count) }, rest);
         self.recycle(uninit);
         data.map(|data| Received::Data(data, count + rest.len()))
     }
 }
 
-fn nothing_or(py: Python<'_>, error: io::Error) -> PyResult<Received> {
+fn nothing_or_error(py: Python<'_>, error: io::Error) -> PyResult<Received> {
     if socket::is_not_ready(&error) { Ok(Received::Nothing) } else { Err(os_error(py, error)) }
 }

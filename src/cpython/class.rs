@@ -24,7 +24,7 @@ use super::ways_in::enter;
 
 /// A Rust type whose values live in instances of a Python class.
 pub trait Native: Sized + 'static {
-    /// Where the class is found once it is made.
+    /// Where the class is found once it is made. [`class_static`](crate::class_static) defines it.
     fn class() -> &'static Class;
 
     /// Shows every reference that the value owns to the garbage collector. Must not run Python code.
@@ -104,6 +104,17 @@ impl Class {
             keep,
         }
     }
+}
+
+/// [`Native::class`], for a class of which this many dead instances are kept to be used again.
+#[macro_export]
+macro_rules! class_static {
+    ($keep:expr) => {
+        fn class() -> &'static $crate::cpython::class::Class {
+            static CLASS: $crate::cpython::class::Class = $crate::cpython::class::Class::new($keep);
+            &CLASS
+        }
+    };
 }
 
 /// A strong reference to an instance that holds a `T`.

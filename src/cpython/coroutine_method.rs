@@ -8,7 +8,7 @@ use std::mem::offset_of;
 use pyo3::prelude::*;
 use pyo3::{Borrowed, ffi};
 
-use super::class::{self, Class, Definition, Native, Obj, This, Visitor};
+use super::class::{self, Definition, Native, Obj, This, Visitor};
 use super::module;
 use super::object::Object;
 use crate::attribute;
@@ -34,10 +34,7 @@ impl CoroutineMethod {
 }
 
 impl Native for CoroutineMethod {
-    fn class() -> &'static Class {
-        static CLASS: Class = Class::new(0);
-        &CLASS
-    }
+    crate::class_static!(0);
 
     fn traverse(&self, visitor: &mut Visitor) {
         visitor.object(&self.method);

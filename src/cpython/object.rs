@@ -433,6 +433,11 @@ pub fn call_method_with_keywords(
     }
 }
 
+/// True or False.
+pub fn boolean(py: Python<'_>, value: bool) -> Object {
+    value.into_pyobject(py).map(|value| Object::from(&*value)).unwrap_or_else(|never| match never {})
+}
+
 /// A tuple.
 pub fn tuple(py: Python<'_>, items: &[&Object]) -> PyResult<Object> {
     // SAFETY: the tuple is new, and filled in before anybody sees it.

@@ -18,7 +18,7 @@ use crate::cpython::args::{Args, all};
 use crate::cpython::audit;
 use crate::cpython::borrowing::StateCell;
 use crate::cpython::bound_method::BoundMethod;
-use crate::cpython::class::{self, Class, Definition, Native, Obj, This, Visitor};
+use crate::cpython::class::{self, Definition, Native, Obj, This, Visitor};
 use crate::cpython::errors::{OrOsError, new_error, numbered, os_error};
 use crate::cpython::module::add;
 use crate::cpython::object::{Object, tuple};
@@ -166,10 +166,7 @@ fn transport<'py>(
 }
 
 impl Native for Connection {
-    fn class() -> &'static Class {
-        static CLASS: Class = Class::new(0);
-        &CLASS
-    }
+    crate::class_static!(0);
 
     fn traverse(&self, visitor: &mut Visitor) {
         visitor.object(self.event_loop.as_object());

@@ -25,7 +25,7 @@ use pyo3::ffi;
 use pyo3::prelude::*;
 
 use crate::core::Core;
-use crate::cpython::class::{self, Class, Definition, Native, This, Visitor};
+use crate::cpython::class::{self, Definition, Native, This, Visitor};
 use crate::cpython::errors::OrOsError;
 use crate::cpython::errors::new_error;
 use crate::cpython::module::add;
@@ -85,10 +85,7 @@ impl Loop {
 }
 
 impl Native for Loop {
-    fn class() -> &'static Class {
-        static CLASS: Class = Class::new(0);
-        &CLASS
-    }
+    crate::class_static!(0);
 
     fn traverse(&self, visitor: &mut Visitor) {
         self.core.traverse(visitor);

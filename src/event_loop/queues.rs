@@ -1,4 +1,4 @@
-//! What is queued, for programs that look into asyncio's loop, or run its iterations in their own way.
+//! The queues as asyncio has them, `_ready` and `_scheduled`, for programs that look into them or run iterations of their own.
 
 use pyo3::Borrowed;
 use pyo3::ffi::PyMethodDef;
@@ -6,7 +6,7 @@ use pyo3::prelude::*;
 
 use super::{Loop, ThisLoop};
 use crate::core::ReadyEntry;
-use crate::cpython::class::{self, Class, Definition, Native, Obj, This, Visitor};
+use crate::cpython::class::{self, Definition, Native, Obj, This, Visitor};
 use crate::cpython::errors::no_memory;
 use crate::cpython::module::add;
 use crate::cpython::object::{Object, copy_context, tuple};
@@ -14,17 +14,14 @@ use crate::handle::{Arguments, Call, Handle, TimerHandle};
 use crate::intern;
 use crate::{method0, method1};
 
-/// What a handle calls that stands for an entry without one.
+/// An entry that has no handle, as the callback of the handle that is made for it.
 struct Entry {
     event_loop: Object,
     ready: ReadyEntry,
 }
 
 impl Native for Entry {
-    fn class() -> &'static Class {
-        static CLASS: Class = Class::new(0);
-        &CLASS
-    }
+    crate::class_static!(0);
 
     fn traverse(&self, visitor: &mut Visitor) {
         visitor.object(&self.event_loop);
@@ -40,7 +37,7 @@ fn run(this: This<'_, '_, Entry>) -> PyResult<Object> {
     Ok(Object::none(this.py()))
 }
 
-/// The handle of an entry, or one that does the same.
+/// The handle of an entry, or a new one that runs it.
 fn to_handle(this: ThisLoop<'_, '_>, entry: ReadyEntry) -> PyResult<Object> {
     let py = this.py();
     match entry {

@@ -9,15 +9,14 @@ use pyo3::{Borrowed, Python};
 
 use super::{Loop, ThisLoop, given, overrides};
 use crate::cpython::errors::new_error;
-use crate::cpython::object::Object;
-use crate::handle::boolean;
+use crate::cpython::object::{Object, boolean};
 use crate::intern;
 use crate::{attribute, method0, method1};
 
-/// PyO3 counts attachments by thread: what it drops below this is released at once, not at some later time.
+/// Runs `f` as an attachment that PyO3 counts, so that references which it drops meanwhile are released at once, not later.
 fn counted<R>(f: impl FnOnce(Python<'_>) -> R) -> R {
-    // SAFETY: the thread is attached, or it could not call methods. `attach` would ask whether the interpreter is ending,
-    // when destructors may still run loops.
+    // SAFETY: the thread is attached, since it calls a method. `attach` would fail while the interpreter is ending, when
+    // destructors may still run loops.
     unsafe { Python::attach_unchecked(f) }
 }
 
@@ -28,14 +27,14 @@ fn run(this: ThisLoop<'_, '_>) -> PyResult<Object> {
 
 fn run_once(this: ThisLoop<'_, '_>) -> PyResult<Object> {
     counted(|py| {
-        // Within an iteration it may wait for the answer to what that has written.
+        // A caller within an iteration may wait for the answer to what it has written.
         this.core.flush(py, &this.object())?;
         this.core.iterate(py, &this.object())
     })?;
     Ok(Object::none(this.py()))
 }
 
-/// Waits by a function of the program's from now on, or by the system's calls for None.
+/// Has the loop wait by a function of the program's, or by the system's calls for None.
 fn wait_by(this: ThisLoop<'_, '_>, function: Borrowed<'_, '_, PyAny>) -> PyResult<Object> {
     this.core.set_overridden_wait(this.py(), given(Some(Object::from(function))));
     Ok(Object::none(this.py()))
@@ -182,7 +181,7 @@ fn set_task_factory(this: ThisLoop<'_, '_>, value: Borrowed<'_, '_, PyAny>) -> P
     Ok(())
 }
 
-/// The attributes that asyncio.BaseEventLoop keeps on its instances and this half has to know of.
+/// Attributes of asyncio.BaseEventLoop's instances of which the values are kept here.
 pub fn attributes() -> Vec<PyGetSetDef> {
     vec![
         attribute!(Loop, "_closed", is_closed, set_closed),

@@ -14,7 +14,7 @@ use super::{Loop, ThisLoop, given};
 use crate::core::{Core, Direction, Waiter};
 use crate::cpython::args::{Args, all};
 use crate::cpython::bound_method::BoundMethod;
-use crate::cpython::class::{self, Class, Definition, Native, Obj, This, Visitor};
+use crate::cpython::class::{self, Definition, Native, Obj, This, Visitor};
 use crate::cpython::errors::os_error;
 use crate::cpython::module::add;
 use crate::cpython::object::{
@@ -335,10 +335,7 @@ fn resume(this: ThisListener<'_, '_>) -> PyResult<Object> {
 }
 
 impl Native for Listener {
-    fn class() -> &'static Class {
-        static CLASS: Class = Class::new(0);
-        &CLASS
-    }
+    crate::class_static!(0);
 
     fn traverse(&self, visitor: &mut Visitor) {
         visitor.object(&self.event_loop);

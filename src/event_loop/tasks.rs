@@ -1,4 +1,4 @@
-//! Making tasks and futures: asyncio's own, without a detour through Python code.
+//! create_task() and create_future(): they call asyncio's C classes without Python code in between.
 
 use pyo3::ffi::PyMethodDef;
 use pyo3::prelude::*;
@@ -12,7 +12,7 @@ use crate::imports::imports;
 use crate::intern;
 use crate::{method, method0};
 
-/// The names of the keyword argument that the classes are called with: `(loop=...)`.
+/// `("loop",)`, for calls with the keyword argument.
 fn names_of_loop(py: Python<'_>) -> PyResult<Object> {
     static NAMES: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
     let names = NAMES.get_or_try_init(py, || {
@@ -48,7 +48,7 @@ fn create_task<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Ob
     create_task_as_asyncio_does(this, args)
 }
 
-/// Whether asyncio's create_task() hands all of the keyword arguments to the class.
+/// Whether asyncio's create_task() passes all of the keyword arguments to the class.
 fn takes_keywords(args: Args<'_, '_>) -> PyResult<bool> {
     for (key, _) in args.keywords() {
         let py = key.py();
@@ -63,7 +63,7 @@ fn takes_keywords(args: Args<'_, '_>) -> PyResult<bool> {
     Ok(true)
 }
 
-/// Makes a task of an event loop that its class does not find out by itself.
+/// Makes a task with `loop=` as an argument.
 fn create_task_for<'py>(
     py: Python<'py>,
     event_loop: &Object,
@@ -79,7 +79,7 @@ fn create_task_for<'py>(
     call_with_names(py, class, &all.iter().collect::<Vec<_>>(), &names)
 }
 
-/// Task factories, debug mode, and keywords that only some versions take.
+/// Calls asyncio's create_task(), which handles task factories, debug mode, and keywords that only some versions take.
 #[cold]
 fn create_task_as_asyncio_does<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
     let py = this.py();

@@ -1,4 +1,4 @@
-//! Watching file descriptors: add_reader and its kin.
+//! Watching file descriptors: add_reader(), add_writer(), and what removes them.
 
 use std::os::fd::RawFd;
 
@@ -12,12 +12,12 @@ use crate::core::{Direction, Waiter};
 use crate::cpython::args::Args;
 use crate::cpython::class::Obj;
 use crate::cpython::errors::new_error;
-use crate::cpython::object::{Object, copy_context};
-use crate::handle::{Arguments, Call, Handle, boolean};
+use crate::cpython::object::{Object, boolean, copy_context};
+use crate::handle::{Arguments, Call, Handle};
 use crate::intern;
 use crate::{method, method1};
 
-/// Refuses a descriptor that a transport works on.
+/// RuntimeError if the descriptor is in use by a transport that is not closing.
 pub fn ensure_no_transport(this: ThisLoop<'_, '_>, fd: RawFd, given: &Bound<'_, PyAny>) -> PyResult<()> {
     let py = this.py();
     let Some(transport) = this.core.transport_of(fd) else { return Ok(()) };
@@ -87,10 +87,10 @@ fn remove_privately<'py>(
     }
     let fd = match fileno(&file) {
         Ok(fd @ 0..) => fd,
-        // No descriptor has that number.
+        // The number is too large for a descriptor.
         Err(error) if error.is_instance_of::<PyOverflowError>(py) => return Ok(boolean(py, false)),
         Err(error) => return Err(error),
-        // A socket that was closed meanwhile is known by what it was.
+        // A socket that was closed meanwhile is looked up as an object.
         Ok(fd) => this.core.descriptor_of(&Object::from(file)).ok_or_else(|| invalid_descriptor(py, fd))?,
     };
     let waiter = this.core.remove_waiter(fd, direction, None);
@@ -106,7 +106,7 @@ fn remove<'py>(
     remove_privately(this, file, direction)
 }
 
-/// What asyncio's _ensure_fd_no_transport does: any integer will do, other objects must have fileno().
+/// As asyncio's _ensure_fd_no_transport(), accepts any integer, and other objects with fileno().
 fn check_not_used<'py>(this: ThisLoop<'_, 'py>, file: Borrowed<'_, 'py, PyAny>) -> PyResult<Object> {
     match fileno(&file) {
         Ok(fd) => ensure_no_transport(this, fd, &file)?,

@@ -1,22 +1,22 @@
-//! Handles that other threads may cancel.
+//! Handles that other threads may cancel, as asyncio has them from 3.14 on.
 
 use pyo3::prelude::*;
 
 use super::Handle;
 use super::class::AsHandle;
-use crate::cpython::class::{Class, Native, This, Visitor};
+use crate::cpython::class::{Native, This, Visitor};
 use crate::cpython::object::{Object, check_signals, thread_ident};
 use crate::reactor::run_lock::RunLock;
 
-/// A callback that other threads may cancel, as asyncio has them from 3.14 on: while it runs, its state cannot be
-/// asked or changed from another thread, which waits until it is done.
+/// Another thread that asks for its state or cancels it waits while the callback runs.
 pub struct ThreadSafeHandle {
     handle: Handle,
     running: RunLock,
 }
 
-/// Waits until the callback does not run in another thread. Nobody can begin to run it then before the caller releases
-/// the GIL. The error is what a signal's handler raised meanwhile.
+/// Waits until the callback does not run in another thread. The error is what a signal's handler raised meanwhile.
+///
+/// GIL: no thread can begin to run the callback before the caller releases it.
 fn wait(running: &RunLock, py: Python<'_>) -> PyResult<()> {
     let thread = thread_ident();
     while running.is_elsewhere(thread) {
@@ -48,10 +48,7 @@ impl ThreadSafeHandle {
 }
 
 impl Native for ThreadSafeHandle {
-    fn class() -> &'static Class {
-        static CLASS: Class = Class::new(256);
-        &CLASS
-    }
+    crate::class_static!(256);
 
     fn traverse(&self, visitor: &mut Visitor) {
         self.handle.traverse(visitor);

@@ -10,8 +10,7 @@ use crate::cpython::args::Args;
 use crate::cpython::buffer::Bytes;
 use crate::cpython::class::{self, This};
 use crate::cpython::errors::new_error;
-use crate::cpython::object::{Object, dict};
-use crate::handle::boolean;
+use crate::cpython::object::{Object, boolean, dict};
 use crate::imports::imports;
 use crate::intern;
 
@@ -217,7 +216,7 @@ macro_rules! reading_methods {
             method0!(
                 $native,
                 "is_reading",
-                |this| Ok($crate::handle::boolean(this.py(), this.is_reading())),
+                |this| Ok($crate::cpython::object::boolean(this.py(), this.is_reading())),
                 "is_reading($self, /)\n--\n\nReturn True if the transport is neither paused nor closing."
             ),
             method0!(
@@ -289,12 +288,15 @@ macro_rules! transport_attributes {
             attribute!($native, "_extra", $crate::transports::methods::extra),
             attribute!($native, "_loop", |this| Ok(this.event_loop.clone())),
             attribute!($native, "_protocol", $crate::transports::methods::get_protocol),
-            attribute!($native, "_closing", |this| Ok($crate::handle::boolean(this.py(), this.is_closing()))),
+            attribute!($native, "_closing", |this| Ok($crate::cpython::object::boolean(
+                this.py(),
+                this.is_closing()
+            ))),
             attribute!($native, "_paused", |this| {
-                Ok($crate::handle::boolean(this.py(), !this.is_closing() && !this.is_reading()))
+                Ok($crate::cpython::object::boolean(this.py(), !this.is_closing() && !this.is_reading()))
             }),
             attribute!($native, "_protocol_paused", |this| {
-                Ok($crate::handle::boolean(this.py(), this.flow.is_paused()))
+                Ok($crate::cpython::object::boolean(this.py(), this.flow.is_paused()))
             }),
         ]
     };

@@ -9,14 +9,13 @@ use crate::core::RECEIVE_BUFFER;
 use crate::cpython::args::Args;
 use crate::cpython::class::{self, Definition};
 use crate::cpython::errors::new_error;
-use crate::cpython::methods::call_bare;
 use crate::cpython::module::{add, import};
 use crate::cpython::object::Object;
 use crate::intern;
 use crate::transports::endpoint::Phase;
 use crate::transports::methods::{self, none, polling};
 use crate::{
-    attribute, method, method0, method1, reading_methods, transport_attributes, transport_methods,
+    attribute, method, method0, method1, reading_methods, repr_slot, transport_attributes, transport_methods,
     writing_methods,
 };
 
@@ -38,11 +37,6 @@ fn repr(this: ThisDatagram<'_, '_>) -> PyResult<Object> {
         let (reading, writing) = (polling(this.wants_read.get()), polling(this.blocked.get()));
         format!("read={reading} write=<{writing}, bufsize={}>", this.queued.get())
     })
-}
-
-unsafe extern "C" fn tp_repr(instance: *mut pyo3::ffi::PyObject) -> *mut pyo3::ffi::PyObject {
-    // SAFETY: the slot of this class is called with its instances.
-    unsafe { call_bare::<Datagram>(instance, repr) }
 }
 
 /// Makes the class.
@@ -80,10 +74,7 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
         base,
         methods,
         attributes,
-        slots: vec![pyo3::ffi::PyType_Slot {
-            slot: pyo3::ffi::Py_tp_repr,
-            pfunc: tp_repr as *mut std::ffi::c_void,
-        }],
+        slots: vec![repr_slot!(Datagram, repr)],
         open: true,
     };
     let class = class::make::<Datagram>(definition)?;

@@ -18,7 +18,7 @@ use super::endpoint::{self, Endpoint, Transport};
 use super::socket_file::SocketFile;
 use crate::cpython::borrowing::StateCell;
 use crate::cpython::buffer::Bytes;
-use crate::cpython::class::{Class, Native, Obj, This, Visitor};
+use crate::cpython::class::{Native, Obj, This, Visitor};
 use crate::cpython::object::Object;
 use crate::reactor::poller::fork_count;
 use addresses::{Addresses, Family};
@@ -140,10 +140,7 @@ impl Transport for Datagram {
 }
 
 impl Native for Datagram {
-    fn class() -> &'static Class {
-        static CLASS: Class = Class::new(0);
-        &CLASS
-    }
+    crate::class_static!(0);
 
     fn traverse(&self, visitor: &mut Visitor) {
         self.endpoint.traverse(visitor);

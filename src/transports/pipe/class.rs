@@ -1,11 +1,8 @@
 //! The Python classes of the pipe transports: asyncio.ReadTransport and asyncio.WriteTransport on top of
 //! [`super::ReadPipe`] and [`super::WritePipe`].
 
-use std::ffi::c_void;
-
 use pyo3::Borrowed;
 use pyo3::exceptions::{PyAssertionError, PyAttributeError};
-use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::PyType;
 
@@ -16,15 +13,13 @@ use crate::core::RECEIVE_BUFFER;
 use crate::cpython::buffer::new_bytes;
 use crate::cpython::class::{self, Definition, This};
 use crate::cpython::errors::new_error;
-use crate::cpython::methods::call_bare;
 use crate::cpython::module::{add, import};
-use crate::cpython::object::Object;
-use crate::handle::boolean;
+use crate::cpython::object::{Object, boolean};
 use crate::intern;
 use crate::transports::endpoint::{self, Phase, Transport};
 use crate::transports::methods::{self, none, polling};
 use crate::{
-    attribute, method, method0, method1, reading_methods, transport_attributes, transport_methods,
+    attribute, method, method0, method1, reading_methods, repr_slot, transport_attributes, transport_methods,
     writing_methods,
 };
 
@@ -51,20 +46,6 @@ fn repr_writing(this: ThisWritePipe<'_, '_>) -> PyResult<Object> {
     methods::repr(this, Some("open"), || {
         format!("{} bufsize={}", polling(this.blocked.get()), this.queued_size())
     })
-}
-
-unsafe extern "C" fn tp_repr_reading(instance: *mut ffi::PyObject) -> *mut ffi::PyObject {
-    // SAFETY: the slot of this class is called with its instances.
-    unsafe { call_bare::<ReadPipe>(instance, repr_reading) }
-}
-
-unsafe extern "C" fn tp_repr_writing(instance: *mut ffi::PyObject) -> *mut ffi::PyObject {
-    // SAFETY: the slot of this class is called with its instances.
-    unsafe { call_bare::<WritePipe>(instance, repr_writing) }
-}
-
-fn repr_slot(function: unsafe extern "C" fn(*mut ffi::PyObject) -> *mut ffi::PyObject) -> ffi::PyType_Slot {
-    ffi::PyType_Slot { slot: ffi::Py_tp_repr, pfunc: function as *mut c_void }
 }
 
 /// What it means to asyncio's transports that their file is taken away: they are closed, and it is not.
@@ -108,7 +89,7 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
         base: asyncio.getattr(intern!(py, "ReadTransport"))?.cast_into::<PyType>()?,
         methods,
         attributes: pipe_attributes!(ReadPipe),
-        slots: vec![repr_slot(tp_repr_reading)],
+        slots: vec![repr_slot!(ReadPipe, repr_reading)],
         open: true,
     };
     let class = class::make::<ReadPipe>(definition)?;
@@ -161,7 +142,7 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
             .cast_into::<PyType>()?,
         methods,
         attributes: pipe_attributes!(WritePipe),
-        slots: vec![repr_slot(tp_repr_writing)],
+        slots: vec![repr_slot!(WritePipe, repr_writing)],
         open: true,
     };
     add(module, "WritePipeTransport", class::make::<WritePipe>(definition)?)

@@ -8,7 +8,7 @@ use pyo3::prelude::*;
 use super::{extra_info, prepare};
 use crate::core::{LEAST, ReadyEntry};
 use crate::cpython::bound_method::BoundMethod;
-use crate::cpython::class::{Class, Native, Obj, This, Visitor};
+use crate::cpython::class::{Native, Obj, This, Visitor};
 use crate::cpython::errors::os_error;
 use crate::cpython::object::Object;
 use crate::intern;
@@ -118,10 +118,7 @@ impl Transport for ReadPipe {
 }
 
 impl Native for ReadPipe {
-    fn class() -> &'static Class {
-        static CLASS: Class = Class::new(0);
-        &CLASS
-    }
+    crate::class_static!(0);
 
     fn traverse(&self, visitor: &mut Visitor) {
         self.endpoint.traverse(visitor);

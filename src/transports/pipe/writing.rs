@@ -9,7 +9,7 @@ use pyo3::prelude::*;
 use super::{extra_info, lets_others_run, prepare};
 use crate::cpython::borrowing::StateCell;
 use crate::cpython::buffer::Bytes;
-use crate::cpython::class::{Class, Native, Obj, This, Visitor};
+use crate::cpython::class::{Native, Obj, This, Visitor};
 use crate::cpython::errors::os_error;
 use crate::cpython::errors::{error_of, no_memory};
 use crate::cpython::object::{Object, tuple};
@@ -183,10 +183,7 @@ impl Transport for WritePipe {
 }
 
 impl Native for WritePipe {
-    fn class() -> &'static Class {
-        static CLASS: Class = Class::new(0);
-        &CLASS
-    }
+    crate::class_static!(0);
 
     fn traverse(&self, visitor: &mut Visitor) {
         self.endpoint.traverse(visitor);

@@ -10,15 +10,13 @@ use crate::core::RECEIVE_BUFFER;
 use crate::cpython::buffer::{Bytes, has_buffer};
 use crate::cpython::class::{self, Definition};
 use crate::cpython::errors::{new_error, no_memory};
-use crate::cpython::methods::call_bare;
 use crate::cpython::module::{add, import};
-use crate::cpython::object::Object;
-use crate::handle::boolean;
+use crate::cpython::object::{Object, boolean};
 use crate::intern;
 use crate::transports::endpoint::{self, Phase};
 use crate::transports::methods::{self, none, polling};
 use crate::{
-    attribute, method, method0, method1, reading_methods, transport_attributes, transport_methods,
+    attribute, method, method0, method1, reading_methods, repr_slot, transport_attributes, transport_methods,
     writing_methods,
 };
 
@@ -104,11 +102,6 @@ fn repr(this: ThisStream<'_, '_>) -> PyResult<Object> {
         let (reading, writing) = (polling(this.wants_read.get()), polling(this.blocked.get()));
         format!("read={reading} write=<{writing}, bufsize={}>", this.queue.borrow().size())
     })
-}
-
-unsafe extern "C" fn tp_repr(instance: *mut pyo3::ffi::PyObject) -> *mut pyo3::ffi::PyObject {
-    // SAFETY: the slot of this class is called with its instances.
-    unsafe { call_bare::<Stream>(instance, repr) }
 }
 
 /// Makes the class.
@@ -203,10 +196,7 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
         base,
         methods,
         attributes,
-        slots: vec![pyo3::ffi::PyType_Slot {
-            slot: pyo3::ffi::Py_tp_repr,
-            pfunc: tp_repr as *mut std::ffi::c_void,
-        }],
+        slots: vec![repr_slot!(Stream, repr)],
         open: true,
     };
     let class = class::make::<Stream>(definition)?;

@@ -18,7 +18,7 @@ use super::endpoint::{self, Endpoint, Transport};
 use super::socket_file::SocketFile;
 use super::write_queue::WriteQueue;
 use crate::cpython::borrowing::StateCell;
-use crate::cpython::class::{Class, Native, Obj, This, Visitor};
+use crate::cpython::class::{Native, Obj, This, Visitor};
 use crate::cpython::object::{Object, ObjectCell};
 use crate::imports::imports;
 use crate::intern;
@@ -171,10 +171,7 @@ fn call_server(
 }
 
 impl Native for Stream {
-    fn class() -> &'static Class {
-        static CLASS: Class = Class::new(0);
-        &CLASS
-    }
+    crate::class_static!(0);
 
     fn traverse(&self, visitor: &mut Visitor) {
         self.endpoint.traverse(visitor);
