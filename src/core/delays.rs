@@ -26,8 +26,9 @@ use crate::cpython::borrowing::StateCell;
 use crate::reactor::clock::{self, Tick};
 use crate::reactor::histogram::Histogram;
 
-/// In an iteration of up to this many callbacks, the clock is read before each; in a longer one before every eighth.
+/// In an iteration of up to this many callbacks, the clock is read before each.
 const READ_EACH: u64 = 8;
+/// In a longer iteration, it is read once for this many callbacks.
 const READ_EVERY: u64 = 8;
 
 /// Callbacks that became ready at the same time: those behind the group before, up to position `end` of the ready queue.

@@ -77,8 +77,8 @@ pub struct Metrics {
     idle: Cell<f64>,
     /// When the present iteration began, in ticks; None while the loop waits or is not running.
     iteration_began: Cell<Option<NonZeroU64>>,
-    /// When timers were last looked at, by the clock that decides when they are due.
-    timers_looked_at: Cell<f64>,
+    /// Until when timers have been queued, by the clock that they are due by.
+    timers_queued: Cell<f64>,
 }
 
 impl Default for Metrics {
@@ -93,7 +93,7 @@ impl Default for Metrics {
             run_began: Cell::new(None),
             idle: Cell::new(0.0),
             iteration_began: Cell::new(None),
-            timers_looked_at: Cell::new(f64::NEG_INFINITY),
+            timers_queued: Cell::new(f64::NEG_INFINITY),
         }
     }
 }
@@ -104,7 +104,7 @@ impl Metrics {
         self.delays.restart(now.ticks);
         self.run_began.set(Some(now.seconds));
         if has_own_clock {
-            self.timers_looked_at.set(now.seconds);
+            self.timers_queued.set(now.seconds);
         }
     }
 
@@ -148,21 +148,21 @@ impl Metrics {
         }
     }
 
-    /// Timers are about to be queued behind the position where the queue ends, at a time of the clock that they are due by and of ours.
+    /// Starts queuing the timers that are due at `now`, which is `ticks` by the system's clock.
     pub fn begin_timers(&self, now: f64, ticks: u64, queue_end: u64) -> DueTimers {
-        let looked_before = self.timers_looked_at.replace(now);
-        DueTimers { now, ticks, looked_before, first: queue_end, group: queue_end, due: now }
+        let queued_before = self.timers_queued.replace(now);
+        DueTimers { now, ticks, queued_before, first: queue_end, group: queue_end, due: now }
     }
 
     /// A timer is about to be queued at the position.
     pub fn timer_due(&self, timers: &mut DueTimers, when: f64, position: u64, tick: &Tick) {
-        // One that was due at the last look already was made since.
-        let due = when.max(timers.looked_before);
-        let is_first = position == timers.first;
-        if !is_first && due - timers.due <= (timers.now - timers.due) * INSIGNIFICANT {
-            return;
-        }
-        if !is_first {
+        // A timer that was made with a time in the past is late since timers were queued before.
+        let due = when.max(timers.queued_before);
+        if position > timers.first {
+            let differs = due - timers.due > (timers.now - timers.due) * INSIGNIFICANT;
+            if !differs {
+                return;
+            }
             self.delays.queued_since(timers.due_in_ticks(tick), timers.group..position);
         }
         (timers.due, timers.group) = (due, position);
@@ -233,8 +233,8 @@ const INSIGNIFICANT: f64 = 1.0 / 64.0;
 pub struct DueTimers {
     now: f64,
     ticks: u64,
-    /// When timers were looked at before.
-    looked_before: f64,
+    /// Until when timers had been queued before.
+    queued_before: f64,
     first: u64,
     group: u64,
     /// When the first of the group became due, or was made.

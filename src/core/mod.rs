@@ -4,7 +4,7 @@
 //! [`crate::cpython::bound_method::BoundMethod`]s.
 //!
 //! Invariant: no Python code runs while state is borrowed. A function that can run Python code takes `py`, or a `This`; any other
-//! runs none, except where [`Core::clear`] and destructors drop objects.
+//! can at most drop objects, and says so.
 //!
 //! GIL: other threads push to the ready queue while the loop is not running, and read the metrics and the queue while it is; the
 //! cells and [`StateCell`]s are not synchronised in any other way.
@@ -260,6 +260,8 @@ impl Core {
     }
 
     /// Ignores errors, as asyncio does: the caller could not do anything about them.
+    ///
+    /// GIL: the caller is another thread. The loop's thread borrows the registry only while it holds the GIL.
     fn wake_poller(&self) {
         let registry = self.registry.borrow();
         let Some(registry) = &*registry else { return };

@@ -174,7 +174,7 @@ fn unregister_if_idle(registry: &mut Registry<Watch>, token: Token) {
 }
 
 impl Core {
-    /// The transports and waiters of all descriptors.
+    /// The transports and waiters of all descriptors. GIL: the caller may be another thread.
     pub fn watched_objects(&self) -> Vec<Object> {
         let registry = self.registry.borrow();
         let mut objects = Vec::new();

@@ -511,6 +511,7 @@ pub fn dict_item(py: Python<'_>, dict: &Object, key: &Bound<'_, PyString>) -> Py
     // SAFETY: PyDict_GetItemWithError checks that it is given a dict, and returns a borrowed reference or null.
     let item = unsafe { ffi::PyDict_GetItemWithError(dict.as_ptr(), key.as_ptr()) };
     match NonNull::new(item) {
+        // GIL: no other thread can replace the item meanwhile.
         // SAFETY: the dict keeps the item alive until here.
         Some(item) => Ok(unsafe { Object::from_borrowed(item) }),
         None => Err(PyErr::take(py).unwrap_or_else(|| new_error::<PyKeyError>(py, key.to_string()))),

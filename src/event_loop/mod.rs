@@ -41,11 +41,11 @@ pub struct Loop {
     thread: Cell<Option<u64>>,
     has_task_factory: Cell<bool>,
     overrides: Overrides,
-    /// Whether the program has put a method of its own in place of one that asyncio connects with.
+    /// Whether the program has overridden one of the methods in [`CONNECTING`].
     replaces_connecting: Cell<bool>,
 }
 
-/// What asyncio's create_connection() goes through.
+/// Methods that asyncio's create_connection() calls.
 const CONNECTING: [&str; 6] = [
     "getaddrinfo",
     "sock_connect",
@@ -59,11 +59,11 @@ pub type ThisLoop<'a, 'py> = This<'a, 'py, Loop>;
 
 impl Loop {
     fn new(py: Python<'_>) -> PyResult<Loop> {
-        // Forces the wait that platforms without one of ours use, so that it can be tested on Linux.
+        // Waits by the polling crate, as on platforms other than Linux, so that it can be tested here.
         let portable = std::env::var_os("HOTLOOP_POLLER").is_some_and(|value| value == "portable");
         Ok(Loop {
             core: Rc::new(Core::new(portable).or_os_error(py)?),
-            // Until BaseEventLoop.__init__() opens it: one that was never made whole has nothing to close.
+            // BaseEventLoop.__init__() sets it to False. Until then there is nothing to close.
             closed: Cell::new(true),
             thread: Cell::new(None),
             has_task_factory: Cell::new(false),
@@ -169,7 +169,7 @@ fn descriptor(object: &Bound<'_, PyAny>) -> PyResult<c_int> {
     }
 }
 
-/// The same, but it can be negative, as that of a closed socket is.
+/// Like [`descriptor`], but a negative number is returned: that of a closed socket is.
 fn fileno(object: &Bound<'_, PyAny>) -> PyResult<c_int> {
     let py = object.py();
     use pyo3::types::PyInt;
@@ -193,7 +193,7 @@ fn fileno(object: &Bound<'_, PyAny>) -> PyResult<c_int> {
     }
 }
 
-/// Whether an error says no more than that an object is none with a descriptor.
+/// Whether an error of fileno() says that the object has no descriptor.
 #[cold]
 fn is_no_descriptor(error: &PyErr, py: Python<'_>) -> bool {
     error.is_instance_of::<PyAttributeError>(py)

@@ -36,7 +36,7 @@ pub use thread_safe::ThreadSafeHandle;
 /// Dead handles of a class that are kept to be used again.
 const KEPT: usize = 1024;
 
-/// What an event loop shares with its handles.
+/// What an event loop shares with its handles. GIL: handles are made and dropped in any thread, and `Rc` counts them without atomics.
 #[derive(Default)]
 pub struct Schedule {
     debug: Cell<bool>,
