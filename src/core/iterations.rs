@@ -101,9 +101,9 @@ impl Core {
             }
             drop(entry);
             let done = position - positions.start + 1;
-            if done % FLUSH_CLOCK_CALLBACKS == 0 && !self.unsent.borrow().is_empty() {
+            if done.is_multiple_of(FLUSH_CLOCK_CALLBACKS) && !self.unsent.borrow().is_empty() {
                 let now = clock::now();
-                if done % FLUSH_CALLBACKS == 0 || now - flushed > FLUSH_INTERVAL {
+                if done.is_multiple_of(FLUSH_CALLBACKS) || now - flushed > FLUSH_INTERVAL {
                     self.flush(py, event_loop)?;
                     flushed = now;
                 }
