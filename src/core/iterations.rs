@@ -23,9 +23,10 @@ const FLUSH_INTERVAL: f64 = 1e-3;
 const FLUSH_CLOCK_CALLBACKS: u64 = 8;
 
 /// When a transport sends what is written to it.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
 pub enum Sending {
     /// Within write(): the loop is not in an iteration.
+    #[default]
     AtOnce,
     /// The first write within write(), so that the peer can begin with it; later ones at the end. The iteration has one callback.
     FirstAtOnce,
@@ -34,36 +35,30 @@ pub enum Sending {
 }
 
 impl Core {
-    /// Runs iterations until [`Core::set_stopping`]; the one under way then is finished.
+    /// Runs iterations until `stopping` is set.
     pub fn run(&self, py: Python<'_>, event_loop: &Object) -> PyResult<()> {
         // Code that ran before the loop may have made descriptors ready.
         self.poll_policy.request_poll();
         let now = Instant::now();
-        self.metrics.begin_run(now, !self.has_overridden_clock());
+        self.metrics.begin_run(now, !self.overridden_clock.get());
         if let Some(run_monitor) = &*self.run_monitor.borrow() {
             run_monitor.set_thread();
         }
-        let result = self.run_iterations(py, event_loop);
+        let result = loop {
+            let result = self.iterate(py, event_loop);
+            if result.is_err() || self.stopping.get() {
+                break result;
+            }
+        };
         self.metrics.end_run(&self.poll_policy.tick);
         result
-    }
-
-    fn run_iterations(&self, py: Python<'_>, event_loop: &Object) -> PyResult<()> {
-        loop {
-            self.iterate(py, event_loop)?;
-            if self.stopping.get() {
-                return Ok(());
-            }
-        }
     }
 
     /// Runs one iteration, in asyncio's order: wait, queue what is ready and then the timers that are due, run the callbacks
     /// that are in the queue by then, send what they wrote.
     pub fn iterate(&self, py: Python<'_>, event_loop: &Object) -> PyResult<()> {
         self.iteration.set(self.iteration.get() + 1);
-        if self.injected.has_entries() {
-            self.take_injected();
-        }
+        self.take_injected();
         let callbacks_wait = !self.ready.borrow().is_empty() || self.stopping.get();
         let started = match if callbacks_wait { self.try_skip_poll() } else { None } {
             Some(ticks) => Instant { seconds: self.poll_policy.polled(), ticks },
@@ -127,8 +122,7 @@ impl Core {
             false if by_method => entry.run_by_method(py, event_loop),
             false => entry.run(py, event_loop),
         };
-        let run_monitor = self.run_monitor.borrow().clone();
-        let Some(run_monitor) = run_monitor else { return run() };
+        let Some(run_monitor) = self.run_monitor() else { return run() };
         run_monitor.begin(began);
         let result = run();
         let Some(run) = run_monitor.end() else { return result };

@@ -60,13 +60,14 @@ counts! {
     bytes_written,
 }
 
+#[derive(Default)]
 pub struct Metrics {
     pub counts: Counts,
     /// How long iterations take.
     pub iterations: Histogram,
     pub delays: Delays,
     /// Open transports.
-    transports: Cell<usize>,
+    pub transports: Cell<usize>,
     /// The longest ready queue that an iteration of several callbacks began with.
     ready_highest: Cell<usize>,
     /// Seconds of the runs that have ended.
@@ -78,24 +79,7 @@ pub struct Metrics {
     /// When the present iteration began, in ticks; None while the loop waits or is not running.
     iteration_began: Cell<Option<NonZeroU64>>,
     /// Until when timers have been queued, by the clock that they are due by.
-    timers_queued: Cell<f64>,
-}
-
-impl Default for Metrics {
-    fn default() -> Self {
-        Metrics {
-            counts: Counts::default(),
-            iterations: Histogram::default(),
-            delays: Delays::default(),
-            transports: Cell::new(0),
-            ready_highest: Cell::new(0),
-            ran: Cell::new(0.0),
-            run_began: Cell::new(None),
-            idle: Cell::new(0.0),
-            iteration_began: Cell::new(None),
-            timers_queued: Cell::new(f64::NEG_INFINITY),
-        }
-    }
+    timers_queued: Cell<Option<f64>>,
 }
 
 impl Metrics {
@@ -104,7 +88,7 @@ impl Metrics {
         self.delays.restart(now.ticks);
         self.run_began.set(Some(now.seconds));
         if has_own_clock {
-            self.timers_queued.set(now.seconds);
+            self.timers_queued.set(Some(now.seconds));
         }
     }
 
@@ -150,7 +134,7 @@ impl Metrics {
 
     /// Starts queuing the timers that are due at `now`, which is `ticks` by the system's clock.
     pub fn begin_timers(&self, now: f64, ticks: u64, queue_end: u64) -> DueTimers {
-        let queued_before = self.timers_queued.replace(now);
+        let queued_before = self.timers_queued.replace(Some(now)).unwrap_or(f64::NEG_INFINITY);
         DueTimers { now, ticks, queued_before, first: queue_end, group: queue_end, due: now }
     }
 
@@ -184,10 +168,6 @@ impl Metrics {
 
     pub fn close_transport(&self) {
         self.transports.set(self.transports.get().saturating_sub(1));
-    }
-
-    pub fn transports(&self) -> usize {
-        self.transports.get()
     }
 
     pub fn ready_highest(&self) -> usize {

@@ -28,7 +28,6 @@ use pyo3::prelude::*;
 
 use crate::cpython::borrowing::StateCell;
 use crate::cpython::bound_method::BoundMethod;
-use crate::cpython::buffer::{joined, new_bytes};
 use crate::cpython::class::Visitor;
 use crate::cpython::errors::no_memory;
 use crate::cpython::object::{Object, ObjectCell};
@@ -42,7 +41,6 @@ use crate::reactor::poller::{self, Poller};
 use crate::reactor::registry::{Registry, Token};
 use crate::reactor::run_monitor::RunMonitor;
 use crate::reactor::spin::AdaptiveSpin;
-use crate::reserve::zeroes;
 
 use iterations::Sending;
 pub use iterations::report_error;
@@ -64,6 +62,7 @@ const BEGINNING: u64 = 2;
 /// After this many failed attempts, the loop stays asleep until the next wake-up.
 const WAKE_ATTEMPTS: u32 = 3;
 
+#[derive(Default)]
 pub struct Core {
     pub schedule: Rc<Schedule>,
     ready: StateCell<ReadyQueue>,
@@ -78,9 +77,10 @@ pub struct Core {
     /// Tokens of transports of recently accepted connections, with the iteration.
     accepted: StateCell<VecDeque<(u64, Token)>>,
     sending: Cell<Sending>,
-    stopping: Cell<bool>,
+    /// Whether [`Core::run`] ends after the iteration that is under way, or the next one.
+    pub stopping: Cell<bool>,
     /// Whether a subclass or the program has overridden time(), which decides when timers are due.
-    overridden_clock: Cell<bool>,
+    pub overridden_clock: Cell<bool>,
     /// The program's select.select(), if it is patched to run other (green) threads meanwhile.
     overridden_wait: ObjectCell,
     /// Taken out by [`Core::with_buffer`] for one receive at a time.
@@ -108,32 +108,8 @@ pub struct Core {
 
 impl Core {
     pub fn new(portable: bool) -> io::Result<Core> {
-        Ok(Core {
-            schedule: Rc::default(),
-            ready: StateCell::default(),
-            injected: InjectQueue::default(),
-            registry: StateCell::new(Some(Registry::new(Poller::new(portable)?))),
-            unsent: StateCell::default(),
-            iteration: Cell::new(0),
-            accepted: StateCell::default(),
-            sending: Cell::new(Sending::AtOnce),
-            stopping: Cell::new(false),
-            overridden_clock: Cell::new(false),
-            overridden_wait: ObjectCell::default(),
-            buffer: Cell::new(None),
-            spare: Cell::new(None),
-            bytes_pool: StateCell::default(),
-            recv_size_hint: Cell::new(0),
-            batch: Cell::new(None),
-            events: Cell::new(None),
-            poll_policy: PollPolicy::default(),
-            released: Cell::new(f64::NEG_INFINITY),
-            others_ran: Cell::new(0.0),
-            wait_failed: Cell::new(false),
-            spin: AdaptiveSpin::default(),
-            metrics: Metrics::default(),
-            run_monitor: StateCell::default(),
-        })
+        let registry = StateCell::new(Some(Registry::new(Poller::new(portable)?)));
+        Ok(Core { registry, released: Cell::new(f64::NEG_INFINITY), ..Core::default() })
     }
 
     pub fn is_portable(&self) -> bool {
@@ -142,14 +118,6 @@ impl Core {
 
     pub fn is_closed(&self) -> bool {
         self.registry.borrow().is_none()
-    }
-
-    pub fn stopping(&self) -> bool {
-        self.stopping.get()
-    }
-
-    pub fn set_overridden_clock(&self, overridden: bool) {
-        self.overridden_clock.set(overridden);
     }
 
     /// Drops the previous function.
@@ -161,25 +129,12 @@ impl Core {
         self.overridden_wait.is_some()
     }
 
-    pub fn has_overridden_clock(&self) -> bool {
-        self.overridden_clock.get()
-    }
-
-    pub fn set_stopping(&self, stopping: bool) {
-        self.stopping.set(stopping);
-    }
-
-    // --- The ready queue ---
-
     /// Queues a callback of the program's. MemoryError if there is no room.
     #[inline(always)]
     pub fn push_new(&self, py: Python<'_>, entry: ReadyEntry) -> PyResult<()> {
-        if self.injected.has_entries() {
-            // Entries that other threads pushed before this call come first.
-            self.take_injected();
-        }
+        self.take_injected();
         let mut ready = self.ready.borrow_mut();
-        if ready.room() < HEADROOM && !ready.reserve(2 * HEADROOM) {
+        if ready.capacity() - ready.len() < HEADROOM && !ready.reserve(2 * HEADROOM) {
             drop(ready);
             return Err(no_memory(py));
         }
@@ -190,13 +145,9 @@ impl Core {
     /// Queues an entry of the loop's own, for which [`HEADROOM`] keeps room.
     #[inline(always)]
     pub fn push(&self, entry: ReadyEntry) {
-        if self.injected.has_entries() {
-            self.take_injected();
-        }
+        self.take_injected();
         self.ready.borrow_mut().push_back(entry);
     }
-
-    // --- Connections that have just been accepted ---
 
     /// Notes that a transport's connection was accepted in this iteration.
     pub fn note_accepted(&self, token: Token) {
@@ -220,9 +171,7 @@ impl Core {
 
     /// A copy of the queue. MemoryError if there is no room for it.
     pub fn ready_entries(&self, py: Python<'_>) -> PyResult<Vec<ReadyEntry>> {
-        if self.injected.has_entries() {
-            self.take_injected();
-        }
+        self.take_injected();
         let ready = self.ready.borrow();
         let mut entries = Vec::new();
         if entries.try_reserve(ready.len()).is_err() {
@@ -235,9 +184,7 @@ impl Core {
 
     /// Takes the next entry out of the queue.
     pub fn pop_ready(&self) -> Option<ReadyEntry> {
-        if self.injected.has_entries() {
-            self.take_injected();
-        }
+        self.take_injected();
         self.ready.borrow_mut().pop_front()
     }
 
@@ -270,8 +217,16 @@ impl Core {
         }
     }
 
-    #[cold]
+    /// Queues the entries that other threads have pushed so far: they come before any that is queued after this call.
+    #[inline(always)]
     fn take_injected(&self) {
+        if self.injected.has_entries() {
+            self.queue_injected();
+        }
+    }
+
+    #[cold]
+    fn queue_injected(&self) {
         let mut ready = self.ready.borrow_mut();
         if !ready.reserve(self.injected.count() + HEADROOM) {
             // They stay where they are until there is memory.
@@ -307,27 +262,6 @@ impl Core {
         self.poll_policy.request_poll();
     }
 
-    /// A bytes object to receive into, with room for at least `size` bytes.
-    #[inline(always)]
-    pub fn acquire_bytes(&self, py: Python<'_>, size: usize) -> PyResult<UninitBytes> {
-        self.bytes_pool.borrow_mut().take(py, size)
-    }
-
-    /// A bytes object of the first `length` bytes that were received into it.
-    ///
-    /// # Safety
-    /// They have been written.
-    #[inline(always)]
-    pub unsafe fn freeze(&self, uninit: UninitBytes, length: usize) -> Object {
-        // SAFETY: as the caller says.
-        unsafe { self.bytes_pool.borrow_mut().freeze(uninit, length) }
-    }
-
-    /// Takes back a bytes object that nothing was received into.
-    pub fn recycle(&self, uninit: UninitBytes) {
-        self.bytes_pool.borrow_mut().recycle(uninit);
-    }
-
     /// Calls `f` with the memory for datagrams. MemoryError if there is none. `f` may run Python code, and a nested call gets other
     /// memory.
     pub fn with_batch<R>(&self, py: Python<'_>, f: impl FnOnce(&mut Batch) -> R) -> PyResult<R> {
@@ -337,62 +271,6 @@ impl Core {
         self.batch.set(Some(batch));
         Ok(result)
     }
-
-    /// Whether [`Core::with_buffer`] cannot fail for [`RECEIVE_BUFFER`] bytes.
-    pub fn has_buffer(&self) -> bool {
-        let (buffer, spare) = (self.buffer.take(), self.spare.take());
-        let is_there = buffer.is_some() && spare.is_some();
-        self.buffer.set(buffer);
-        self.spare.set(spare);
-        is_there
-    }
-
-    /// Calls `f` with the receive buffer, of at least `least` bytes. MemoryError if there is no memory for them, or for the object
-    /// that [`Core::received_bytes`] makes of them.
-    pub fn with_buffer<R>(
-        &self,
-        py: Python<'_>,
-        least: usize,
-        f: impl FnOnce(&mut [u8]) -> R,
-    ) -> PyResult<R> {
-        let spare = match self.spare.take() {
-            Some(spare) => spare,
-            None => UninitBytes::new(py, RECEIVE_BUFFER).or_else(|_| UninitBytes::new(py, least))?,
-        };
-        let room = spare.capacity();
-        self.spare.set(Some(spare));
-        let buffer = self.buffer.take().or_else(|| zeroes(RECEIVE_BUFFER)).or_else(|| zeroes(least));
-        let mut buffer = buffer.ok_or_else(|| no_memory(py))?;
-        let size = buffer.len().min(room);
-        let result = f(&mut buffer[..size]);
-        if buffer.len() == RECEIVE_BUFFER {
-            self.buffer.set(Some(buffer));
-        }
-        if room < RECEIVE_BUFFER {
-            // It was the best there was memory for: the next call tries to get a larger one.
-            self.spare.set(None);
-        }
-        Ok(result)
-    }
-
-    /// A bytes object of two parts of received data. Without memory for a new one, the spare one is used: data that were taken out
-    /// of a socket must not be lost.
-    pub fn received_bytes(&self, py: Python<'_>, first: &[u8], rest: &[u8]) -> PyResult<Object> {
-        let made = if rest.is_empty() { new_bytes(py, first) } else { joined(py, first, rest) };
-        made.or_else(|error| {
-            let Some(mut uninit) = self.spare.take() else { return Err(error) };
-            let length = first.len() + rest.len();
-            if uninit.capacity() < length {
-                return Err(error);
-            }
-            let bytes = first.iter().chain(rest);
-            uninit.as_mut_slice().iter_mut().zip(bytes).for_each(|(place, byte)| _ = place.write(*byte));
-            // SAFETY: they were just written.
-            Ok(unsafe { self.freeze(uninit, length) })
-        })
-    }
-
-    // --- The end ---
 
     /// Sends what the sockets take, and drops handles, timers, waiters and the poller.
     pub fn close(&self, py: Python<'_>, event_loop: &Object) -> PyResult<()> {
@@ -443,7 +321,7 @@ impl Core {
             }
         }
         if let Ok(unsent) = self.unsent.try_borrow() {
-            unsent.iter().for_each(|step| step.traverse(visitor));
+            unsent.iter().for_each(|step| visitor.object(step.instance()));
         }
         self.injected.try_for_each(|(entry, _)| entry.traverse(visitor));
         visitor.cell(&self.overridden_wait);

@@ -26,7 +26,7 @@ const HANDOVER: f64 = 50e-6;
 /// It is released only if other threads have used a processor for more seconds than this, which taking one message does not.
 const OTHERS_RUN: f64 = 2e-6;
 
-/// How long to sleep if the poller cannot wait.
+/// How long to sleep where the next wait would fail, or end, at once.
 const PAUSE: Duration = Duration::from_millis(1);
 
 /// A timer is due when it has this many seconds left, as in asyncio.
@@ -35,16 +35,10 @@ const CLOCK_RESOLUTION: f64 = 1e-9;
 /// A wait has at most this many seconds, as in asyncio: select() and epoll_wait() have limits.
 const LONGEST_WAIT: f64 = 24.0 * 3600.0;
 
-/// The time by the program's or a subclass's time().
-#[cold]
-fn overridden_time(py: Python<'_>, event_loop: &Object) -> PyResult<f64> {
-    event_loop.call_method0(py, intern!(py, "time"))?.bind(py).extract()
-}
-
 impl Core {
     /// If this iteration can go without a poll and without the clock, returns the time in ticks.
     pub(super) fn try_skip_poll(&self) -> Option<u64> {
-        if self.has_overridden_clock() {
+        if self.overridden_clock.get() {
             return None;
         }
         let deadline = self.schedule.timers.borrow().next_deadline();
@@ -72,16 +66,22 @@ impl Core {
                 self.metrics.delays.clock_read(now.ticks, queue_end);
             }
         }
-        let due = if self.has_overridden_clock() { overridden_time(py, event_loop)? } else { now.seconds };
-        self.queue_due_timers(due, now.ticks);
+        self.queue_due_timers(self.loop_time(py, event_loop, now.seconds)?, now.ticks);
         Ok(now)
+    }
+
+    /// `now`, or the time by the loop's time() if that is overridden.
+    fn loop_time(&self, py: Python<'_>, event_loop: &Object, now: f64) -> PyResult<f64> {
+        if !self.overridden_clock.get() {
+            return Ok(now);
+        }
+        event_loop.call_method0(py, intern!(py, "time"))?.bind(py).extract()
     }
 
     /// How long to wait for the next timer, if there is one.
     fn time_left(&self, py: Python<'_>, event_loop: &Object, now: f64) -> PyResult<Option<Duration>> {
         let Some(deadline) = self.schedule.timers.borrow().next_deadline() else { return Ok(None) };
-        let now = if self.has_overridden_clock() { overridden_time(py, event_loop)? } else { now };
-        let left = deadline - now;
+        let left = deadline - self.loop_time(py, event_loop, now)?;
         // An overridden clock can say anything, NaN included.
         Ok(Some(Duration::from_secs_f64(if left > 0.0 { left.min(LONGEST_WAIT) } else { 0.0 })))
     }
@@ -114,9 +114,7 @@ impl Core {
         }
         // Callbacks of signal handlers and other threads come before what became ready.
         let handled = if events.interrupted || waited { check_signals(py) } else { Ok(()) };
-        if self.injected.has_entries() {
-            self.take_injected();
-        }
+        self.take_injected();
         // If a signal handler raised, the next poll returns the events again.
         let in_vain = handled.is_ok() && result.is_ok() && self.dispatch_events(py, &events);
         self.events.set(Some(events));
@@ -124,13 +122,11 @@ impl Core {
         if in_vain {
             py.detach(|| std::thread::sleep(PAUSE));
         }
-        match result {
-            Ok(()) => {
-                self.wait_failed.set(false);
-                Ok(())
-            }
-            Err(error) => self.recover(py, event_loop, error),
+        if let Err(error) = result {
+            return self.recover(py, event_loop, error);
         }
+        self.wait_failed.set(false);
+        Ok(())
     }
 
     /// Polls without waiting. Other threads that want to run get the GIL now and then.
@@ -186,7 +182,7 @@ impl Core {
             }
             None => {
                 // A callback has closed the event loop.
-                self.set_stopping(true);
+                self.stopping.set(true);
                 return Ok(());
             }
         };
@@ -264,7 +260,6 @@ impl Core {
             report_error(py, event_loop, event_loop, os_error(py, error))?;
         }
         if self.ready_length() == 0 {
-            // The next wait would fail at once, too.
             py.detach(|| std::thread::sleep(PAUSE));
         }
         Ok(())

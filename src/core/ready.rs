@@ -1,7 +1,7 @@
 //! The ready queue and its entries.
 
 use std::collections::VecDeque;
-use std::ops::Range;
+use std::ops::{Deref, Range};
 
 use pyo3::prelude::*;
 
@@ -22,16 +22,20 @@ pub struct Readiness {
     pub writable: bool,
 }
 
-impl Readiness {
-    pub const NONE: Readiness = Readiness { readable: false, writable: false };
-}
-
 /// Entries in the order in which they are run. Each has a position, its number since the loop was made.
 #[derive(Default)]
 pub struct ReadyQueue {
     entries: VecDeque<ReadyEntry>,
     /// The position of the first entry: how many were taken out.
     start: u64,
+}
+
+impl Deref for ReadyQueue {
+    type Target = VecDeque<ReadyEntry>;
+
+    fn deref(&self) -> &VecDeque<ReadyEntry> {
+        &self.entries
+    }
 }
 
 impl ReadyQueue {
@@ -44,27 +48,10 @@ impl ReadyQueue {
         self.start + self.entries.len() as u64
     }
 
-    pub fn len(&self) -> usize {
-        self.entries.len()
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
-    }
-
-    pub fn iter(&self) -> impl Iterator<Item = &ReadyEntry> {
-        self.entries.iter()
-    }
-
     /// Without it, [`ReadyQueue::push_back`] of this many entries ends the process if there is no memory for them.
     #[must_use]
     pub fn reserve(&mut self, count: usize) -> bool {
         self.entries.try_reserve(count).is_ok()
-    }
-
-    /// How many entries there is room for without an allocation.
-    pub fn room(&self) -> usize {
-        self.entries.capacity() - self.entries.len()
     }
 
     pub fn push_back(&mut self, entry: ReadyEntry) {
@@ -167,13 +154,7 @@ impl ReadyEntry {
     }
 
     fn is_handle(&self) -> bool {
-        matches!(
-            self,
-            ReadyEntry::Handle(_)
-                | ReadyEntry::Timer(_)
-                | ReadyEntry::ThreadSafe(_)
-                | ReadyEntry::PythonHandle(_)
-        )
+        !matches!(self, ReadyEntry::Task(_) | ReadyEntry::Step(_) | ReadyEntry::Event(..))
     }
 }
 

@@ -10,11 +10,12 @@ use std::os::fd::RawFd;
 use pyo3::prelude::*;
 
 use super::{Core, RECEIVE_BUFFER};
-use crate::cpython::buffer::new_bytes;
-use crate::cpython::errors::os_error;
+use crate::cpython::buffer::{joined, new_bytes};
+use crate::cpython::errors::{no_memory, os_error};
 use crate::cpython::object::Object;
 use crate::cpython::received::UninitBytes;
 use crate::reactor::socket;
+use crate::reserve::zeroes;
 
 pub enum Received {
     /// A bytes object and its length, which is 0 at the end of the stream.
@@ -48,10 +49,10 @@ impl Core {
         if !(SMALL..=LARGE).contains(&data.len()) {
             return new_bytes(py, data);
         }
-        let mut uninit = self.acquire_bytes(py, data.len())?;
+        let mut uninit = self.bytes_pool.borrow_mut().take(py, data.len())?;
         let count = uninit.write(data);
         // SAFETY: they were just written.
-        Ok(unsafe { self.freeze(uninit, count) })
+        Ok(unsafe { self.bytes_pool.borrow_mut().freeze(uninit, count) })
     }
 
     /// Receives at most [`RECEIVE_BUFFER`] bytes of a stream. The number of an error behind data is put into `deferred_error`, for the
@@ -67,13 +68,13 @@ impl Core {
         if size_hint.get() < SMALL {
             return self.receive_and_copy(py, fd, RECEIVE_BUFFER, LEAST, size_hint);
         }
-        let mut uninit = self.acquire_bytes(py, room(size_hint).min(RECEIVE_BUFFER))?;
+        let mut uninit = self.bytes_pool.borrow_mut().take(py, room(size_hint).min(RECEIVE_BUFFER))?;
         let slice = uninit.as_mut_slice();
         let capacity = slice.len().min(RECEIVE_BUFFER);
         let count = match socket::recv_uninit(fd, &mut slice[..capacity]) {
             Ok(count) => count,
             Err(error) => {
-                self.recycle(uninit);
+                self.bytes_pool.borrow_mut().recycle(uninit);
                 return nothing_or_error(py, error);
             }
         };
@@ -108,7 +109,7 @@ impl Core {
         if size_hint.get() < SMALL {
             return self.receive_and_copy(py, fd, limit, limit, size_hint);
         }
-        let mut uninit = self.acquire_bytes(py, room(size_hint).min(limit))?;
+        let mut uninit = self.bytes_pool.borrow_mut().take(py, room(size_hint).min(limit))?;
         let capacity = uninit.as_mut_slice().len().min(limit);
         self.with_buffer(py, limit, |buffer| {
             let rest = &mut buffer[..limit - capacity];
@@ -118,7 +119,7 @@ impl Core {
                 }
                 Ok(count) => self.received(py, uninit, capacity, count, size_hint),
                 Err(error) => {
-                    self.recycle(uninit);
+                    self.bytes_pool.borrow_mut().recycle(uninit);
                     nothing_or_error(py, error)
                 }
             }
@@ -163,12 +164,12 @@ impl Core {
             // The program may keep the object, which would waste the rest of its memory.
             // SAFETY: `count` bytes were received.
             if let Ok(data) = new_bytes(py, unsafe { uninit.written(count) }) {
-                self.recycle(uninit);
+                self.bytes_pool.borrow_mut().recycle(uninit);
                 return Ok(Received::Data(data, count));
             }
         }
         // SAFETY: `count` bytes were received.
-        Ok(Received::Data(unsafe { self.freeze(uninit, count) }, count))
+        Ok(Received::Data(unsafe { self.bytes_pool.borrow_mut().freeze(uninit, count) }, count))
     }
 
     /// Makes the result of `count` bytes that were received into `uninit`, and the rest, into the buffer.
@@ -184,8 +185,62 @@ impl Core {
         update_size_hint(size_hint, count + rest.len());
         // SAFETY: `count` bytes were received.
         let data = self.received_bytes(py, unsafe { uninit.written(count) }, rest);
-        self.recycle(uninit);
+        self.bytes_pool.borrow_mut().recycle(uninit);
         data.map(|data| Received::Data(data, count + rest.len()))
+    }
+
+    /// Whether [`Core::with_buffer`] cannot fail for [`RECEIVE_BUFFER`] bytes.
+    pub fn has_buffer(&self) -> bool {
+        let (buffer, spare) = (self.buffer.take(), self.spare.take());
+        let is_there = buffer.is_some() && spare.is_some();
+        self.buffer.set(buffer);
+        self.spare.set(spare);
+        is_there
+    }
+
+    /// Calls `f` with the receive buffer, of at least `least` bytes. MemoryError if there is no memory for them, or for the object
+    /// that [`Core::received_bytes`] makes of them.
+    pub fn with_buffer<R>(
+        &self,
+        py: Python<'_>,
+        least: usize,
+        f: impl FnOnce(&mut [u8]) -> R,
+    ) -> PyResult<R> {
+        let spare = match self.spare.take() {
+            Some(spare) => spare,
+            None => UninitBytes::new(py, RECEIVE_BUFFER).or_else(|_| UninitBytes::new(py, least))?,
+        };
+        let room = spare.capacity();
+        self.spare.set(Some(spare));
+        let buffer = self.buffer.take().or_else(|| zeroes(RECEIVE_BUFFER)).or_else(|| zeroes(least));
+        let mut buffer = buffer.ok_or_else(|| no_memory(py))?;
+        let size = buffer.len().min(room);
+        let result = f(&mut buffer[..size]);
+        if buffer.len() == RECEIVE_BUFFER {
+            self.buffer.set(Some(buffer));
+        }
+        if room < RECEIVE_BUFFER {
+            // It was the best there was memory for: the next call tries to get a larger one.
+            self.spare.set(None);
+        }
+        Ok(result)
+    }
+
+    /// A bytes object of two parts of received data. Without memory for a new one, the spare one is used: data that were taken out
+    /// of a socket must not be lost.
+    pub fn received_bytes(&self, py: Python<'_>, first: &[u8], rest: &[u8]) -> PyResult<Object> {
+        let made = if rest.is_empty() { new_bytes(py, first) } else { joined(py, first, rest) };
+        made.or_else(|error| {
+            let Some(mut uninit) = self.spare.take() else { return Err(error) };
+            let length = first.len() + rest.len();
+            if uninit.capacity() < length {
+                return Err(error);
+            }
+            let bytes = first.iter().chain(rest);
+            uninit.as_mut_slice().iter_mut().zip(bytes).for_each(|(place, byte)| _ = place.write(*byte));
+            // SAFETY: they were just written.
+            Ok(unsafe { self.bytes_pool.borrow_mut().freeze(uninit, length) })
+        })
     }
 }
 

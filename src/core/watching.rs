@@ -113,9 +113,7 @@ impl Watch {
     fn take_cancelled(&mut self, taken: &mut Vec<Waiter>) {
         let Watch::Waiters { reader, writer, .. } = self else { return };
         for place in [reader, writer] {
-            if place.as_ref().is_some_and(Waiter::is_cancelled) {
-                taken.extend(place.take());
-            }
+            taken.extend(place.take_if(|waiter| waiter.is_cancelled()));
         }
     }
 
@@ -125,7 +123,9 @@ impl Watch {
 
     pub(super) fn traverse(&self, visitor: &mut Visitor) {
         match self {
-            Watch::Transport { on_ready: TransportRef::Strong(on_ready), .. } => on_ready.traverse(visitor),
+            Watch::Transport { on_ready: TransportRef::Strong(on_ready), .. } => {
+                visitor.object(on_ready.instance())
+            }
             Watch::Transport { on_ready: TransportRef::Weak(_), .. } => {}
             Watch::Waiters { reader, writer, .. } => {
                 for waiter in [reader, writer].into_iter().flatten() {
@@ -228,7 +228,9 @@ impl Core {
             match watch {
                 Watch::Transport { on_ready, begun } => {
                     if let Some(on_ready) = on_ready.get() {
-                        let readiness = if *begun { readiness } else { Readiness::NONE };
+                        let Readiness { readable, writable } = readiness;
+                        let readiness =
+                            Readiness { readable: *begun && readable, writable: *begun && writable };
                         ready.push_back(ReadyEntry::Event(on_ready, readiness));
                     }
                 }
@@ -361,10 +363,7 @@ impl Core {
 
     /// Takes a descriptor from its transport, before it is closed. Drops the transport.
     pub fn detach(&self, _py: Python<'_>, token: Token) {
-        let watch = match &mut *self.registry.borrow_mut() {
-            Some(registry) => registry.remove(token),
-            None => None,
-        };
+        let watch = self.registry.borrow_mut().as_mut().and_then(|registry| registry.remove(token));
         drop(watch);
     }
 
@@ -441,8 +440,7 @@ impl Core {
         let mut registry = self.registry.borrow_mut();
         let registry = registry.as_mut()?;
         let token = registry.find(fd)?;
-        let place = registry.get_mut(token)?.waiter(direction)?;
-        if place.as_ref().is_some_and(|waiter| waiter.object().is(only)) { place.take() } else { None }
+        registry.get_mut(token)?.waiter(direction)?.take_if(|waiter| waiter.object().is(only))
     }
 
     /// Stops watching one direction of a descriptor and returns its waiter. With `only`, this is a no-op for any other waiter.

@@ -4,7 +4,7 @@
 use pyo3::ffi::{self, compat};
 use pyo3::prelude::*;
 
-use super::class::{Native, This, Visitor};
+use super::class::{Native, This};
 use super::object::Object;
 
 /// A function for instances of T's class that takes `A`, a tuple, besides.
@@ -58,10 +58,6 @@ impl<A> BoundMethod<A> {
 
     pub fn instance(&self) -> &Object {
         &self.instance
-    }
-
-    pub fn traverse(&self, visitor: &mut Visitor) {
-        visitor.object(&self.instance);
     }
 }
 

@@ -26,8 +26,7 @@ use pyo3::prelude::*;
 
 use crate::core::Core;
 use crate::cpython::class::{self, Definition, Native, This, Visitor};
-use crate::cpython::errors::OrOsError;
-use crate::cpython::errors::new_error;
+use crate::cpython::errors::{OrOsError, new_error};
 use crate::cpython::module::add;
 use crate::cpython::object::{Object, tuple};
 use crate::intern;

@@ -49,7 +49,7 @@ fn metrics(this: ThisLoop<'_, '_>) -> PyResult<Object> {
     set("delay", counted(py, &metrics.delays.histogram)?)?;
     set("ready", Object::from_size(py, core.ready_length())?)?;
     set("ready_highest", Object::from_size(py, metrics.ready_highest())?)?;
-    set("transports", Object::from_size(py, metrics.transports())?)?;
+    set("transports", Object::from_size(py, metrics.transports.get())?)?;
     set("bytes_waiting", Object::from_size(py, waiting)?)?;
     Ok(all.into())
 }

@@ -109,18 +109,20 @@ impl Loop {
     }
 
     fn note_clock(&self) {
-        self.core.set_overridden_clock(self.overrides.time.get() || CLOCK_IS_REPLACED.load(Relaxed));
+        self.core.overridden_clock.set(self.overrides.time.get() || CLOCK_IS_REPLACED.load(Relaxed));
     }
 }
 
 /// Notes everything when a run begins.
 pub fn note(this: ThisLoop<'_, '_>) -> PyResult<Object> {
-    let py = this.py();
-    let event_loop = this.as_any();
-    let attributes = event_loop.getattr(intern!(py, "__dict__"))?;
-    this.note_overrides(event_loop.get_type().as_any(), Some(&attributes))?;
-    this.note_patches(py)?;
-    Ok(Object::none(py))
+    note_all_overrides(this)?;
+    this.note_patches(this.py())?;
+    Ok(Object::none(this.py()))
+}
+
+fn note_all_overrides(this: ThisLoop<'_, '_>) -> PyResult<()> {
+    let attributes = this.as_any().getattr(intern!(this.py(), "__dict__"))?;
+    this.note_overrides(this.as_any().get_type().as_any(), Some(&attributes))
 }
 
 /// `tp_setattr` of the class: notes when the program replaces a method of an instance, as test suites do.
@@ -138,14 +140,12 @@ pub unsafe extern "C" fn set_attribute(
             let name = Borrowed::from_ptr(py, name);
             let text = name.cast::<PyString>()?;
             let Ok(name) = text.to_str() else { return Ok(0) };
-            let event_loop = Borrowed::from_ptr(py, instance);
+            let this = ThisLoop::new(Borrowed::from_ptr(py, instance));
             if CONNECTING.contains(&name) {
-                class::downcast::<Loop>(event_loop)?.replaces_connecting.set(true);
+                this.replaces_connecting.set(true);
             }
             if NAMES.contains(&name) || name == "__class__" {
-                let attributes = event_loop.getattr(intern!(py, "__dict__"))?;
-                let this = class::downcast::<Loop>(event_loop)?;
-                this.note_overrides(event_loop.get_type().as_any(), Some(&attributes))?;
+                note_all_overrides(this)?;
             }
             Ok(0)
         })

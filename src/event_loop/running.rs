@@ -45,17 +45,13 @@ fn close_core(this: ThisLoop<'_, '_>) -> PyResult<Object> {
     Ok(Object::none(this.py()))
 }
 
-fn note_overrides(this: ThisLoop<'_, '_>) -> PyResult<Object> {
-    overrides::note(this)
-}
-
 fn flush(this: ThisLoop<'_, '_>) -> PyResult<Object> {
     this.core.flush(this.py(), &this.object())?;
     Ok(Object::none(this.py()))
 }
 
 fn stop(this: ThisLoop<'_, '_>) -> PyResult<Object> {
-    this.core.set_stopping(true);
+    this.core.stopping.set(true);
     Ok(Object::none(this.py()))
 }
 
@@ -87,7 +83,7 @@ pub fn methods() -> Vec<PyMethodDef> {
         method0!(
             Loop,
             "_note_overrides",
-            note_overrides,
+            overrides::note,
             "_note_overrides($self, /)\n--\n\nFind out what the program has put in place of the loop's methods."
         ),
         method0!(Loop, "_run_once", run_once, "_run_once($self, /)\n--\n\nRun one iteration."),
@@ -144,7 +140,7 @@ fn set_closed(this: ThisLoop<'_, '_>, value: Borrowed<'_, '_, PyAny>) -> PyResul
 }
 
 fn set_stopping(this: ThisLoop<'_, '_>, value: Borrowed<'_, '_, PyAny>) -> PyResult<()> {
-    this.core.set_stopping(value.is_truthy()?);
+    this.core.stopping.set(value.is_truthy()?);
     Ok(())
 }
 
@@ -185,7 +181,7 @@ fn set_task_factory(this: ThisLoop<'_, '_>, value: Borrowed<'_, '_, PyAny>) -> P
 pub fn attributes() -> Vec<PyGetSetDef> {
     vec![
         attribute!(Loop, "_closed", is_closed, set_closed),
-        attribute!(Loop, "_stopping", |this| Ok(boolean(this.py(), this.core.stopping())), set_stopping),
+        attribute!(Loop, "_stopping", |this| Ok(boolean(this.py(), this.core.stopping.get())), set_stopping),
         attribute!(Loop, "_thread_id", get_thread, set_thread),
         attribute!(Loop, "_debug", get_debug, set_debug),
         attribute!(

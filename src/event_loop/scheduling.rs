@@ -201,7 +201,7 @@ fn call_later_by_methods<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> P
 }
 
 fn call_later<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
-    if this.core.has_overridden_clock() || this.overrides.call_at.get() {
+    if this.core.overridden_clock.get() || this.overrides.call_at.get() {
         return call_later_by_methods(this, args);
     }
     let py = this.py();

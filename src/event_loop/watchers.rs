@@ -67,15 +67,6 @@ fn add<'py>(
     Ok(Object::none(this.py()))
 }
 
-fn add_privately<'py>(
-    this: ThisLoop<'_, 'py>,
-    method: &str,
-    args: Args<'_, 'py>,
-    direction: Direction,
-) -> PyResult<Object> {
-    watch(this, method, args, direction, |_, _| Ok(()))
-}
-
 fn remove_privately<'py>(
     this: ThisLoop<'_, 'py>,
     file: Borrowed<'_, 'py, PyAny>,
@@ -152,7 +143,7 @@ pub fn methods() -> Vec<PyMethodDef> {
         method!(
             Loop,
             "_add_reader",
-            |this, args| add_privately(this, "_add_reader", args, Direction::Read),
+            |this, args| watch(this, "_add_reader", args, Direction::Read, |_, _| Ok(())),
             "_add_reader($self, fd, callback, *args, context=None)\n--\n\n\
              add_reader() for the standard library's transports; return the handle."
         ),
@@ -166,7 +157,7 @@ pub fn methods() -> Vec<PyMethodDef> {
         method!(
             Loop,
             "_add_writer",
-            |this, args| add_privately(this, "_add_writer", args, Direction::Write),
+            |this, args| watch(this, "_add_writer", args, Direction::Write, |_, _| Ok(())),
             "_add_writer($self, fd, callback, *args, context=None)\n--\n\n\
              add_writer() for the standard library's transports; return the handle."
         ),

@@ -75,7 +75,7 @@ impl Schedule {
 
     pub fn set_queued_by_method(&self, by_method: bool) {
         self.queued_by_method.set(by_method);
-        self.careful.set(by_method || self.debug.get());
+        self.note_slow_paths();
     }
 
     pub fn is_plain(&self) -> bool {
@@ -84,27 +84,28 @@ impl Schedule {
 
     pub fn set_watched(&self, watched: bool) {
         self.watched.set(watched);
-        self.note_observed();
+        self.note_slow_paths();
     }
 
     pub fn set_by_method(&self, by_method: bool) {
         self.by_method.set(by_method);
-        self.note_observed();
+        self.note_slow_paths();
     }
 
     pub fn is_by_method(&self) -> bool {
         self.by_method.get()
     }
 
-    fn note_observed(&self) {
-        self.observed.set(self.watched.get() || self.debug.get() || self.by_method.get());
-    }
-
     pub fn set_debug(&self, debug: bool) {
         self.debug.set(debug);
-        self.careful.set(debug || self.queued_by_method.get());
-        self.note_observed();
+        self.note_slow_paths();
         DEBUG_WAS_ON.fetch_or(debug, Relaxed);
+    }
+
+    fn note_slow_paths(&self) {
+        let debug = self.debug.get();
+        self.careful.set(debug || self.queued_by_method.get());
+        self.observed.set(debug || self.watched.get() || self.by_method.get());
     }
 
     /// In debug mode, the stack of the calling Python code.

@@ -51,7 +51,7 @@ impl CallbackRun {
 impl Datagram {
     /// Whether the next datagram is wanted at once.
     fn is_wanted(&self) -> bool {
-        self.wants_read.get() && !self.core.stopping()
+        self.wants_read.get() && !self.core.stopping.get()
     }
 
     /// Receives and delivers what waits.
