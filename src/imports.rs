@@ -1,5 +1,7 @@
-//! What Rust needs of Python: asyncio's classes, and the functions of `hotloop._support`, which say in Python what is
-//! rarely said (error reports, debug output).
+//! What Rust needs of Python: classes and functions of the standard library, and the functions of `hotloop._support`, which does
+//! in Python what is rarely done (error reports, debug output).
+//!
+//! Loaded when the extension is imported, and kept as long as the process.
 
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
@@ -8,68 +10,84 @@ use crate::cpython::module::{attribute, import};
 use crate::cpython::object::{Object, dict_item, tuple};
 use crate::intern;
 
-pub struct Imports {
-    pub base_create_task: Object,
-    /// The namespaces in which asyncio looks up its Task and Future at each use, since programs replace them.
-    tasks: Object,
-    futures: Object,
-    pub buffered_protocol: Object,
-    pub invalid_state_error: Object,
-    /// asyncio's task in C, and the type of what it gives call_soon() to have a step run.
-    pub c_task: Object,
-    c_future: Object,
-    /// The namespace of the time module, and what is in it for a clock, if it is the interpreter's own. None else, as of a
-    /// function of asyncio's that had another put in its place before this.
-    pub time: Object,
-    pub usual_monotonic: Object,
-    pub handle_class: Object,
-    /// How asyncio's handles run.
-    pub usual_run: Object,
-    /// How asyncio's transports tell about themselves.
-    pub usual_extra_info: Object,
-    /// What returns the running loop of the calling thread, or None.
-    get_running_loop: Object,
-    pub task_step: Object,
-    pub report_entry: Object,
-    pub report_handle: Object,
-    pub report_slow: Object,
-    pub log_connection_error: Object,
-    pub report_protocol: Object,
-    pub report_accept: Object,
-    pub source_traceback: Object,
-    pub transport_socket: Object,
-    pub stream_socket: Object,
-    pub make_socket: Object,
-    pub closed_socket: Object,
-    pub check_ssl_socket: Object,
-    pub has_own_method: Object,
-    pub has_own_methods: Object,
-    pub stream_by_methods: Object,
-    pub datagram_by_methods: Object,
-    pub send_by_method: Object,
-    /// The class socket.socket.
-    pub socket: Object,
-    /// The names of the module that it is from.
-    pub socket_module: Object,
-    /// Its base, which is written in C.
-    pub native_socket: Object,
-    pub warn_unawaited: Object,
-    pub warn_unclosed: Object,
-    pub report_connection: Object,
-    pub log_connection: Object,
-    pub fail_empty_waiter: Object,
-    pub logger: Object,
-    /// `("loop",)`: the names of the keyword arguments that futures are made with.
-    pub loop_names: Object,
-    /// Whether asyncio's create_task() hands whatever keyword arguments it gets to the class of tasks.
-    pub create_task_takes_all: bool,
-    /// Whether asyncio's Server wants to know which transport is attached.
-    pub server_takes_transport: bool,
-    /// What a buffered datagram counts beside its data.
-    pub datagram_header: usize,
+/// Defines [`Imports`], and `load`, which makes it.
+macro_rules! imports {
+    (|$py:ident, $asyncio:ident, $support:ident| $($(#[$doc:meta])* $vis:vis $name:ident: $type:ty = $value:expr,)*) => {
+        pub struct Imports {
+            $($(#[$doc])* $vis $name: $type,)*
+        }
+
+        #[cold]
+        fn load($py: Python<'_>) -> PyResult<Imports> {
+            let $asyncio = import($py, "asyncio")?;
+            let $support = import($py, "hotloop._support")?;
+            Ok(Imports { $($name: $value,)* })
+        }
+    };
 }
 
-// SAFETY: the references are made and used under the GIL, and never dropped.
+imports! { |py, asyncio, support|
+    pub base_create_task: Object = asyncio.getattr(intern!(py, "BaseEventLoop"))?.getattr(intern!(py, "create_task"))?.into(),
+    /// Dicts in which asyncio looks up its Task and Future at each use, since programs replace them.
+    tasks: Object = attribute(&asyncio, "tasks")?.bind(py).getattr(intern!(py, "__dict__"))?.into(),
+    futures: Object = attribute(&asyncio, "futures")?.bind(py).getattr(intern!(py, "__dict__"))?.into(),
+    pub buffered_protocol: Object = attribute(&asyncio, "BufferedProtocol")?,
+    invalid_state_error: Object = attribute(&asyncio, "InvalidStateError")?,
+    pub c_task: Object = attribute(&support, "c_task")?,
+    c_future: Object = attribute(&support, "c_future")?,
+    /// The time module's dict.
+    pub time: Object = import(py, "time")?.getattr(intern!(py, "__dict__"))?.into(),
+    /// The interpreter's time.monotonic(); None if it was replaced before the extension was imported.
+    pub usual_monotonic: Object = attribute(&support, "usual_monotonic")?,
+    pub handle_class: Object = asyncio.getattr(intern!(py, "Handle"))?.into(),
+    /// asyncio.Handle's own `_run()`; None if it was replaced before.
+    pub usual_run: Object = attribute(&support, "usual_run")?,
+    /// asyncio.BaseTransport's own get_extra_info(); None if it was replaced before.
+    pub usual_extra_info: Object = attribute(&support, "usual_extra_info")?,
+    /// asyncio._get_running_loop().
+    get_running_loop: Object = asyncio.getattr(intern!(py, "_get_running_loop"))?.into(),
+    /// The type of the callable that asyncio's C task passes to call_soon() for a step.
+    pub task_step: Object = support.call_method0(intern!(py, "task_step_type"))?.into(),
+    pub report_entry: Object = attribute(&support, "report_entry")?,
+    pub report_handle: Object = attribute(&support, "report_handle")?,
+    pub report_slow: Object = attribute(&support, "report_slow")?,
+    pub log_connection_error: Object = attribute(&support, "log_connection_error")?,
+    pub report_protocol: Object = attribute(&support, "report_protocol")?,
+    pub report_accept: Object = attribute(&support, "report_accept")?,
+    pub source_traceback: Object = attribute(&support, "source_traceback")?,
+    pub transport_socket: Object = attribute(&support, "transport_socket")?,
+    pub stream_socket: Object = attribute(&support, "StreamSocket")?,
+    pub make_socket: Object = attribute(&support, "make_socket")?,
+    pub closed_socket: Object = attribute(&support, "closed_socket")?,
+    pub check_ssl_socket: Object = attribute(&support, "check_ssl_socket")?,
+    pub has_own_method: Object = attribute(&support, "has_own_method")?,
+    pub has_own_methods: Object = attribute(&support, "has_own_methods")?,
+    pub stream_by_methods: Object = attribute(&support, "stream_by_methods")?,
+    pub datagram_by_methods: Object = attribute(&support, "datagram_by_methods")?,
+    pub send_by_method: Object = attribute(&support, "send_by_method")?,
+    /// socket.socket.
+    pub socket: Object = import(py, "socket")?.getattr(intern!(py, "socket"))?.into(),
+    /// The socket module's dict.
+    pub socket_module: Object = import(py, "socket")?.getattr(intern!(py, "__dict__"))?.into(),
+    /// _socket.socket, its base, which is written in C.
+    pub native_socket: Object = import(py, "_socket")?.getattr(intern!(py, "socket"))?.into(),
+    pub warn_unawaited: Object = attribute(&support, "warn_unawaited")?,
+    pub warn_unclosed: Object = attribute(&support, "warn_unclosed")?,
+    pub report_connection: Object = attribute(&support, "report_connection")?,
+    pub log_connection: Object = attribute(&support, "log_connection")?,
+    pub fail_empty_waiter: Object = attribute(&support, "fail_empty_waiter")?,
+    pub logger: Object = attribute(&support, "logger")?,
+    /// `("loop",)`: the names of the keyword arguments that futures are made with.
+    pub loop_names: Object = tuple(py, &[&Object::from(intern!(py, "loop"))])?,
+    /// Whether asyncio's create_task() passes any keyword argument on to the class of tasks.
+    pub create_task_takes_all: bool = support.getattr(intern!(py, "CREATE_TASK_TAKES_ALL"))?.is_truthy()?,
+    /// Whether asyncio's Server._attach() takes the transport.
+    pub server_takes_transport: bool = support.getattr(intern!(py, "SERVER_TAKES_TRANSPORT"))?.is_truthy()?,
+    /// Bytes that a buffered datagram counts in addition to its data.
+    pub datagram_header: usize = support.getattr(intern!(py, "DATAGRAM_HEADER"))?.extract()?,
+}
+
+// SAFETY: GIL: the references are made and used under it, and never dropped.
 unsafe impl Send for Imports {}
 // SAFETY: see above.
 unsafe impl Sync for Imports {}
@@ -84,8 +102,8 @@ pub fn imports(py: Python<'_>) -> PyResult<&'static Imports> {
 }
 
 impl Imports {
-    /// Whether a class is asyncio's own, in C, and finds out by itself that this is the event loop: it is the one that
-    /// runs in this thread.
+    /// Whether a class is asyncio's own Task or Future in C, and this loop runs in the calling thread: then the class finds the loop
+    /// by itself.
     pub fn finds_loop(&self, py: Python<'_>, class: &Object, event_loop: &Object) -> PyResult<bool> {
         Ok((class.is(&self.c_task) || class.is(&self.c_future))
             && self.get_running_loop.call(py, &[])?.is(event_loop))
@@ -97,68 +115,21 @@ impl Imports {
         self.get_running_loop.call(py, &[])
     }
 
-    /// The class of tasks.
     pub fn task(&self, py: Python<'_>) -> PyResult<Object> {
         dict_item(py, &self.tasks, intern!(py, "Task"))
     }
 
-    /// The class of futures.
     pub fn future(&self, py: Python<'_>) -> PyResult<Object> {
         dict_item(py, &self.futures, intern!(py, "Future"))
     }
 }
 
-#[cold]
-fn load(py: Python<'_>) -> PyResult<Imports> {
-    let asyncio = import(py, "asyncio")?;
-    let support = import(py, "hotloop._support")?;
-    Ok(Imports {
-        base_create_task: asyncio
-            .getattr(intern!(py, "BaseEventLoop"))?
-            .getattr(intern!(py, "create_task"))?
-            .into(),
-        tasks: attribute(&asyncio, "tasks")?.bind(py).getattr(intern!(py, "__dict__"))?.into(),
-        futures: attribute(&asyncio, "futures")?.bind(py).getattr(intern!(py, "__dict__"))?.into(),
-        buffered_protocol: attribute(&asyncio, "BufferedProtocol")?,
-        invalid_state_error: attribute(&asyncio, "InvalidStateError")?,
-        c_task: attribute(&support, "c_task")?,
-        c_future: attribute(&support, "c_future")?,
-        time: import(py, "time")?.getattr(intern!(py, "__dict__"))?.into(),
-        usual_monotonic: attribute(&support, "usual_monotonic")?,
-        handle_class: asyncio.getattr(intern!(py, "Handle"))?.into(),
-        usual_run: attribute(&support, "usual_run")?,
-        usual_extra_info: attribute(&support, "usual_extra_info")?,
-        get_running_loop: asyncio.getattr(intern!(py, "_get_running_loop"))?.into(),
-        task_step: support.call_method0(intern!(py, "task_step_type"))?.into(),
-        report_entry: attribute(&support, "report_entry")?,
-        report_handle: attribute(&support, "report_handle")?,
-        report_slow: attribute(&support, "report_slow")?,
-        log_connection_error: attribute(&support, "log_connection_error")?,
-        report_protocol: attribute(&support, "report_protocol")?,
-        report_accept: attribute(&support, "report_accept")?,
-        source_traceback: attribute(&support, "source_traceback")?,
-        transport_socket: attribute(&support, "transport_socket")?,
-        stream_socket: attribute(&support, "StreamSocket")?,
-        make_socket: attribute(&support, "make_socket")?,
-        closed_socket: attribute(&support, "closed_socket")?,
-        socket: import(py, "socket")?.getattr(intern!(py, "socket"))?.into(),
-        socket_module: import(py, "socket")?.getattr(intern!(py, "__dict__"))?.into(),
-        native_socket: import(py, "_socket")?.getattr(intern!(py, "socket"))?.into(),
-        check_ssl_socket: attribute(&support, "check_ssl_socket")?,
-        has_own_method: attribute(&support, "has_own_method")?,
-        has_own_methods: attribute(&support, "has_own_methods")?,
-        stream_by_methods: attribute(&support, "stream_by_methods")?,
-        datagram_by_methods: attribute(&support, "datagram_by_methods")?,
-        send_by_method: attribute(&support, "send_by_method")?,
-        warn_unawaited: attribute(&support, "warn_unawaited")?,
-        warn_unclosed: attribute(&support, "warn_unclosed")?,
-        report_connection: attribute(&support, "report_connection")?,
-        log_connection: attribute(&support, "log_connection")?,
-        fail_empty_waiter: attribute(&support, "fail_empty_waiter")?,
-        logger: attribute(&support, "logger")?,
-        loop_names: tuple(py, &[&Object::from(intern!(py, "loop"))])?,
-        create_task_takes_all: support.getattr(intern!(py, "CREATE_TASK_TAKES_ALL"))?.is_truthy()?,
-        datagram_header: support.getattr(intern!(py, "DATAGRAM_HEADER"))?.extract()?,
-        server_takes_transport: support.getattr(intern!(py, "SERVER_TAKES_TRANSPORT"))?.is_truthy()?,
-    })
+/// Resolves a future with None, unless it was done before. Other errors are returned, though the future is done then: a callback
+/// of it could not be scheduled, out of memory.
+pub fn resolve(py: Python<'_>, future: &Object) -> PyResult<()> {
+    let Err(error) = future.call_method(py, intern!(py, "set_result"), &[&Object::none(py)]) else {
+        return Ok(());
+    };
+    let was_done = error.value(py).is_instance(&imports(py)?.invalid_state_error.bind(py))?;
+    if was_done { Ok(()) } else { Err(error) }
 }

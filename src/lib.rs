@@ -1,6 +1,6 @@
 //! The extension module `hotloop._core`: an asyncio event loop.
 //!
-//! See docs/architecture.md for what is where, and why.
+//! docs/architecture.md is the map.
 
 pub mod reactor;
 mod reserve;
@@ -76,13 +76,13 @@ mod extension {
         event_loop::register(module)?;
         #[cfg(feature = "faults")]
         super::faults::register(module)?;
-        // What callbacks need is there before the first of them runs.
+        // Loaded now, so that callbacks never wait for it.
         imports::imports(py)?;
         event_loop::watch_patches(py)
     }
 }
 
-/// What the torture bench asks of an extension whose system calls can be made to fail.
+/// Functions by which the torture tests make system calls fail.
 #[cfg(all(feature = "python", feature = "faults"))]
 mod faults {
     use std::collections::HashMap;

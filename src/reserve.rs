@@ -1,29 +1,28 @@
-//! The allocator of the extension: the system's, and a reserve for small blocks when that has nothing left.
+//! The allocator of the extension: the system's, and a reserve of 64 slots for when that has no memory left.
 //!
-//! Rust ends the process where a small block cannot be had. What can grow large is asked for where that can fail, and the answer is
-//! MemoryError; what is left is small and short-lived: the text of an error, the arguments of a call, a box. Those come from
-//! the reserve, so that the error which says that there is no memory can be made and told.
+//! Rust ends the process where an allocation fails. What can grow large is asked for by `try_reserve()`, which answers with a
+//! MemoryError. Small and short-lived blocks (the text of an error, the arguments of a call, a box) come from the reserve then, so
+//! that the MemoryError can be made and reported.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::UnsafeCell;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Bytes of a slot, of which a block gets one.
+/// Bytes of a slot. A block takes a whole slot.
 const SLOT: usize = 16 * 1024;
-/// Words of bits, one for each slot.
+/// Words of 64 bits that say which slots are taken.
 const WORDS: usize = 1;
 const ALIGNMENT: usize = 64;
 
 #[repr(align(64))]
 struct Slots(UnsafeCell<[u8; SLOT * WORDS * 64]>);
 
-// SAFETY: a slot belongs to whoever has set its bit.
+// SAFETY: a slot belongs to the block whose allocation has set its bit.
 unsafe impl Sync for Slots {}
 
 /// The system's allocator, with a reserve.
 pub struct Allocator {
     slots: Slots,
-    /// The slots that are in use.
     taken: [AtomicU64; WORDS],
 }
 
@@ -35,7 +34,7 @@ impl Allocator {
         }
     }
 
-    /// A block of the reserve; null if it is too large, or nothing is left.
+    /// A block of the reserve. Null if it is too large, or all slots are taken.
     #[cold]
     fn take(&self, layout: Layout) -> *mut u8 {
         if layout.size() > SLOT || layout.align() > ALIGNMENT {
@@ -62,7 +61,7 @@ impl Allocator {
         std::ptr::null_mut()
     }
 
-    /// Which slot a block is, if it is of the reserve.
+    /// The number of a block's slot. None if the block is the system's.
     fn slot(&self, block: *mut u8) -> Option<usize> {
         let offset = block.addr().wrapping_sub(self.slots.0.get().addr());
         (offset < SLOT * WORDS * 64).then_some(offset / SLOT)
@@ -74,7 +73,7 @@ impl Allocator {
     }
 }
 
-// SAFETY: blocks are the system's, or slots that nobody else has, large enough and aligned.
+// SAFETY: blocks are the system's, or slots that no other block has, large enough and aligned.
 unsafe impl GlobalAlloc for Allocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: as the caller says.
@@ -126,12 +125,12 @@ unsafe impl GlobalAlloc for Allocator {
     }
 }
 
-/// So many zeroes; None if there is no memory for them.
+/// A box of `size` zeroes. None if there is no memory for them.
 pub fn zeroes(size: usize) -> Option<Box<[u8]>> {
     let layout = Layout::array::<u8>(size).ok().filter(|layout| layout.size() > 0)?;
     // SAFETY: the layout has a size.
     let block = unsafe { std::alloc::alloc_zeroed(layout) };
-    // SAFETY: a block of that layout, which nobody else has, and whose bytes are initialised.
+    // SAFETY: a new block of that layout, whose bytes are initialised.
     (!block.is_null()).then(|| unsafe { Box::from_raw(std::ptr::slice_from_raw_parts_mut(block, size)) })
 }
 

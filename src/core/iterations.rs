@@ -1,9 +1,13 @@
-//! Iterations: the callbacks that are run, what is sent after them, and where their errors go.
+//! Iterations: running callbacks, sending what they wrote, and where their errors go.
+//!
+//! Called by the methods of the Loop class. A step's or event's error ends in [`report_error`], a handle's in [`crate::handle`];
+//! only SystemExit and KeyboardInterrupt leave the run.
 
 use pyo3::exceptions::PyException;
 use pyo3::prelude::*;
 
-use super::{Core, ReadyEntry, Step};
+use super::{Core, ReadyEntry};
+use crate::cpython::bound_method::BoundMethod;
 use crate::cpython::module::import;
 use crate::cpython::object::Object;
 use crate::handle::reraise_fatal;
@@ -11,59 +15,50 @@ use crate::imports::imports;
 use crate::intern;
 use crate::reactor::clock::{self, Instant};
 
-/// Callbacks run between two looks at what waits to be sent.
-const FLUSH_CALLBACKS: usize = 128;
-/// Callbacks run between two looks at the clock, for the sake of what waits to be sent...
-const FLUSH_CLOCK_CALLBACKS: usize = 8;
-/// ...which is sent after this long, in seconds, even if the iteration goes on.
+/// In a long iteration, what was written is sent after this many callbacks,
+const FLUSH_CALLBACKS: u64 = 128;
+/// and after this many seconds.
 const FLUSH_INTERVAL: f64 = 1e-3;
+/// The clock is read for that after this many callbacks.
+const FLUSH_CLOCK_CALLBACKS: u64 = 8;
 
-/// When what is written is sent.
-#[derive(Clone, Copy, PartialEq, Eq)]
+/// When a transport sends what is written to it.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
 pub enum Sending {
-    /// No iteration is under way that would have an end.
+    /// Within write(): the loop is not in an iteration.
+    #[default]
     AtOnce,
-    /// The iteration has one callback. The peer, who may be waiting for it, gets the first write while the callback goes on;
-    /// what is written after that goes together.
+    /// The first write within write(), so that the peer can begin with it; later ones at the end. The iteration has one callback.
     FirstAtOnce,
-    /// With the other writes to the same transport, at the end of the iteration.
+    /// At the end of the iteration, all writes to a transport together.
     AtEnd,
 }
 
 impl Core {
-    /// Runs iterations until [`Core::set_stopping`]; the one under way then is finished.
+    /// Runs iterations until `stopping` is set.
     pub fn run(&self, py: Python<'_>, event_loop: &Object) -> PyResult<()> {
-        // What happened before may have made descriptors ready.
+        // Code that ran before the loop may have made descriptors ready.
         self.poll_policy.request_poll();
         let now = Instant::now();
-        self.metrics.begin_run(now);
+        self.metrics.begin_run(now, !self.overridden_clock.get());
         if let Some(run_monitor) = &*self.run_monitor.borrow() {
             run_monitor.set_thread();
         }
-        if !self.has_overridden_clock() {
-            self.metrics.look_at_timers(now.seconds, now.ticks);
-        }
-        let result = self.run_iterations(py, event_loop);
+        let result = loop {
+            let result = self.iterate(py, event_loop);
+            if result.is_err() || self.stopping.get() {
+                break result;
+            }
+        };
         self.metrics.end_run(&self.poll_policy.tick);
         result
     }
 
-    fn run_iterations(&self, py: Python<'_>, event_loop: &Object) -> PyResult<()> {
-        loop {
-            self.iterate(py, event_loop)?;
-            if self.stopping.get() {
-                return Ok(());
-            }
-        }
-    }
-
-    /// One iteration, in asyncio's order: wait, take in what is ready and what is due, run the callbacks that are
-    /// there by then, send what they wrote.
+    /// Runs one iteration, in asyncio's order: wait, queue what is ready and then the timers that are due, run the callbacks
+    /// that are in the queue by then, send what they wrote.
     pub fn iterate(&self, py: Python<'_>, event_loop: &Object) -> PyResult<()> {
         self.iteration.set(self.iteration.get() + 1);
-        if self.injected.has_entries() {
-            self.take_injected();
-        }
+        self.take_injected();
         let callbacks_wait = !self.ready.borrow().is_empty() || self.stopping.get();
         let started = match if callbacks_wait { self.try_skip_poll() } else { None } {
             Some(ticks) => Instant { seconds: self.poll_policy.polled(), ticks },
@@ -77,29 +72,33 @@ impl Core {
 
     /// Runs the callbacks that are in the queue now, not those that they add.
     fn run_ready(&self, py: Python<'_>, event_loop: &Object, started: Instant) -> PyResult<()> {
-        let count = self.ready.borrow().len();
-        self.sending.set(if count > 1 { Sending::AtEnd } else { Sending::FirstAtOnce });
-        let mut mark = self.metrics.begin_iteration(started.ticks, count, &self.poll_policy.tick);
+        let positions = self.ready.borrow().positions();
+        let is_single = positions.end - positions.start <= 1;
+        self.sending.set(if is_single { Sending::FirstAtOnce } else { Sending::AtEnd });
+        let tick = &self.poll_policy.tick;
+        let mut next_reading = self.metrics.begin_iteration(started.ticks, &positions, tick);
         let mut flushed = started.seconds;
-        for done in 1..=count {
-            if done > mark {
-                mark = self.metrics.mark(done - 1, count, self.ready_length(), &self.poll_policy.tick);
+        for position in positions.clone() {
+            if position == next_reading {
+                let queue_end = self.ready.borrow().end();
+                next_reading = self.metrics.delays.before_callback(position, &positions, queue_end, tick);
             }
+            // A callback may have taken entries out.
             let Some(entry) = self.ready.borrow_mut().pop_front() else { break };
-            self.metrics.set_left(count - done);
             let result = if self.schedule.is_plain() {
                 entry.run(py, event_loop)
             } else {
-                let began = if done == 1 { started.ticks } else { clock::ticks() };
+                let began = if position == positions.start { started.ticks } else { clock::ticks() };
                 self.run_observed(py, event_loop, &entry, began)
             };
             if let Err(error) = result {
                 report_error(py, event_loop, entry.object(), error)?;
             }
             drop(entry);
-            if done % FLUSH_CLOCK_CALLBACKS == 0 && !self.unsent.borrow().is_empty() {
+            let done = position - positions.start + 1;
+            if done.is_multiple_of(FLUSH_CLOCK_CALLBACKS) && !self.unsent.borrow().is_empty() {
                 let now = clock::now();
-                if done % FLUSH_CALLBACKS == 0 || now - flushed > FLUSH_INTERVAL {
+                if done.is_multiple_of(FLUSH_CALLBACKS) || now - flushed > FLUSH_INTERVAL {
                     self.send_scheduled(py, event_loop)?;
                     flushed = now;
                 }
@@ -108,7 +107,7 @@ impl Core {
         Ok(())
     }
 
-    /// Runs a callback in debug mode, while somebody watches, or by a method of the program's. It `began` now, in ticks.
+    /// Runs a callback in debug mode, while the loop is watched, or by the program's `Handle._run()`. `began`: now, in ticks.
     #[inline(never)]
     fn run_observed(
         &self,
@@ -123,33 +122,32 @@ impl Core {
             false if by_method => entry.run_by_method(py, event_loop),
             false => entry.run(py, event_loop),
         };
-        let run_monitor = self.run_monitor.borrow().clone();
-        let Some(run_monitor) = run_monitor else { return run() };
+        let Some(run_monitor) = self.run_monitor() else { return run() };
         run_monitor.begin(began);
         let result = run();
-        let Some(turn) = run_monitor.end() else { return result };
-        let seconds = self.poll_policy.tick.seconds(clock::ticks().wrapping_sub(turn.began));
-        let told = tell_end(py, event_loop, turn.number, entry.object(), seconds).or_else(|error| {
-            // What fails to be told is no failure of the program; Ctrl-C, which any Python code can meet, is for it.
+        let Some(run) = run_monitor.end() else { return result };
+        let seconds = self.poll_policy.tick.seconds(clock::ticks().wrapping_sub(run.began));
+        let reported = report_end(py, event_loop, run.number, entry.object(), seconds).or_else(|error| {
+            // An error in the report must not reach the program; KeyboardInterrupt and SystemExit must.
             if error.is_instance_of::<PyException>(py) {
                 error.write_unraisable(py, None);
                 return Ok(());
             }
             Err(error)
         });
-        result.and(told)
+        result.and(reported)
     }
 
-    /// Asks for `step` to be called at the end of the iteration. False if it is to be called now.
+    /// Asks for `step` to be called at the end of the iteration. Returns false if the transport is to send now.
     #[must_use]
-    pub fn schedule_send(&self, object: Object, step: Step) -> bool {
+    pub fn schedule_send(&self, step: BoundMethod) -> bool {
         match self.sending.get() {
             Sending::AtEnd => {
                 let mut unsent = self.unsent.borrow_mut();
                 if unsent.try_reserve(1).is_err() {
                     return false;
                 }
-                unsent.push((object, step));
+                unsent.push(step);
                 true
             }
             Sending::FirstAtOnce => {
@@ -160,7 +158,7 @@ impl Core {
         }
     }
 
-    /// Lets all transports send that asked for it.
+    /// Calls all steps that [`Core::schedule_send`] has noted.
     pub fn send_scheduled(&self, py: Python<'_>, event_loop: &Object) -> PyResult<()> {
         if self.unsent.borrow().is_empty() { Ok(()) } else { self.send_unsent(py, event_loop) }
     }
@@ -168,13 +166,14 @@ impl Core {
     fn send_unsent(&self, py: Python<'_>, event_loop: &Object) -> PyResult<()> {
         let mut unsent = self.unsent.take();
         let mut result = Ok(());
-        for (object, step) in unsent.drain(..) {
-            if let Err(error) = step(py, &object)
-                && let Err(error) = report_error(py, event_loop, &object, error)
+        for step in unsent.drain(..) {
+            if let Err(error) = step.call(py, ())
+                && let Err(error) = report_error(py, event_loop, step.instance(), error)
             {
                 result = Err(error);
             }
         }
+        // The vector is used again, unless steps have noted others.
         let mut place = self.unsent.borrow_mut();
         if place.is_empty() {
             *place = unsent;
@@ -185,21 +184,21 @@ impl Core {
 
 /// Tells the watchdog's Python half that a callback which it has noticed is over.
 #[cold]
-fn tell_end(py: Python<'_>, event_loop: &Object, turn: u64, subject: &Object, seconds: f64) -> PyResult<()> {
-    let (turn, seconds) = (Object::from_size(py, turn as usize)?, Object::from_float(py, seconds)?);
+fn report_end(py: Python<'_>, event_loop: &Object, run: u64, subject: &Object, seconds: f64) -> PyResult<()> {
+    let (run, seconds) = (Object::from_size(py, run as usize)?, Object::from_float(py, seconds)?);
     let module = Object::from(import(py, "hotloop._observing.watching")?);
-    module.call_method(py, intern!(py, "end"), &[event_loop, &turn, subject, &seconds]).map(drop)
+    module.call_method(py, intern!(py, "end"), &[event_loop, &run, subject, &seconds]).map(drop)
 }
 
-/// Hands an error that a callback of the event loop's own raised to the exception handler, with what the callback was for.
-/// Only SystemExit and KeyboardInterrupt are returned: nothing else may end the run of the event loop.
+/// Hands an error of a step or event to the exception handler, with the object that it was for. Returns SystemExit and
+/// KeyboardInterrupt only: no other error may end the run of the event loop.
 #[cold]
 pub fn report_error(py: Python<'_>, event_loop: &Object, subject: &Object, error: PyErr) -> PyResult<()> {
     let exception = reraise_fatal(py, error)?;
     let reported =
         imports(py).and_then(|imports| imports.report_entry.call(py, &[event_loop, subject, &exception]));
     let Err(error) = reported else { return Ok(()) };
-    // The report itself can fail, out of memory for one.
+    // The report itself can fail, for example out of memory.
     let exception = reraise_fatal(py, error)?;
     PyErr::from_value(exception.into_bound(py)).write_unraisable(py, Some(&event_loop.bind(py)));
     Ok(())

@@ -1,9 +1,15 @@
-//! What an event loop is made of: its ready queue, timers, watched descriptors, and what its transports have to send.
+//! The state of an event loop: ready queue, timers, watched descriptors, transports with something to send.
 //!
-//! The Python class (in `event_loop`) owns a [`Core`] and shares it with its transports. Nothing here knows what a
-//! transport is: it is an object with a function to call when something happens to it.
+//! The Python class (in `event_loop`) owns a [`Core`] and shares it with its transports, which the core knows only as
+//! [`crate::cpython::bound_method::BoundMethod`]s.
+//!
+//! Invariant: no Python code runs while state is borrowed. A function that can run Python code takes `py`, or a `This`; any other
+//! can at most drop objects, and says so.
+//!
+//! GIL: other threads push to the ready queue while the loop is not running, and read the metrics and the queue while it is; the
+//! cells and [`StateCell`]s are not synchronised in any other way.
 
-mod future;
+mod delays;
 mod iterations;
 mod metrics;
 mod polling;
@@ -21,7 +27,7 @@ use std::sync::Arc;
 use pyo3::prelude::*;
 
 use crate::cpython::borrowing::StateCell;
-use crate::cpython::buffer::{joined, new_bytes};
+use crate::cpython::bound_method::BoundMethod;
 use crate::cpython::class::Visitor;
 use crate::cpython::errors::no_memory;
 use crate::cpython::object::{Object, ObjectCell};
@@ -36,99 +42,75 @@ use crate::reactor::poller::{self, Backend, Poller};
 use crate::reactor::registry::{Registry, Token};
 use crate::reactor::run_monitor::RunMonitor;
 use crate::reactor::spin::AdaptiveSpin;
-use crate::reserve::zeroes;
 
-pub use future::resolve;
 use iterations::Sending;
 pub use iterations::report_error;
 pub use metrics::{Count, Metrics};
-pub use ready::{OnReady, Readiness, ReadyEntry, Step};
+use ready::ReadyQueue;
+pub use ready::{OnReady, Readiness, ReadyEntry};
 pub use receiving::{LEAST, Received};
 pub use watching::{Direction, Waiter, Watch};
 
-/// Places that the program's callbacks leave free in the ready queue, for what the loop queues on its own.
+/// Places in the ready queue that callbacks of the program leave free for entries of the loop's own.
 const HEADROOM: usize = 256;
 
 /// One receive gets at the most this many bytes: asyncio's `max_size`.
 pub const RECEIVE_BUFFER: usize = 256 * 1024;
 
-/// Iterations after that in which a connection is accepted until what its connection_made() has scheduled has begun.
+/// Iterations from accepting a connection until the tasks that its connection_made() has made have begun.
 const BEGINNING: u64 = 2;
 
-/// How often a wake-up is tried that fails. The next one that is asked for tries again.
+/// After this many failed attempts, the loop stays asleep until the next wake-up.
 const WAKE_ATTEMPTS: u32 = 3;
 
+#[derive(Default)]
 pub struct Core {
     pub schedule: Rc<Schedule>,
-    ready: StateCell<VecDeque<ReadyEntry>>,
-    /// Handles from other threads, and when they were sent, in ticks of the clock.
+    ready: StateCell<ReadyQueue>,
+    /// Handles from other threads, and when they were pushed, in ticks.
     injected: InjectQueue<(ReadyEntry, u64)>,
     /// None once the event loop is closed.
     registry: StateCell<Option<Registry<Watch>>>,
-    /// Transports with something to send at the end of the iteration.
-    unsent: StateCell<Vec<(Object, Step)>>,
+    /// Steps of transports with something to send at the end of the iteration.
+    unsent: StateCell<Vec<BoundMethod>>,
     /// How many iterations have begun.
     iteration: Cell<u64>,
-    /// Transports of connections that were accepted lately, and in which iteration.
+    /// Tokens of transports of recently accepted connections, with the iteration.
     accepted: StateCell<VecDeque<(u64, Token)>>,
     sending: Cell<Sending>,
-    stopping: Cell<bool>,
-    /// Whether time() is not ours, because a subclass or the program has another: it decides when timers are due.
-    overridden_clock: Cell<bool>,
-    /// What the program waits by in place of the system's calls, called as select.select(): it lets others run meanwhile.
+    /// Whether [`Core::run`] ends after the iteration that is under way, or the next one.
+    pub stopping: Cell<bool>,
+    /// Whether a subclass or the program has overridden time(), which decides when timers are due.
+    pub overridden_clock: Cell<bool>,
+    /// The program's select.select(), if it is patched to run other (green) threads meanwhile.
     overridden_wait: ObjectCell,
-    /// Lent to one receive at a time.
+    /// Taken out by [`Core::with_buffer`] for one receive at a time.
     buffer: Cell<Option<Box<[u8]>>>,
-    /// An object for what was received when there is no memory for another.
+    /// For data that were received when there is no memory for a new bytes object.
     spare: Cell<Option<UninitBytes>>,
-    /// Bytes objects that streams receive into.
     bytes_pool: StateCell<received::BytesPool>,
-    /// How much comes at a time to sockets that are read from without a transport, roughly.
+    /// How many bytes sock_recv() usually gets.
     pub recv_size_hint: Cell<usize>,
-    /// The same for datagrams.
+    /// Taken out by [`Core::with_batch`] for one receive of datagrams at a time.
     batch: Cell<Option<Box<Batch>>>,
     events: Cell<Option<Box<poller::Events>>>,
     pub poll_policy: PollPolicy,
-    /// When the GIL was last released, or that was thought of, in seconds of the clock.
+    /// When a poll that does not wait last released the GIL, or found no reason to, in seconds of the clock.
     released: Cell<f64>,
-    /// How long other threads had used a processor by then, in seconds.
+    /// Processor time that other threads had used by then, in seconds.
     others_ran: Cell<f64>,
-    /// Whether the last wait failed, which was reported then.
+    /// Whether the last wait failed. Only the first failure of several is reported.
     wait_failed: Cell<bool>,
     spin: AdaptiveSpin,
     pub metrics: Metrics,
-    /// What a watcher sees of the loop, if it is watched.
+    /// Shared with the watchdog's thread; None if the loop is not watched.
     run_monitor: StateCell<Option<Arc<RunMonitor>>>,
 }
 
 impl Core {
     pub fn new(backend: Backend) -> io::Result<Core> {
-        Ok(Core {
-            schedule: Rc::default(),
-            ready: StateCell::default(),
-            injected: InjectQueue::default(),
-            registry: StateCell::new(Some(Registry::new(Poller::new(backend)?))),
-            unsent: StateCell::default(),
-            iteration: Cell::new(0),
-            accepted: StateCell::default(),
-            sending: Cell::new(Sending::AtOnce),
-            stopping: Cell::new(false),
-            overridden_clock: Cell::new(false),
-            overridden_wait: ObjectCell::default(),
-            buffer: Cell::new(None),
-            spare: Cell::new(None),
-            bytes_pool: StateCell::default(),
-            recv_size_hint: Cell::new(0),
-            batch: Cell::new(None),
-            events: Cell::new(None),
-            poll_policy: PollPolicy::default(),
-            released: Cell::new(f64::NEG_INFINITY),
-            others_ran: Cell::new(0.0),
-            wait_failed: Cell::new(false),
-            spin: AdaptiveSpin::default(),
-            metrics: Metrics::default(),
-            run_monitor: StateCell::default(),
-        })
+        let registry = StateCell::new(Some(Registry::new(Poller::new(backend)?)));
+        Ok(Core { registry, released: Cell::new(f64::NEG_INFINITY), ..Core::default() })
     }
 
     /// None if the loop is closed.
@@ -140,15 +122,8 @@ impl Core {
         self.registry.borrow().is_none()
     }
 
-    pub fn stopping(&self) -> bool {
-        self.stopping.get()
-    }
-
-    pub fn set_overridden_clock(&self, foreign: bool) {
-        self.overridden_clock.set(foreign);
-    }
-
-    pub fn set_overridden_wait(&self, wait: Option<Object>) {
+    /// Drops the previous function.
+    pub fn set_overridden_wait(&self, _py: Python<'_>, wait: Option<Object>) {
         self.overridden_wait.set(wait);
     }
 
@@ -156,25 +131,12 @@ impl Core {
         self.overridden_wait.is_some()
     }
 
-    pub fn has_overridden_clock(&self) -> bool {
-        self.overridden_clock.get()
-    }
-
-    pub fn set_stopping(&self, stopping: bool) {
-        self.stopping.set(stopping);
-    }
-
-    // --- The ready queue ---
-
     /// Queues a callback of the program's. MemoryError if there is no room.
     #[inline(always)]
     pub fn push_new(&self, py: Python<'_>, entry: ReadyEntry) -> PyResult<()> {
-        if self.injected.has_entries() {
-            // What other threads sent before this call comes first.
-            self.take_injected();
-        }
+        self.take_injected();
         let mut ready = self.ready.borrow_mut();
-        if ready.capacity() - ready.len() < HEADROOM && ready.try_reserve(2 * HEADROOM).is_err() {
+        if ready.capacity() - ready.len() < HEADROOM && !ready.reserve(2 * HEADROOM) {
             drop(ready);
             return Err(no_memory(py));
         }
@@ -182,42 +144,36 @@ impl Core {
         Ok(())
     }
 
+    /// Queues an entry of the loop's own, for which [`HEADROOM`] keeps room.
     #[inline(always)]
     pub fn push(&self, entry: ReadyEntry) {
-        if self.injected.has_entries() {
-            // What another thread has sent came first.
-            self.take_injected();
-        }
+        self.take_injected();
         self.ready.borrow_mut().push_back(entry);
     }
 
-    // --- Connections that have just been accepted ---
-
-    /// Notes that the connection of a transport was accepted in this iteration.
+    /// Notes that a transport's connection was accepted in this iteration.
     pub fn note_accepted(&self, token: Token) {
         let mut accepted = self.accepted.borrow_mut();
         let iteration = self.iteration.get();
         while accepted.front().is_some_and(|(then, _)| iteration - then > BEGINNING) {
             accepted.pop_front();
         }
-        // Without memory, it is as if it had been accepted earlier.
+        // Without memory, all_tasks() does not show its task.
         if accepted.try_reserve(1).is_ok() {
             accepted.push_back((iteration, token));
         }
     }
 
-    /// The transports of connections whose connection_made() was not called yet, or what it has scheduled has not begun.
-    pub fn take_accepted(&self, py: Python<'_>) -> Vec<Object> {
+    /// Takes out the transports of connections whose connection_made() was not called yet, or whose tasks have not begun.
+    pub fn take_accepted(&self) -> Vec<Object> {
         let iteration = self.iteration.get();
         let recent = self.accepted.take().into_iter().filter(|(then, _)| iteration - then <= BEGINNING);
-        recent.filter_map(|(_, token)| self.transport_at(py, token)).collect()
+        recent.filter_map(|(_, token)| self.transport_at(token)).collect()
     }
 
-    /// What is queued, to be looked at. MemoryError if there is no room for that.
+    /// A copy of the queue. MemoryError if there is no room for it.
     pub fn ready_entries(&self, py: Python<'_>) -> PyResult<Vec<ReadyEntry>> {
-        if self.injected.has_entries() {
-            self.take_injected();
-        }
+        self.take_injected();
         let ready = self.ready.borrow();
         let mut entries = Vec::new();
         if entries.try_reserve(ready.len()).is_err() {
@@ -228,11 +184,9 @@ impl Core {
         Ok(entries)
     }
 
-    /// Takes what is to be run next out of the queue.
+    /// Takes the next entry out of the queue.
     pub fn pop_ready(&self) -> Option<ReadyEntry> {
-        if self.injected.has_entries() {
-            self.take_injected();
-        }
+        self.take_injected();
         self.ready.borrow_mut().pop_front()
     }
 
@@ -254,7 +208,9 @@ impl Core {
         }
     }
 
-    /// An error is nothing that the caller can mend, who has done what was asked: asyncio ignores it, too.
+    /// Ignores errors, as asyncio does: the caller could not do anything about them.
+    ///
+    /// GIL: the caller is another thread. The loop's thread borrows the registry only while it holds the GIL.
     fn wake_poller(&self) {
         let registry = self.registry.borrow();
         let Some(registry) = &*registry else { return };
@@ -263,19 +219,25 @@ impl Core {
         }
     }
 
-    #[cold]
+    /// Queues the entries that other threads have pushed so far: they come before any that is queued after this call.
+    #[inline(always)]
     fn take_injected(&self) {
+        if self.injected.has_entries() {
+            self.queue_injected();
+        }
+    }
+
+    #[cold]
+    fn queue_injected(&self) {
         let mut ready = self.ready.borrow_mut();
-        if ready.try_reserve(self.injected.count() + HEADROOM).is_err() {
+        if !ready.reserve(self.injected.count() + HEADROOM) {
             // They stay where they are until there is memory.
             return;
         }
-        let entries = self.injected.take_all();
-        let others = ready.len();
-        self.metrics.begin_batches(others);
-        for (entry, since) in entries {
+        for (entry, pushed_at) in self.injected.take_all() {
+            let position = ready.end();
             ready.push_back(entry);
-            self.metrics.add_batch(since, 1);
+            self.metrics.delays.queued_since(pushed_at, position..ready.end());
         }
     }
 
@@ -284,8 +246,8 @@ impl Core {
         self.ready.borrow().len()
     }
 
-    /// Lets a watcher see what the loop does from now on; None for nobody.
-    pub fn set_turns(&self, run_monitor: Option<Arc<RunMonitor>>) {
+    /// Has the watchdog see what the loop does from now on, or no longer.
+    pub fn set_run_monitor(&self, run_monitor: Option<Arc<RunMonitor>>) {
         self.schedule.set_watched(run_monitor.is_some());
         if let Some(run_monitor) = &run_monitor {
             run_monitor.set_thread();
@@ -297,33 +259,13 @@ impl Core {
         self.run_monitor.borrow().clone()
     }
 
-    /// Says that something was done that can have made a descriptor ready.
+    /// To be called after anything that can have made a descriptor ready.
     pub fn request_poll(&self) {
         self.poll_policy.request_poll();
     }
 
-    /// A bytes object to receive into, with room for at least `size` bytes.
-    #[inline(always)]
-    pub fn acquire_bytes(&self, py: Python<'_>, size: usize) -> PyResult<UninitBytes> {
-        self.bytes_pool.borrow_mut().take(py, size)
-    }
-
-    /// A bytes object of the first `length` bytes that were received into it.
-    ///
-    /// # Safety
-    /// They have been written.
-    #[inline(always)]
-    pub unsafe fn freeze(&self, uninit: UninitBytes, length: usize) -> Object {
-        // SAFETY: as the caller says.
-        unsafe { self.bytes_pool.borrow_mut().freeze(uninit, length) }
-    }
-
-    /// Takes back a bytes object that nothing was received into.
-    pub fn recycle(&self, uninit: UninitBytes) {
-        self.bytes_pool.borrow_mut().recycle(uninit);
-    }
-
-    /// Lends the memory for datagrams to `f`. MemoryError if there is none.
+    /// Calls `f` with the memory for datagrams. MemoryError if there is none. `f` may run Python code, and a nested call gets other
+    /// memory.
     pub fn with_batch<R>(&self, py: Python<'_>, f: impl FnOnce(&mut Batch) -> R) -> PyResult<R> {
         let mut batch =
             self.batch.take().or_else(|| Batch::new().map(Box::new)).ok_or_else(|| no_memory(py))?;
@@ -332,71 +274,15 @@ impl Core {
         Ok(result)
     }
 
-    /// Whether there is all that [`Core::with_buffer`] needs for [`RECEIVE_BUFFER`] bytes, so that it cannot fail.
-    pub fn has_buffer(&self) -> bool {
-        let (buffer, spare) = (self.buffer.take(), self.spare.take());
-        let is_there = buffer.is_some() && spare.is_some();
-        self.buffer.set(buffer);
-        self.spare.set(spare);
-        is_there
-    }
-
-    /// Lends the receive buffer to `f`, which has at least `least` bytes. MemoryError if there is no memory for them, and for the
-    /// object that [`Core::received_bytes`] is to make of them.
-    pub fn with_buffer<R>(
-        &self,
-        py: Python<'_>,
-        least: usize,
-        f: impl FnOnce(&mut [u8]) -> R,
-    ) -> PyResult<R> {
-        let spare = match self.spare.take() {
-            Some(spare) => spare,
-            None => UninitBytes::new(py, RECEIVE_BUFFER).or_else(|_| UninitBytes::new(py, least))?,
-        };
-        let room = spare.capacity();
-        self.spare.set(Some(spare));
-        let buffer = self.buffer.take().or_else(|| zeroes(RECEIVE_BUFFER)).or_else(|| zeroes(least));
-        let mut buffer = buffer.ok_or_else(|| no_memory(py))?;
-        let size = buffer.len().min(room);
-        let result = f(&mut buffer[..size]);
-        if buffer.len() == RECEIVE_BUFFER {
-            self.buffer.set(Some(buffer));
-        }
-        if room < RECEIVE_BUFFER {
-            // The next time may need more.
-            self.spare.set(None);
-        }
-        Ok(result)
-    }
-
-    /// A bytes object of what was received into the buffer, in two parts. If there is no memory for a new one, it is the object
-    /// that was set aside for this: what was taken out of a socket must not be lost.
-    pub fn received_bytes(&self, py: Python<'_>, first: &[u8], rest: &[u8]) -> PyResult<Object> {
-        let made = if rest.is_empty() { new_bytes(py, first) } else { joined(py, first, rest) };
-        made.or_else(|error| {
-            let Some(mut uninit) = self.spare.take() else { return Err(error) };
-            let length = first.len() + rest.len();
-            if uninit.capacity() < length {
-                return Err(error);
-            }
-            let bytes = first.iter().chain(rest);
-            uninit.as_mut_slice().iter_mut().zip(bytes).for_each(|(place, byte)| _ = place.write(*byte));
-            // SAFETY: they were just written.
-            Ok(unsafe { self.freeze(uninit, length) })
-        })
-    }
-
-    // --- The end ---
-
-    /// Sends what can be sent and drops everything: handles, timers, watchers, the poller.
+    /// Sends what the sockets take, and drops handles, timers, waiters and the poller.
     pub fn close(&self, py: Python<'_>, event_loop: &Object) -> PyResult<()> {
         let flushed = self.send_scheduled(py, event_loop);
         let registry = self.registry.borrow_mut().take();
-        let ready = self.ready.take();
-        let sent = self.injected.take_all();
+        let ready = self.ready.borrow_mut().take_all();
+        let injected = self.injected.take_all();
         self.drop_timers();
-        // Dropping runs Python code: nothing is borrowed any more.
-        drop((ready, sent));
+        // Dropping can run Python code: nothing is borrowed.
+        drop((ready, injected));
         if let Some(mut registry) = registry {
             drop(registry.drain());
         }
@@ -404,7 +290,7 @@ impl Core {
         flushed
     }
 
-    /// Drops the timers that there are, one by one: dropping runs Python code, which may add others.
+    /// Drops the timers one by one: dropping can run Python code, which may add others.
     fn drop_timers(&self) {
         let count = self.schedule.timers.try_borrow().map_or(0, |timers| timers.len());
         for _ in 0..count {
@@ -415,9 +301,10 @@ impl Core {
         }
     }
 
+    /// Drops everything that may be part of a reference cycle, for the garbage collector and the loop's destructor.
     pub fn clear(&self) {
         let registry = self.registry.try_borrow_mut().ok().and_then(|mut registry| registry.take());
-        let ready = self.ready.try_borrow_mut().map(|mut ready| std::mem::take(&mut *ready));
+        let ready = self.ready.try_borrow_mut().map(|mut ready| ready.take_all());
         let unsent = self.unsent.try_borrow_mut().map(|mut unsent| std::mem::take(&mut *unsent));
         drop((ready, unsent, self.injected.take_all(), self.overridden_wait.take()));
         self.drop_timers();
@@ -436,9 +323,7 @@ impl Core {
             }
         }
         if let Ok(unsent) = self.unsent.try_borrow() {
-            for (object, _) in unsent.iter() {
-                visitor.object(object);
-            }
+            unsent.iter().for_each(|step| visitor.object(step.instance()));
         }
         self.injected.try_for_each(|(entry, _)| entry.traverse(visitor));
         visitor.cell(&self.overridden_wait);

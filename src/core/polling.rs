@@ -1,4 +1,6 @@
-//! Looking at the clock and the descriptors, and waiting for them.
+//! Polling: what became ready, which timers are due, and how long to wait for either.
+//!
+//! Called by [`Core::iterate`]. The GIL is released while a poll waits, and now and then in one that does not.
 
 use std::io;
 use std::sync::Arc;
@@ -15,41 +17,36 @@ use crate::reactor::kernel::Wait;
 use crate::reactor::poller;
 use crate::reactor::spin::spin_for_wakeup;
 
-/// Seconds after which a poll that does not wait gives other threads a chance to run. One that wants the GIL waits for as
-/// long as the loop is busy otherwise, or for the interpreter's switch interval.
+/// A poll that does not wait releases the GIL at most once in this many seconds. Without that, another thread waits for the
+/// interpreter's switch interval each time.
 const RELEASE_INTERVAL: f64 = 200e-6;
 
-/// For so many seconds then, since a thread needs that long to wake up.
+/// It is released for this many seconds: a thread needs as long to wake up.
 const HANDOVER: f64 = 50e-6;
-/// Seconds of a processor that tell of other threads that run, and not of one that took a message.
+
+/// It is released only if other threads have used a processor for more seconds than this, which taking one message does not.
 const OTHERS_RUN: f64 = 2e-6;
 
-/// In place of a wait, while there is nothing to wait on, or a wait ends at once and there is no way to mend that.
+/// How long to sleep where the next wait would fail, or end, at once.
 const PAUSE: Duration = Duration::from_millis(1);
 
-/// A timer is due when this much is left, in seconds: the step of the clock, as in asyncio.
+/// A timer is due when it has this many seconds left, as in asyncio.
 const CLOCK_RESOLUTION: f64 = 1e-9;
 
-/// A wait is at most this long, as asyncio's: select() and its kin have limits.
+/// A wait has at most this many seconds, as in asyncio: select() and epoll_wait() have limits.
 const LONGEST_WAIT: f64 = 24.0 * 3600.0;
 
-/// The time as the event loop's own time() tells it.
-#[cold]
-fn overridden_time(py: Python<'_>, event_loop: &Object) -> PyResult<f64> {
-    event_loop.call_method(py, intern!(py, "time"), &[])?.bind(py).extract()
-}
-
 impl Core {
-    /// The time in ticks, if this iteration needs neither the clock nor the descriptors.
+    /// If this iteration can go without a poll and without the clock, returns the time in ticks.
     pub(super) fn try_skip_poll(&self) -> Option<u64> {
-        if self.has_overridden_clock() {
+        if self.overridden_clock.get() {
             return None;
         }
         let deadline = self.schedule.timers.borrow().next_deadline();
         self.poll_policy.try_skip_poll(deadline)
     }
 
-    /// Takes in what is ready, and what is due. Returns the time.
+    /// Polls, and queues what is ready and the timers that are due. Returns the time.
     #[inline(never)]
     pub(super) fn poll_and_collect_due(
         &self,
@@ -59,33 +56,38 @@ impl Core {
     ) -> PyResult<Instant> {
         let mut now = Instant::now();
         if !callbacks_wait {
-            self.metrics.end_iteration(now.ticks, &self.poll_policy.tick);
+            self.metrics.iteration_ended(now.ticks, &self.poll_policy.tick);
             let timeout = self.time_left(py, event_loop, now.seconds)?;
-            self.poll(py, event_loop, now, timeout)?;
+            self.poll(py, event_loop, now, timeout, callbacks_wait)?;
             now = self.poll_policy.instant();
-            self.metrics.set_first_moment(now.ticks);
         } else if self.poll_policy.poll_is_due(now.seconds) {
-            let queued = self.ready_length();
-            self.poll(py, event_loop, now, Some(Duration::ZERO))?;
-            if self.ready_length() > queued {
-                self.metrics.set_moment(now.ticks, queued);
+            let queue_end = self.ready.borrow().end();
+            self.poll(py, event_loop, now, Some(Duration::ZERO), callbacks_wait)?;
+            if self.ready.borrow().end() > queue_end {
+                self.metrics.delays.clock_read(now.ticks, queue_end);
             }
         }
-        let due = if self.has_overridden_clock() { overridden_time(py, event_loop)? } else { now.seconds };
-        self.queue_due_timers(due, now.ticks);
+        self.queue_due_timers(self.loop_time(py, event_loop, now.seconds)?, now.ticks);
         Ok(now)
     }
 
-    /// How long to wait for the next timer; None if there is none.
+    /// `now`, or the time by the loop's time() if that is overridden.
+    fn loop_time(&self, py: Python<'_>, event_loop: &Object, now: f64) -> PyResult<f64> {
+        if !self.overridden_clock.get() {
+            return Ok(now);
+        }
+        event_loop.call_method(py, intern!(py, "time"), &[])?.bind(py).extract()
+    }
+
+    /// How long to wait for the next timer, if there is one.
     fn time_left(&self, py: Python<'_>, event_loop: &Object, now: f64) -> PyResult<Option<Duration>> {
         let Some(deadline) = self.schedule.timers.borrow().next_deadline() else { return Ok(None) };
-        let now = if self.has_overridden_clock() { overridden_time(py, event_loop)? } else { now };
-        let left = deadline - now;
-        // A foreign clock can say anything, NaN included.
+        let left = deadline - self.loop_time(py, event_loop, now)?;
+        // An overridden clock can say anything, NaN included.
         Ok(Some(Duration::from_secs_f64(if left > 0.0 { left.min(LONGEST_WAIT) } else { 0.0 })))
     }
 
-    /// Waits for descriptors and queues what became ready. Signals that arrive are handled.
+    /// Polls and queues what became ready; runs the handlers of signals that arrived.
     #[inline(never)]
     fn poll(
         &self,
@@ -93,6 +95,7 @@ impl Core {
         event_loop: &Object,
         now: Instant,
         timeout: Option<Duration>,
+        callbacks_wait: bool,
     ) -> PyResult<()> {
         self.poll_policy.start_poll(now);
         let by_program = self.has_overridden_wait() && self.wait_by_program(py, timeout)?;
@@ -107,39 +110,35 @@ impl Core {
             }
             _ => (self.wait(py, now.seconds, &mut events, timeout), true),
         };
-        // What signal handlers and other threads have scheduled meanwhile comes before what became ready.
-        let handled = if events.interrupted || waited { py.check_signals() } else { Ok(()) };
-        if self.injected.has_entries() {
-            if waited {
-                self.metrics.set_first_moment(self.poll_policy.instant().ticks);
-            }
-            self.take_injected();
+        if !callbacks_wait {
+            self.metrics.delays.wait_ended(self.poll_policy.instant().ticks);
         }
-        // If a handler raised, the kernel tells of the descriptors again.
+        // Callbacks of signal handlers and other threads come before what became ready.
+        let handled = if events.interrupted || waited { py.check_signals() } else { Ok(()) };
+        self.take_injected();
+        // If a signal handler raised, the next poll returns the events again.
         let in_vain = handled.is_ok() && result.is_ok() && self.dispatch_events(py, &events);
         self.events.set(Some(events));
         handled?;
         if in_vain {
             py.detach(|| std::thread::sleep(PAUSE));
         }
-        match result {
-            Ok(()) => {
-                self.wait_failed.set(false);
-                Ok(())
-            }
-            Err(error) => self.recover(py, event_loop, error),
+        if let Err(error) = result {
+            return self.recover(py, event_loop, error);
         }
+        self.wait_failed.set(false);
+        Ok(())
     }
 
-    /// Looks at the descriptors without waiting. Other threads that want to run get the GIL now and then.
+    /// Polls without waiting. Other threads that want to run get the GIL now and then.
     fn poll_nonblocking(&self, py: Python<'_>, now: f64, events: &mut poller::Events) -> io::Result<()> {
-        let release =
+        let releases =
             now - self.released.get() >= RELEASE_INTERVAL && has_other_threads(py) && self.others_run(now);
         let poller = match &mut *self.registry.borrow_mut() {
             None => None,
             Some(registry) => {
                 registry.refresh_poller()?;
-                if release {
+                if releases {
                     Some(Arc::clone(registry.poller()))
                 } else {
                     registry.poller().wait(events, Some(Duration::ZERO))?;
@@ -149,8 +148,7 @@ impl Core {
         };
         if let Some(poller) = poller {
             py.detach(|| {
-                // Whoever waits for the GIL has to wake up first. One that finds it taken again would begin to wait anew, and
-                // never ask for it.
+                // A thread that wakes up and finds the GIL taken again begins a new wait, and never requests it.
                 let end = clock::now() + HANDOVER;
                 while clock::now() < end {
                     std::thread::yield_now();
@@ -162,14 +160,15 @@ impl Core {
         Ok(())
     }
 
-    /// Whether other threads have used a processor since the last time that this was asked: those that wait for the GIL do,
-    /// each time that the interpreter's switch interval is over, and those that wait for work don't.
+    /// Whether other threads have used a processor since the last call. Threads that wait for the GIL use it once per switch interval,
+    /// threads that wait for work do not.
     fn others_run(&self, now: f64) -> bool {
         self.released.set(now);
         let others = clock::processor_time_of_others();
         others - self.others_ran.replace(others) > OTHERS_RUN
     }
 
+    /// Waits with the GIL released.
     fn wait(
         &self,
         py: Python<'_>,
@@ -183,8 +182,8 @@ impl Core {
                 Arc::clone(registry.poller())
             }
             None => {
-                // A callback has closed the event loop: nothing will ever be ready.
-                self.set_stopping(true);
+                // A callback has closed the event loop.
+                self.stopping.set(true);
                 return Ok(());
             }
         };
@@ -221,8 +220,7 @@ impl Core {
         result
     }
 
-    /// Waits as the program has it, which may run anything, until the poller has something to tell. False if there is no
-    /// poller of this process to wait by.
+    /// Waits for the poller's descriptor by the program's select(). Returns false if this process cannot have a poller.
     #[cold]
     fn wait_by_program(&self, py: Python<'_>, timeout: Option<Duration>) -> PyResult<bool> {
         let Some(wait) = self.overridden_wait.get() else { return Ok(false) };
@@ -250,8 +248,8 @@ impl Core {
         result.map(|()| true)
     }
 
-    /// Goes on after a wait that failed, with another poller if the present one is of no use. If there can be none, which is
-    /// reported once, the next poll tries again.
+    /// Replaces the poller after a wait that failed, if need be. An error of that is reported once, and the next poll tries
+    /// again.
     #[cold]
     fn recover(&self, py: Python<'_>, event_loop: &Object, error: io::Error) -> PyResult<()> {
         let recovered = match &mut *self.registry.borrow_mut() {
@@ -263,30 +261,28 @@ impl Core {
             report_error(py, event_loop, event_loop, os_error(py, error))?;
         }
         if self.ready_length() == 0 {
-            // The next wait would fail at once, too.
             py.detach(|| std::thread::sleep(PAUSE));
         }
         Ok(())
     }
 
-    /// Queues the timers that are due, by the loop's own clock and by the ticks of ours.
+    /// Queues the timers that are due at `now`, which is `ticks` by the system's clock and can be of an overridden one.
     fn queue_due_timers(&self, now: f64, ticks: u64) {
-        let mut late = self.metrics.look_at_timers(now, ticks);
         let mut timers = self.schedule.timers.borrow_mut();
+        let mut ready = self.ready.borrow_mut();
+        let mut due = self.metrics.begin_timers(now, ticks, ready.end());
         if timers.is_empty() {
             return;
         }
-        let mut ready = self.ready.borrow_mut();
-        let others = ready.len();
-        self.metrics.begin_batches(others);
+        let tick = &self.poll_policy.tick;
         // Without memory for more, the rest is due in the next iteration.
-        while ready.try_reserve(1).is_ok()
+        while ready.reserve(1)
             && let Some(timer) = timers.pop_due(now + CLOCK_RESOLUTION)
         {
             timer.set_fired();
-            late.add(timer.when(), |batch| self.metrics.add_timers(batch, &self.poll_policy.tick));
+            self.metrics.timer_due(&mut due, timer.when(), ready.end(), tick);
             ready.push_back(ReadyEntry::Timer(timer));
         }
-        self.metrics.add_last_timers(late, others, &self.poll_policy.tick);
+        self.metrics.end_timers(&due, &ready, tick);
     }
 }

@@ -1,7 +1,11 @@
-//! The entries of the ready queue.
+//! The ready queue and its entries.
+
+use std::collections::VecDeque;
+use std::ops::{Deref, Range};
 
 use pyo3::prelude::*;
 
+use crate::cpython::bound_method::BoundMethod;
 use crate::cpython::class::{Obj, Visitor};
 use crate::cpython::object::Object;
 use crate::handle::{Handle, TaskStep, ThreadSafeHandle, TimerHandle};
@@ -9,16 +13,61 @@ use crate::imports::imports;
 use crate::intern;
 use crate::reactor::clock;
 
-/// A step of something that belongs to the event loop, called with the object that it was queued for.
-pub type Step = fn(Python<'_>, &Object) -> PyResult<()>;
-
-/// What to do when a watched descriptor is ready.
-pub type OnReady = fn(Python<'_>, &Object, Readiness) -> PyResult<()>;
+/// A transport and its function for events on its descriptor.
+pub type OnReady = BoundMethod<(Readiness,)>;
 
 #[derive(Clone, Copy, Debug)]
 pub struct Readiness {
     pub readable: bool,
     pub writable: bool,
+}
+
+/// Entries in the order in which they are run. Each has a position, its number since the loop was made.
+#[derive(Default)]
+pub struct ReadyQueue {
+    entries: VecDeque<ReadyEntry>,
+    /// The position of the first entry: how many were taken out.
+    start: u64,
+}
+
+impl Deref for ReadyQueue {
+    type Target = VecDeque<ReadyEntry>;
+
+    fn deref(&self) -> &VecDeque<ReadyEntry> {
+        &self.entries
+    }
+}
+
+impl ReadyQueue {
+    pub fn positions(&self) -> Range<u64> {
+        self.start..self.end()
+    }
+
+    /// The position of the next entry that is queued.
+    pub fn end(&self) -> u64 {
+        self.start + self.entries.len() as u64
+    }
+
+    /// Without it, [`ReadyQueue::push_back`] of this many entries ends the process if there is no memory for them.
+    #[must_use]
+    pub fn reserve(&mut self, count: usize) -> bool {
+        self.entries.try_reserve(count).is_ok()
+    }
+
+    pub fn push_back(&mut self, entry: ReadyEntry) {
+        self.entries.push_back(entry);
+    }
+
+    pub fn pop_front(&mut self) -> Option<ReadyEntry> {
+        let entry = self.entries.pop_front()?;
+        self.start += 1;
+        Some(entry)
+    }
+
+    pub fn take_all(&mut self) -> VecDeque<ReadyEntry> {
+        self.start = self.end();
+        std::mem::take(&mut self.entries)
+    }
 }
 
 /// An entry of the ready queue.
@@ -27,18 +76,20 @@ pub enum ReadyEntry {
     Handle(Obj<Handle>),
     Timer(Obj<TimerHandle>),
     ThreadSafe(Obj<ThreadSafeHandle>),
-    /// An asyncio.Handle that is not of our making.
+    /// An asyncio.Handle, or an instance of another subclass of it.
     PythonHandle(Object),
-    /// A step of a task, which nobody can have a handle of.
+    /// A step of a task. The program has no handle of it.
     Task(TaskStep),
-    Step(Object, Step),
-    Event(Object, OnReady, Readiness),
+    /// A step of the event loop's own.
+    Step(BoundMethod),
+    /// An event on a transport's descriptor.
+    Event(OnReady, Readiness),
 }
 
 impl ReadyEntry {
     pub fn run(&self, py: Python<'_>, event_loop: &Object) -> PyResult<()> {
         match self {
-            // One that is being cancelled may still have its callback, while repr() says what it was.
+            // A cancelled handle has its callback until its repr() was kept for debug mode.
             ReadyEntry::Handle(handle) if handle.is_cancelled() => Ok(()),
             ReadyEntry::Handle(handle) => handle.run(py, handle.as_object()),
             ReadyEntry::Timer(timer) if timer.handle().is_cancelled() => Ok(()),
@@ -47,8 +98,8 @@ impl ReadyEntry {
             ReadyEntry::ThreadSafe(handle) => handle.run(py, handle.as_object()),
             ReadyEntry::Task(step) => step.run(py, event_loop),
             ReadyEntry::PythonHandle(handle) => run_python_handle(py, handle),
-            ReadyEntry::Step(object, step) => step(py, object),
-            ReadyEntry::Event(object, on_ready, readiness) => on_ready(py, object, *readiness),
+            ReadyEntry::Step(step) => step.call(py, ()),
+            ReadyEntry::Event(on_ready, readiness) => on_ready.call(py, (*readiness,)),
         }
     }
 
@@ -60,13 +111,13 @@ impl ReadyEntry {
         let result = if by_method { self.run_by_method(py, event_loop) } else { self.run(py, event_loop) };
         let duration = clock::now() - start;
         let reset = event_loop.bind(py).setattr(intern!(py, "_current_handle"), py.None());
-        // What the callback raised can be SystemExit or KeyboardInterrupt: nothing may come before it.
+        // The callback's error comes first: it can be SystemExit or KeyboardInterrupt.
         result.and(reset)?;
         let duration = Object::from_float(py, duration)?;
         imports(py)?.report_slow.call(py, &[event_loop, self.object(), &duration]).map(drop)
     }
 
-    /// Runs a handle by asyncio.Handle's `_run()`, in whose place the program has put its own.
+    /// Runs a handle by asyncio.Handle's `_run()`, which the program has replaced.
     pub(super) fn run_by_method(&self, py: Python<'_>, event_loop: &Object) -> PyResult<()> {
         match self {
             ReadyEntry::Handle(handle) if handle.is_cancelled() => Ok(()),
@@ -89,9 +140,9 @@ impl ReadyEntry {
             ReadyEntry::Timer(timer) => timer.as_object(),
             ReadyEntry::ThreadSafe(handle) => handle.as_object(),
             ReadyEntry::Task(step) => &step.callback,
-            ReadyEntry::PythonHandle(object)
-            | ReadyEntry::Step(object, _)
-            | ReadyEntry::Event(object, ..) => object,
+            ReadyEntry::PythonHandle(object) => object,
+            ReadyEntry::Step(step) => step.instance(),
+            ReadyEntry::Event(on_ready, _) => on_ready.instance(),
         }
     }
 
@@ -103,23 +154,17 @@ impl ReadyEntry {
     }
 
     fn is_handle(&self) -> bool {
-        matches!(
-            self,
-            ReadyEntry::Handle(_)
-                | ReadyEntry::Timer(_)
-                | ReadyEntry::ThreadSafe(_)
-                | ReadyEntry::PythonHandle(_)
-        )
+        !matches!(self, ReadyEntry::Task(_) | ReadyEntry::Step(_) | ReadyEntry::Event(..))
     }
 }
 
-/// Runs a handle of ours by what asyncio.Handle has for that.
+/// Runs a native handle by what asyncio.Handle has as `_run()`.
 fn run_as_method(py: Python<'_>, handle: &Object) -> PyResult<()> {
     let run = imports(py)?.handle_class.bind(py).getattr(intern!(py, "_run"))?;
     Object::from(run).call(py, &[handle]).map(drop)
 }
 
-/// Runs an asyncio.Handle, which does not itself see to it that it is not cancelled.
+/// Runs an asyncio.Handle, whose `_run()` does not ask whether it is cancelled.
 fn run_python_handle(py: Python<'_>, handle: &Object) -> PyResult<()> {
     if handle.bind(py).getattr(intern!(py, "_cancelled"))?.is_truthy()? {
         return Ok(());

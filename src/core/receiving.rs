@@ -1,4 +1,7 @@
-//! Receiving from stream sockets into bytes objects.
+//! Receiving into bytes objects: for streams, and for sock_recv() from any socket.
+//!
+//! A size hint, which the caller keeps for each socket, follows what usually arrives: small data are copied out of the loop's
+//! buffer, larger ones are received into objects of the pool.
 
 use std::cell::Cell;
 use std::io;
@@ -7,54 +10,53 @@ use std::os::fd::RawFd;
 use pyo3::prelude::*;
 
 use super::{Core, RECEIVE_BUFFER};
-use crate::cpython::buffer::new_bytes;
-use crate::cpython::errors::os_error;
+use crate::cpython::buffer::{joined, new_bytes};
+use crate::cpython::errors::{no_memory, os_error};
 use crate::cpython::object::Object;
 use crate::cpython::received::UninitBytes;
 use crate::reactor::socket;
+use crate::reserve::zeroes;
 
-/// What came of an attempt to receive.
 pub enum Received {
-    /// Bytes: none at the end of the stream.
+    /// A bytes object and its length, which is 0 at the end of the stream.
     Data(Object, usize),
     /// The socket is not ready.
     Nothing,
 }
 
-/// What is received is copied into a bytes object of its size if it is usually less than this, which the interpreter
-/// allocates cheaply...
+/// Less than this is copied into a bytes object of its size, which the interpreter allocates from its own pools.
 const SMALL: usize = 480;
-/// ...and what is larger than this is not to take up much more memory than it needs: a program may keep it.
+/// An object of up to this many bytes may have twice the memory that it needs, a larger one a third more.
 const LARGE: usize = 8 * 1024;
 
-/// Bytes to receive at a time where there is no memory for the size_hint buffer.
+/// Bytes to receive at a time without memory for [`RECEIVE_BUFFER`].
 pub const LEAST: usize = 8 * 1024;
 
-/// Follows what comes: up at once, down slowly.
+/// A peak raises the hint at once; less than the hint lowers it by an eighth of the difference.
 fn update_size_hint(size_hint: &Cell<usize>, size: usize) {
     let former = size_hint.get();
     size_hint.set(if size >= former { size } else { former - (former - size) / 8 });
 }
 
-/// Room for what usually comes, and some more.
+/// How many bytes to receive at a time: the hint and a quarter more.
 fn room(size_hint: &Cell<usize>) -> usize {
     size_hint.get() + size_hint.get() / 4
 }
 
 impl Core {
-    /// A bytes object with a copy of what was received.
+    /// A bytes object with a copy of received data.
     pub fn bytes_of(&self, py: Python<'_>, data: &[u8]) -> PyResult<Object> {
         if !(SMALL..=LARGE).contains(&data.len()) {
             return new_bytes(py, data);
         }
-        let mut uninit = self.acquire_bytes(py, data.len())?;
+        let mut uninit = self.bytes_pool.borrow_mut().take(py, data.len())?;
         let count = uninit.write(data);
         // SAFETY: they were just written.
-        Ok(unsafe { self.freeze(uninit, count) })
+        Ok(unsafe { self.bytes_pool.borrow_mut().freeze(uninit, count) })
     }
 
-    /// Receives at most [`RECEIVE_BUFFER`] bytes of a stream. `size_hint` remembers, from one call to the next, how much comes.
-    /// The number of an error that comes behind data is left in `deferred_error`, for the next attempt: the kernel tells it once.
+    /// Receives at most [`RECEIVE_BUFFER`] bytes of a stream. The number of an error behind data is put into `deferred_error`, for the
+    /// next call: the kernel returns it once only.
     #[inline(always)]
     pub fn receive(
         &self,
@@ -66,18 +68,18 @@ impl Core {
         if size_hint.get() < SMALL {
             return self.receive_and_copy(py, fd, RECEIVE_BUFFER, LEAST, size_hint);
         }
-        let mut uninit = self.acquire_bytes(py, room(size_hint).min(RECEIVE_BUFFER))?;
+        let mut uninit = self.bytes_pool.borrow_mut().take(py, room(size_hint).min(RECEIVE_BUFFER))?;
         let slice = uninit.as_mut_slice();
         let capacity = slice.len().min(RECEIVE_BUFFER);
         let count = match socket::recv_uninit(fd, &mut slice[..capacity]) {
             Ok(count) => count,
             Err(error) => {
-                self.recycle(uninit);
-                return nothing_or(py, error);
+                self.bytes_pool.borrow_mut().recycle(uninit);
+                return nothing_or_error(py, error);
             }
         };
         if count == capacity && count < RECEIVE_BUFFER && self.has_buffer() {
-            // There may be more.
+            // It is full, so that there may be more.
             return self.with_buffer(py, RECEIVE_BUFFER, |buffer| {
                 let rest = &mut buffer[..RECEIVE_BUFFER - capacity];
                 let more = match socket::recv(fd, rest) {
@@ -88,14 +90,14 @@ impl Core {
                         0
                     }
                 };
-                self.both(py, uninit, capacity, &rest[..more], size_hint)
+                self.received_both(py, uninit, capacity, &rest[..more], size_hint)
             })?;
         }
         self.received(py, uninit, capacity, count, size_hint)
     }
 
-    /// Receives at most `limit` bytes, and no more than [`RECEIVE_BUFFER`], in one call: of a datagram, what a call leaves is
-    /// lost, and an error that a second one met would be.
+    /// Receives at most `limit` bytes, and no more than [`RECEIVE_BUFFER`], by one system call. A second one would find the rest of a
+    /// datagram lost, and an error of it would be.
     pub fn receive_at_once(
         &self,
         py: Python<'_>,
@@ -107,24 +109,24 @@ impl Core {
         if size_hint.get() < SMALL {
             return self.receive_and_copy(py, fd, limit, limit, size_hint);
         }
-        let mut uninit = self.acquire_bytes(py, room(size_hint).min(limit))?;
+        let mut uninit = self.bytes_pool.borrow_mut().take(py, room(size_hint).min(limit))?;
         let capacity = uninit.as_mut_slice().len().min(limit);
         self.with_buffer(py, limit, |buffer| {
             let rest = &mut buffer[..limit - capacity];
             match socket::recv_into_both(fd, &mut uninit.as_mut_slice()[..capacity], rest) {
                 Ok(count) if count > capacity => {
-                    self.both(py, uninit, capacity, &rest[..count - capacity], size_hint)
+                    self.received_both(py, uninit, capacity, &rest[..count - capacity], size_hint)
                 }
                 Ok(count) => self.received(py, uninit, capacity, count, size_hint),
                 Err(error) => {
-                    self.recycle(uninit);
-                    nothing_or(py, error)
+                    self.bytes_pool.borrow_mut().recycle(uninit);
+                    nothing_or_error(py, error)
                 }
             }
         })?
     }
 
-    /// Receives into the loop's buffer: `limit` bytes at the most, or where there is no memory for those, `least`.
+    /// Receives into the loop's buffer at most `limit` bytes, or `least` if there is no memory for more.
     #[inline(never)]
     fn receive_and_copy(
         &self,
@@ -141,12 +143,12 @@ impl Core {
                     update_size_hint(size_hint, count);
                     Ok(Received::Data(self.received_bytes(py, &buffer[..count], &[])?, count))
                 }
-                Err(error) => nothing_or(py, error),
+                Err(error) => nothing_or_error(py, error),
             }
         })?
     }
 
-    /// The `count` bytes that were received into a bytes object where there is room for `capacity`.
+    /// Makes the result of `count` bytes that were received into `uninit`, of `capacity` bytes that were offered.
     #[inline(always)]
     fn received(
         &self,
@@ -159,20 +161,20 @@ impl Core {
         update_size_hint(size_hint, count);
         let least = if capacity <= LARGE { capacity / 2 } else { capacity - capacity / 4 };
         if count < least {
-            // Too little to keep that much memory for.
-            // SAFETY: so many bytes were received.
+            // The program may keep the object, which would waste the rest of its memory.
+            // SAFETY: `count` bytes were received.
             if let Ok(data) = new_bytes(py, unsafe { uninit.written(count) }) {
-                self.recycle(uninit);
+                self.bytes_pool.borrow_mut().recycle(uninit);
                 return Ok(Received::Data(data, count));
             }
         }
-        // SAFETY: so many bytes were received.
-        Ok(Received::Data(unsafe { self.freeze(uninit, count) }, count))
+        // SAFETY: `count` bytes were received.
+        Ok(Received::Data(unsafe { self.bytes_pool.borrow_mut().freeze(uninit, count) }, count))
     }
 
-    /// The `count` bytes that were received into a bytes object, and the rest.
+    /// Makes the result of `count` bytes that were received into `uninit`, and the rest, into the buffer.
     #[inline(never)]
-    fn both(
+    fn received_both(
         &self,
         py: Python<'_>,
         uninit: UninitBytes,
@@ -181,13 +183,67 @@ impl Core {
         size_hint: &Cell<usize>,
     ) -> PyResult<Received> {
         update_size_hint(size_hint, count + rest.len());
-        // SAFETY: so many bytes were received.
+        // SAFETY: `count` bytes were received.
         let data = self.received_bytes(py, unsafe { uninit.written(count) }, rest);
-        self.recycle(uninit);
+        self.bytes_pool.borrow_mut().recycle(uninit);
         data.map(|data| Received::Data(data, count + rest.len()))
+    }
+
+    /// Whether [`Core::with_buffer`] cannot fail for [`RECEIVE_BUFFER`] bytes.
+    pub fn has_buffer(&self) -> bool {
+        let (buffer, spare) = (self.buffer.take(), self.spare.take());
+        let is_there = buffer.is_some() && spare.is_some();
+        self.buffer.set(buffer);
+        self.spare.set(spare);
+        is_there
+    }
+
+    /// Calls `f` with the receive buffer, of at least `least` bytes. MemoryError if there is no memory for them, or for the object
+    /// that [`Core::received_bytes`] makes of them.
+    pub fn with_buffer<R>(
+        &self,
+        py: Python<'_>,
+        least: usize,
+        f: impl FnOnce(&mut [u8]) -> R,
+    ) -> PyResult<R> {
+        let spare = match self.spare.take() {
+            Some(spare) => spare,
+            None => UninitBytes::new(py, RECEIVE_BUFFER).or_else(|_| UninitBytes::new(py, least))?,
+        };
+        let room = spare.capacity();
+        self.spare.set(Some(spare));
+        let buffer = self.buffer.take().or_else(|| zeroes(RECEIVE_BUFFER)).or_else(|| zeroes(least));
+        let mut buffer = buffer.ok_or_else(|| no_memory(py))?;
+        let size = buffer.len().min(room);
+        let result = f(&mut buffer[..size]);
+        if buffer.len() == RECEIVE_BUFFER {
+            self.buffer.set(Some(buffer));
+        }
+        if room < RECEIVE_BUFFER {
+            // It was the best there was memory for: the next call tries to get a larger one.
+            self.spare.set(None);
+        }
+        Ok(result)
+    }
+
+    /// A bytes object of two parts of received data. Without memory for a new one, the spare one is used: data that were taken out
+    /// of a socket must not be lost.
+    pub fn received_bytes(&self, py: Python<'_>, first: &[u8], rest: &[u8]) -> PyResult<Object> {
+        let made = if rest.is_empty() { new_bytes(py, first) } else { joined(py, first, rest) };
+        made.or_else(|error| {
+            let Some(mut uninit) = self.spare.take() else { return Err(error) };
+            let length = first.len() + rest.len();
+            if uninit.capacity() < length {
+                return Err(error);
+            }
+            let bytes = first.iter().chain(rest);
+            uninit.as_mut_slice().iter_mut().zip(bytes).for_each(|(place, byte)| _ = place.write(*byte));
+            // SAFETY: they were just written.
+            Ok(unsafe { self.bytes_pool.borrow_mut().freeze(uninit, length) })
+        })
     }
 }
 
-fn nothing_or(py: Python<'_>, error: io::Error) -> PyResult<Received> {
+fn nothing_or_error(py: Python<'_>, error: io::Error) -> PyResult<Received> {
     if socket::is_not_ready(&error) { Ok(Received::Nothing) } else { Err(os_error(py, error)) }
 }

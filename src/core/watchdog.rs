@@ -1,8 +1,10 @@
-//! The thread that watches all loops that are to be watched, for callbacks that run long.
+//! The watchdog: one thread that watches all watched loops for callbacks that run long.
 //!
-//! It sleeps for a part of the shortest threshold, and looks at each loop's [`RunMonitor`] without the GIL. Only a callback that
-//! has run for too long makes it take the GIL, which it may have to wait for: a C function that holds the GIL gives it away
-//! when it returns, with the frame that called it still on the same line.
+//! It sleeps for a part of the shortest threshold, and then reads each loop's [`RunMonitor`] without the GIL. A callback that has run
+//! for too long makes it wait for the GIL, to report what the callback is doing. A C function that holds the GIL releases it
+//! when it returns, while its caller's frame is still on the same line.
+//!
+//! Invariant: no Python code runs while [`WATCHDOG`] is locked. Called by the Loop's methods and around forks.
 
 use std::cell::RefCell;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
@@ -13,40 +15,38 @@ use pyo3::prelude::*;
 
 use crate::cpython::interpreter::Interpreter;
 use crate::cpython::module::import;
-use crate::cpython::object::Object;
-use crate::handle::boolean;
+use crate::cpython::object::{Object, boolean};
 use crate::intern;
 use crate::reactor::clock::{self, Tick};
 use crate::reactor::run_monitor::{CallbackRun, RunMonitor};
 
-/// Looks within a threshold.
-const LOOKS: f64 = 4.0;
-/// Between two looks are at most so many seconds, however long the threshold.
+/// How often monitors are read within a threshold.
+const CHECKS: f64 = 4.0;
+/// The longest time between two checks, in seconds.
 const LONGEST_PAUSE: f64 = 0.25;
-/// A look that comes so many seconds too late means that the process was stopped: nothing can be said of that time.
+/// If a check is this many seconds late, the process was stopped, and callbacks are timed anew.
 const STOPPED: f64 = 0.5;
-/// After so many thresholds a callback that still runs is looked at again.
+/// A callback that still runs after this many thresholds is reported again.
 const AGAIN: f64 = 10.0;
 
-/// A loop that is watched.
 struct Watched {
     run_monitor: Weak<RunMonitor>,
-    /// Which one it is, for `hotloop._observing.watching`.
+    /// The loop's number in `hotloop._observing.watching`.
     id: usize,
     seen: Option<Seen>,
 }
 
-/// A callback that was running at the last look.
+/// A callback that was running at the last check.
 #[derive(Clone, Copy)]
 struct Seen {
-    turn: CallbackRun,
-    /// When it was first seen, in ticks, and the processor time of its thread by then.
+    run: CallbackRun,
+    /// When it was first seen, in ticks.
     at: u64,
+    /// The processor time of its thread by then.
     processor: Option<f64>,
-    /// Since when it counts: not while the process was stopped.
+    /// When it began, or when the process went on after it was stopped.
     since: u64,
-    /// How many times it was told of.
-    told: u32,
+    reports: u32,
 }
 
 #[derive(Default)]
@@ -54,18 +54,19 @@ struct Watchdog {
     watched: Vec<Watched>,
     thread: Option<JoinHandle<()>>,
     stopping: bool,
-    /// The process that the thread is in: a forked child has none.
+    /// The process of the thread, which a forked child does not have.
     process: u32,
 }
 
 static WATCHDOG: Mutex<Option<Watchdog>> = Mutex::new(None);
 
-/// For the thread that watches, which never has the GIL when it takes the lock.
+/// Locks the state. Not to be called with the GIL: see [`lock`].
 fn watchdog() -> MutexGuard<'static, Option<Watchdog>> {
     WATCHDOG.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// For threads that have the GIL: whoever has the lock may be forking, and want the GIL before the lock is free.
+/// Locks the state in a thread that has the GIL. It is released during a wait: a thread that forks has the lock, and can need the
+/// GIL before it unlocks.
 fn lock(py: Python<'_>) -> MutexGuard<'static, Option<Watchdog>> {
     loop {
         match WATCHDOG.try_lock() {
@@ -76,10 +77,10 @@ fn lock(py: Python<'_>) -> MutexGuard<'static, Option<Watchdog>> {
     }
 }
 
-/// A thread that forks, perhaps in a function that Python calls before or after another fork.
+/// The forks of a thread: a function that Python calls around a fork can fork, too.
 struct Forking {
     forks: u32,
-    /// Held all the time: a child whose parent's watchdog was in it would find it locked for ever.
+    /// Locked over the fork. Otherwise the watchdog could have the lock then, and it would stay locked in the child.
     guard: Option<MutexGuard<'static, Option<Watchdog>>>,
 }
 
@@ -97,7 +98,7 @@ pub fn begin_fork(py: Python<'_>) {
     });
 }
 
-/// It has, and this is the parent or the child.
+/// The calling thread has forked, or is the child's.
 pub fn end_fork(_py: Python<'_>) {
     FORKING.with_borrow_mut(|forking| {
         forking.forks = forking.forks.saturating_sub(1);
@@ -107,7 +108,7 @@ pub fn end_fork(_py: Python<'_>) {
     });
 }
 
-/// Lends `f` the state, which the calling thread has locked already if it forks. No Python code may run in it.
+/// Calls `f` with the locked state. A thread that forks has locked it already. `f` must not run Python code.
 fn with_watchdog<R>(py: Python<'_>, f: impl FnOnce(&mut Option<Watchdog>) -> R) -> R {
     if FORKING.with_borrow(|forking| forking.guard.is_none()) {
         return f(&mut lock(py));
@@ -124,7 +125,7 @@ pub fn watch(py: Python<'_>, run_monitor: &Arc<RunMonitor>, id: usize) {
         let process = std::process::id();
         let state = watchdog.get_or_insert_default();
         if state.process != process {
-            // What the parent watched is not running here.
+            // The parent's loops are not running in this process.
             std::mem::forget(std::mem::take(state));
             state.process = process;
         }
@@ -137,7 +138,7 @@ pub fn watch(py: Python<'_>, run_monitor: &Arc<RunMonitor>, id: usize) {
                 let interpreter = Interpreter::of(py);
                 let thread = std::thread::Builder::new().name("hotloop-watchdog".to_owned());
                 let spawned = thread.spawn(move || run(interpreter));
-                // Without a thread nobody watches, which is no reason to stop the program.
+                // Without a thread the loop is not watched, and the program goes on.
                 state.thread = spawned.ok();
             }
         }
@@ -178,68 +179,68 @@ fn run(interpreter: Interpreter) {
         std::thread::park_timeout(Duration::from_secs_f64(pause));
         let was_stopped = start.elapsed().as_secs_f64() > pause + STOPPED;
         tick.learn(clock::Instant::now());
-        for (run_monitor, id, seen, again) in look(&tick, was_stopped) {
-            tell(interpreter, &run_monitor, id, seen, again, &tick);
+        for (run_monitor, id, seen) in check(&tick, was_stopped) {
+            report(interpreter, &run_monitor, id, seen, &tick);
         }
     }
 }
 
-/// How long to wait for the next look, in seconds; None if the thread is to end.
+/// Seconds until the next check. None if the thread is to end.
 fn pause() -> Option<f64> {
     let mut guard = watchdog();
     let state = guard.as_mut()?;
     state.watched.retain(|watched| watched.run_monitor.strong_count() > 0);
     if state.stopping || state.watched.is_empty() {
-        // The next loop that is to be watched starts another.
+        // watch() starts another.
         state.thread = None;
         return None;
     }
     let thresholds =
         state.watched.iter().filter_map(|watched| Some(watched.run_monitor.upgrade()?.threshold()));
-    Some((thresholds.fold(f64::INFINITY, f64::min) / LOOKS).min(LONGEST_PAUSE))
+    Some((thresholds.fold(f64::INFINITY, f64::min) / CHECKS).min(LONGEST_PAUSE))
 }
 
-/// Looks at all loops, and returns what is to be told: of which callbacks, and whether again.
-fn look(tick: &Tick, was_stopped: bool) -> Vec<(Arc<RunMonitor>, usize, Seen, bool)> {
+/// Reads all monitors, and returns the callbacks to report.
+fn check(tick: &Tick, was_stopped: bool) -> Vec<(Arc<RunMonitor>, usize, Seen)> {
     let mut found = Vec::new();
     let mut guard = watchdog();
     let Some(state) = guard.as_mut() else { return found };
     let now = clock::ticks();
     for watched in &mut state.watched {
         let Some(run_monitor) = watched.run_monitor.upgrade() else { continue };
-        let Some(turn) = run_monitor.under_way() else {
+        let Some(run) = run_monitor.under_way() else {
             watched.seen = None;
             continue;
         };
         let seen = match &mut watched.seen {
-            Some(seen) if seen.turn == turn && !was_stopped => seen,
+            Some(seen) if seen.run == run && !was_stopped => seen,
             place => {
-                let since = if was_stopped { now } else { turn.began };
-                *place =
-                    Some(Seen { turn, at: now, processor: run_monitor.processor_time(), since, told: 0 });
+                let since = if was_stopped { now } else { run.began };
+                let processor = run_monitor.processor_time();
+                *place = Some(Seen { run, at: now, processor, since, reports: 0 });
                 continue;
             }
         };
         let ran = tick.seconds(now.wrapping_sub(seen.since));
-        let due = run_monitor.threshold() * if seen.told == 0 { 1.0 } else { AGAIN };
-        if ran >= due && seen.told < 2 {
-            seen.told += 1;
-            run_monitor.notice(turn);
-            found.push((run_monitor, watched.id, *seen, seen.told == 2));
+        let due = run_monitor.threshold() * if seen.reports == 0 { 1.0 } else { AGAIN };
+        if ran >= due && seen.reports < 2 {
+            seen.reports += 1;
+            run_monitor.notice(run);
+            found.push((run_monitor, watched.id, *seen));
         }
     }
     found
 }
 
-/// Has Python look at what the callback is doing.
-fn tell(interpreter: Interpreter, run_monitor: &RunMonitor, id: usize, seen: Seen, again: bool, tick: &Tick) {
-    let tell = |py: Python<'_>| {
-        // Waiting for the GIL can have taken long enough for the callback to end.
-        if run_monitor.under_way() != Some(seen.turn) {
+/// Has `hotloop._observing.watching` look at what the callback is doing.
+fn report(interpreter: Interpreter, run_monitor: &RunMonitor, id: usize, seen: Seen, tick: &Tick) {
+    let report = |py: Python<'_>| {
+        // The callback may have ended during the wait for the GIL.
+        if run_monitor.under_way() != Some(seen.run) {
             return;
         }
         let now = clock::ticks();
-        let ran = tick.seconds(now.wrapping_sub(seen.turn.began));
+        let ran = tick.seconds(now.wrapping_sub(seen.run.began));
         let observed = tick.seconds(now.wrapping_sub(seen.at));
         let observe = || -> PyResult<Object> {
             let processor = match seen.processor {
@@ -248,11 +249,11 @@ fn tell(interpreter: Interpreter, run_monitor: &RunMonitor, id: usize, seen: See
             };
             let arguments = [
                 &Object::from_size(py, id)?,
-                &Object::from_size(py, seen.turn.number as usize)?,
+                &Object::from_size(py, seen.run.number as usize)?,
                 &Object::from_float(py, ran)?,
                 &Object::from_float(py, observed)?,
                 &processor,
-                &boolean(py, again),
+                &boolean(py, seen.reports == 2),
             ];
             let module = Object::from(import(py, "hotloop._observing.watching")?);
             module.call_method(py, intern!(py, "observe"), &arguments)
@@ -261,7 +262,7 @@ fn tell(interpreter: Interpreter, run_monitor: &RunMonitor, id: usize, seen: See
             error.write_unraisable(py, None);
         }
     };
-    // Without memory, nobody is told now: the block is told of when it is over.
+    // Without memory to attach, the callback is reported when it is over.
     // SAFETY: the thread is joined before the interpreter ends (see `stop`).
-    unsafe { interpreter.try_attach(tell) };
+    unsafe { interpreter.try_attach(report) };
 }

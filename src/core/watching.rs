@@ -1,40 +1,42 @@
-//! Which descriptors are watched, and what happens when they are ready.
+//! Which descriptors are watched, and what is queued when they are ready.
+//!
+//! A descriptor has either one transport or up to two waiters, one for each direction. The registry keeps both alive, and what
+//! add_reader() was given, so that a socket which was closed meanwhile can still be looked up. Called by the Loop's methods,
+//! transports, and each poll.
 
 use std::io;
 use std::os::fd::RawFd;
 
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
-use pyo3::types::{PyWeakrefMethods, PyWeakrefReference};
 
-use super::{Core, OnReady, Readiness, ReadyEntry, Step};
-use crate::cpython::class::{Obj, Visitor};
-use crate::cpython::errors::OrOsError;
-use crate::cpython::errors::new_error;
+use super::{Core, OnReady, Readiness, ReadyEntry};
+use crate::cpython::bound_method::{BoundMethod, InstanceFn, WeakMethod};
+use crate::cpython::class::{Native, Obj, This, Visitor};
+use crate::cpython::errors::{OrOsError, new_error};
 use crate::cpython::object::Object;
 use crate::handle::Handle;
 use crate::intern;
 use crate::reactor::poller::{self, Interest};
 use crate::reactor::registry::{Registry, Token};
 
-/// Who waits for one direction of a descriptor.
+/// What waits for one direction of a descriptor.
 pub enum Waiter {
-    /// With what add_reader() or add_writer() was given, an object or a number, which is kept as long as it is watched.
+    /// A handle, and the object or number that add_reader() or add_writer() was given.
     Handle(Obj<Handle>, Object),
-    /// An operation on a socket.
-    Operation(Object, Step),
+    /// A step of a socket operation, a listener or a pipe transport.
+    Step(BoundMethod),
 }
 
 impl Waiter {
     fn to_ready(&self) -> ReadyEntry {
         match self {
             Waiter::Handle(handle, _) => ReadyEntry::Handle(handle.clone()),
-            Waiter::Operation(object, step) => ReadyEntry::Step(object.clone(), *step),
+            Waiter::Step(step) => ReadyEntry::Step(step.clone()),
         }
     }
 
-    /// Cancels what waited before, so that it is not called even if it is in the ready queue. False if there was
-    /// nothing.
+    /// Cancels the previous waiter, which then is not called even if it is in the ready queue. Returns whether there was one.
     pub fn dismiss(py: Python<'_>, waiter: Option<Waiter>) -> PyResult<bool> {
         match waiter {
             None => Ok(false),
@@ -42,7 +44,7 @@ impl Waiter {
                 handle.as_object().call_method(py, intern!(py, "cancel"), &[])?;
                 Ok(true)
             }
-            Some(Waiter::Operation(..)) => Ok(true),
+            Some(Waiter::Step(_)) => Ok(true),
         }
     }
 
@@ -50,84 +52,81 @@ impl Waiter {
         matches!(self, Waiter::Handle(handle, _) if handle.is_cancelled())
     }
 
-    fn object(&self) -> &Object {
+    pub fn object(&self) -> &Object {
         match self {
             Waiter::Handle(handle, _) => handle.as_object(),
-            Waiter::Operation(object, _) => object,
+            Waiter::Step(step) => step.instance(),
         }
     }
 }
 
-/// On whose behalf a descriptor is watched.
+/// What a descriptor is watched for.
 pub enum Watch {
     Waiters {
         reader: Option<Waiter>,
         writer: Option<Waiter>,
-        /// Events in a row that nobody waited for. The kernel is still asked for what was waited for last, because
-        /// whoever works with a socket mostly waits again.
+        /// Consecutive events without a waiter. The registration outlives its waiter, because the program mostly waits again.
         idle: u8,
     },
-    /// A transport, which has the descriptor to itself.
-    Transport(TransportRef, OnReady),
+    /// A transport, which has the descriptor to itself. Before it has `begun`, it gets events that tell of nothing.
+    Transport { on_ready: TransportRef, begun: bool },
 }
 
-/// How a transport is kept: one with nothing to wait for, because it is paused, lives only as long as somebody else
-/// wants it, as in asyncio.
+/// A transport and its function for events. The reference is weak while the transport waits for no events: then it lives only as
+/// long as the program refers to it, as in asyncio.
 pub enum TransportRef {
-    Strong(Object),
-    /// A weak reference.
-    Weak(Py<PyWeakrefReference>),
+    Strong(OnReady),
+    Weak(WeakMethod<(Readiness,)>),
 }
 
 impl TransportRef {
-    /// The transport, unless it is being destroyed.
-    fn get(&self, py: Python<'_>) -> Option<Object> {
+    /// None if the transport is being destroyed.
+    fn get(&self) -> Option<OnReady> {
         match self {
-            TransportRef::Strong(object) => Some(object.clone()),
-            TransportRef::Weak(reference) => reference.bind(py).upgrade().map(Object::from),
+            TransportRef::Strong(on_ready) => Some(on_ready.clone()),
+            TransportRef::Weak(on_ready) => on_ready.upgrade(),
         }
     }
 }
 
 impl Watch {
-    /// Who waits for one direction, if the descriptor is not a transport's.
+    /// The place of one direction's waiter. None if the descriptor is a transport's.
     fn waiter(&mut self, direction: Direction) -> Option<&mut Option<Waiter>> {
         match (self, direction) {
             (Watch::Waiters { reader, .. }, Direction::Read) => Some(reader),
             (Watch::Waiters { writer, .. }, Direction::Write) => Some(writer),
-            (Watch::Transport(..), _) => None,
+            (Watch::Transport { .. }, _) => None,
         }
     }
 
-    /// What is waited for. A transport asks for itself.
+    /// What the waiters wait for. A transport sets its interest itself.
     fn wanted(&self) -> Interest {
         match self {
             Watch::Waiters { reader, writer, .. } => {
                 Interest { readable: reader.is_some(), writable: writer.is_some() }
             }
-            Watch::Transport(..) => Interest::NONE,
+            Watch::Transport { .. } => Interest::NONE,
         }
     }
 
-    /// Takes away who waits with a handle that was cancelled.
+    /// Moves waiters whose handle was cancelled to `taken`.
     fn take_cancelled(&mut self, taken: &mut Vec<Waiter>) {
         let Watch::Waiters { reader, writer, .. } = self else { return };
         for place in [reader, writer] {
-            if place.as_ref().is_some_and(Waiter::is_cancelled) {
-                taken.extend(place.take());
-            }
+            taken.extend(place.take_if(|waiter| waiter.is_cancelled()));
         }
     }
 
-    /// Whether nobody waits.
     fn is_idle(&self) -> bool {
         matches!(self, Watch::Waiters { reader: None, writer: None, .. })
     }
 
     pub(super) fn traverse(&self, visitor: &mut Visitor) {
         match self {
-            Watch::Transport(TransportRef::Strong(object), _) => visitor.object(object),
-            Watch::Transport(TransportRef::Weak(_), _) => {}
+            Watch::Transport { on_ready: TransportRef::Strong(on_ready), .. } => {
+                visitor.object(on_ready.instance())
+            }
+            Watch::Transport { on_ready: TransportRef::Weak(_), .. } => {}
             Watch::Waiters { reader, writer, .. } => {
                 for waiter in [reader, writer].into_iter().flatten() {
                     visitor.object(waiter.object());
@@ -147,15 +146,15 @@ pub enum Direction {
     Write,
 }
 
-/// How many events in a row nobody need wait for: there is one look at the descriptors between the event that wakes a
-/// task and the task.
+/// Consecutive events without a waiter that are tolerated before the descriptor is unregistered. One poll always comes between
+/// waking a task and its next wait.
 const IDLE_EVENTS: u8 = 2;
 
 fn event_loop_is_closed(py: Python<'_>) -> PyErr {
     new_error::<PyRuntimeError>(py, "Event loop is closed")
 }
 
-/// Answers an event that nobody waits for: sooner or later the kernel is not asked for it any more.
+/// Counts an event without a waiter. After [`IDLE_EVENTS`], the kernel is asked only for what is waited for.
 fn unregister_if_idle(registry: &mut Registry<Watch>, token: Token) {
     let Some(watch) = registry.get_mut(token) else { return };
     let wanted = watch.wanted();
@@ -166,27 +165,24 @@ fn unregister_if_idle(registry: &mut Registry<Watch>, token: Token) {
     }
     *idle = 0;
     if wanted.is_none() {
-        // It holds nothing that could run code when it is dropped.
+        // It has no waiters, so that dropping it runs no Python code.
         registry.remove(token);
     } else {
-        // If the descriptor is not what it was, there is nothing to be told of it any more.
+        // This fails if the descriptor was closed: then there are no events to stop.
         let _ = registry.set_interest(token, wanted);
     }
 }
 
-/// What a transport does with events that come before it has begun.
-fn ignore(_py: Python<'_>, _transport: &Object, _readiness: Readiness) -> PyResult<()> {
-    Ok(())
-}
-
 impl Core {
-    /// The objects on whose behalf descriptors are watched.
-    pub fn watched_objects(&self, py: Python<'_>) -> Vec<Object> {
+    /// The transports and waiters of all descriptors. GIL: the caller may be another thread.
+    pub fn watched_objects(&self) -> Vec<Object> {
         let registry = self.registry.borrow();
         let mut objects = Vec::new();
         for watch in registry.iter().flat_map(Registry::watches) {
             match watch {
-                Watch::Transport(hold, _) => objects.extend(hold.get(py)),
+                Watch::Transport { on_ready, .. } => {
+                    objects.extend(on_ready.get().map(|on_ready| on_ready.instance().clone()));
+                }
                 Watch::Waiters { reader, writer, .. } => {
                     let [reader, writer] = [reader, writer].map(|waiter| waiter.as_ref().map(Waiter::object));
                     let both = reader.zip(writer).is_some_and(|(reader, writer)| reader.is(writer));
@@ -198,18 +194,18 @@ impl Core {
         objects
     }
 
-    /// Queues what has become ready.
-    /// Returns whether the kernel told of nothing but files that are not watched, and will again: a new poller is needed,
-    /// and cannot be had.
-    pub(super) fn dispatch_events(&self, py: Python<'_>, events: &poller::Events) -> bool {
+    /// Queues what has become ready, and drops cancelled waiters, which can run Python code.
+    ///
+    /// Returns true if the next poll would end at once for nothing: all events were of stale registrations, or there was no memory
+    /// to queue them, and a new poller cannot be had.
+    pub(super) fn dispatch_events(&self, _py: Python<'_>, events: &poller::Events) -> bool {
         if events.is_empty() {
             return false;
         }
         let mut borrowed = self.registry.borrow_mut();
         let Some(registry) = &mut *borrowed else { return false };
         let mut ready = self.ready.borrow_mut();
-        if ready.try_reserve(2 * events.events().count()).is_err() {
-            // The kernel tells of them again.
+        if !ready.reserve(2 * events.events().count()) {
             return true;
         }
         let mut stale = false;
@@ -230,9 +226,12 @@ impl Core {
                 writable: event.writable && asked.writable,
             };
             match watch {
-                Watch::Transport(hold, on_ready) => {
-                    if let Some(object) = hold.get(py) {
-                        ready.push_back(ReadyEntry::Event(object, *on_ready, readiness));
+                Watch::Transport { on_ready, begun } => {
+                    if let Some(on_ready) = on_ready.get() {
+                        let Readiness { readable, writable } = readiness;
+                        let readiness =
+                            Readiness { readable: *begun && readable, writable: *begun && writable };
+                        ready.push_back(ReadyEntry::Event(on_ready, readiness));
                     }
                 }
                 Watch::Waiters { reader, writer, .. } => {
@@ -273,7 +272,7 @@ impl Core {
             registry.suspect_stale();
         }
         let in_vain = stale && registry.keeps_stale() && nothing;
-        // What it refers to may run Python code when it is dropped.
+        // Dropping waiters can run Python code: nothing is borrowed.
         drop(borrowed);
         drop(cancelled);
         in_vain
@@ -284,7 +283,7 @@ impl Core {
         py: Python<'_>,
         f: impl FnOnce(&mut Registry<Watch>) -> io::Result<R>,
     ) -> PyResult<R> {
-        // The error is made when nothing is borrowed any more: making it can run Python code.
+        // Making the error can run Python code: nothing is borrowed then.
         let result = self.registry.borrow_mut().as_mut().map(f);
         match result {
             Some(result) => result.or_os_error(py),
@@ -293,23 +292,22 @@ impl Core {
     }
 
     /// The transport that a descriptor belongs to.
-    pub fn transport_of(&self, py: Python<'_>, fd: RawFd) -> Option<Object> {
+    pub fn transport_of(&self, fd: RawFd) -> Option<Object> {
         let token = self.registry.borrow().as_ref()?.find(fd)?;
-        self.transport_at(py, token)
+        self.transport_at(token)
     }
 
-    pub fn transport_at(&self, py: Python<'_>, token: Token) -> Option<Object> {
+    pub fn transport_at(&self, token: Token) -> Option<Object> {
         match self.registry.borrow().as_ref()?.get(token)? {
-            Watch::Transport(hold, _) => hold.get(py),
+            Watch::Transport { on_ready, .. } => on_ready.get().map(|on_ready| on_ready.instance().clone()),
             Watch::Waiters { .. } => None,
         }
     }
 
-    /// Gives a descriptor to a transport, which hears of events after [`Core::begin`]; waiters that were left from an earlier
-    /// file of that number are dropped. If the kernel is still asked for something that was waited for, it is asked for what
-    /// the transport will want first.
-    pub fn attach(&self, py: Python<'_>, fd: RawFd, transport: &Object) -> PyResult<Token> {
-        let watch = Watch::Transport(TransportRef::Strong(transport.clone()), ignore);
+    /// Gives a descriptor to a transport, which gets events after [`Core::begin`]. Waiters of an earlier file of that number are
+    /// dropped. An idle registration left by earlier waiters is reused, switched to READABLE.
+    pub fn attach(&self, py: Python<'_>, fd: RawFd, on_ready: OnReady) -> PyResult<Token> {
+        let watch = Watch::Transport { on_ready: TransportRef::Strong(on_ready), begun: false };
         let mut borrowed = self.registry.borrow_mut();
         let Some(registry) = &mut *borrowed else {
             drop(borrowed);
@@ -326,58 +324,61 @@ impl Core {
             let stale = registry.find(fd).and_then(|token| registry.remove(token));
             (registry.insert(fd, watch), stale)
         };
-        // What it refers to may run Python code when it is dropped.
+        // Dropping waiters can run Python code: nothing is borrowed.
         drop(borrowed);
         drop(stale);
         Ok(token)
     }
 
-    /// Has a transport hear of the events of polls from now on. An event that is in the ready queue by now would come before
-    /// the tasks that connection_made(), and whoever waits for it, have woken; the kernel tells of it again.
-    pub fn begin(&self, token: Token, on_ready: OnReady) {
-        if let Some(Watch::Transport(_, place)) =
+    /// Gives a transport the events of polls from now on. Those that are in the ready queue by now tell of nothing: they would
+    /// come before the tasks that connection_made() has woken. The next poll returns them again.
+    pub fn begin(&self, token: Token) {
+        if let Some(Watch::Transport { begun, .. }) =
             self.registry.borrow_mut().as_mut().and_then(|registry| registry.get_mut(token))
         {
-            *place = on_ready;
+            *begun = true;
         }
     }
 
-    /// Keeps a transport alive from now on, or no longer.
-    pub fn hold(&self, py: Python<'_>, token: Token, transport: &Object, strongly: bool) -> PyResult<()> {
-        let hold = if strongly {
-            TransportRef::Strong(transport.clone())
+    /// Makes the reference to a transport strong or weak.
+    pub fn set_strong<T: Native>(
+        &self,
+        token: Token,
+        this: This<'_, '_, T>,
+        on_ready: impl InstanceFn<T, (Readiness,)>,
+        strong: bool,
+    ) -> PyResult<()> {
+        let reference = if strong {
+            TransportRef::Strong(BoundMethod::new(this, on_ready))
         } else {
-            TransportRef::Weak(PyWeakrefReference::new(&transport.bind(py))?.unbind())
+            TransportRef::Weak(WeakMethod::new(this, on_ready)?)
         };
         let former = match self.registry.borrow_mut().as_mut().and_then(|registry| registry.get_mut(token)) {
-            Some(Watch::Transport(place, _)) => Some(std::mem::replace(place, hold)),
+            Some(Watch::Transport { on_ready, .. }) => Some(std::mem::replace(on_ready, reference)),
             _ => None,
         };
         drop(former);
         Ok(())
     }
 
-    /// Ends a transport's hold of its descriptor. To be called before the descriptor is closed.
-    pub fn detach(&self, token: Token) {
-        let watch = match &mut *self.registry.borrow_mut() {
-            Some(registry) => registry.remove(token),
-            None => None,
-        };
+    /// Takes a descriptor from its transport, before it is closed. Drops the transport.
+    pub fn detach(&self, _py: Python<'_>, token: Token) {
+        let watch = self.registry.borrow_mut().as_mut().and_then(|registry| registry.remove(token));
         drop(watch);
     }
 
-    /// Asks for events of a transport's descriptor.
+    /// Sets what the kernel is asked for on behalf of a transport.
     pub fn set_interest(&self, py: Python<'_>, token: Token, interest: Interest) -> PyResult<()> {
         self.request_poll();
         self.with_registry(py, |registry| registry.set_interest(token, interest))
     }
 
-    /// What the kernel has been asked for on behalf of a transport.
+    /// What the kernel is asked for on behalf of a transport.
     pub fn interest(&self, token: Token) -> Interest {
         self.registry.borrow().as_ref().map_or(Interest::NONE, |registry| registry.registered(token))
     }
 
-    /// Watches one direction of a descriptor and returns who waited for it before.
+    /// Adds the waiter of one direction of a descriptor, and returns the previous one.
     pub fn add_waiter(
         &self,
         py: Python<'_>,
@@ -386,7 +387,7 @@ impl Core {
         waiter: Waiter,
     ) -> PyResult<Option<Waiter>> {
         self.request_poll();
-        // Whatever becomes of it, it is dropped when nothing is borrowed.
+        // It is taken out on success only, so that an error drops it when nothing is borrowed.
         let mut waiter = Some(waiter);
         self.with_registry(py, |registry| {
             let token = match registry.find(fd) {
@@ -394,7 +395,7 @@ impl Core {
                 None => registry.insert(fd, Watch::Waiters { reader: None, writer: None, idle: 0 }),
             };
             let mut interest = registry.registered(token);
-            // Who waits for the other direction need not be registered: the last attempt may have failed.
+            // The other direction's waiter need not be registered: the last attempt may have failed.
             let wanted = registry.get(token).map_or(Interest::NONE, Watch::wanted);
             interest.readable |= wanted.readable;
             interest.writable |= wanted.writable;
@@ -423,28 +424,26 @@ impl Core {
         })
     }
 
-    /// The descriptor that is watched on behalf of an object which may have none any more.
+    /// The descriptor of an object that add_reader() or add_writer() was given, also if the object is closed by now.
     pub fn descriptor_of(&self, file: &Object) -> Option<RawFd> {
         self.registry.borrow().as_ref()?.find_by(|watch| match watch {
             Watch::Waiters { reader, writer, .. } => [reader, writer]
                 .into_iter()
                 .flatten()
                 .any(|waiter| matches!(waiter, Waiter::Handle(_, watched) if watched.is(file))),
-            Watch::Transport(..) => false,
+            Watch::Transport { .. } => false,
         })
     }
 
-    /// Takes a waiter away that is ready, and leaves the kernel asked, for the next one.
+    /// Takes out a waiter that is ready, and leaves the descriptor registered for the next one.
     pub fn take_waiter(&self, fd: RawFd, direction: Direction, only: &Object) -> Option<Waiter> {
         let mut registry = self.registry.borrow_mut();
         let registry = registry.as_mut()?;
         let token = registry.find(fd)?;
-        let place = registry.get_mut(token)?.waiter(direction)?;
-        if place.as_ref().is_some_and(|waiter| waiter.object().is(only)) { place.take() } else { None }
+        registry.get_mut(token)?.waiter(direction)?.take_if(|waiter| waiter.object().is(only))
     }
 
-    /// Stops watching one direction of a descriptor and returns who waited for it. With `only`, nothing happens
-    /// unless it is that one.
+    /// Stops watching one direction of a descriptor and returns its waiter. With `only`, this is a no-op for any other waiter.
     pub fn remove_waiter(&self, fd: RawFd, direction: Direction, only: Option<&Object>) -> Option<Waiter> {
         let mut registry = self.registry.borrow_mut();
         let registry = registry.as_mut()?;
@@ -461,7 +460,7 @@ impl Core {
         if interest.is_none() {
             registry.remove(token);
         } else {
-            // If the descriptor is not what it was, there is nothing to be told of it any more.
+            // This fails if the descriptor was closed: then there are no events to stop.
             let _ = registry.set_interest(token, interest);
         }
         waiter

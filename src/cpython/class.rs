@@ -106,6 +106,17 @@ impl Class {
     }
 }
 
+/// [`Native::class`], for a class of which this many dead instances are kept to be used again.
+#[macro_export]
+macro_rules! class_static {
+    ($keep:expr) => {
+        fn class() -> &'static $crate::cpython::class::Class {
+            static CLASS: $crate::cpython::class::Class = $crate::cpython::class::Class::new($keep);
+            &CLASS
+        }
+    };
+}
+
 /// A strong reference to an instance that holds a `T`.
 pub struct Obj<T: Native> {
     object: Object,
@@ -139,7 +150,10 @@ impl<T: Native> Obj<T> {
 
     /// None if the object is not an instance of the class.
     pub fn downcast(object: &Object) -> Option<Obj<T>> {
-        is_instance::<T>(object.as_ptr()).then(|| Obj { object: object.clone(), native: PhantomData })
+        let class = T::class().class.load(Relaxed);
+        // SAFETY: the object lives, and so does the class if it has been made.
+        let is_instance = !class.is_null() && unsafe { ffi::PyObject_TypeCheck(object.as_ptr(), class) != 0 };
+        is_instance.then(|| Obj { object: object.clone(), native: PhantomData })
     }
 
     pub fn as_object(&self) -> &Object {
@@ -229,12 +243,6 @@ unsafe fn value<'a, T: Native>(instance: *mut ffi::PyObject) -> &'a T {
     unsafe { &*instance.byte_add(T::class().offset.load(Relaxed)).cast::<T>() }
 }
 
-fn is_instance<T: Native>(object: *mut ffi::PyObject) -> bool {
-    let class = T::class().class.load(Relaxed);
-    // SAFETY: the object lives, and so does the class if it has been made.
-    !class.is_null() && unsafe { ffi::PyObject_TypeCheck(object, class) != 0 }
-}
-
 /// The class of `T`, which has been made.
 pub fn class_of<T: Native>(py: Python<'_>) -> Borrowed<'static, '_, PyAny> {
     // SAFETY: the static keeps the class alive for good.
@@ -248,15 +256,6 @@ pub fn base_of<T: Native>(py: Python<'_>) -> Borrowed<'static, '_, PyAny> {
         let class = T::class().class.load(Relaxed).cast::<ffi::PyTypeObject>();
         Borrowed::from_ptr(py, (*class).tp_base.cast())
     }
-}
-
-/// A reference to an instance of the class of `T`; TypeError if it is not one.
-pub fn downcast<'a, 'py, T: Native>(object: Borrowed<'a, 'py, PyAny>) -> PyResult<This<'a, 'py, T>> {
-    if !is_instance::<T>(object.as_ptr()) {
-        return Err(new_error::<PyTypeError>(object.py(), "an instance of another class"));
-    }
-    // SAFETY: it is an instance.
-    Ok(unsafe { This::new(object) })
 }
 
 /// What a class is made of, besides its value.

@@ -271,6 +271,19 @@ macro_rules! attribute {
     }};
 }
 
+/// The slot of `repr()`: `fn(This<T>) -> PyResult<Object>`.
+#[macro_export]
+macro_rules! repr_slot {
+    ($native:ty, $repr:expr) => {{
+        const REPR: $crate::cpython::methods::BareMethod<$native> = $repr;
+        unsafe extern "C" fn tp_repr(instance: *mut pyo3::ffi::PyObject) -> *mut pyo3::ffi::PyObject {
+            // SAFETY: the interpreter calls a slot of a class with its instances.
+            unsafe { $crate::cpython::methods::call_bare(instance, REPR) }
+        }
+        pyo3::ffi::PyType_Slot { slot: pyo3::ffi::Py_tp_repr, pfunc: tp_repr as *mut std::ffi::c_void }
+    }};
+}
+
 pub const fn c_str(text: &'static str) -> &'static CStr {
     match CStr::from_bytes_with_nul(text.as_bytes()) {
         Ok(text) => text,

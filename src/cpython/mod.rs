@@ -13,6 +13,7 @@
 //! | [`class::Obj`] | a strong reference to an instance of a native class | its class is `T`'s, so it derefs to `T` unchecked |
 //! | [`class::This`] | `self` in a method, borrowed | as for `Obj` |
 //! | [`class::Class`] | a class once it is made, and its free list | made once; an instance on the list has no value and one memory block |
+//! | [`bound_method::BoundMethod`] | an instance and a function for it, for callers that do not know its class | the function is for the instance's class |
 //! | [`class::Definition`] | what a class is made of | `open` classes have a `__dict__` and weak references behind the value |
 //! | [`args::Signature`] | a method's name and parameters | the text that `inspect` shows is the one that is parsed |
 //! | [`args::Args`] | the arguments of a vectorcall, borrowed | good for the call |
@@ -46,6 +47,7 @@
 pub mod args;
 pub mod audit;
 pub mod borrowing;
+pub mod bound_method;
 pub mod buffer;
 pub mod call;
 pub mod class;

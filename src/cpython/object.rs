@@ -35,6 +35,14 @@ impl Object {
         }
     }
 
+    /// Takes over a reference; None for null.
+    ///
+    /// # Safety
+    /// As for [`Object::from_owned`].
+    pub unsafe fn from_nullable(pointer: *mut ffi::PyObject) -> Option<Object> {
+        NonNull::new(pointer).map(|pointer| Object { pointer, bound: PhantomData })
+    }
+
     /// Makes a strong reference of a borrowed one.
     ///
     /// # Safety
@@ -209,6 +217,11 @@ impl ObjectCell {
     }
 }
 
+/// True or False.
+pub fn boolean(py: Python<'_>, value: bool) -> Object {
+    value.into_pyobject(py).map(|value| Object::from(&*value)).unwrap_or_else(|never| match never {})
+}
+
 /// A tuple.
 pub fn tuple(py: Python<'_>, items: &[&Object]) -> PyResult<Object> {
     // SAFETY: the tuple is new, and filled in before another reference exists.
@@ -282,6 +295,7 @@ pub fn dict_item(py: Python<'_>, dict: &Object, key: &Bound<'_, PyString>) -> Py
     // SAFETY: PyDict_GetItemWithError checks that it is given a dict, and returns a borrowed reference or null.
     let item = unsafe { ffi::PyDict_GetItemWithError(dict.as_ptr(), key.as_ptr()) };
     match NonNull::new(item) {
+        // GIL: no other thread can replace the item meanwhile.
         // SAFETY: the dict keeps the item alive until here.
         Some(item) => Ok(unsafe { Object::from_borrowed(item) }),
         None => Err(PyErr::take(py).unwrap_or_else(|| new_error::<PyKeyError>(py, key.to_string()))),

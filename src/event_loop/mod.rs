@@ -26,8 +26,7 @@ use pyo3::prelude::*;
 
 use crate::core::Core;
 use crate::cpython::class::{self, Class, Definition, Native, This, Visitor};
-use crate::cpython::errors::OrOsError;
-use crate::cpython::errors::new_error;
+use crate::cpython::errors::{OrOsError, new_error};
 use crate::cpython::module::add;
 use crate::cpython::object::{Object, tuple};
 use crate::cpython::statics;
@@ -43,13 +42,13 @@ pub struct Loop {
     thread: Cell<Option<u64>>,
     has_task_factory: Cell<bool>,
     overrides: Overrides,
-    /// Whether the program has put a method of its own in place of one that asyncio connects with.
+    /// Whether the program has overridden one of the methods in [`CONNECTING`].
     replaces_connecting: Cell<bool>,
     /// Whether a transport of asyncio's own was made, for a socket with methods of its own.
     has_transports_of_asyncio: Cell<bool>,
 }
 
-/// What asyncio's create_connection() goes through.
+/// Methods that asyncio's create_connection() calls.
 const CONNECTING: [&str; 6] = [
     "getaddrinfo",
     "sock_connect",
@@ -65,7 +64,7 @@ impl Loop {
     fn new(py: Python<'_>) -> PyResult<Loop> {
         Ok(Loop {
             core: Rc::new(Core::new(Backend::from_environment()).or_os_error(py)?),
-            // Until BaseEventLoop.__init__() opens it: one that was never made whole has nothing to close.
+            // BaseEventLoop.__init__() sets it to False. Until then there is nothing to close.
             closed: Cell::new(true),
             thread: Cell::new(None),
             has_task_factory: Cell::new(false),
@@ -172,7 +171,7 @@ fn descriptor(object: &Bound<'_, PyAny>) -> PyResult<c_int> {
     }
 }
 
-/// The same, but it can be negative, as that of a closed socket is.
+/// Like [`descriptor`], but a negative number is returned: that of a closed socket is.
 fn fileno(object: &Bound<'_, PyAny>) -> PyResult<c_int> {
     let py = object.py();
     use pyo3::types::PyInt;
@@ -196,7 +195,7 @@ fn fileno(object: &Bound<'_, PyAny>) -> PyResult<c_int> {
     }
 }
 
-/// Whether an error says no more than that an object is none with a descriptor.
+/// Whether an error of fileno() says that the object has no descriptor.
 #[cold]
 fn is_no_descriptor(error: &PyErr, py: Python<'_>) -> bool {
     error.is_instance_of::<PyAttributeError>(py)

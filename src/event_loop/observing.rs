@@ -1,10 +1,10 @@
-//! What the event loop counts of itself, for loop.metrics().
+//! metrics(), reset_metrics(), and having the watchdog watch the loop.
+
+use std::sync::Arc;
 
 use pyo3::exceptions::PyValueError;
 use pyo3::ffi::PyMethodDef;
 use pyo3::prelude::*;
-
-use std::sync::Arc;
 
 use super::{Loop, ThisLoop};
 use crate::core::watchdog;
@@ -15,7 +15,7 @@ use crate::reactor::histogram::{Counted, Histogram};
 use crate::transports;
 use crate::{method, method0};
 
-/// The buckets and the maximum, as hotloop.metrics.Histogram takes them.
+/// The arguments of hotloop.metrics.Histogram.
 fn counted(py: Python<'_>, histogram: &Histogram) -> PyResult<Object> {
     let Counted { buckets, longest } = histogram.counted();
     let bucket = |(from, to, count): (f64, f64, u64)| {
@@ -26,12 +26,11 @@ fn counted(py: Python<'_>, histogram: &Histogram) -> PyResult<Object> {
     tuple(py, &[&buckets, &Object::from_float(py, longest)?])
 }
 
-/// A count as Python has it.
 fn to_int(py: Python<'_>, count: u64) -> PyResult<Object> {
     Object::from_size(py, usize::try_from(count).unwrap_or(usize::MAX))
 }
 
-/// GIL: the loop may run in another thread, which counts only while it holds the GIL.
+/// GIL: the loop may run in another thread, which counts, and changes the registry and the queue, only while it holds the GIL.
 fn metrics(this: ThisLoop<'_, '_>) -> PyResult<Object> {
     let py = this.py();
     let core = &this.core;
@@ -42,15 +41,15 @@ fn metrics(this: ThisLoop<'_, '_>) -> PyResult<Object> {
         set(name, to_int(py, count)?)?;
     }
     let (idle, busy) = metrics.idle_and_busy(core.poll_policy.polled());
-    let waiting = core.watched_objects(py).iter().map(transports::queued_size).sum();
+    let waiting = core.watched_objects().iter().map(transports::queued_size).sum();
     set("timers_cancelled", to_int(py, core.schedule.timers_cancelled.get())?)?;
     set("idle", Object::from_float(py, idle)?)?;
     set("busy", Object::from_float(py, busy)?)?;
     set("iteration_duration", counted(py, &metrics.iterations)?)?;
-    set("delay", counted(py, &metrics.delays)?)?;
+    set("delay", counted(py, &metrics.delays.histogram)?)?;
     set("ready", Object::from_size(py, core.ready_length())?)?;
     set("ready_highest", Object::from_size(py, metrics.ready_highest())?)?;
-    set("transports", Object::from_size(py, metrics.transports())?)?;
+    set("transports", Object::from_size(py, metrics.transports.get())?)?;
     set("bytes_waiting", Object::from_size(py, waiting)?)?;
     Ok(all.into())
 }
@@ -61,7 +60,7 @@ fn reset_metrics(this: ThisLoop<'_, '_>) -> PyResult<Object> {
     Ok(Object::none(this.py()))
 }
 
-/// Has the loop watched for callbacks that take `threshold` seconds, or longer; None for no more.
+/// Has the watchdog watch the loop for callbacks that take `threshold` seconds or longer, or no longer for None.
 fn watch<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
     let py = this.py();
     let ([id, threshold], []) = args.parse()?;
@@ -69,7 +68,7 @@ fn watch<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> 
     let threshold: Option<f64> = threshold.bind(py).extract()?;
     let Some(threshold) = threshold else {
         watchdog::unwatch(py, id);
-        this.core.set_turns(None);
+        this.core.set_run_monitor(None);
         return Ok(Object::none(py));
     };
     if !(threshold > 0.0 && threshold.is_finite()) {
@@ -77,17 +76,16 @@ fn watch<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> 
     }
     let run_monitor = this.core.run_monitor().unwrap_or_default();
     run_monitor.set_threshold(threshold);
-    this.core.set_turns(Some(Arc::clone(&run_monitor)));
+    this.core.set_run_monitor(Some(Arc::clone(&run_monitor)));
     watchdog::watch(py, &run_monitor, id);
     Ok(Object::none(py))
 }
 
-/// Ends the thread that watches.
+/// Ends the watchdog's thread.
 pub fn stop_watching(py: Python<'_>) {
     watchdog::stop(py);
 }
 
-/// Called before and after forks.
 pub use watchdog::{begin_fork, end_fork};
 
 pub fn methods() -> Vec<PyMethodDef> {

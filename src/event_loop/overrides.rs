@@ -1,7 +1,9 @@
-//! What the program has put in place of the event loop's methods, and of what asyncio's loop asks.
+//! Which methods of the event loop are overridden, and which functions that asyncio's loop calls the program has patched.
 //!
-//! It is looked at when a loop is made, when an attribute of one is set, and when one begins to run: the methods of the
-//! loop find only flags. Since CPython 3.12 a loop that runs hears of the rest as it changes, too.
+//! They are found out when a loop is made, when one of its attributes is set and when it begins to run, and kept as flags. Since
+//! CPython 3.12, patches are also noticed while a loop runs.
+//!
+//! GIL: the flags of the process are relaxed atomics, which threads write while they hold it.
 
 use std::cell::Cell;
 use std::ffi::{CStr, c_int};
@@ -20,28 +22,28 @@ use crate::imports::imports;
 use crate::intern;
 use crate::transports::SOCKETS_ARE_PATCHED;
 
-/// Which methods that others call are not ours.
+/// Whether these methods of a loop are overridden.
 #[derive(Default)]
 pub struct Overrides {
     time: Cell<bool>,
     pub call_at: Cell<bool>,
-    /// Somebody may look at what it returns.
+    /// Then the program may use what it returns for a task's steps.
     pub call_soon: Cell<bool>,
-    /// `_write_to_self()`, by which call_soon_threadsafe() wakes a loop.
+    /// `_write_to_self()`, which call_soon_threadsafe() calls then.
     pub wake: Cell<bool>,
 }
 
-/// Their names, and those of `_call_soon()`, by which asyncio queues a handle, and of what a timer calls when it is cancelled.
+/// Their names, and those of the methods whose overriding is noted in [`crate::handle::Schedule`].
 const NAMES: [&str; 6] =
     ["time", "call_at", "call_soon", "_call_soon", "_write_to_self", "_timer_handle_cancelled"];
 
-/// Whether another function is in the place of time.monotonic(), by which asyncio's loop tells the time.
+/// Whether the program has replaced time.monotonic(), the clock of asyncio's loop.
 static CLOCK_IS_REPLACED: AtomicBool = AtomicBool::new(false);
 
-/// Methods of sockets that asyncio's transports call, and the class socket.socket has from C.
+/// Methods of sockets that asyncio's transports call, and socket.socket inherits from a class in C.
 const OF_SOCKETS: [&CStr; 6] = [c"recv", c"recv_into", c"send", c"sendmsg", c"recvfrom", c"sendto"];
 
-/// The time by whatever function is in the place of time.monotonic(); None if that is the usual one.
+/// The time by the program's time.monotonic(); None if it is not replaced.
 pub fn replaced_clock(py: Python<'_>) -> PyResult<Option<Object>> {
     if CLOCK_IS_REPLACED.load(Relaxed) { ask_replaced_clock(py).map(Some) } else { Ok(None) }
 }
@@ -52,14 +54,14 @@ fn ask_replaced_clock(py: Python<'_>) -> PyResult<Object> {
 }
 
 impl Loop {
-    /// Notes which methods are not ours, of a class and of the attributes of an instance.
+    /// Notes which methods are overridden, by a class or by the attributes of an instance.
     pub(super) fn note_overrides(
         &self,
         class: &Bound<'_, PyAny>,
         attributes: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<()> {
         let ours = class::class_of::<Loop>(class.py());
-        let is_foreign = |name: &str| -> PyResult<bool> {
+        let is_overridden = |name: &str| -> PyResult<bool> {
             let name = Object::from_str(class.py(), name)?;
             let name = name.bind(class.py());
             if let Some(attributes) = attributes
@@ -72,17 +74,17 @@ impl Loop {
         };
         let [time, call_at, call_soon, queue, wake, timer_cancelled] = NAMES;
         let overrides = &self.overrides;
-        overrides.time.set(is_foreign(time)?);
-        overrides.call_at.set(is_foreign(call_at)?);
-        overrides.call_soon.set(is_foreign(call_soon)?);
-        self.core.schedule.set_queued_by_method(is_foreign(queue)?);
-        overrides.wake.set(is_foreign(wake)?);
-        self.core.schedule.tell_cancelled.set(is_foreign(timer_cancelled)?);
+        overrides.time.set(is_overridden(time)?);
+        overrides.call_at.set(is_overridden(call_at)?);
+        overrides.call_soon.set(is_overridden(call_soon)?);
+        self.core.schedule.set_queued_by_method(is_overridden(queue)?);
+        overrides.wake.set(is_overridden(wake)?);
+        self.core.schedule.tell_cancelled.set(is_overridden(timer_cancelled)?);
         self.note_clock();
         Ok(())
     }
 
-    /// Notes what is in the place of the functions of others that asyncio's loop calls.
+    /// Notes which functions that asyncio's loop calls are patched.
     pub(super) fn note_patches(&self, py: Python<'_>) -> PyResult<()> {
         let imports = imports(py)?;
         let monotonic = dict_item(py, &imports.time, intern!(py, "monotonic"))?;
@@ -101,21 +103,23 @@ impl Loop {
     }
 
     fn note_clock(&self) {
-        self.core.set_overridden_clock(self.overrides.time.get() || CLOCK_IS_REPLACED.load(Relaxed));
+        self.core.overridden_clock.set(self.overrides.time.get() || CLOCK_IS_REPLACED.load(Relaxed));
     }
 }
 
-/// A run begins.
+/// Notes everything when a run begins.
 pub fn note(this: ThisLoop<'_, '_>) -> PyResult<Object> {
-    let py = this.py();
-    let event_loop = this.as_any();
-    let attributes = event_loop.getattr(intern!(py, "__dict__"))?;
-    this.note_overrides(event_loop.get_type().as_any(), Some(&attributes))?;
-    this.note_patches(py)?;
-    Ok(Object::none(py))
+    note_all_overrides(this)?;
+    this.note_patches(this.py())?;
+    Ok(Object::none(this.py()))
 }
 
-/// Sees the program replace a method of one loop, as test suites do.
+fn note_all_overrides(this: ThisLoop<'_, '_>) -> PyResult<()> {
+    let attributes = this.as_any().getattr(intern!(this.py(), "__dict__"))?;
+    this.note_overrides(this.as_any().get_type().as_any(), Some(&attributes))
+}
+
+/// `tp_setattr` of the class: notes when the program replaces a method of an instance, as test suites do.
 pub unsafe extern "C" fn set_attribute(
     instance: *mut ffi::PyObject,
     name: *mut ffi::PyObject,
@@ -128,24 +132,21 @@ pub unsafe extern "C" fn set_attribute(
         }
         guard(-1, |py| {
             let name = Borrowed::from_ptr(py, name);
-            // A name that is no text is none of these.
             let text = name.cast::<PyString>()?;
             let Ok(name) = text.to_str() else { return Ok(0) };
-            let event_loop = Borrowed::from_ptr(py, instance);
+            let this = ThisLoop::new(Borrowed::from_ptr(py, instance));
             if CONNECTING.contains(&name) {
-                class::downcast::<Loop>(event_loop)?.replaces_connecting.set(true);
+                this.replaces_connecting.set(true);
             }
             if NAMES.contains(&name) || name == "__class__" {
-                let attributes = event_loop.getattr(intern!(py, "__dict__"))?;
-                let this = class::downcast::<Loop>(event_loop)?;
-                this.note_overrides(event_loop.get_type().as_any(), Some(&attributes))?;
+                note_all_overrides(this)?;
             }
             Ok(0)
         })
     }
 }
 
-/// Has the loop of the thread that makes a change hear of it.
+/// Has the running loop of a thread notice when the thread patches something.
 pub fn watch_patches(py: Python<'_>) -> PyResult<()> {
     let imports = imports(py)?;
     namespace::watch(&imports.time, changing);
@@ -160,7 +161,7 @@ fn changing(_py: Python<'_>, _name: Name<'_>, _value: Option<&Object>) {}
 #[cfg(Py_3_12)]
 fn changing(py: Python<'_>, name: Name<'_>, value: Option<&Object>) {
     if value.is_some() && OF_SOCKETS.iter().any(|method| name.is(method)) {
-        // What is taken out again is seen when a loop begins to run.
+        // When a patch is removed is noticed when a loop begins to run.
         SOCKETS_ARE_PATCHED.store(true, Relaxed);
         return;
     }

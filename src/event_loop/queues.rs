@@ -1,4 +1,4 @@
-//! What is queued, for programs that look into asyncio's loop, or run its iterations in their own way.
+//! The queues as asyncio has them, `_ready` and `_scheduled`, for programs that look into them or run iterations of their own.
 
 use pyo3::Borrowed;
 use pyo3::ffi::PyMethodDef;
@@ -15,7 +15,7 @@ use crate::handle::{Arguments, Call, Handle, TimerHandle};
 use crate::intern;
 use crate::{method0, method1};
 
-/// What a handle calls that stands for an entry without one.
+/// An entry that has no handle, as the callback of the handle that is made for it.
 struct Entry {
     event_loop: Object,
     ready: ReadyEntry,
@@ -40,7 +40,7 @@ fn run(this: This<'_, '_, Entry>) -> PyResult<Object> {
     Ok(Object::none(this.py()))
 }
 
-/// The handle of an entry, or one that does the same.
+/// The handle of an entry, or a new one that runs it.
 fn to_handle(this: ThisLoop<'_, '_>, entry: ReadyEntry) -> PyResult<Object> {
     let py = this.py();
     match entry {

@@ -9,15 +9,14 @@ use pyo3::{Borrowed, Python};
 
 use super::{Loop, ThisLoop, given, overrides};
 use crate::cpython::errors::new_error;
-use crate::cpython::object::Object;
-use crate::handle::boolean;
+use crate::cpython::object::{Object, boolean};
 use crate::intern;
 use crate::{attribute, method0, method1};
 
-/// PyO3 counts attachments by thread: what it drops below this is released at once, not at some later time.
+/// Runs `f` as an attachment that PyO3 counts, so that references which it drops meanwhile are released at once, not later.
 fn counted<R>(f: impl FnOnce(Python<'_>) -> R) -> R {
-    // SAFETY: the thread is attached, or it could not call methods. `attach` would ask whether the interpreter is ending,
-    // when destructors may still run loops.
+    // SAFETY: the thread is attached, since it calls a method. `attach` would fail while the interpreter is ending, when
+    // destructors may still run loops.
     unsafe { Python::attach_unchecked(f) }
 }
 
@@ -28,16 +27,16 @@ fn run(this: ThisLoop<'_, '_>) -> PyResult<Object> {
 
 fn run_once(this: ThisLoop<'_, '_>) -> PyResult<Object> {
     counted(|py| {
-        // Within an iteration it may wait for the answer to what that has written.
+        // A caller within an iteration may wait for the answer to what it has written.
         this.core.send_scheduled(py, &this.object())?;
         this.core.iterate(py, &this.object())
     })?;
     Ok(Object::none(this.py()))
 }
 
-/// Waits by a function of the program's from now on, or by the system's calls for None.
+/// Has the loop wait by a function of the program's, or by the system's calls for None.
 fn wait_by(this: ThisLoop<'_, '_>, function: Borrowed<'_, '_, PyAny>) -> PyResult<Object> {
-    this.core.set_overridden_wait(given(Some(Object::from(function))));
+    this.core.set_overridden_wait(this.py(), given(Some(Object::from(function))));
     Ok(Object::none(this.py()))
 }
 
@@ -46,17 +45,13 @@ fn close_core(this: ThisLoop<'_, '_>) -> PyResult<Object> {
     Ok(Object::none(this.py()))
 }
 
-fn note_overrides(this: ThisLoop<'_, '_>) -> PyResult<Object> {
-    overrides::note(this)
-}
-
 fn flush(this: ThisLoop<'_, '_>) -> PyResult<Object> {
     this.core.send_scheduled(this.py(), &this.object())?;
     Ok(Object::none(this.py()))
 }
 
 fn stop(this: ThisLoop<'_, '_>) -> PyResult<Object> {
-    this.core.set_stopping(true);
+    this.core.stopping.set(true);
     Ok(Object::none(this.py()))
 }
 
@@ -83,7 +78,7 @@ pub fn methods() -> Vec<PyMethodDef> {
         method0!(
             Loop,
             "_note_overrides",
-            note_overrides,
+            overrides::note,
             "Find out what the program has put in place of the loop's methods."
         ),
         method0!(Loop, "_run_once", run_once, "Run one iteration."),
@@ -125,7 +120,7 @@ fn set_closed(this: ThisLoop<'_, '_>, value: Borrowed<'_, '_, PyAny>) -> PyResul
 }
 
 fn set_stopping(this: ThisLoop<'_, '_>, value: Borrowed<'_, '_, PyAny>) -> PyResult<()> {
-    this.core.set_stopping(value.is_truthy()?);
+    this.core.stopping.set(value.is_truthy()?);
     Ok(())
 }
 
@@ -162,11 +157,11 @@ fn set_task_factory(this: ThisLoop<'_, '_>, value: Borrowed<'_, '_, PyAny>) -> P
     Ok(())
 }
 
-/// The attributes that asyncio.BaseEventLoop keeps on its instances and this half has to know of.
+/// Attributes of asyncio.BaseEventLoop's instances of which the values are kept here.
 pub fn attributes() -> Vec<PyGetSetDef> {
     vec![
         attribute!(Loop, "_closed", is_closed, set_closed),
-        attribute!(Loop, "_stopping", |this| Ok(boolean(this.py(), this.core.stopping())), set_stopping),
+        attribute!(Loop, "_stopping", |this| Ok(boolean(this.py(), this.core.stopping.get())), set_stopping),
         attribute!(Loop, "_thread_id", get_thread, set_thread),
         attribute!(Loop, "_debug", get_debug, set_debug),
         attribute!(

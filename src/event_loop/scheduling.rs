@@ -18,7 +18,7 @@ use crate::intern;
 use crate::reactor::clock;
 use crate::{method, method0, method1};
 
-/// The handle that a scheduling method makes of a callback and the arguments from `first` on.
+/// Makes a handle of a callback and the arguments from `first` on.
 #[inline(always)]
 fn make_handle<'py>(
     this: ThisLoop<'_, 'py>,
@@ -43,7 +43,7 @@ fn make_handle<'py>(
     Ok(Handle::with_traceback(call, source_traceback))
 }
 
-/// In debug mode, refuses what asyncio refuses, and returns where the callback comes from.
+/// In debug mode, checks the thread and the callback as asyncio does, and returns the caller's stack.
 #[cold]
 fn check_in_debug(this: ThisLoop<'_, '_>, method: &str, callback: &Object) -> PyResult<Option<Object>> {
     let py = this.py();
@@ -81,7 +81,7 @@ fn call_soon<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Obje
     Ok(handle.into_object())
 }
 
-/// What asyncio's call_soon() does, by the `_call_soon()` of a subclass.
+/// Queues by the `_call_soon()` of a subclass, as asyncio's call_soon() does.
 #[cold]
 fn call_soon_by_method<'py>(
     this: ThisLoop<'_, 'py>,
@@ -143,14 +143,14 @@ fn call_soon_threadsafe<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> Py
         Some(thread) if thread == thread_ident() => {
             this.core.push_new(this.py(), entry)?;
             if this.core.has_overridden_wait() {
-                // The call may come from within the wait.
+                // The caller may be a green thread within the wait.
                 this.core.wake();
             }
         }
         Some(_) => this.core.push_threadsafe(this.py(), entry)?,
         None => {
-            // GIL: while nobody runs the loop, whoever holds the GIL may touch its queue. A subclass may run it without
-            // saying so, and then waits without the GIL.
+            // GIL: while no thread runs the loop, the thread that holds the GIL may use its queue. A subclass may run iterations
+            // without setting `_thread_id`: its wait has to be ended.
             this.core.push_new(this.py(), entry)?;
             this.core.wake();
         }
@@ -175,7 +175,7 @@ fn call_at_time<'py>(
     Ok(TimerHandle::schedule(py, when, handle, &this.core.schedule)?.into_object())
 }
 
-/// What asyncio's call_later() does, by the methods of a subclass.
+/// Calls the time() and call_at() of a subclass, as asyncio's call_later() does.
 #[cold]
 fn call_later_by_methods<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
     let py = this.py();
@@ -194,7 +194,7 @@ fn call_later_by_methods<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> P
 }
 
 fn call_later<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
-    if this.core.has_overridden_clock() || this.overrides.call_at.get() {
+    if this.core.overridden_clock.get() || this.overrides.call_at.get() {
         return call_later_by_methods(this, args);
     }
     let py = this.py();
@@ -209,7 +209,7 @@ fn call_later<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Obj
         if delay.is_exact_instance_of::<PyInt>() {
             return Ok(When { seconds: now + delay.extract::<f64>()?, given: None });
         }
-        // Whatever can be added to a float.
+        // Any number that can be added to a float.
         When::of(&Object::from_float(py, now)?.bind(py).add(delay)?)
     })
 }
@@ -230,7 +230,7 @@ fn time(this: ThisLoop<'_, '_>) -> PyResult<Object> {
     }
 }
 
-/// A timer was cancelled: subclasses may want to know. asyncio counts them here.
+/// For subclasses to override. asyncio counts cancelled timers here.
 fn timer_handle_cancelled<'py>(this: ThisLoop<'_, 'py>, _: Borrowed<'_, 'py, PyAny>) -> PyResult<Object> {
     Ok(Object::none(this.py()))
 }

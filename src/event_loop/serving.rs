@@ -49,7 +49,7 @@ fn stop_serving<'py>(this: ThisLoop<'_, 'py>, sock: pyo3::Borrowed<'_, 'py, PyAn
 }
 
 fn take_accepted(this: ThisLoop<'_, '_>) -> PyResult<Object> {
-    let accepted = this.core.take_accepted(this.py());
+    let accepted = this.core.take_accepted();
     tuple(this.py(), &accepted.iter().collect::<Vec<_>>())
 }
 

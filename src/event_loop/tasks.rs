@@ -1,4 +1,4 @@
-//! Making tasks and futures: asyncio's own, without a detour through Python code.
+//! create_task() and create_future(): they call asyncio's C classes without Python code in between.
 
 use pyo3::ffi::PyMethodDef;
 use pyo3::prelude::*;
@@ -37,7 +37,7 @@ fn create_task<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Ob
     create_task_as_asyncio_does(this, args)
 }
 
-/// Whether asyncio's create_task() hands all of the keyword arguments to the class.
+/// Whether asyncio's create_task() passes all of the keyword arguments to the class.
 fn takes_keywords(args: Args<'_, '_>) -> PyResult<bool> {
     for (key, _) in args.keywords() {
         let py = key.py();
@@ -52,7 +52,7 @@ fn takes_keywords(args: Args<'_, '_>) -> PyResult<bool> {
     Ok(true)
 }
 
-/// Makes a task of an event loop that its class does not find out by itself.
+/// Makes a task with `loop=` as an argument.
 fn create_task_for<'py>(
     py: Python<'py>,
     event_loop: &Object,
@@ -68,7 +68,7 @@ fn create_task_for<'py>(
     class.call_list(py, &all, Some(&names))
 }
 
-/// Task factories, debug mode, and keywords that only some versions take.
+/// Calls asyncio's create_task(), which handles task factories, debug mode, and keywords that only some versions take.
 #[cold]
 fn create_task_as_asyncio_does<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
     let py = this.py();

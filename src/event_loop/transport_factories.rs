@@ -6,8 +6,7 @@ use pyo3::prelude::*;
 
 use super::{Loop, ThisLoop, given, watchers};
 use crate::cpython::args::Args;
-use crate::cpython::object::{Object, dict};
-use crate::handle::boolean;
+use crate::cpython::object::{Object, boolean, dict};
 use crate::imports::imports;
 use crate::method;
 use crate::reactor::socket;

@@ -1,4 +1,4 @@
-//! Watching file descriptors: add_reader and its kin.
+//! Watching file descriptors: add_reader(), add_writer(), and what removes them.
 
 use std::os::fd::RawFd;
 
@@ -12,15 +12,15 @@ use crate::core::{Direction, Waiter};
 use crate::cpython::args::Args;
 use crate::cpython::class::Obj;
 use crate::cpython::errors::new_error;
-use crate::cpython::object::{Object, copy_context};
-use crate::handle::{Arguments, Call, Handle, boolean};
+use crate::cpython::object::{Object, boolean, copy_context};
+use crate::handle::{Arguments, Call, Handle};
 use crate::intern;
 use crate::{method, method1};
 
-/// Refuses a descriptor that a transport works on.
+/// RuntimeError if the descriptor is in use by a transport that is not closing.
 pub fn ensure_no_transport(this: ThisLoop<'_, '_>, fd: RawFd, given: &Bound<'_, PyAny>) -> PyResult<()> {
     let py = this.py();
-    let transport = match this.core.transport_of(py, fd) {
+    let transport = match this.core.transport_of(fd) {
         Some(transport) => transport,
         None if this.has_transports_of_asyncio.get() => {
             let transports = Object::from(this.as_any().getattr(intern!(py, "_transports"))?);
@@ -72,14 +72,6 @@ fn add<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>, direction: Direction) 
     Ok(Object::none(this.py()))
 }
 
-fn add_privately<'py>(
-    this: ThisLoop<'_, 'py>,
-    args: Args<'_, 'py>,
-    direction: Direction,
-) -> PyResult<Object> {
-    watch(this, args, direction, |_, _| Ok(()))
-}
-
 fn remove_privately<'py>(
     this: ThisLoop<'_, 'py>,
     file: Borrowed<'_, 'py, PyAny>,
@@ -91,10 +83,10 @@ fn remove_privately<'py>(
     }
     let fd = match fileno(&file) {
         Ok(fd @ 0..) => fd,
-        // No descriptor has that number.
+        // The number is too large for a descriptor.
         Err(error) if error.is_instance_of::<PyOverflowError>(py) => return Ok(boolean(py, false)),
         Err(error) => return Err(error),
-        // A socket that was closed meanwhile is known by what it was.
+        // A socket that was closed meanwhile is looked up as an object.
         Ok(fd) => this.core.descriptor_of(&Object::from(file)).ok_or_else(|| invalid_descriptor(py, fd))?,
     };
     let waiter = this.core.remove_waiter(fd, direction, None);
@@ -110,7 +102,7 @@ fn remove<'py>(
     remove_privately(this, file, direction)
 }
 
-/// What asyncio's _ensure_fd_no_transport does: any integer will do, other objects must have fileno().
+/// As asyncio's _ensure_fd_no_transport(), accepts any integer, and other objects with fileno().
 fn check_not_used<'py>(this: ThisLoop<'_, 'py>, file: Borrowed<'_, 'py, PyAny>) -> PyResult<Object> {
     match fileno(&file) {
         Ok(fd) => ensure_no_transport(this, fd, &file)?,
@@ -157,7 +149,7 @@ pub fn methods() -> Vec<PyMethodDef> {
             Loop,
             "_add_reader",
             "fd, callback, *args, context=None",
-            |this, args| add_privately(this, args, Direction::Read),
+            |this, args| watch(this, args, Direction::Read, |_, _| Ok(())),
             "add_reader() for the standard library's transports; return the handle."
         ),
         method1!(
@@ -171,7 +163,7 @@ pub fn methods() -> Vec<PyMethodDef> {
             Loop,
             "_add_writer",
             "fd, callback, *args, context=None",
-            |this, args| add_privately(this, args, Direction::Write),
+            |this, args| watch(this, args, Direction::Write, |_, _| Ok(())),
             "add_writer() for the standard library's transports; return the handle."
         ),
         method1!(

@@ -1,4 +1,4 @@
-//! The Python classes of handles.
+//! The Python classes of handles: cancel(), cancelled(), when(), and the attributes that asyncio's repr() reads.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -9,7 +9,7 @@ use pyo3::types::PyType;
 use super::{Handle, ThreadSafeHandle, TimerHandle};
 use crate::cpython::class::{self, Definition, Native, Obj, This};
 use crate::cpython::module::{add, import};
-use crate::cpython::object::Object;
+use crate::cpython::object::{Object, boolean};
 use crate::intern;
 use crate::{attribute, method0};
 
@@ -49,7 +49,7 @@ impl AsHandle for TimerHandle {
         &self.handle
     }
 
-    /// The copy is not among the event loop's timers.
+    /// The copy is not one of the event loop's timers.
     fn copy(&self) -> TimerHandle {
         let schedule = Rc::clone(&self.schedule);
         let (when, given) = (self.when, self.given.clone());
@@ -135,10 +135,6 @@ fn or_none(py: Python<'_>, object: Option<Object>) -> Object {
     object.unwrap_or_else(|| Object::none(py))
 }
 
-pub fn boolean(py: Python<'_>, value: bool) -> Object {
-    value.into_pyobject(py).map(|value| Object::from(&*value)).unwrap_or_else(|never| match never {})
-}
-
 /// Makes the classes.
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     let py = module.py();
@@ -148,7 +144,7 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
         definition!(Handle, c"hotloop._core.Handle", c"A scheduled callback: asyncio.Handle.", handle);
     add(module, "Handle", class::make::<Handle>(handle)?)?;
 
-    // Python 3.14 has a class for handles that other threads may cancel.
+    // Its base exists since Python 3.14.
     if let Ok(base) = import(py, "asyncio.events")?.getattr(intern!(py, "_ThreadSafeHandle")) {
         let doc = c"A callback that other threads may cancel: what call_soon_threadsafe() returns.";
         let handle = definition!(

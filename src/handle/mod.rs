@@ -1,7 +1,12 @@
-//! Handles: a callback, its arguments and its context, as call_soon, call_later and the watchers return them.
+//! Handles: a callback, its arguments and its context, as call_soon, call_later and add_reader make them.
 //!
-//! The classes derive from asyncio's, so that `isinstance` holds and everything that is neither scheduling nor
-//! cancelling (repr, comparison, hash, get_context) is the running Python's own, reading the attributes defined here.
+//! The classes derive from asyncio's, so that `isinstance` holds, and repr, comparison, hash and get_context are the running
+//! Python's own, which read the attributes defined here. Queuing and the timers are in [`crate::core`].
+//!
+//! Invariant: a cancelled handle is never called. Errors of callbacks go to the exception handler here; only SystemExit and
+//! KeyboardInterrupt are returned.
+//!
+//! GIL: other threads make handles and may cancel them. Their cells are not synchronised in any other way.
 
 mod class;
 mod task_step;
@@ -26,32 +31,32 @@ use crate::imports::imports;
 use crate::intern;
 use crate::reactor::timers::{TimerKey, Timers};
 
-pub use class::{boolean, register};
+pub use class::register;
 pub use task_step::{TaskStep, is_of_task};
 pub use thread_safe::ThreadSafeHandle;
 
-/// What an event loop shares with its handles.
+/// What an event loop shares with its handles. GIL: handles are made and dropped in any thread, and `Rc` counts them without atomics.
 #[derive(Default)]
 pub struct Schedule {
     debug: Cell<bool>,
-    /// Whether a subclass has a `_call_soon()`, by which callbacks are queued then.
+    /// Whether a subclass has overridden `_call_soon()`, which queues callbacks then.
     queued_by_method: Cell<bool>,
-    /// Either of these: making a handle takes more than usual.
+    /// True if `debug` or `queued_by_method`: call_soon() takes the slow path.
     careful: Cell<bool>,
-    /// Whether callbacks are watched, for taking long.
+    /// Whether the watchdog watches for callbacks that take long.
     watched: Cell<bool>,
-    /// Whether asyncio's handles have another `_run()` than their own, by which they are run then.
+    /// Whether the program has replaced asyncio.Handle's `_run()`, which runs handles then.
     by_method: Cell<bool>,
-    /// Whether callbacks are run with something besides: none of those is plain.
+    /// True if `debug`, `watched` or `by_method`: running a callback takes the slow path.
     observed: Cell<bool>,
-    /// Whether a timer tells the event loop that it is cancelled.
+    /// Whether a subclass has overridden `_timer_handle_cancelled()`, which cancelling a timer calls then.
     pub tell_cancelled: Cell<bool>,
     /// Timers that were cancelled before they fired.
     pub timers_cancelled: Cell<u64>,
     pub timers: StateCell<Timers<Obj<TimerHandle>>>,
 }
 
-/// Whether any event loop was ever in debug mode: until then, no handle has to ask its own.
+/// Whether any event loop was ever in debug mode. Until then, cancelling a handle does not ask its loop.
 static DEBUG_WAS_ON: AtomicBool = AtomicBool::new(false);
 
 impl Schedule {
@@ -69,40 +74,40 @@ impl Schedule {
 
     pub fn set_queued_by_method(&self, by_method: bool) {
         self.queued_by_method.set(by_method);
-        self.careful.set(by_method || self.debug.get());
+        self.note_slow_paths();
     }
 
-    /// Whether callbacks are just run.
     pub fn is_plain(&self) -> bool {
         !self.observed.get()
     }
 
     pub fn set_watched(&self, watched: bool) {
         self.watched.set(watched);
-        self.note_observed();
+        self.note_slow_paths();
     }
 
     pub fn set_by_method(&self, by_method: bool) {
         self.by_method.set(by_method);
-        self.note_observed();
+        self.note_slow_paths();
     }
 
     pub fn is_by_method(&self) -> bool {
         self.by_method.get()
     }
 
-    fn note_observed(&self) {
-        self.observed.set(self.watched.get() || self.debug.get() || self.by_method.get());
-    }
-
     pub fn set_debug(&self, debug: bool) {
         self.debug.set(debug);
-        self.careful.set(debug || self.queued_by_method.get());
-        self.note_observed();
+        self.note_slow_paths();
         DEBUG_WAS_ON.fetch_or(debug, Relaxed);
     }
 
-    /// In debug mode, the stack of whoever schedules something.
+    fn note_slow_paths(&self) {
+        let debug = self.debug.get();
+        self.careful.set(debug || self.queued_by_method.get());
+        self.observed.set(debug || self.watched.get() || self.by_method.get());
+    }
+
+    /// In debug mode, the stack of the calling Python code.
     #[inline(always)]
     pub fn source_traceback(&self, py: Python<'_>) -> PyResult<Option<Object>> {
         if self.debug.get() { source_traceback(py).map(Some) } else { Ok(None) }
@@ -114,7 +119,7 @@ fn source_traceback(py: Python<'_>) -> PyResult<Object> {
     imports(py)?.source_traceback.call(py, &[])
 }
 
-/// Positional arguments of a callback. Most have at most two. A clone is for a call: it shares many of them.
+/// Positional arguments of a callback. Most callbacks have at most two. A clone shares more than that, and is for one call only.
 #[derive(Clone)]
 pub enum Arguments {
     None,
@@ -143,7 +148,7 @@ impl Arguments {
         }
     }
 
-    /// The same, for good: the garbage collector sees nothing that is shared.
+    /// A copy that shares nothing: the garbage collector is not shown shared arguments.
     fn copy(&self) -> Arguments {
         match self {
             Arguments::Many(all) => Arguments::Many(all.iter().cloned().collect()),
@@ -183,17 +188,16 @@ impl Arguments {
 /// A scheduled callback.
 pub struct Handle {
     cancelled: Cell<bool>,
-    /// None when it is cancelled.
+    /// None once the handle is cancelled.
     callback: ObjectCell,
     arguments: StateCell<Arguments>,
     context: Object,
     event_loop: Object,
     source_traceback: Option<Object>,
-    /// In debug mode, what repr() was when it was cancelled.
+    /// In debug mode, the repr() from before it was cancelled.
     repr: ObjectCell,
 }
 
-/// What a handle is made of.
 pub struct Call {
     pub callback: Object,
     pub arguments: Arguments,
@@ -208,7 +212,7 @@ impl Handle {
         Ok(Handle::with_traceback(call, source_traceback))
     }
 
-    /// A handle that says that it was made elsewhere.
+    /// A handle with a traceback of the caller's choice.
     #[inline(always)]
     pub fn with_traceback(call: Call, source_traceback: Option<Object>) -> Handle {
         Handle {
@@ -222,7 +226,7 @@ impl Handle {
         }
     }
 
-    /// A handle that says the same, and can be cancelled by itself.
+    /// A handle with the same content, which is cancelled independently.
     fn copy(&self) -> Handle {
         Handle {
             cancelled: self.cancelled.clone(),
@@ -256,12 +260,12 @@ impl Handle {
             return Ok(());
         }
         let kept = if DEBUG_WAS_ON.load(Relaxed) { self.keep_repr(py, this) } else { Ok(()) };
-        // Whatever repr() did: what is cancelled is never called.
+        // Also if repr() failed: a cancelled handle must not be called.
         self.discard();
         kept
     }
 
-    /// What it was is still wanted when it is reported as slow.
+    /// In debug mode, keeps the repr() for a report that the handle was slow.
     #[cold]
     fn keep_repr(&self, py: Python<'_>, this: &Object) -> PyResult<()> {
         if self.event_loop.call_method(py, intern!(py, "get_debug"), &[])?.bind(py).is_truthy()? {
@@ -271,7 +275,7 @@ impl Handle {
         Ok(())
     }
 
-    /// Drops callback and arguments, which may run Python code.
+    /// Drops callback and arguments, which can run Python code.
     fn discard(&self) {
         let arguments = self.arguments.replace(Arguments::None);
         let callback = self.callback.take();
@@ -283,7 +287,7 @@ impl Handle {
         visitor.cell(&self.callback);
         if let Ok(arguments) = self.arguments.try_borrow() {
             match &*arguments {
-                // Shared with a call that is under way, in which case nobody knows who else owns them.
+                // GIL: the count is not atomic. A call that is under way owns them, too, and is not traversed.
                 Arguments::Many(all) if Rc::strong_count(all) > 1 => {}
                 arguments => arguments.each(|argument| visitor.object(argument)),
             }
@@ -294,7 +298,7 @@ impl Handle {
         visitor.cell(&self.repr);
     }
 
-    /// None when the callback was dropped.
+    /// None if the handle is cancelled.
     fn arguments_or_none(&self, py: Python<'_>) -> PyResult<Object> {
         if !self.callback.is_some() {
             return Ok(Object::none(py));
@@ -310,7 +314,7 @@ fn report(py: Python<'_>, handle: &Object, error: PyErr) -> PyResult<()> {
     imports(py)?.report_handle.call(py, &[handle, &exception]).map(drop)
 }
 
-/// The exception, unless it is one that must leave run_forever: that is the error.
+/// Returns the exception. SystemExit and KeyboardInterrupt, which must leave run_forever(), are returned as errors.
 pub fn reraise_fatal(py: Python<'_>, error: PyErr) -> PyResult<Object> {
     let error = made(py, error);
     if error.is_instance_of::<PySystemExit>(py) || error.is_instance_of::<PyKeyboardInterrupt>(py) {
@@ -323,7 +327,7 @@ pub fn reraise_fatal(py: Python<'_>, error: PyErr) -> PyResult<Object> {
 pub struct When {
     /// Of the event loop's clock.
     pub seconds: f64,
-    /// The number that says so, if it is no float.
+    /// The number that the program gave, if it is not a float.
     pub given: Option<Object>,
 }
 
@@ -342,13 +346,14 @@ pub struct TimerHandle {
     schedule: Rc<Schedule>,
     /// In seconds of the event loop's clock.
     when: f64,
-    /// The same as it was given, if that was no float.
+    /// What when() returns, if the program gave no float.
     given: Option<Object>,
+    /// None if the timer is not among the event loop's timers.
     key: Cell<Option<TimerKey>>,
 }
 
 impl TimerHandle {
-    /// Makes a timer and puts it among the event loop's.
+    /// Makes a timer and adds it to the event loop's timers.
     pub fn schedule(
         py: Python<'_>,
         when: When,
@@ -369,17 +374,16 @@ impl TimerHandle {
         Ok(timer)
     }
 
-    /// Tells the timer that the event loop has taken it out of its timers to run it.
+    /// To be called when the event loop has taken it out of its timers.
     pub fn set_fired(&self) {
         self.key.set(None);
     }
 
-    /// Whether it is among the event loop's timers.
     pub fn is_scheduled(&self) -> bool {
         self.key.get().is_some()
     }
 
-    /// Takes it out of them. False if it is not there.
+    /// Takes it out of the event loop's timers. Returns whether it was there.
     pub fn take_out(&self) -> bool {
         let Some(key) = self.key.take() else { return false };
         let removed = self.schedule.timers.borrow_mut().remove(key);

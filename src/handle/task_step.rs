@@ -1,8 +1,7 @@
-//! Steps of asyncio's C task, scheduled without a handle.
+//! Steps of asyncio's C task, queued without a handle.
 //!
-//! A task throws away what call_soon() returns for its steps and wake-ups, and nobody else can call it with them: their
-//! callables are the task's own. So there need be no handle, unless debug mode wants to tell where it was made, or a
-//! subclass looks at what call_soon() returns.
+//! A task ignores what call_soon() returns for its steps and wake-ups, and the program has no other way to their callables. A
+//! handle is made only in debug mode, where a subclass overrides call_soon(), and for reports of errors.
 
 use std::ffi::CStr;
 use std::sync::atomic::Ordering::Relaxed;
@@ -76,7 +75,7 @@ impl TaskStep {
         imports(py)?.report_handle.call(py, &[handle.as_object(), &exception]).map(drop)
     }
 
-    /// A handle that does the same.
+    /// A handle that runs the step, too.
     #[cold]
     pub fn handle(&self, py: Python<'_>, event_loop: &Object) -> PyResult<Obj<Handle>> {
         let call = Call {

@@ -1,4 +1,4 @@
-//! Handles that other threads may cancel.
+//! Handles that other threads may cancel, as asyncio has them from 3.14 on.
 
 use pyo3::prelude::*;
 
@@ -9,15 +9,15 @@ use crate::cpython::object::{Object, thread_ident};
 use crate::cpython::statics;
 use crate::reactor::run_lock::RunLock;
 
-/// A callback that other threads may cancel, as asyncio has them from 3.14 on: while it runs, its state cannot be
-/// asked or changed from another thread, which waits until it is done.
+/// Another thread that asks for its state or cancels it waits while the callback runs.
 pub struct ThreadSafeHandle {
     handle: Handle,
     running: RunLock,
 }
 
-/// Waits until the callback does not run in another thread. Nobody can begin to run it then before the caller releases
-/// the GIL. The error is what a signal's handler raised meanwhile.
+/// Waits until the callback does not run in another thread. The error is what a signal's handler raised meanwhile.
+///
+/// GIL: no thread can begin to run the callback before the caller releases it.
 fn wait(running: &RunLock, py: Python<'_>) -> PyResult<()> {
     let thread = thread_ident();
     while running.is_elsewhere(thread) {

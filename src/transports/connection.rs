@@ -18,14 +18,16 @@ use super::address::Address;
 use super::endpoint::EndpointParams;
 use super::socket_file::SocketFile;
 use super::stream::Stream;
-use crate::core::{Core, Direction, Waiter, resolve};
+use crate::core::{Core, Direction, Waiter};
 use crate::cpython::audit;
 use crate::cpython::borrowing::StateCell;
+use crate::cpython::bound_method::BoundMethod;
 use crate::cpython::class::{self, Class, Definition, Native, Obj, This, Visitor};
 use crate::cpython::errors::{OrOsError, new_error, numbered, os_error};
 use crate::cpython::module::add;
 use crate::cpython::object::{Object, tuple};
 use crate::cpython::statics;
+use crate::imports::resolve;
 use crate::intern;
 use crate::reactor::socket;
 use crate::{attribute, method0, method1};
@@ -84,7 +86,7 @@ impl Connection {
         match socket::connect(this.descriptor(), &this.peer) {
             Ok(()) => resolve(py, &this.connected),
             Err(error) if is_under_way(&error) => {
-                let waiter = Waiter::Operation(this.object(), on_writable);
+                let waiter = Waiter::Step(BoundMethod::new(this, on_writable));
                 let previous = core.add_waiter(py, this.fd, Direction::Write, waiter)?;
                 this.watched.set(true);
                 Waiter::dismiss(py, previous).map(drop)
@@ -123,12 +125,11 @@ fn is_under_way(error: &io::Error) -> bool {
 }
 
 /// The socket is connected, or the attempt has failed.
-fn on_writable(py: Python<'_>, object: &Object) -> PyResult<()> {
-    let Some(connection) = Obj::<Connection>::downcast(object) else { return Ok(()) };
-    if connection.watched.replace(false) {
-        drop(connection.core.take_waiter(connection.fd, Direction::Write, object));
+fn on_writable(this: ThisConnection<'_, '_>) -> PyResult<()> {
+    if this.watched.replace(false) {
+        drop(this.core.take_waiter(this.fd, Direction::Write, &this.object()));
     }
-    resolve(py, &connection.connected)
+    resolve(this.py(), &this.connected)
 }
 
 /// Returns the transport, its protocol, and a future that is done when connection_made() has been called.

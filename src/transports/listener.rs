@@ -18,6 +18,7 @@ use super::socket_file::{SocketFile, socket_of};
 use super::sockets_are_patched;
 use super::stream::Stream;
 use crate::core::{Core, Direction, Waiter};
+use crate::cpython::bound_method::BoundMethod;
 use crate::cpython::class::{self, Class, Definition, Native, Obj, This, Visitor};
 use crate::cpython::errors::os_error;
 use crate::cpython::module::add;
@@ -93,8 +94,7 @@ impl Listener {
     /// Stops the listener of a socket. The caller has to close the socket.
     pub fn stop(py: Python<'_>, core: &Core, fd: RawFd) -> PyResult<()> {
         let waiter = core.remove_waiter(fd, Direction::Read, None);
-        if let Some(Waiter::Operation(object, _)) = &waiter
-            && let Some(listener) = Obj::<Listener>::downcast(object)
+        if let Some(listener) = waiter.as_ref().and_then(|waiter| Obj::<Listener>::downcast(waiter.object()))
         {
             listener.stopped.set(true);
         }
@@ -102,7 +102,7 @@ impl Listener {
     }
 
     fn listen(this: ThisListener<'_, '_>) -> PyResult<()> {
-        let waiter = Waiter::Operation(this.object(), accept_step);
+        let waiter = Waiter::Step(BoundMethod::new(this, Listener::accept_batch));
         this.params.core.add_waiter(this.py(), this.params.fd, Direction::Read, waiter).map(drop)
     }
 
@@ -266,10 +266,6 @@ impl Listener {
         let names = tuple(py, &[&Object::from(intern!(py, "context"))])?;
         create_task.call_list(py, &[accept, context.clone()], Some(&names)).map(drop)
     }
-}
-
-fn accept_step(py: Python<'_>, object: &Object) -> PyResult<()> {
-    Listener::accept_batch(class::downcast(object.bind(py))?)
 }
 
 /// Sets the options of an accepted connection's socket.

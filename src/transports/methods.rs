@@ -9,8 +9,7 @@ use crate::core::RECEIVE_BUFFER;
 use crate::cpython::args::Args;
 use crate::cpython::buffer::Bytes;
 use crate::cpython::class::{self, This};
-use crate::cpython::object::{Object, dict};
-use crate::handle::boolean;
+use crate::cpython::object::{Object, boolean, dict};
 use crate::imports::imports;
 use crate::intern;
 
@@ -163,19 +162,6 @@ pub fn polling(polling: bool) -> &'static str {
     if polling { "polling" } else { "idle" }
 }
 
-/// The slot of a class whose repr() is a function of Rust's.
-#[macro_export]
-macro_rules! repr_slot {
-    ($repr:expr) => {{
-        unsafe extern "C" fn tp_repr(instance: *mut pyo3::ffi::PyObject) -> *mut pyo3::ffi::PyObject {
-            let repr = $repr;
-            // SAFETY: the slot of this class is called with its instances.
-            unsafe { $crate::cpython::methods::call_bare(instance, repr) }
-        }
-        pyo3::ffi::PyType_Slot { slot: pyo3::ffi::Py_tp_repr, pfunc: tp_repr as *mut std::ffi::c_void }
-    }};
-}
-
 /// The attributes of transports over sockets.
 #[macro_export]
 macro_rules! socket_attributes {
@@ -245,7 +231,7 @@ macro_rules! reading_methods {
             method0!(
                 $native,
                 "is_reading",
-                |this| Ok($crate::handle::boolean(this.py(), this.is_reading())),
+                |this| Ok($crate::cpython::object::boolean(this.py(), this.is_reading())),
                 "Return True if the transport is neither paused nor closing."
             ),
             method0!(
@@ -313,12 +299,15 @@ macro_rules! transport_attributes {
             attribute!($native, "_extra", $crate::transports::methods::extra),
             attribute!($native, "_loop", |this| Ok(this.event_loop.clone())),
             attribute!($native, "_protocol", $crate::transports::methods::get_protocol),
-            attribute!($native, "_closing", |this| Ok($crate::handle::boolean(this.py(), this.is_closing()))),
+            attribute!($native, "_closing", |this| Ok($crate::cpython::object::boolean(
+                this.py(),
+                this.is_closing()
+            ))),
             attribute!($native, "_paused", |this| {
-                Ok($crate::handle::boolean(this.py(), !this.is_closing() && !this.is_reading()))
+                Ok($crate::cpython::object::boolean(this.py(), !this.is_closing() && !this.is_reading()))
             }),
             attribute!($native, "_protocol_paused", |this| {
-                Ok($crate::handle::boolean(this.py(), this.flow.is_paused()))
+                Ok($crate::cpython::object::boolean(this.py(), this.flow.is_paused()))
             }),
         ]
     };

@@ -11,8 +11,7 @@ use super::{Operation, SocketOperation};
 use crate::core::{RECEIVE_BUFFER, Received};
 use crate::cpython::buffer::{ReadableBuffer, new_bytes, with_writable_buffer_and};
 use crate::cpython::errors::{new_error, numbered, os_error};
-use crate::cpython::object::Object;
-use crate::handle::boolean;
+use crate::cpython::object::{Object, boolean};
 use crate::imports::imports;
 use crate::intern;
 use crate::reactor::socket;
@@ -37,8 +36,7 @@ impl SocketOperation {
                 unless_blocked(py, socket.call_method(py, intern!(py, "recv_into"), &[buffer]))
             }
             Operation::RecvInto(buffer) => {
-                // The descriptor is asked for when there is a buffer: making one can run Python code, which may close the
-                // socket.
+                // The buffer comes first: making it can run Python code, which may close the socket.
                 let descriptor = || self.fileno(py);
                 let received = with_writable_buffer_and(py, buffer, descriptor, |fd, memory| match memory {
                     [] => Ok(0),
@@ -87,11 +85,11 @@ impl SocketOperation {
                     Some(buffer) => buffer,
                     None => ReadableBuffer::new(data, py)?,
                 };
-                // As above.
+                // The buffer comes first, as above.
                 let fd = self.fileno(py)?;
                 self.core.request_poll();
                 let rest = &buffer.as_slice()[sent.get()..];
-                // Nothing at all is sent, too: it can be a datagram.
+                // No bytes are sent, too: they can be a datagram.
                 let result = socket::send(fd, &[IoSlice::new(rest)]);
                 let left = rest.len();
                 view.set(Some(buffer));

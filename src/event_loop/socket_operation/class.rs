@@ -1,20 +1,19 @@
-//! The class of the coroutines: what Python sees of them.
+//! The Python class of the coroutines.
 
 use std::ffi::c_void;
 
-use pyo3::exceptions::{PyRuntimeError, PyStopIteration, PyTypeError};
+use pyo3::exceptions::{PyRuntimeError, PyStopIteration};
 use pyo3::prelude::*;
 use pyo3::{Borrowed, ffi};
 
 use super::{Operation, SocketOperation, State, ThisOperation};
 use crate::cpython::args::Args;
-use crate::cpython::class::{self, Class, Definition, Native, Obj, This, Visitor};
+use crate::cpython::class::{self, Class, Definition, Native, This, Visitor};
 use crate::cpython::errors::{error_of, new_error};
 use crate::cpython::methods::{self, guard};
 use crate::cpython::module::add;
-use crate::cpython::object::{Object, Resumed, tuple};
+use crate::cpython::object::{Object, Resumed, boolean, tuple};
 use crate::cpython::statics;
-use crate::handle::boolean;
 use crate::imports::imports;
 use crate::intern;
 use crate::{attribute, method, method0, method1};
@@ -37,7 +36,7 @@ impl Native for SocketOperation {
             }
             Operation::SendAll { data, view, .. } => {
                 visitor.object(data);
-                // SAFETY: it is looked at for this expression only, in which nothing replaces it.
+                // SAFETY: nothing replaces it during this expression, which runs no Python code.
                 if let Some(view) = unsafe { &*view.as_ptr() } {
                     view.traverse(visitor);
                 }
@@ -57,7 +56,7 @@ impl Native for SocketOperation {
 
     const FINALIZES: bool = true;
 
-    /// One that is done has nothing to say, and is used again.
+    /// One that is done needs none, so that its memory can be used again.
     fn needs_finalizer(&self) -> bool {
         self.state.get() != State::Done
     }
@@ -111,8 +110,8 @@ unsafe extern "C" fn am_await(instance: *mut ffi::PyObject) -> *mut ffi::PyObjec
     unsafe { methods::call_bare::<SocketOperation>(instance, |this| Ok(this.object())) }
 }
 
-/// The way in which a coroutine written in Python resumes what it awaits: the end is no value, and, unless the result is
-/// None, a StopIteration.
+/// `tp_iternext`, by which a coroutine written in Python resumes what it awaits. The end is null, with a StopIteration unless the
+/// result is None.
 unsafe extern "C" fn iter_next(instance: *mut ffi::PyObject) -> *mut ffi::PyObject {
     // SAFETY: the interpreter passes an instance of the class.
     unsafe {
@@ -131,7 +130,7 @@ unsafe extern "C" fn iter_next(instance: *mut ffi::PyObject) -> *mut ffi::PyObje
     }
 }
 
-/// What ends a coroutine with a result. A tuple as the value of StopIteration would be taken for its arguments.
+/// The StopIteration that ends a coroutine. It is made of a tuple of arguments, because a result that is a tuple would be taken for one.
 fn stop_iteration(py: Python<'_>, result: Object) -> PyErr {
     match tuple(py, &[&result]) {
         Ok(arguments) => error_of::<PyStopIteration>(py, &arguments),
@@ -148,12 +147,9 @@ unsafe extern "C" fn am_send(
     unsafe {
         *result = std::ptr::null_mut();
         guard(ffi::PySendResult::PYGEN_ERROR, |py| {
-            let object = Object::from_borrowed(std::ptr::NonNull::new_unchecked(instance));
+            let this = This::<SocketOperation>::new(Borrowed::from_ptr(py, instance));
             let value = Object::from_borrowed(std::ptr::NonNull::new_unchecked(value));
-            let Some(operation) = Obj::<SocketOperation>::downcast(&object) else {
-                return Err(new_error::<PyTypeError>(py, "not a socket operation"));
-            };
-            Ok(match SocketOperation::resume(operation.this(py), &value)? {
+            Ok(match SocketOperation::resume(this, &value)? {
                 Resumed::Yielded(future) => {
                     *result = future.into_ptr();
                     ffi::PySendResult::PYGEN_NEXT

@@ -1,8 +1,16 @@
-//! A coroutine that does one operation on a socket: what sock_recv() and its kin return.
+//! The coroutines that sock_recv() and the other `sock_*` methods return. Each does one operation on a socket.
 //!
-//! It tries at once, and only where the socket is not ready makes a future, has the descriptor watched and yields.
-//! Readiness does nothing but wake the coroutine: the system call is made when it is resumed. A cancellation that
-//! arrives in between thus finds the data still in the socket, where the next call gets it.
+//! ```text
+//!          first resumed                 not ready                  event
+//!   Fresh --------------> Running ------------------> Waiting(fd) -------> Woken
+//!                          |  ^                          |                   |
+//!                    done  |  +--------------------------+-------------------+  resumed, and the future is done
+//!                          v
+//!                         Done   (also by an exception, close() and throw(), from any state)
+//! ```
+//!
+//! The operation is tried when the coroutine is resumed. An event only resolves the future that it waits for: a
+//! cancellation that comes before the resumption leaves the data in the socket, for the next call.
 
 mod attempt;
 mod class;
@@ -15,17 +23,17 @@ use pyo3::exceptions::{PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 
 use super::{Loop, ThisLoop, watchers};
-use crate::core::{Core, Direction, Waiter, resolve};
+use crate::core::{Core, Direction, Waiter};
+use crate::cpython::bound_method::BoundMethod;
 use crate::cpython::buffer::ReadableBuffer;
 use crate::cpython::class::{Obj, This};
 use crate::cpython::errors::new_error;
 use crate::cpython::object::{Object, ObjectCell, Resumed, resume};
-use crate::imports::imports;
+use crate::imports::{imports, resolve};
 use crate::intern;
 
 pub use class::register;
 
-/// What to do to the socket.
 pub enum Operation {
     Recv(Object),
     RecvInto(Object),
@@ -51,7 +59,7 @@ impl Operation {
         }
     }
 
-    /// The method of sockets in whose place this makes the system call itself.
+    /// The socket's method, if its system call is made here.
     fn native_method(&self) -> Option<&'static str> {
         match self {
             Operation::Recv(..) => Some("recv"),
@@ -73,9 +81,9 @@ impl Operation {
 enum State {
     Fresh,
     Running,
-    /// Waits for the descriptor, which is the one that the socket had when the wait began.
+    /// Waits for the descriptor, which the socket had when the wait began.
     Waiting(RawFd),
-    /// The descriptor is ready; the task has not run yet.
+    /// The descriptor is ready; the coroutine was not resumed yet.
     Woken,
     Done,
 }
@@ -86,12 +94,13 @@ pub struct SocketOperation {
     socket: Object,
     operation: Operation,
     state: Cell<State>,
-    /// Whether the socket has a method of its own for it, as an instance of a subclass can, or an object like a socket.
+    /// Whether the socket overrides the method, so that it is to be called.
     by_method: Cell<bool>,
-    /// The descriptor that was found not to be ready a moment ago.
+    /// The descriptor of the present attempt, if the attempt has asked for it.
     tried: Cell<Option<RawFd>>,
-    /// While waiting: what readiness resolves, and the iterator that awaits it.
+    /// While waiting, the future that an event resolves.
     future: ObjectCell,
+    /// The future's iterator.
     awaiting: ObjectCell,
 }
 
@@ -113,7 +122,7 @@ impl SocketOperation {
         Ok(Obj::new(this.py(), value)?.into_object())
     }
 
-    /// Ends a wait: nobody watches the descriptor for this operation any more.
+    /// Stops watching the descriptor, if it waits.
     fn unwatch(&self, this: &Object) {
         if let State::Waiting(fd) = self.state.get() {
             drop(self.core.remove_waiter(fd, self.operation.direction(), Some(this)));
@@ -149,7 +158,7 @@ impl SocketOperation {
         Ok(())
     }
 
-    /// Has the descriptor watched, and yields the future that readiness resolves.
+    /// Has the descriptor watched, and returns the future that an event resolves.
     fn wait(this: ThisOperation<'_, '_>) -> PyResult<Object> {
         let py = this.py();
         let fd = match this.tried.take() {
@@ -160,7 +169,7 @@ impl SocketOperation {
         let event_loop = this.event_loop.as_object();
         let future = event_loop.call_method(py, intern!(py, "create_future"), &[])?;
         let awaiting = future.call_method(py, intern!(py, "__await__"), &[])?;
-        let waiter = Waiter::Operation(this.object(), on_ready);
+        let waiter = Waiter::Step(BoundMethod::new(this, on_ready));
         let previous = this.core.add_waiter(py, fd, this.operation.direction(), waiter)?;
         if let Some(Waiter::Handle(previous, _)) = &previous {
             previous.as_object().call_method(py, intern!(py, "cancel"), &[])?;
@@ -226,13 +235,12 @@ impl SocketOperation {
     }
 }
 
-/// The descriptor is ready: wakes the coroutine, unless its future was cancelled meanwhile.
-fn on_ready(py: Python<'_>, object: &Object) -> PyResult<()> {
-    let Some(operation) = Obj::<SocketOperation>::downcast(object) else { return Ok(()) };
-    let Some(future) = operation.future.get() else { return Ok(()) };
-    if let State::Waiting(fd) = operation.state.get() {
-        drop(operation.core.take_waiter(fd, operation.operation.direction(), object));
-        operation.state.set(State::Woken);
+/// The descriptor is ready: wakes the coroutine, unless its future was cancelled.
+fn on_ready(this: ThisOperation<'_, '_>) -> PyResult<()> {
+    let Some(future) = this.future.get() else { return Ok(()) };
+    if let State::Waiting(fd) = this.state.get() {
+        drop(this.core.take_waiter(fd, this.operation.direction(), &this.object()));
+        this.state.set(State::Woken);
     }
-    resolve(py, &future)
+    resolve(this.py(), &future)
 }

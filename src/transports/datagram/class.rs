@@ -64,7 +64,7 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
         base,
         methods,
         attributes,
-        slots: vec![repr_slot!(repr)],
+        slots: vec![repr_slot!(Datagram, repr)],
         open: true,
     };
     let class = class::make::<Datagram>(definition)?;

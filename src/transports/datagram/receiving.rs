@@ -11,6 +11,7 @@ use pyo3::prelude::*;
 use super::addresses::Family;
 use super::{Datagram, Incoming, ThisDatagram, is_not_ready};
 use crate::core::{RECEIVE_BUFFER, ReadyEntry};
+use crate::cpython::bound_method::BoundMethod;
 use crate::cpython::errors::os_error;
 use crate::cpython::object::Object;
 use crate::intern;
@@ -52,7 +53,7 @@ impl TimeSlice {
 impl Datagram {
     /// Whether the next datagram is wanted at once.
     fn is_wanted(&self) -> bool {
-        self.registration.wants_read() && !self.core.stopping()
+        self.registration.wants_read() && !self.core.stopping.get()
     }
 
     /// Receives and delivers what waits.
@@ -176,7 +177,7 @@ impl Datagram {
     /// Delivers what was kept, in the next iteration.
     pub(super) fn deliver_later(this: ThisDatagram<'_, '_>) {
         if !this.undelivered.borrow().is_empty() {
-            this.core.push(ReadyEntry::Step(this.object(), deliver_step));
+            this.core.push(ReadyEntry::Step(BoundMethod::new(this, deliver_step)));
         }
     }
 
@@ -194,8 +195,7 @@ impl Datagram {
     }
 }
 
-fn deliver_step(py: Python<'_>, object: &Object) -> PyResult<()> {
-    let this = endpoint::transport::<Datagram>(py, object)?;
+fn deliver_step(this: ThisDatagram<'_, '_>) -> PyResult<()> {
     endpoint::in_read_context(this, || Datagram::deliver_kept(this))?;
     if this.registration.wants_read() {
         // The time slice is over, or the event loop is stopping.

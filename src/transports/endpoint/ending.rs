@@ -13,6 +13,7 @@ use pyo3::prelude::*;
 
 use super::{Phase, Transport, call_protocol, connection_lost, registration, report, shared_or_copy};
 use crate::core::ReadyEntry;
+use crate::cpython::bound_method::BoundMethod;
 use crate::cpython::class::This;
 use crate::cpython::errors::new_error;
 use crate::cpython::object::Object;
@@ -66,7 +67,7 @@ pub fn schedule_connection_lost<T: Transport>(
     this.lost_context.set(Some(shared_or_copy(this.py(), &this.context)?));
     this.keep_source_traceback(this.py())?;
     this.lost_exception.set(exception);
-    this.core.push(ReadyEntry::Step(this.object(), connection_lost::<T>));
+    this.core.push(ReadyEntry::Step(BoundMethod::new(this, connection_lost::<T>)));
     Ok(())
 }
 

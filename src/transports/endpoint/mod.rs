@@ -18,10 +18,11 @@ use std::rc::Rc;
 use pyo3::prelude::*;
 
 use super::flow::FlowControl;
-use crate::core::{Core, Readiness, ReadyEntry, resolve};
-use crate::cpython::class::{self, Native, Obj, This, Visitor};
+use crate::core::{Core, Readiness, ReadyEntry};
+use crate::cpython::bound_method::BoundMethod;
+use crate::cpython::class::{Native, Obj, This, Visitor};
 use crate::cpython::object::{Object, ObjectCell, copy_context, copy_of_context, run_in_context};
-use crate::imports::imports;
+use crate::imports::{imports, resolve};
 use crate::intern;
 
 use ending::{call_connection_lost, tear_down};
@@ -341,13 +342,8 @@ pub fn start<T: Transport>(
 
 fn schedule_made<T: Transport>(py: Python<'_>, transport: &Obj<T>) -> PyResult<()> {
     transport.keep_source_traceback(py)?;
-    transport.core.push(ReadyEntry::Step(transport.as_object().clone(), connection_made::<T>));
+    transport.core.push(ReadyEntry::Step(BoundMethod::new(transport.this(py), connection_made::<T>)));
     Ok(())
-}
-
-/// The transport of a step.
-pub fn transport<'a, 'py, T: Transport>(py: Python<'py>, object: &'a Object) -> PyResult<This<'a, 'py, T>> {
-    class::downcast(object.bind(py))
 }
 
 /// Runs `f` in the context of the protocol's data_received().
@@ -371,15 +367,15 @@ pub fn in_connection_context<T: Transport>(
 
 // --- Steps ---
 
-fn connection_made<T: Transport>(py: Python<'_>, object: &Object) -> PyResult<()> {
-    let this = transport::<T>(py, object)?;
+fn connection_made<T: Transport>(this: This<'_, '_, T>) -> PyResult<()> {
+    let py = this.py();
     let Some(context) = this.made_context.take() else { return Ok(()) };
     if let Some(token) = this.registration.token() {
-        this.core.begin(token, on_ready::<T>);
+        this.core.begin(token);
     }
     run_in_context(py, &context, || {
         // After SystemExit, which leaves the event loop, the transport must be usable.
-        let called = call_protocol(this, intern!(py, "connection_made"), &[object]);
+        let called = call_protocol(this, intern!(py, "connection_made"), &[&this.object()]);
         if this.starts_reading() {
             this.registration.start_reading();
         }
@@ -392,8 +388,8 @@ fn connection_made<T: Transport>(py: Python<'_>, object: &Object) -> PyResult<()
     })
 }
 
-fn on_ready<T: Transport>(py: Python<'_>, object: &Object, readiness: Readiness) -> PyResult<()> {
-    let this = transport::<T>(py, object)?;
+fn on_ready<T: Transport>(this: This<'_, '_, T>, readiness: Readiness) -> PyResult<()> {
+    let py = this.py();
     let mut unwanted = false;
     if readiness.readable && !this.is_lost() {
         if this.registration.wants_read() {
@@ -414,16 +410,16 @@ fn on_ready<T: Transport>(py: Python<'_>, object: &Object, readiness: Readiness)
     if unwanted { sync_now(this) } else { Ok(()) }
 }
 
-fn on_readable<T: Transport>(py: Python<'_>, object: &Object) -> PyResult<()> {
-    on_ready::<T>(py, object, Readiness { readable: true, writable: false })
+fn on_readable<T: Transport>(this: This<'_, '_, T>) -> PyResult<()> {
+    on_ready(this, Readiness { readable: true, writable: false })
 }
 
-fn on_writable<T: Transport>(py: Python<'_>, object: &Object) -> PyResult<()> {
-    on_ready::<T>(py, object, Readiness { readable: false, writable: true })
+fn on_writable<T: Transport>(this: This<'_, '_, T>) -> PyResult<()> {
+    on_ready(this, Readiness { readable: false, writable: true })
 }
 
-fn connection_lost<T: Transport>(py: Python<'_>, object: &Object) -> PyResult<()> {
-    let this = transport::<T>(py, object)?;
+fn connection_lost<T: Transport>(this: This<'_, '_, T>) -> PyResult<()> {
+    let py = this.py();
     let Some(context) = this.lost_context.take() else { return Ok(()) };
     let exception = this.lost_exception.take().unwrap_or_else(|| Object::none(py));
     run_in_context(py, &context, || call_connection_lost(this, &exception))

@@ -19,8 +19,9 @@ use std::cell::Cell;
 use pyo3::exceptions::PyPermissionError;
 use pyo3::prelude::*;
 
-use super::{Transport, fatal_error, log, on_readable, on_writable, report};
+use super::{Transport, fatal_error, log, on_readable, on_ready, on_writable, report};
 use crate::core::{Direction, Waiter};
+use crate::cpython::bound_method::BoundMethod;
 use crate::cpython::class::{Obj, This};
 use crate::cpython::object::copy_context;
 use crate::handle::reraise_fatal;
@@ -115,7 +116,8 @@ pub(super) fn attach<T: Transport>(py: Python<'_>, transport: &Obj<T>) -> PyResu
     let state = if T::SHARES {
         State::Shared(Interest::NONE)
     } else {
-        let token = transport.core.attach(py, transport.fd, transport.as_object())?;
+        let on_ready = BoundMethod::new(transport.this(py), on_ready::<T>);
+        let token = transport.core.attach(py, transport.fd, on_ready)?;
         State::Exclusive { token, strong: true }
     };
     transport.registration.state.set(state);
@@ -139,7 +141,7 @@ pub fn sync<T: Transport>(this: This<'_, '_, T>, narrowing: Narrowing) -> PyResu
     }
     // First: making a weak reference can run Python code, which can close the transport.
     this.registration.state.set(State::Exclusive { token, strong: !strong });
-    this.core.hold(this.py(), token, &this.object(), !strong)
+    this.core.set_strong(token, this, on_ready::<T>, !strong)
 }
 
 /// [`sync`] out of line, for functions that seldom need it.
@@ -153,16 +155,15 @@ fn watch_shared<T: Transport>(this: This<'_, '_, T>, direction: Direction, wante
     if !note_watched(&this.registration, direction, wanted) {
         return Ok(());
     }
-    let object = this.object();
     if !wanted {
-        drop(this.core.remove_waiter(this.fd, direction, Some(&object)));
+        drop(this.core.remove_waiter(this.fd, direction, Some(&this.object())));
         return Ok(());
     }
     let step = match direction {
-        Direction::Read => on_readable::<T>,
-        Direction::Write => on_writable::<T>,
+        Direction::Read => BoundMethod::new(this, on_readable::<T>),
+        Direction::Write => BoundMethod::new(this, on_writable::<T>),
     };
-    match this.core.add_waiter(this.py(), this.fd, direction, Waiter::Operation(object, step)) {
+    match this.core.add_waiter(this.py(), this.fd, direction, Waiter::Step(step)) {
         Ok(previous) => Waiter::dismiss(this.py(), previous).map(drop),
         Err(error) => {
             note_watched(&this.registration, direction, false);
@@ -190,7 +191,7 @@ pub(super) fn unregister<T: Transport>(this: This<'_, '_, T>) {
         let _ = sync_now(this);
     }
     if let State::Exclusive { token, .. } = this.registration.state.replace(State::Unregistered) {
-        this.core.detach(token);
+        this.core.detach(this.py(), token);
     }
 }
 

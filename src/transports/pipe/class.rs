@@ -13,8 +13,7 @@ use crate::cpython::buffer::new_bytes;
 use crate::cpython::class::{self, Definition, This};
 use crate::cpython::errors::new_error;
 use crate::cpython::module::{add, import};
-use crate::cpython::object::Object;
-use crate::handle::boolean;
+use crate::cpython::object::{Object, boolean};
 use crate::intern;
 use crate::transports::endpoint::{self, Phase, Transport};
 use crate::transports::methods::{self, none, none_after, polling};
@@ -88,7 +87,7 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
         base: asyncio.getattr(intern!(py, "ReadTransport"))?.cast_into::<PyType>()?,
         methods,
         attributes: pipe_attributes!(ReadPipe),
-        slots: vec![repr_slot!(repr_reading)],
+        slots: vec![repr_slot!(ReadPipe, repr_reading)],
         open: true,
     };
     let class = class::make::<ReadPipe>(definition)?;
@@ -130,7 +129,7 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
             .cast_into::<PyType>()?,
         methods,
         attributes: pipe_attributes!(WritePipe),
-        slots: vec![repr_slot!(repr_writing)],
+        slots: vec![repr_slot!(WritePipe, repr_writing)],
         open: true,
     };
     add(module, "WritePipeTransport", class::make::<WritePipe>(definition)?)

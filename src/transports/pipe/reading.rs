@@ -5,6 +5,7 @@ use pyo3::prelude::*;
 
 use super::{extra_info, prepare};
 use crate::core::{LEAST, ReadyEntry};
+use crate::cpython::bound_method::BoundMethod;
 use crate::cpython::class::{Class, Native, Obj, This, Visitor};
 use crate::cpython::errors::os_error;
 use crate::cpython::object::Object;
@@ -40,14 +41,13 @@ impl ReadPipe {
             endpoint::log(this, "info", "%r was closed by peer")?;
         }
         this.registration.stop_reading();
-        this.core.push(ReadyEntry::Step(this.object(), eof_received));
+        this.core.push(ReadyEntry::Step(BoundMethod::new(this, eof_received)));
         endpoint::schedule_connection_lost(this, None)
     }
 }
 
-fn eof_received(py: Python<'_>, object: &Object) -> PyResult<()> {
-    let this = endpoint::transport::<ReadPipe>(py, object)?;
-    endpoint::in_read_context(this, || endpoint::call_protocol(this, intern!(py, "eof_received"), &[]))
+fn eof_received(this: ThisReadPipe<'_, '_>) -> PyResult<()> {
+    endpoint::in_read_context(this, || endpoint::call_protocol(this, intern!(this.py(), "eof_received"), &[]))
 }
 
 impl Transport for ReadPipe {

@@ -10,8 +10,7 @@ use crate::cpython::buffer::{Bytes, has_buffer};
 use crate::cpython::class::{self, Definition};
 use crate::cpython::errors::{new_error, no_memory};
 use crate::cpython::module::{add, import};
-use crate::cpython::object::Object;
-use crate::handle::boolean;
+use crate::cpython::object::{Object, boolean};
 use crate::intern;
 use crate::transports::endpoint;
 use crate::transports::methods::{self, none, none_after, polling};
@@ -187,7 +186,7 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
         base,
         methods,
         attributes,
-        slots: vec![repr_slot!(repr)],
+        slots: vec![repr_slot!(Stream, repr)],
         open: true,
     };
     let class = class::make::<Stream>(definition)?;

@@ -14,6 +14,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyString;
 
 use super::{Stream, ThisStream};
+use crate::cpython::bound_method::BoundMethod;
 use crate::cpython::buffer::Bytes;
 use crate::cpython::errors::{OrOsError, os_error};
 use crate::cpython::errors::{new_error, no_memory};
@@ -67,7 +68,7 @@ impl Stream {
             Stream::send(this)?;
             return endpoint::pause_protocol(this, this.queued_size());
         }
-        if !this.core.schedule_send(this.object(), send_scheduled) {
+        if !this.core.schedule_send(BoundMethod::new(this, send_scheduled)) {
             return Stream::send(this);
         }
         this.send_is_scheduled.set(true);
@@ -205,8 +206,7 @@ impl Stream {
 }
 
 /// Sends what is queued at the end of the iteration. Runs outside of all callbacks.
-fn send_scheduled(py: Python<'_>, object: &Object) -> PyResult<()> {
-    let this = endpoint::transport::<Stream>(py, object)?;
+fn send_scheduled(this: ThisStream<'_, '_>) -> PyResult<()> {
     this.send_is_scheduled.set(false);
     if !this.can_send() {
         return Ok(());
