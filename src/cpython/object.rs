@@ -195,7 +195,7 @@ impl ObjectCell {
     /// Looks inside for the time of one expression that runs no Python code.
     fn peek(&self) -> Option<&Object> {
         // SAFETY: the reference is used up (cloned, compared, visited) before anything can replace the content:
-        // this type is not Sync, and the callers of this private method run no foreign code meanwhile.
+        // this type is not Sync, and the callers of this private method run no Python code meanwhile.
         unsafe { (*self.0.as_ptr()).as_ref() }
     }
 

@@ -7,7 +7,7 @@
 //! GIL: each is set once, by the first import or when the object is first seen, and never released.
 //!
 //! Process-wide state that is no Python object stays where it is used: which functions are patched (`event_loop/overrides.rs`,
-//! [`super::namespace`]), whether debug mode was ever on (`handle/mod.rs`), the watchdog (`core/watchdog.rs`), the depth in
+//! `transports/mod.rs`, [`super::namespace`]), whether debug mode was ever on (`handle/mod.rs`), the watchdog (`core/watchdog.rs`), the depth in
 //! [`super::trashcan`], the claim in [`super::interpreter`].
 
 use std::ptr::null_mut;

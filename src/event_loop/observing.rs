@@ -95,9 +95,9 @@ pub fn methods() -> Vec<PyMethodDef> {
             "_watch",
             "id, threshold",
             watch,
-            "Have hotloop._observing told of callbacks that take so many seconds, or no more."
+            "Call hotloop._observing about callbacks that take at least `threshold` seconds; with None, no more."
         ),
         method0!(Loop, "_metrics", metrics, "Return what hotloop.metrics.Metrics is made of."),
-        method0!(Loop, "reset_metrics", reset_metrics, "Begin to count anew what metrics() tells."),
+        method0!(Loop, "reset_metrics", reset_metrics, "Restart the counts of metrics()."),
     ]
 }
