@@ -1,22 +1,22 @@
-# Needs Rust, Python and make; everything else is put into a virtual environment here. Another Python wants another one:
+# Needs Rust, Python and make; everything else is installed into a virtual environment. Each Python needs its own:
 #   make test PYTHON=python3.14 VENV=.venv-3.14
 
 PYTHON ?= python3
 VENV ?= .venv
 HOST ?= 127.0.0.1
 PORT ?= 8000
-# What is built: a release, or `BUILD=` for a debug build, whose assertions are checked.
+# A release build; `BUILD=` makes a debug build, which checks assertions.
 BUILD ?= --release
-# How many of CPython's test modules run at a time.
+# CPython's test modules that run at a time.
 JOBS ?= 2
 
 BIN := $(VENV)/bin
 COMMA := ,
-# One for each environment, so that what was built for one Python or system is never taken for another's.
+# One per environment, so that builds for different Pythons or systems are never mixed up.
 CARGO_TARGET_DIR ?= $(abspath $(VENV))/target
 export CARGO_TARGET_DIR
 
-# The reactor by itself: without the `python` feature there is no Python to build against.
+# Builds the reactor alone, which needs no Python.
 REACTOR := --no-default-features
 SOURCES := build.rs Cargo.toml Cargo.lock pyproject.toml README.md LICENSE-APACHE LICENSE-MIT $(shell find src python -name '*.rs' -o -name '*.py' -o -name '*.pyi')
 LINTERS := 'ruff>=0.17,<0.18' 'mypy>=2.4,<2.5' 'check-jsonschema>=0.33' prometheus-client opentelemetry-api rich

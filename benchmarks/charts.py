@@ -20,7 +20,7 @@ OF_QUANTITIES = {
     tables.SCHEDULING_USER.title: "instructions-scheduling",
     tables.SERVERS_USER.title: "instructions-servers",
 }
-# What the overview shows, and how it calls it.
+# Rows of the overview, and their titles there.
 REPRESENTATIVE = {
     "echo_64": "TCP echo, Protocol",
     "echo_streams": "TCP echo, streams",
@@ -30,10 +30,10 @@ REPRESENTATIVE = {
     "sleep_zero": "await sleep(0)",
 }
 UNITS = ("uvloop", "asyncio")
-"""Whose rate is 1 in the overview: the first of them that was measured."""
+"""The first of these loops that was measured has rate 1 in the overview."""
 
 WIDE = 50
-"""Figures of growth that are this many times apart need a logarithmic axis."""
+"""The ratio of figures of growth from which the axis is logarithmic."""
 
 STRONG = "#c8102e"
 MUTED = "#b4bec8"
@@ -78,13 +78,13 @@ STYLE = {
     "savefig.facecolor": "white",
 }
 
-# matplotlib has types of its own, but nothing here is checked where it is not installed.
+# Any: type checks also run where matplotlib is not installed.
 Figure = Any
 Axes = Any
 
 
 def draw_all(measured: Measured, directory: Path, warn: Callable[[str], None]) -> list[str]:
-    """Draws all charts that there are figures for and returns their names."""
+    """Draws all charts that have figures, and returns their names."""
     if importlib.util.find_spec("matplotlib") is None:
         warn("no charts without matplotlib: those that are there are left as they are")
         return [name for name in names(measured) if (directory / f"{name}.svg").exists()]
@@ -118,7 +118,7 @@ def figures(measured: Measured) -> Sequence[tuple[str, Figure]]:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """As SVG, without what differs from run to run."""
+    """Saves a chart as SVG, without dates and random identifiers."""
     import matplotlib.pyplot as plt
 
     figure.savefig(path, metadata={"Date": None, "Creator": None}, bbox_inches="tight", pad_inches=0.12)
@@ -132,7 +132,7 @@ def style(name: str) -> tuple[str, str]:
 
 
 def overview(measured: Measured) -> Figure | None:
-    """A panel for each of a few rows, with the loops' rates against that of one of them."""
+    """A panel per row of the overview, with each loop's rate relative to one loop's."""
     import matplotlib.pyplot as plt
 
     unit = next((name for name in UNITS if name in measured.loops), "")
@@ -164,7 +164,7 @@ def overview(measured: Measured) -> Figure | None:
 
 
 def relative(line: Line, unit: str) -> dict[str, float]:
-    """How many times the unit's rate each loop has."""
+    """Each loop's rate divided by the unit's."""
     of_unit = line.figures[unit]
     assert of_unit is not None
     known = {name: figure for name, figure in line.figures.items() if figure}
@@ -174,7 +174,7 @@ def relative(line: Line, unit: str) -> dict[str, float]:
 
 
 def rates_of(panel: Axes, line: Line, unit: str, loops: list[str]) -> None:
-    """Every loop has its place in each panel, the one on top being ours."""
+    """Draws the bars of a panel. The order of the loops is that of all panels; hotloop is on top."""
     ordered = sorted(loops, key=lambda name: name != OURS)
     times = relative(line, unit)
     bars(panel, ordered, [times.get(name) for name in ordered], lambda value: f"{value:.2f}")
@@ -195,7 +195,7 @@ def bars(
     for place, name, value in zip(places, names, values, strict=True):
         text = "fails" if value is None else label(value)
         weight = "bold" if name == OURS else "normal"
-        # In white around, so that no line runs through the figure.
+        # White around the figure hides the lines behind it.
         around = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
         panel.annotate(
             text,
@@ -215,14 +215,14 @@ def bars(
 
 
 def instructions(quantity: Quantity, measured: Measured) -> Figure | None:
-    """A line for each row and a point for each loop: how many times ours it takes."""
+    """A line per row, with a point per loop: its instructions divided by hotloop's."""
     import matplotlib.pyplot as plt
 
     lines = [line for line in tables.lines(quantity, measured) if line.ours]
     if not lines:
         return None
     figure, panel = plt.subplots(figsize=(9, 0.9 + 0.34 * len(lines)))
-    # Ours last, and so on top of the others.
+    # hotloop is last, and so drawn on top.
     for name in sorted(measured.loops, key=lambda name: name == OURS):
         points(panel, name, lines)
     panel.set_xscale("log", base=2)
@@ -262,7 +262,7 @@ def number(figure: float | None) -> str:
 
 
 def legend_above(figure: Figure, panel: Axes) -> None:
-    """In one line, ours first."""
+    """Draws the legend in one line, with hotloop first."""
     handles, labels = panel.get_legend_handles_labels()
     ordered = sorted(zip(handles, labels, strict=True), key=lambda pair: pair[1] != OURS)
     panel.legend(

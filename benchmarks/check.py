@@ -1,7 +1,7 @@
 """Fails when hotloop's scheduling costs more instructions than it did: python -m benchmarks.check [--update]
 
-What it costs is in baseline.json, for each tool that counts and each version of Python: their figures differ.
-Rows whose count is not steady are left out.
+baseline.json has the committed costs by counting tool and version of Python, whose figures differ. Rows
+without a steady count are left out.
 """
 
 import argparse
@@ -23,7 +23,7 @@ TOLERANCE = 0.03
 AT_A_TIME = 2
 
 Baseline = dict[str, dict[str, int]]
-"""By what counts and for which Python, then by row."""
+"""Instructions by tool and version of Python, then by row."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def read() -> Baseline:
 
 
 def write(kept: Baseline, key: str, compared: list[Comparison]) -> int:
-    """Only if there is a figure for each row."""
+    """Updates baseline.json, unless a row failed; returns the exit status."""
     failures = [f"{each.row} fails: {each.failure}" for each in compared if each.failure]
     if failures:
         print("\n".join([*failures, f"{BASELINE.name} is left as it is"]))
@@ -119,7 +119,7 @@ def number(figure: int | None) -> str:
 
 
 def verdict(compared: list[Comparison]) -> list[str]:
-    """What is wrong, then what is to be noticed."""
+    """Lines on failures and higher costs, then on lower costs and new rows."""
     lines = [f"{each.row} FAILS: {each.failure}" for each in compared if each.failure]
     worse = [each.row for each in compared if each.is_worse and not each.failure]
     if worse:

@@ -18,7 +18,7 @@ CLIENT_PROCESSOR = 1
 
 
 class Failed(Exception):
-    """Why a loop has no figure in a row, in one line."""
+    """A loop has no figure in a row. The message is the reason, in one line."""
 
 
 _alive: set[subprocess.Popen[str]] = set()
@@ -29,7 +29,7 @@ def python(module: str, *arguments: str) -> list[str]:
 
 
 def pin(pid: int, processor: int) -> None:
-    """Keep a process to one processor, where there are several and the platform can."""
+    """Binds a process to one processor, if there are several and the platform supports it."""
     with contextlib.suppress(AttributeError, OSError):
         if processor in os.sched_getaffinity(0):
             os.sched_setaffinity(pid, {processor})
@@ -54,10 +54,9 @@ def run(command: Sequence[str], *, timeout: float, processor: int | None = None)
 
 @contextlib.contextmanager
 def running(command: Sequence[str], *, timeout: float, processor: int | None = None) -> Iterator[int]:
-    """Keep a server running, from when it prints "ready" and its process's number, which is given, until the
-    block ends.
+    """Runs a server until the block ends. Yields its process's number, which it prints with "ready".
 
-    The server alone is told to end, and what counts it, if anything does, ends after it and with its count.
+    Only the server gets SIGTERM. A counting tool around it ends after it, with its count.
     """
     with tempfile.TemporaryFile("w+", errors="replace") as errors:
         process = _start(command, errors)
@@ -82,14 +81,14 @@ def running(command: Sequence[str], *, timeout: float, processor: int | None = N
 
 
 def end_all() -> None:
-    """End what other threads still run, which fail with that."""
+    """Kills the processes that other threads run, whose run() then fails."""
     for process in list(_alive):
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
 
 
 def _start(command: Sequence[str], errors: TextIO) -> subprocess.Popen[str]:
-    # A fixed hash seed takes one source of chance out of the instruction counts.
+    # Random hash seeds would change the instruction counts.
     environment = {**os.environ, "PYTHONHASHSEED": "0"}
     process = subprocess.Popen(
         command,
@@ -116,7 +115,7 @@ def _end_server(server: int, process: subprocess.Popen[str]) -> None:
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    """End whatever is left of a command, and what it started."""
+    """Kills a command and its children, if they still run."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -130,7 +129,7 @@ def _reason(errors: TextIO, status: int) -> str:
 
 
 def _end_of(process: subprocess.Popen[str]) -> str:
-    """How the server ended by itself, if it did."""
+    """Why the server ended before it was stopped, if it did."""
     try:
         return f"the server ended with status {process.wait(0.5)}"
     except subprocess.TimeoutExpired:

@@ -1,8 +1,7 @@
 """Clients of an echo server in another process: python -m benchmarks.clients LOOP CONNECTIONS TIMES ADDRESS
 
-Each connection has a task that waits for the answer to a request before it makes the next one, as programs
-that ask a database or another service do. Prints the seconds that TIMES requests took, of all connections
-together.
+Each connection has a task that waits for the answer to a request before it sends the next one, as clients of
+databases do. Prints the seconds for TIMES requests, over all connections.
 """
 
 import asyncio

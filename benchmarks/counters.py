@@ -1,8 +1,6 @@
-"""Counting what a process costs: instructions with perf or, where that can't, with valgrind; system calls
-with strace.
+"""Counts a process's instructions with perf or, where perf can't, valgrind, and its system calls with strace.
 
-A count is of a whole process, so the start of Python is in it. Two runs of different length are subtracted to
-be rid of that.
+A count includes the start of Python. The difference between two runs of different length does not.
 """
 
 import abc
@@ -25,7 +23,7 @@ class Count:
     kernel: float | None = None
     calls: float | None = None
     split: dict[str, float] | None = None
-    """The instructions in user mode by who executes them."""
+    """User instructions by the part of the process that executes them."""
 
     def per_request(self, start: "Count", requests: int) -> "Count":
         def share(whole: float | None, of_start: float | None) -> float | None:
@@ -92,7 +90,7 @@ class Perf(Counter):
 
 TUNABLES = ":".join(f"glibc.cpu.x86_rep_{name}_threshold=0x7fffffff" for name in ("movsb", "stosb"))
 WITHOUT_REP = ["env", f"GLIBC_TUNABLES={TUNABLES}"]
-"""A "rep movsb" is one instruction, but valgrind counts one a byte: glibc is asked to copy without."""
+"""Keeps glibc from using "rep movsb": it is one instruction, but valgrind counts one per byte."""
 
 
 class Valgrind(Counter):
@@ -128,7 +126,7 @@ class Strace(Counter):
 
 
 def available() -> list[Counter]:
-    """Perf alone if it counts here, or else the stand-ins that are installed."""
+    """perf alone if it counts here, or else valgrind and strace, if installed."""
     if os.name != "posix":
         return []
     perf = Perf()

@@ -1,4 +1,4 @@
-"""What puts the servers under load: our own generator (load/) and, for HTTP, wrk."""
+"""The load generators: the one in load/ and, for HTTP, wrk."""
 
 import functools
 import json
@@ -17,15 +17,14 @@ UNITS = {"us": 1.0, "ms": 1e3, "s": 1e6, "m": 60e6}
 class Outcome:
     requests: int
     rate: float
-    """Requests answered in a second."""
+    """Requests answered per second."""
     p99: float
     """The latency that 99 % of them did not exceed, in microseconds."""
 
 
 @dataclass(frozen=True)
 class Load:
-    """What the clients do: connections, the size of an echo request, how many are in flight on each; and how
-    many more connections are open and idle."""
+    """Connections, bytes of an echo request, requests in flight per connection, idle connections."""
 
     connections: int = 64
     size: int = 1024
@@ -39,8 +38,7 @@ class Load:
 
 @functools.cache
 def build(program: str = "load") -> str:
-    """The path of one of the load generator's programs, built if it is not up to date. Raises SystemExit if
-    it can't be."""
+    """Builds a program of the load generator and returns its path. Raises SystemExit if that fails."""
     command = ["cargo", "build", "--release", "--quiet", "-j1"]
     if not shutil.which("cargo"):
         raise SystemExit("the load generator in benchmarks/load needs cargo to be built")
@@ -54,7 +52,7 @@ def build(program: str = "load") -> str:
 
 
 def for_requests(address: str, load: Load, requests: int, timeout: float) -> Outcome:
-    """In lockstep, so that the server finds the same to do however fast it is while it is counted."""
+    """Sends requests in lockstep, so that the server's iterations do not depend on its speed."""
     length = ["--requests", str(requests), "--lockstep", "--patience", str(timeout)]
     return _ours(address, load, length, timeout)
 
@@ -74,7 +72,7 @@ def has_wrk() -> bool:
 
 
 def wrk(url: str, load: Load, seconds: float) -> Outcome:
-    """Whole seconds: wrk knows no others."""
+    """Runs wrk, which takes whole seconds."""
     whole = max(1, round(seconds))
     command = ["wrk", "-t1", f"-c{load.connections}", f"-d{whole}s", "--timeout", "10s", "--latency", url]
     printed = run(command, timeout=whole + 30, processor=CLIENT_PROCESSOR)

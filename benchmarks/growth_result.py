@@ -1,4 +1,4 @@
-"""What a measurement of how cost grows with size gives."""
+"""The result of measuring how cost grows with size."""
 
 from dataclasses import dataclass
 
@@ -6,8 +6,7 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class Growth:
     name: str
-    """Short, for a file name: connections_active, connections_memory, timers_insert, timers_cancel, flood,
-    start_up."""
+    """Used in file names: connections_active, connections_memory, timers_insert, timers_cancel, flood, ..."""
     title: str
     x_label: str
     y_label: str
@@ -16,6 +15,6 @@ class Growth:
     series: dict[str, tuple[float | None, ...]]
     """A loop's figures, one for each size; None where it has none. The lowest is the best."""
     failures: dict[str, str]
-    """Why a loop has none."""
+    """Why a loop has no figures."""
     note: str
     """How it was measured, in a sentence or two."""

@@ -1,4 +1,4 @@
-"""The event loops that can be compared, and how one of each is made."""
+"""The event loops that have names, and their factories."""
 
 import asyncio
 import contextlib
@@ -21,7 +21,7 @@ FACTORIES = {
 
 
 def factory(loop: str) -> Callable[[], asyncio.AbstractEventLoop]:
-    """The function that makes the named loop; any other loop is named as module:attribute."""
+    """The factory of a named loop; other loops are given as module:attribute."""
     module, _, attribute = FACTORIES.get(loop, loop).partition(":")
     made_by: Callable[[], asyncio.AbstractEventLoop] = getattr(importlib.import_module(module), attribute)
     return made_by
@@ -41,6 +41,6 @@ def version(loop: str) -> str:
     try:
         return importlib.metadata.version(package(loop))
     except importlib.metadata.PackageNotFoundError:
-        with contextlib.suppress(Exception):  # Whatever it raises when it can't be imported here.
+        with contextlib.suppress(Exception):  # Importing a broken package can raise anything.
             return str(importlib.import_module(package(loop)).__version__)
         return "(unknown version)"

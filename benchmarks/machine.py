@@ -1,4 +1,4 @@
-"""Where and with what a run was measured."""
+"""The machine and the versions of a run."""
 
 import importlib.metadata
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 from benchmarks import loops
 
 SERVERS = ("uvicorn", "httptools", "aiohttp")
-# What prints each tool's version.
+# Commands that print each tool's version.
 TOOLS = {
     "wrk": ["wrk", "-v"],
     "perf": ["perf", "--version"],

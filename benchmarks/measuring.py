@@ -19,15 +19,15 @@ class Plan:
     rows: list[Row]
     loops: list[str]
     rounds: int
-    """0 for no rates."""
+    """Rounds of rates; 0 for none."""
     seconds: float
     counters: list[Counter]
     splitter: Counter | None = None
-    """What tells where hotloop's instructions go."""
+    """Splits hotloop's instructions; None to leave that out."""
 
 
 def measure(plan: Plan, results: Results, after_each: Callable[[], None]) -> None:
-    """Puts into `results` what is found, row by row, so that it is there if this is interrupted."""
+    """Adds to `results` row by row, so that an interruption loses only one row."""
     for number, row in enumerate(plan.rows, 1):
         progress(f"[{number}/{len(plan.rows)}] {row.title}")
         time_in_turn(row, plan, results)
@@ -39,7 +39,7 @@ def measure(plan: Plan, results: Results, after_each: Callable[[], None]) -> Non
 
 
 def time_in_turn(row: Row, plan: Plan, results: Results) -> None:
-    """Rounds are interleaved, so that a slow spell of the machine hits every loop."""
+    """Interleaves the rounds, so that a slow spell of the machine affects every loop."""
     for number in range(1, plan.rounds + 1):
         for name in [*plan.loops, LIMIT] if row.has_limit else plan.loops:
             result = results.setdefault((row.name, name), Result())
@@ -50,12 +50,12 @@ def time_in_turn(row: Row, plan: Plan, results: Results) -> None:
                 result.outcomes.append(row.rate(name, plan.seconds))
             except Exception as error:
                 fail(row, name, result, error, f"in round {number}")
-                # Who fails in one round has no rate, however good the others were.
+                # A loop that fails in one round has no rate.
                 result.outcomes.clear()
 
 
 def count(row: Row, name: str, results: Results, counter: Counter) -> None:
-    """Adds what the tool finds of one loop that has not failed. Raises whatever goes wrong."""
+    """Adds a tool's count of one loop, unless the loop has failed before."""
     result = results.setdefault((row.name, name), Result())
     if result.failure:
         return
@@ -64,7 +64,7 @@ def count(row: Row, name: str, results: Results, counter: Counter) -> None:
 
 
 def count_together(row: Row, names: list[str], results: Results, counter: Counter) -> None:
-    """Instructions do not depend on what else runs, so all processors count."""
+    """Counts on all processors at once: instructions do not depend on the load."""
     interrupted = threading.Event()
 
     def count_or_fail(name: str) -> None:
@@ -88,7 +88,7 @@ def count_together(row: Row, names: list[str], results: Results, counter: Counte
 
 
 def split(row: Row, results: Results, splitter: Counter) -> None:
-    """Of hotloop alone. It is no failure of the loop if that can't be done."""
+    """Splits the instructions of hotloop. An error does not count as the loop's failure."""
     try:
         count(row, OURS, results, splitter)
     except Exception as error:
@@ -96,9 +96,9 @@ def split(row: Row, results: Results, splitter: Counter) -> None:
 
 
 def fail(row: Row, name: str, result: Result, error: Exception, when: str) -> None:
-    """A loop's failure ends what is measured of it in this row, and not the run; nor does one of ours."""
+    """Records a failure. The loop is not measured further in this row; the run goes on."""
     reason = str(error) if isinstance(error, Failed) else f"cannot be measured: {error!r}"
-    # It may be anything that a loop has printed.
+    # The reason may be any output of a loop.
     legible = "".join(letter if letter.isprintable() and letter != "|" else "?" for letter in reason)
     result.failure = f"{when}: {legible[:200]}"
     progress(f"{row.name}: {name} FAILS {result.failure}")

@@ -1,4 +1,4 @@
-"""The page: what was measured, as markdown."""
+"""The page of results, as markdown."""
 
 import math
 from collections.abc import Callable
@@ -44,7 +44,7 @@ it what hotloop makes it do, such as creating objects.)"""
 
 
 def page(measured: Measured, drawn: list[str]) -> str:
-    """The whole page, with those of the charts that there are."""
+    """The whole page, with the charts that were drawn."""
     parts = [INTRODUCTION, summary(measured)]
     parts += [chart(charts.OVERVIEW, "Rates of the loops, relative", drawn)]
     parts += ["## How it was measured", *provenance(measured.runs), METHOD]
@@ -72,7 +72,7 @@ def summary(measured: Measured) -> str:
 
 
 def standing(what: str, best: str, lines: list[Line]) -> str:
-    """On how many rows hotloop is first, and where it is furthest behind."""
+    """In how many rows hotloop is first, and in which it is furthest behind."""
     compared = [line for line in lines if line.best_other and line.ours is not None]
     if not compared:
         return ""
@@ -98,7 +98,7 @@ def worst(compared: list[Line]) -> str:
 
 
 def provenance(runs: list[Run]) -> list[str]:
-    """When and where; of the runs after the first, only what is not as it was then."""
+    """Time and machine of the first run; of later ones, only the differences."""
     parts = [facts(run.facts) for run in runs[:1]]
     for run in runs[1:]:
         titles = named(run.rows) or "growth"
@@ -109,7 +109,7 @@ def provenance(runs: list[Run]) -> list[str]:
 
 
 def named(rows: list[str]) -> str:
-    """Whole groups by the name of the group, other rows by their titles."""
+    """Names of groups that are complete, and titles of other rows."""
     names = []
     for group in dict.fromkeys(row.group for row in ROWS):
         of_group = [row.name for row in ROWS if row.group == group]
@@ -161,7 +161,7 @@ def split_line(title: str, parts: dict[str, float]) -> str:
 
 
 def notes(measured: Measured) -> str:
-    """What was written by hand, with the titles of the rows in the place of their names."""
+    """notes.md, with the titles of the rows instead of their names."""
     if not NOTES.exists():
         return ""
     lines = []
@@ -187,7 +187,7 @@ def of_growth(growth: Growth, drawn: list[str]) -> str:
 
 
 def growth_table(growth: Growth) -> str:
-    """A line a size, a column a loop."""
+    """A table with a line per size and a column per loop."""
     shown = {name: [tables.rounded(figure) for figure in figures] for name, figures in growth.series.items()}
     names = [*shown, *[name for name in growth.failures if name not in shown]]
     grows = len(growth.x_values) > 1
@@ -221,7 +221,7 @@ def write(measured: Measured, path: Path, warn: Callable[[str], None]) -> str:
 
 
 def without_note(measured: Measured) -> list[str]:
-    """The rows whose target is missed and that have no note."""
+    """Rows that miss their target and have no note."""
     written = NOTES.read_text() if NOTES.exists() else ""
     headings = {line.lstrip("# ").strip() for line in written.splitlines() if line.startswith("#")}
     missed = [

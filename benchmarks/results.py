@@ -1,4 +1,4 @@
-"""What was measured: kept as JSON, so that the page can be written again and a part measured anew."""
+"""Results as JSON, from which the page can be written again, and a part measured anew."""
 
 import json
 from collections.abc import Iterable
@@ -15,7 +15,7 @@ from benchmarks.rows import LIMIT
 
 @dataclass
 class Result:
-    """What one loop did in one row."""
+    """The result of one loop in one row."""
 
     outcomes: list[Outcome] = field(default_factory=list)
     count: Count = field(default_factory=Count)
@@ -30,7 +30,7 @@ class Result:
         return not (self.outcomes or self.failure) and self.count == Count()
 
     def updated_with(self, new: "Result") -> "Result":
-        """What was measured anew in the place of the old; what was not, as with --no-rates, stays."""
+        """Replaces what `new` has; what it does not have, as with --no-rates, stays."""
         if new.is_empty:
             return self
         if self.failure or new.failure:
@@ -39,18 +39,18 @@ class Result:
 
 
 Results = dict[tuple[str, str], Result]
-"""By the names of the row and the loop."""
+"""Results by the names of row and loop."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """When, where and how some rows were measured on some loops."""
+    """A run of the benchmarks: time, machine, rows and loops."""
 
     facts: dict[str, str]
     rows: list[str]
     loops: list[str]
     parts: list[str]
-    """Of rates, counts and the split, those that were measured."""
+    """Measured parts: rates, counts, the split."""
 
     def is_covered_by(self, later: "Run") -> bool:
         return (
@@ -62,7 +62,7 @@ class Run:
 
 @dataclass
 class Measured:
-    """All that is known: of one run, or of several that measured a part each."""
+    """The results of one run, or of several that measured a part each."""
 
     runs: list[Run]
     results: Results
@@ -70,7 +70,7 @@ class Measured:
 
     @property
     def loops(self) -> list[str]:
-        """Those with a result, in the order in which they are always shown."""
+        """The loops with a result, in the order of all tables."""
         found = {name for _, name in self.results} - {LIMIT}
         known = [name for name in loops.FACTORIES if name in found]
         return known + sorted(found.difference(known))
@@ -88,7 +88,7 @@ class Measured:
         return Measured(runs + new.runs, results, list(growths.values()))
 
     def write(self, path: Path) -> None:
-        """In one step, so that what the file had is not lost to an interruption."""
+        """Replaces the file atomically: an interruption does not lose its content."""
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_name(path.name + ".new")
         unfinished.write_text(json.dumps(self.as_json(), indent=1) + "\n")

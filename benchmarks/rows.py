@@ -21,24 +21,24 @@ from benchmarks.scheduling import CASES, Case
 from benchmarks.servers import BODY
 
 PATIENCE = 20.0
-"""How long a loop may take to start and to do its work, in seconds, before it counts as hung."""
+"""Seconds to start and do the work, after which a loop counts as hung."""
 COUNTING_PATIENCE = 120.0
-"""The same under a tool that counts."""
+"""PATIENCE under a counting tool, which is slower."""
 
 LIMIT = "limit"
-"""In a loop's place: the server of the load generator's package, which does nothing but system calls."""
+"""Stands for a loop: the load generator's server, which only makes system calls."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """How many instructions a request or an iteration may take on hotloop."""
+    """The most instructions that hotloop is to take per request or iteration."""
 
     user: float | None = None
     kernel: float | None = None
     below_best: float | None = None
-    """Where no number is set: this share fewer user instructions than the best other loop."""
+    """Without `user`: the share of user instructions to be under the best other loop."""
     has_children: bool = False
-    """Child processes do a part of the work, which only perf counts."""
+    """Whether child processes do a part of the work, which only perf counts."""
 
 
 @dataclass(frozen=True)
@@ -55,20 +55,19 @@ class Row(abc.ABC):
 
     @abc.abstractmethod
     def count(self, loop: str, counter: Counter) -> Count:
-        """The cost of one request or iteration: the difference between a long run and a short one. Raises
-        Failed."""
+        """The cost per request or iteration, from the difference between two runs. Raises Failed."""
 
     def is_named(self, wanted: str) -> bool:
         return wanted in (self.name, self.group)
 
     @property
     def is_steady(self) -> bool:
-        """Whether two counts of it are the same."""
+        """Whether counts are reproducible."""
         return True
 
 
 def steady(count: Count) -> Count:
-    """Raises Failed if starting the process costs so much, now more, now less, that nothing is left."""
+    """Returns the count. Raises Failed if it is empty, or not positive as the start of Python varies."""
     if any(instructions is not None and instructions <= 0 for instructions in (count.user, count.kernel)):
         raise Failed("the count is not steady")
     if count == Count():
@@ -116,7 +115,7 @@ class ServerRow(Row):
     server: str
     load: Load
     counted: int
-    """How many requests are enough to count instructions."""
+    """Requests of a run that counts instructions."""
 
     def rate(self, loop: str, seconds: float) -> Outcome:
         with self._serving(loop, None) as address:
@@ -198,7 +197,7 @@ class HttpRow(ServerRow):
             check_body(url)
             return generator.for_seconds(url, self.load, seconds)
         outcome = checked_wrk(url, self.load, seconds)
-        # wrk takes what comes for an answer. Our generator looks at it.
+        # wrk does not check the answers. The other generator does.
         generator.for_requests(url, self.load, 10 * self.load.connections, PATIENCE)
         return outcome
 
@@ -221,13 +220,13 @@ class HttpsRow(ServerRow):
         return checked_wrk(f"https://{address}/", self.load, seconds)
 
     def _drive_until(self, address: str, requests: int, timeout: float) -> Outcome:
-        """wrk stops after a time, not a number of requests: one that is long in proportion."""
+        """Runs wrk, which stops after a time and not a number of requests, for a time in proportion."""
         return self._drive_for(address, 4 + 10 * requests / self.counted)
 
 
 @dataclass(frozen=True)
 class ClientRow(Row):
-    """The loop has the client, which makes its next request when the former is answered."""
+    """The loop runs clients, which send a request when the former is answered."""
 
     connections: int
     timed: int
@@ -242,7 +241,7 @@ class ClientRow(Row):
 
     def count(self, loop: str, counter: Counter) -> Count:
         start, whole = (self._counted(loop, counter, times) for times in (self.counted, 2 * self.counted))
-        # The warm-up grows with it.
+        # The warm-up is a tenth of the requests.
         return steady(whole.per_request(start, self.counted + self.counted // 10))
 
     def _counted(self, loop: str, counter: Counter, times: int) -> Count:
@@ -269,7 +268,7 @@ def free_address() -> str:
 
 @contextlib.contextmanager
 def certificate() -> Iterator[str]:
-    """A file with a new certificate and its key."""
+    """Makes a file with a new certificate and its key."""
     with tempfile.TemporaryDirectory() as directory:
         path = f"{directory}/certificate.pem"
         subject = ["-subj", "/CN=localhost", "-days", "1"]
@@ -282,7 +281,7 @@ def certificate() -> Iterator[str]:
 
 
 def checked_wrk(url: str, load: Load, seconds: float) -> Outcome:
-    """wrk's outcome, of a server that answers rightly before and still does afterwards."""
+    """Runs wrk, and checks an answer before and after."""
     check_body(url)
     outcome = generator.wrk(url, load, seconds)
     check_body(url)
@@ -290,7 +289,7 @@ def checked_wrk(url: str, load: Load, seconds: float) -> Outcome:
 
 
 def check_body(url: str) -> None:
-    """Raises Failed unless the server answers with the bytes that it was given to send."""
+    """Raises Failed unless the server answers with the expected body."""
     context = ssl._create_unverified_context() if url.startswith("https") else None
     try:
         with urllib.request.urlopen(url, timeout=PATIENCE, context=context) as response:

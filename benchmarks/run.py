@@ -17,12 +17,12 @@ from benchmarks.rows import LIMIT, ROWS, Row
 from benchmarks.tables import OURS
 
 KEPT = ROOT / "docs" / "benchmarks.json"
-"""Where a whole run goes, the page and the charts beside it."""
+"""The results of whole runs. The page and the charts are beside it."""
 PART = ROOT / "target" / "benchmarks" / "benchmarks.json"
-"""Where a part goes, and any run until it is done."""
+"""The results of partial runs, and of all runs until they are complete."""
 
 GROWTH = "growth"
-"""The group of what has no rows: how cost grows."""
+"""The group of growth measurements, which has no rows."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -60,7 +60,7 @@ def build(plan: Plan, with_growth: bool) -> None:
 
 
 def keep(before: Measured, measured: Measured, path: Path) -> None:
-    """Writes what there is, of a run that was interrupted or failed, too."""
+    """Writes the results, also of a run that was interrupted or failed."""
     rows = [row.name for row in ROWS if measured.has(row.name)]
     measured.runs = [replace(run, rows=rows + [GROWTH] * bool(measured.growths)) for run in measured.runs]
     print(report.write(before.updated_with(measured), path, progress))

@@ -1,7 +1,7 @@
-"""What a loop does without a client: callbacks, tasks, timers, threads, sockets of its own, child processes.
+"""The cases without a client: callbacks, tasks, timers, threads, local sockets, child processes.
 
-Each case is a coroutine function that does its work so many times. Run by itself, this module times one case
-on one loop: python -m benchmarks.scheduling LOOP CASE TIMES
+Each case is a coroutine function that does its work a given number of times. As a program, this module times
+one case on one loop: python -m benchmarks.scheduling LOOP CASE TIMES
 """
 
 import asyncio
@@ -22,19 +22,19 @@ class Case:
     title: str
     run: Callable[[int], Awaitable[None]]
     timed: int
-    """How many times a timed run does it: about a quarter of a second for asyncio's own loop."""
+    """Repetitions of a timed run: about a quarter of a second on asyncio's own loop."""
     counted: int
-    """How many times are enough to count instructions, which hardly vary."""
+    """Repetitions of a run that counts instructions."""
     target: float | None = None
-    """How many user instructions it may take on hotloop."""
+    """The most user instructions that hotloop is to take."""
     is_steady: bool = True
-    """Whether two counts of it are the same, which they are not with threads or child processes."""
+    """Whether counts are reproducible, which they are not with threads or child processes."""
     has_children: bool = False
     """Whether child processes do a part of the work."""
 
     @property
     def warmup(self) -> int:
-        """Enough for the interpreter to specialise the code that runs."""
+        """Repetitions after which the interpreter has specialised the code."""
         return max(self.counted // 4, 4)
 
 
@@ -134,7 +134,7 @@ async def future_set_by_call_soon(times: int) -> None:
 
 @case("call_later that fires", timed=100_000, counted=10_000, target=2_400)
 async def call_later_fires(times: int) -> None:
-    """A thousand at a time, in no order, and within 10 µs: to wait would not be work."""
+    """Timers, a thousand at a time, unordered, within 10 µs so that the loop hardly waits."""
     loop = asyncio.get_running_loop()
     delays = [position * 7919 % 1000 * 1e-8 for position in range(1000)]
     for _ in range(times // 1000):
@@ -265,7 +265,7 @@ async def subprocess_true(times: int) -> None:
 
 
 async def timed(chosen: Case, times: int) -> float:
-    """The seconds that the work took, after a warm-up."""
+    """Does the work after a warm-up, and returns its seconds."""
     await chosen.run(chosen.warmup)
     begin = time.perf_counter()
     await chosen.run(times)

@@ -1,8 +1,8 @@
-"""The servers that are put under load: python -m benchmarks.servers LOOP SERVER ADDRESS [CERTIFICATE]
+"""The servers under load: python -m benchmarks.servers LOOP SERVER ADDRESS [CERTIFICATE]
 
 ADDRESS is HOST:PORT, or a path for the Unix socket. With a CERTIFICATE (and its key, in one file) the HTTP
-server does TLS. Prints "ready" and its process's number when it can be connected to, and serves until it
-is killed.
+server uses TLS. Prints "ready" and its process's number when it accepts connections, and serves until it is
+killed.
 """
 
 import asyncio
@@ -178,7 +178,7 @@ def host_and_port(address: str) -> tuple[str, int]:
 
 
 async def serve(server: str, *arguments: str) -> None:
-    started = await SERVERS[server](*arguments)  # Held for as long as we serve.
+    started = await SERVERS[server](*arguments)  # Kept alive while it serves.
     print("ready", os.getpid(), flush=True)
     await asyncio.Event().wait()
     del started

@@ -1,6 +1,6 @@
-"""Where instructions go: who executes them, by the files that the code is in, as valgrind's callgrind tells.
+"""Splits instructions by the file that the code is in, with valgrind's callgrind.
 
-It shows what would remain of a row if the loop itself cost nothing.
+The split shows what would remain of a row if the loop itself cost nothing.
 """
 
 import re
@@ -17,11 +17,11 @@ PARTS = {
     "C library": re.compile(r"/(libc|libm|libpthread|ld)[-.][^/]*$"),
     "other": re.compile(""),
 }
-"""Each with what the paths of its files look like; a file belongs to the first that fits it."""
+"""Parts with patterns of their files' paths. The first that matches counts."""
 
 
 class Callgrind(Counter):
-    """Splits, and leaves the count to the others: where one of them is perf, its is a little different."""
+    """Only splits. The total is that of the other tools, from which callgrind's differs a little."""
 
     name = "valgrind --tool=callgrind"
     counts_instructions = False
@@ -65,7 +65,7 @@ def by_file(profile: Iterable[str]) -> dict[str, float]:
             names.setdefault(number, name)
             current = names[number] if key == "ob" else current
         elif key == "calls":
-            next(lines, "")  # What the called function costs, which has it itself.
+            next(lines, "")  # The cost of the callee, which is also listed as its own.
         elif line[0] in "0123456789+-*":
             # A line of the source, absolute or relative, and the cost.
             found[current] = found.get(current, 0.0) + float(line.split()[1])

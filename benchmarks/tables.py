@@ -1,4 +1,4 @@
-"""The tables: each loop's figure in each row, how hotloop stands among them, and what it is to reach."""
+"""The tables: each loop's figure in each row, hotloop's rank, and its target."""
 
 import functools
 from collections.abc import Callable
@@ -13,21 +13,21 @@ REFERENCE = "asyncio"
 SMALL = 100
 """Figures below this are shown with decimals."""
 NEAR_LIMIT = 0.97
-"""A rate of this share of what is possible at all is as good as the first place."""
+"""A rate of at least this share of the limit counts as the first place."""
 
 Measure = Callable[[Result], float | None]
 
 
 @dataclass(frozen=True)
 class Quantity:
-    """What a table is about."""
+    """The quantity that a table shows."""
 
     title: str
     measure: Measure
     groups: tuple[str, ...]
     lowest_is_best: bool = True
     target: str = ""
-    """The field of a row's target that belongs to it."""
+    """The field of Target for this quantity."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Line:
     row: Row
     quantity: Quantity
     figures: dict[str, float | None]
-    """By loop; None where a loop has none."""
+    """Figures by loop; None where a loop has none."""
     limit: float | None
     target: float | None
 
@@ -51,7 +51,7 @@ class Line:
 
     @property
     def best(self) -> float | None:
-        """As it is shown, so that what looks the same is equally good."""
+        """The best figure as shown, so that equal figures in the table rank equally."""
         return self._best_of([figure for figure in self.shown.values() if figure is not None])
 
     @property
@@ -75,7 +75,7 @@ class Line:
         return self.ours is not None and self.target is not None and self.ours <= self.target
 
     def times_better(self, other: float | None, unknown: float = float("nan")) -> float:
-        """How many times as good hotloop is as another: above 1, hotloop is ahead, whatever is measured."""
+        """The factor by which hotloop is better than another loop; below 1, it is worse."""
         ours = self.ours
         if ours is None or other is None or rounded(ours) == 0 or rounded(other) == 0:
             return unknown
@@ -86,7 +86,7 @@ class Line:
 
 
 def lines(quantity: Quantity, measured: Measured) -> list[Line]:
-    """Those of the rows in which any loop has a figure."""
+    """The lines in which any loop has a figure."""
     found = [line(row, quantity, measured) for row in ROWS if row.group in quantity.groups]
     return [each for each in found if each.best is not None]
 
@@ -101,7 +101,7 @@ def line(row: Row, quantity: Quantity, measured: Measured) -> Line:
 def target(line: Line, measured: Measured) -> float | None:
     of_row = line.row.target
     if of_row.has_children and measured.of(line.row.name, OURS).count.kernel is None:
-        return None  # Not counted with perf: what the children did is not in the figure.
+        return None  # Not counted with perf, so without the children.
     if line.quantity.target == "user":
         if of_row.below_best is not None and line.best_other:
             return line.best_other[1] * (1 - of_row.below_best)
@@ -110,7 +110,7 @@ def target(line: Line, measured: Measured) -> float | None:
 
 
 def table(quantity: Quantity, measured: Measured) -> str:
-    """As markdown; nothing if there is nothing to show."""
+    """The table as markdown; empty if it has no lines."""
     chosen = lines(quantity, measured)
     if not chosen:
         return ""
@@ -127,7 +127,7 @@ def table(quantity: Quantity, measured: Measured) -> str:
 
 
 def comparing(chosen: list[Line]) -> list[tuple[str, Callable[[Line], str]]]:
-    """The columns on how hotloop stands."""
+    """The columns on hotloop's rank and target."""
     columns: list[tuple[str, Callable[[Line], str]]] = []
     if any(line.best_other for line in chosen):
         columns.append(("against the best other", against_best_other))
@@ -163,7 +163,7 @@ def ratio(times: float) -> str:
 
 
 def rounded(value: float | None) -> float | None:
-    """As it is shown."""
+    """Rounded as in the table."""
     if value is None:
         return None
     return float(round(value)) if value >= SMALL else max(round(value, 2), 0.0)

@@ -1,7 +1,7 @@
-"""A small ASGI application, without a framework, that shows the loop it runs on.
+"""A small ASGI application, without a framework, that shows the event loop it runs on.
 
-/ is a page with a live count, /json the same facts for programs, /plaintext the shortest answer there is, and
-/events the stream of server-sent events that keeps the page's count.
+/ is a page with a live count of requests, /json has its facts as JSON, /plaintext is a minimal answer, and
+/events streams the count as server-sent events.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ class Application:
     def __init__(self) -> None:
         self.requests = 0
         self.stopping = False
-        """Set when the server is asked to stop, so that open event streams end."""
+        """Set when the server stops, so that open event streams end."""
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         self.requests += 1
@@ -60,7 +60,7 @@ class Application:
         return page
 
     async def stream_events(self, send: Send) -> None:
-        """Send the count as it changes, until the browser leaves or the server stops."""
+        """Send the count when it changes, until the client disconnects or the server stops."""
         await start(send, 200, [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-store")])
         shown = None
         while not self.stopping:

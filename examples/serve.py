@@ -11,7 +11,7 @@ from app import Application
 
 
 class Server(uvicorn.Server):
-    """Prints the address once it serves, and ends the application's open streams when it is told to stop."""
+    """Prints the address once it serves, and ends the application's open streams when it stops."""
 
     def __init__(self, config: uvicorn.Config, application: Application) -> None:
         super().__init__(config)
@@ -48,7 +48,7 @@ def main() -> int:
         log_level="warning",
         access_log=False,
     )
-    # uvicorn, once it has shut down in order, raises the signal again that it was stopped with.
+    # After its shutdown, uvicorn raises the signal that stopped it again.
     with contextlib.suppress(KeyboardInterrupt):
         Server(config, application).run(sockets=[listening])
     return 0

@@ -38,12 +38,12 @@ imports! { |py, asyncio, support|
     /// The time module's dict.
     pub time: Object = import(py, "time")?.getattr(intern!(py, "__dict__"))?.into(),
     /// The interpreter's time.monotonic(); None if it was replaced before the extension was imported.
-    pub usual_monotonic: Object = attribute(&support, "usual_monotonic")?,
+    pub original_monotonic: Object = attribute(&support, "original_monotonic")?,
     pub handle_class: Object = asyncio.getattr(intern!(py, "Handle"))?.into(),
     /// asyncio.Handle's own `_run()`; None if it was replaced before.
-    pub usual_run: Object = attribute(&support, "usual_run")?,
+    pub original_run: Object = attribute(&support, "original_run")?,
     /// asyncio.BaseTransport's own get_extra_info(); None if it was replaced before.
-    pub usual_extra_info: Object = attribute(&support, "usual_extra_info")?,
+    pub original_extra_info: Object = attribute(&support, "original_extra_info")?,
     /// asyncio._get_running_loop().
     get_running_loop: Object = asyncio.getattr(intern!(py, "_get_running_loop"))?.into(),
     /// The type of the callable that asyncio's C task passes to call_soon() for a step.
@@ -62,8 +62,8 @@ imports! { |py, asyncio, support|
     pub check_ssl_socket: Object = attribute(&support, "check_ssl_socket")?,
     pub has_own_method: Object = attribute(&support, "has_own_method")?,
     pub has_own_methods: Object = attribute(&support, "has_own_methods")?,
-    pub stream_by_methods: Object = attribute(&support, "stream_by_methods")?,
-    pub datagram_by_methods: Object = attribute(&support, "datagram_by_methods")?,
+    pub asyncio_stream: Object = attribute(&support, "asyncio_stream")?,
+    pub asyncio_datagram: Object = attribute(&support, "asyncio_datagram")?,
     pub send_by_method: Object = attribute(&support, "send_by_method")?,
     /// socket.socket.
     pub socket: Object = import(py, "socket")?.getattr(intern!(py, "socket"))?.into(),

@@ -1,6 +1,6 @@
 """A drop-in asyncio event loop, written in Rust.
 
-Three ways to switch it on::
+Three ways to use it::
 
     hotloop.run(main())                                          # instead of asyncio.run(main())
     asyncio.Runner(loop_factory=hotloop.new_event_loop)          # wherever a loop factory is taken
@@ -17,7 +17,7 @@ from .loop import Loop
 
 __all__ = ["Loop", "__version__", "new_event_loop", "run"]
 
-# The typing module takes longer to import than all of this package.
+# Importing typing takes longer than importing this package.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Coroutine as _Coroutine
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def new_event_loop() -> Loop:
-    """Return a new event loop, which is not set as the current one."""
+    """Return a new event loop. It is not set as the current one."""
     return Loop()
 
 

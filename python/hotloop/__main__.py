@@ -1,4 +1,4 @@
-"""python -m hotloop: see the command's --help."""
+"""python -m hotloop: see _command.py."""
 
 from ._command import main
 

@@ -1,8 +1,8 @@
-"""Connections that a server has just accepted, as the task that asyncio has for each meanwhile.
+"""Tasks that stand for connections just accepted, made only when asyncio.all_tasks() is called.
 
-asyncio accepts a connection in a task of its own, which ends when connection_made() was called and what that
-made has begun. A program that ends by cancelling all tasks closes such connections by that: their own tasks,
-cancelled before they began, would not. Here a server accepts without tasks. One is made if anybody asks.
+asyncio accepts a connection in a task, which ends when connection_made() was called and the tasks that it
+made have begun. A program that ends by cancelling all tasks thereby closes such connections, which their own
+tasks, cancelled before they began, would not do. Here a server accepts without tasks.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def _next_iteration() -> Generator[None]:
 
 
 async def _accept(loop: Any, transports: tuple[asyncio.Transport, ...]) -> None:
-    """What is left to do of accepting connections: nothing, unless it is cancelled."""
+    """Wait until the tasks of connection_made() have begun; close the connections if cancelled before."""
     try:
         await _next_iteration()
         # connection_made() has been called. Tasks that it made have not begun yet.
@@ -43,25 +43,24 @@ async def _accept(loop: Any, transports: tuple[asyncio.Transport, ...]) -> None:
 
 
 class Accepting:
-    """Stands among a loop's tasks for those that accept connections.
+    """An object among a loop's tasks that turns into the task of accepted connections on demand.
 
-    asyncio.all_tasks() asks each of them whether it is done. This one is, unless connections have been
-    accepted a moment ago: then it makes a task for these, is that task from then on to whoever asked, and
-    leaves its place to another one.
+    asyncio.all_tasks() calls done() of each task. It is True here unless connections have just been accepted:
+    then done() makes a task for these, of which this is a proxy from then on, and registers a successor.
     """
 
     def __init__(self, loop: Any) -> None:
         self._loop = loop
         self._task: Any = None
-        # It has what tasks are asked for, and is none to type checkers.
+        # It has the methods that are called, but is no task to type checkers.
         asyncio._register_task(self)  # type: ignore[arg-type]
 
-    # For isinstance(), which asks for it: type checkers have it as no property.
+    # For isinstance(). To type checkers __class__ is no property.
     @property  # type: ignore[misc]
     def __class__(self) -> type:
         return asyncio.Task
 
-    # Callbacks are called with the task, and whoever waits looks it up among those that were asked for.
+    # Callbacks get the task itself, which asyncio looks up in a set that has this object.
 
     def __eq__(self, other: object) -> bool:
         return self is other or (self._task is not None and self._task is other)
@@ -77,22 +76,22 @@ class Accepting:
             finished: bool = self._task.done()
             return finished
         if self._loop._thread_id not in (None, threading.get_ident()):
-            # Another thread looks at the tasks.
+            # Called by another thread than the loop's.
             return True
         transports = self._loop._take_accepted()
         if not transports:
             return True
         successor = Accepting(self._loop)
         coroutine = _accept(self._loop, transports)
-        # A cancellation before a coroutine's first step is none to the coroutine.
+        # A task cancelled before its first step would not run the coroutine's except clause.
         coroutine.send(None)
         try:
-            # Not by the program's task factory, of which all_tasks() is to know nothing.
+            # Not by the program's task factory, which all_tasks() must not call.
             task = asyncio.Task(coroutine, loop=self._loop)
         except BaseException:
             coroutine.close()
             raise
-        # Before the hash changes. For the type, see above.
+        # Before the hash changes.
         asyncio._unregister_task(self)  # type: ignore[arg-type]
         self._task = task
         self._loop._accepting = successor

@@ -1,6 +1,6 @@
-"""The command `python -m hotloop`, or `hotloop`: a program with asyncio's loops replaced, and nothing else.
+"""The command `python -m hotloop`, or `hotloop`: runs a program with asyncio's loops replaced.
 
-What a program can see of how it was started is as it is with `python` in place of `python -m hotloop`.
+The program sees the same sys.argv, sys.path, __main__ and tracebacks as when it is started with `python`.
 """
 
 from __future__ import annotations
@@ -52,35 +52,35 @@ the only one. It needs the package rich: pip install 'hotloop[top]'. A program o
 
 DEBUG = "PYTHONASYNCIODEBUG"
 
-# What type checkers do not know of the standard library.
+# Private names of the standard library are unknown to type checkers.
 _linecache: Any = linecache
 _runpy: Any = runpy
 
-# What Python itself calls for -m, for directories and for archives.
+# Python itself calls this for -m, for directories and for archives.
 run_module_as_main = _runpy._run_module_as_main
 
 
-class Refused(Exception):
-    """What is asked for can't be done: the reason, in a line."""
+class CommandError(Exception):
+    """The command can't be run. The message is the reason, in one line."""
 
 
 def main() -> None:
     """Run the program that sys.argv names; exit with status 2 if there is no such program."""
     name = "python -m hotloop" if os.path.basename(sys.argv[0]) == "__main__.py" else "hotloop"
     try:
-        run = chosen(sys.argv[1:], name)
+        run = parse(sys.argv[1:], name)
         if run is not None:
             run()
-    except Refused as refused:
-        reason = str(refused)
+    except CommandError as error:
+        reason = str(error)
     else:
         return
     print(f"hotloop: {reason}", file=sys.stderr)
     raise SystemExit(2)
 
 
-def chosen(arguments: list[str], name: str) -> Callable[[], None] | None:
-    """What runs the program that the arguments name; None if they ask for something else, which is done."""
+def parse(arguments: list[str], name: str) -> Callable[[], None] | None:
+    """Return a function that runs the program; None for --help and --version, which are done here."""
     if arguments[:1] == ["top"]:
         return lambda: top(arguments[1:], name)
     for position, argument in enumerate(arguments):
@@ -95,7 +95,7 @@ def chosen(arguments: list[str], name: str) -> Callable[[], None] | None:
             rest = [argument[2:], *rest] if argument[2:] else rest
             if not rest:
                 what = "module" if argument == "-m" else "program"
-                raise Refused(f"{argument} needs a {what} ({name} --help)")
+                raise CommandError(f"{argument} needs a {what} ({name} --help)")
             start = run_module if argument[:2] == "-m" else run_code
             return lambda: start(*rest)
         if argument == "-" or not argument.startswith("-"):
@@ -104,22 +104,22 @@ def chosen(arguments: list[str], name: str) -> Callable[[], None] | None:
             if not rest:
                 break
             return lambda: run_file(*rest)
-        if is_of_stats(argument, name):
+        if parse_observing_option(argument, name):
             continue
         if argument != "--debug":
-            raise Refused(f"unknown option {argument} ({name} --help)")
+            raise CommandError(f"unknown option {argument} ({name} --help)")
         if sys.flags.ignore_environment:
-            raise Refused(f"--debug sets {DEBUG}, which -E and -I have Python ignore")
+            raise CommandError(f"--debug sets {DEBUG}, which -E and -I have Python ignore")
         os.environ[DEBUG] = "1"
-    raise Refused(f"there is no program to run ({name} --help)")
+    raise CommandError(f"there is no program to run ({name} --help)")
 
 
 observing: dict[str, float | int] = {}
-"""The options that have loops observed, with their values: seconds, or the number of a signal."""
+"""Options that observe loops: "watch" in seconds, "stats", "signal" as a number."""
 
 
-def is_of_stats(argument: str, name: str) -> bool:
-    """Whether an argument is such an option, which is noted then."""
+def parse_observing_option(argument: str, name: str) -> bool:
+    """Record an option that observes loops; return whether the argument is one."""
     option, given, value = argument.partition("=")
     if option == "--watch":
         observing["watch"] = seconds(option, value, name) if given else 0.1
@@ -129,7 +129,7 @@ def is_of_stats(argument: str, name: str) -> bool:
         try:
             observing["signal"] = signal.Signals[value]
         except KeyError:
-            raise Refused(
+            raise CommandError(
                 f"--stats-signal takes the name of a signal, not {value!r} ({name} --help)"
             ) from None
     elif argument == "--stats":
@@ -140,21 +140,21 @@ def is_of_stats(argument: str, name: str) -> bool:
 
 
 def observe(options: dict[str, float | int]) -> None:
-    """Do what those options say, in this process and those that multiprocessing starts."""
+    """Apply options that observe loops. Processes that multiprocessing starts inherit them."""
     if not options:
         return
     import signal
 
     from ._observing import serving, summaries
-    from ._observing.loops import whenever_made
+    from ._observing.loops import on_loop_created
 
     observing.update(options)
     if "watch" in options:
-        whenever_made(lambda loop: loop.watch_blocking(options["watch"]))
-        serving.serve_when_there_is_a_loop()
+        on_loop_created(lambda loop: loop.watch_blocking(options["watch"]))
+        serving.serve_on_first_loop()
     if "stats" in options:
-        summaries.tell_at_the_end()
-    summaries.tell_on_signal(int(options.get("signal", signal.SIGUSR2)))
+        summaries.print_at_end()
+    summaries.print_on_signal(int(options.get("signal", signal.SIGUSR2)))
 
 
 def top(arguments: list[str], name: str) -> None:
@@ -169,35 +169,35 @@ def top(arguments: list[str], name: str) -> None:
         elif option == "--picture" and value:
             picture = value
         elif argument.startswith("-"):
-            raise Refused(f"unknown option {argument} of top ({name} --help)")
+            raise CommandError(f"unknown option {argument} of top ({name} --help)")
         else:
             targets.append(argument)
     if len(targets) > 1:
-        raise Refused(f"top shows one process, not {len(targets)} ({name} --help)")
+        raise CommandError(f"top shows one process, not {len(targets)} ({name} --help)")
     try:
         from ._observing.asking import Unavailable
         from ._observing.top import watch
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "rich":
             raise
-        raise Refused("top needs the package rich: pip install 'hotloop[top]'") from None
+        raise CommandError("top needs the package rich: pip install 'hotloop[top]'") from None
     try:
         watch(targets[0] if targets else None, interval, once=once, picture=picture)
     except Unavailable as error:
-        raise Refused(str(error)) from None
+        raise CommandError(str(error)) from None
     except KeyboardInterrupt:
-        # Python would end with this, too, after a traceback that tells nobody anything.
+        # Python's own exit status for Ctrl-C, without the traceback.
         raise SystemExit(130) from None
 
 
 def seconds(option: str, value: str, name: str) -> float:
-    """The number of seconds that an option was given."""
+    """Parse an option's number of seconds."""
     try:
         number = float(value)
     except ValueError:
         number = 0.0
     if not 0 < number < float("inf"):
-        raise Refused(f"{option} takes a number of seconds, not {value!r} ({name} --help)")
+        raise CommandError(f"{option} takes a number of seconds, not {value!r} ({name} --help)")
     return number
 
 
@@ -212,7 +212,7 @@ def versions() -> str:
     return f"hotloop {__version__}, {platform.python_implementation()} {platform.python_version()}, {backend}"
 
 
-# --- Programs, in the ways that Python's own command line has ---
+# --- Running a program: a file, a module or code ---
 
 
 def run_file(path: str, *arguments: str) -> None:
@@ -220,18 +220,18 @@ def run_file(path: str, *arguments: str) -> None:
         prepare("", path, arguments)
         run_source(sys.stdin.buffer.read(), "<stdin>", __file__="<stdin>")
         return
-    # As Python names it: absolute, but not in its shortest form.
+    # Python's __file__ is absolute, but not normalized.
     filename = os.path.join(os.getcwd(), path)
     if pkgutil.get_importer(path) is not None:
-        # A directory or an archive, which is searched even in safe mode.
-        prepare(filename, path, arguments, is_searched=True)
-        run_main_of("__main__", alter_argv=False)
+        # A directory or an archive, which is in sys.path even in safe mode.
+        prepare(filename, path, arguments, in_safe_mode=True)
+        run_as_main("__main__", alter_argv=False)
         return
     try:
         with open(filename, "rb") as file:
             source = file.read()
     except OSError as error:
-        raise Refused(f"can't open file {filename!r}: [Errno {error.errno}] {error.strerror}") from None
+        raise CommandError(f"can't open file {filename!r}: [Errno {error.errno}] {error.strerror}") from None
     prepare(os.path.dirname(os.path.realpath(filename)), path, arguments)
     if source.startswith(MAGIC_NUMBER):
         run_compiled(source, __file__=filename, __loader__=SourcelessFileLoader("__main__", filename))
@@ -241,7 +241,7 @@ def run_file(path: str, *arguments: str) -> None:
 
 def run_module(name: str, *arguments: str) -> None:
     prepare(os.getcwd(), "-m", arguments)
-    run_main_of(name, alter_argv=True)
+    run_as_main(name, alter_argv=True)
 
 
 def run_code(code: str, *arguments: str) -> None:
@@ -249,33 +249,33 @@ def run_code(code: str, *arguments: str) -> None:
     run_source(code, "<string>")
 
 
-def prepare(directory: str, name: str, arguments: tuple[str, ...], *, is_searched: bool = False) -> None:
-    """Make the process look as if the program had been started by itself, on hotloop."""
-    if is_searched and sys.flags.safe_path:
+def prepare(directory: str, name: str, arguments: tuple[str, ...], *, in_safe_mode: bool = False) -> None:
+    """Set sys.path, sys.argv and __main__ as Python does, and install hotloop."""
+    if in_safe_mode and sys.flags.safe_path:
         sys.path.insert(0, directory)
     elif not sys.flags.safe_path:
-        # Python put the directory of the program there that it was started with.
+        # Python has put this command's directory there.
         sys.path[0] = directory
     sys.argv[:] = [name, *arguments]
     module = ModuleType("__main__")
     module.__dict__.update(__builtins__=builtins, __loader__=BuiltinImporter)
     if sys.version_info < (3, 14):
         module.__annotations__ = {}
-    former_main.append(sys.modules["__main__"])
+    original_main.append(sys.modules["__main__"])
     sys.modules["__main__"] = module
     install()
     observe(observing)
-    # It gives the module a second name when it is imported, which is now.
-    follow_into_children()
+    # After __main__ is set: multiprocessing.spawn gives it a second name when it is imported.
+    install_in_spawned()
 
 
-former_main: list[ModuleType] = []
-"""The module that Python started, kept as it would have been."""
+original_main: list[ModuleType] = []
+"""Keeps the __main__ module of this command alive."""
 
 
-def run_main_of(name: str, *, alter_argv: bool) -> None:
+def run_as_main(name: str, *, alter_argv: bool) -> None:
     try:
-        with Unseen():
+        with TracebackTrimmer():
             run_module_as_main(name, alter_argv)
     except SystemExit as error:
         if innermost_code(error.__traceback__) is not run_module_as_main.__code__:
@@ -283,23 +283,23 @@ def run_main_of(name: str, *, alter_argv: bool) -> None:
         reason = str(error.code).removeprefix(f"{sys.executable}: ")
     else:
         return
-    raise Refused(reason)
+    raise CommandError(reason)
 
 
 def run_source(source: str | bytes, filename: str, **attributes: object) -> None:
-    with Unseen():
+    with TracebackTrimmer():
         if isinstance(source, str) and sys.version_info >= (3, 14):
             source = textwrap.dedent(source)
         code = compile(source, filename, "exec", dont_inherit=True)
         if isinstance(source, str) and sys.version_info >= (3, 13):
-            # Tracebacks show what was given with -c, too.
+            # For tracebacks of code from -c.
             key = code if sys.version_info >= (3, 14) else filename
             _linecache._register_code(key, source, filename)
         exec(code, main_namespace(attributes))
 
 
 def run_compiled(compiled: bytes, **attributes: object) -> None:
-    with Unseen():
+    with TracebackTrimmer():
         exec(pkgutil.read_code(io.BytesIO(compiled)), main_namespace(attributes))
 
 
@@ -311,14 +311,14 @@ def main_namespace(attributes: dict[str, object]) -> dict[str, object]:
     return namespace
 
 
-class Unseen:
-    """Takes frames of this package, and those before them, out of the traceback that ends the program."""
+class TracebackTrimmer:
+    """Removes this command's frames, and the ones before them, from the traceback that ends the program."""
 
     def __enter__(self) -> None:
         pass
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        # What exits without a traceback needs no help, and a program may have taken the hook away.
+        # SystemExit prints no traceback. The program may have deleted the hook.
         if error is None or isinstance(error, SystemExit) or not hasattr(sys, "excepthook"):
             return
         hook = sys.excepthook
@@ -328,14 +328,14 @@ class Unseen:
         ) -> None:
             sys.excepthook = hook
             if value is error:
-                value.__traceback__ = sys.last_traceback = traceback = after_ours(traceback)
+                value.__traceback__ = sys.last_traceback = traceback = without_own_frames(traceback)
             hook(kind, value, traceback)
 
         sys.excepthook = excepthook
 
 
-def after_ours(traceback: TracebackType | None) -> TracebackType | None:
-    """The part of a traceback that comes after the first frames of this module."""
+def without_own_frames(traceback: TracebackType | None) -> TracebackType | None:
+    """The part of a traceback after the first frames of this module."""
     entry, found = traceback, False
     while entry is not None:
         ours = entry.tb_frame.f_globals is globals()
@@ -352,11 +352,11 @@ def innermost_code(traceback: TracebackType | None) -> CodeType | None:
     return traceback.tb_frame.f_code if traceback is not None else None
 
 
-# --- Processes that multiprocessing starts anew ---
+# --- Processes that multiprocessing spawns ---
 
 
 class Installation:
-    """Installs hotloop where it is unpickled, with the same options."""
+    """Installs hotloop in the process that unpickles this, with this process's options."""
 
     def __reduce__(self) -> tuple[Callable[[dict[str, float | int]], None], tuple[dict[str, float | int]]]:
         return install_in_child, (observing,)
@@ -365,18 +365,18 @@ class Installation:
 def install_in_child(options: dict[str, float | int]) -> None:
     install()
     observe(options)
-    follow_into_children()
+    install_in_spawned()
 
 
-def follow_into_children() -> None:
-    """Have multiprocessing's children use hotloop as forked ones do, by what they get to unpickle first."""
+def install_in_spawned() -> None:
+    """Use hotloop in processes that multiprocessing spawns, by an object that they unpickle first."""
     try:
         from multiprocessing import spawn
     except ImportError:
         return
-    prepare = spawn.get_preparation_data
+    original = spawn.get_preparation_data
 
     def get_preparation_data(name: str) -> dict[str, object]:
-        return {**prepare(name), "hotloop": Installation()}
+        return {**original(name), "hotloop": Installation()}
 
     spawn.get_preparation_data = get_preparation_data

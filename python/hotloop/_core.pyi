@@ -1,4 +1,4 @@
-"""The extension: the part of hotloop that is written in Rust. Names with an underscore are the package's."""
+"""The extension, written in Rust. Names with an underscore are private to this package."""
 
 import asyncio
 import socket

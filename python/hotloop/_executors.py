@@ -1,4 +1,4 @@
-"""Work in other threads and processes: run_in_executor() without the detours of asyncio.wrap_future()."""
+"""run_in_executor(), with fewer callbacks than asyncio.wrap_future()."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
     _T = TypeVar("_T")
     _Ts = TypeVarTuple("_Ts")
 
-# What type checkers do not know of asyncio, or not that a loop of ours is one.
+# Names that type checkers do not know, or not as taking this loop.
 _futures: Any = futures
 _base_run_in_executor: Any = asyncio.BaseEventLoop.run_in_executor
 
-# Since 3.14 the end of work that is noticed in the event loop's own thread is told at once.
-_TELLS_AT_ONCE = sys.version_info >= (3, 14)
+# Since 3.14, work that ends in the event loop's own thread sets the future at once.
+_COPIES_AT_ONCE = sys.version_info >= (3, 14)
 
 
-def _set_state(future: Any, work: Any) -> None:
-    """Copy what came of the work. Nothing changes any more, so the lock of its state is left alone."""
+def _copy_state(future: Any, work: Any) -> None:
+    """Copy the outcome of finished work. Its state cannot change any more, so its lock is not needed."""
     if future.cancelled():
         return
     if work._state != _base.FINISHED:
@@ -38,20 +38,20 @@ def _set_state(future: Any, work: Any) -> None:
         future.set_result(work._result)
 
 
-def _follow(work: concurrent.futures.Future[Any], loop: Any) -> Any:
-    """A future of the event loop that follows the work, and cancels it when it is cancelled itself."""
+def _wrap_future(work: concurrent.futures.Future[Any], loop: Any) -> Any:
+    """A future of the event loop for the outcome of the work. Cancelling the future cancels the work."""
     future = loop.create_future()
 
     def cancel_work(future: asyncio.Future[Any]) -> None:
         if future.cancelled():
             work.cancel()
 
-    # The work keeps this, so it must not refer to the work: no garbage is left for the collector.
+    # The work refers to this, so it must not refer to the work: a cycle would need the garbage collector.
     def finished(work: concurrent.futures.Future[Any]) -> None:
-        if _TELLS_AT_ONCE and events._get_running_loop() is loop:
-            _set_state(future, work)
+        if _COPIES_AT_ONCE and events._get_running_loop() is loop:
+            _copy_state(future, work)
         elif not loop.is_closed():
-            loop.call_soon_threadsafe(_set_state, future, work)
+            loop.call_soon_threadsafe(_copy_state, future, work)
 
     future.add_done_callback(cancel_work)
     work.add_done_callback(finished)
@@ -59,9 +59,9 @@ def _follow(work: concurrent.futures.Future[Any], loop: Any) -> Any:
 
 
 class ExecutorSupport(_core.Loop):
-    """Work in other threads and processes."""
+    """run_in_executor()."""
 
-    # asyncio.BaseEventLoop has these.
+    # Members of asyncio.BaseEventLoop.
     _debug: bool
     _default_executor: concurrent.futures.Executor | None
     _check_default_executor: Callable[[], None]
@@ -69,10 +69,10 @@ class ExecutorSupport(_core.Loop):
     def run_in_executor(
         self, executor: concurrent.futures.Executor | None, func: Callable[[*_Ts], _T], *args: *_Ts
     ) -> asyncio.Future[_T]:
-        """Call func(*args) in an executor, or in the default one, and return a future of what it returns."""
+        """Call func(*args) in an executor, or in the default one, and return a future of the result."""
         future: asyncio.Future[_T]
         base: Any = asyncio.BaseEventLoop.run_in_executor
-        # Also one that the program has put in its place.
+        # A patched method is called, too.
         if self._debug or base is not _base_run_in_executor:
             future = base(self, executor, func, *args)
             return future
@@ -84,6 +84,6 @@ class ExecutorSupport(_core.Loop):
                 executor = concurrent.futures.ThreadPoolExecutor(thread_name_prefix="asyncio")
                 self._default_executor = executor
         work = executor.submit(func, *args)
-        is_usual = type(work) is concurrent.futures.Future
-        future = _follow(work, self) if is_usual else _futures.wrap_future(work, loop=self)
+        is_plain = type(work) is concurrent.futures.Future
+        future = _wrap_future(work, self) if is_plain else _futures.wrap_future(work, loop=self)
         return future

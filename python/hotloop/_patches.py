@@ -1,4 +1,4 @@
-"""What the program has put in place of asyncio's own, and what it finds of asyncio's loop in ours."""
+"""Patches of asyncio.BaseEventLoop that also apply to Loop, and the ready queue as asyncio's deque."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import asyncio
 from asyncio import base_events
 
 from . import _core
-from ._support import of_asyncio
+from ._support import original_or_none
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
-# Methods of BaseEventLoop that the extension has its own of, though asyncio's work on our loops, too. Tools
-# replace some to see who calls them, and go on with what they found.
-_SHARED = (
+# Methods of BaseEventLoop that the extension overrides. Tools patch some of them in BaseEventLoop, to observe
+# calls, and call the original, which works on Loop, too.
+_PATCHABLE = (
     "create_future",
     "create_task",
     "call_soon",
@@ -26,33 +26,32 @@ _SHARED = (
     "get_debug",
 )
 _base = vars(asyncio.BaseEventLoop)
-_usual = {name: of_asyncio(_base[name], base_events) for name in _SHARED}
+_originals = {name: original_or_none(_base[name], base_events) for name in _PATCHABLE}
+
+# What sync_patches() has put into classes.
+_applied: dict[tuple[type, str], object] = {}
 
 
-# What adopt() has put into classes.
-_adopted: dict[tuple[type, str], object] = {}
+def sync_patches(cls: type) -> None:
+    """Copy methods that are patched in BaseEventLoop into a class, and remove copies of former patches.
 
-
-def adopt(cls: type) -> None:
-    """Give a class the methods that the program has put into BaseEventLoop, and take back the others.
-
-    What the program has put into the class itself stays.
+    Methods that the program has put into the class itself stay.
     """
-    for name in _SHARED:
+    for name in _PATCHABLE:
         method, present = _base.get(name), vars(cls).get(name)
-        if present is not None and present is not _adopted.get((cls, name)):
+        if present is not None and present is not _applied.get((cls, name)):
             continue
-        if method is not _usual[name]:
+        if method is not _originals[name]:
             if present is not method:
                 setattr(cls, name, method)
-                _adopted[cls, name] = method
+                _applied[cls, name] = method
         elif present is not None:
             delattr(cls, name)
-            del _adopted[cls, name]
+            del _applied[cls, name]
 
 
 class ReadyHandles:
-    """The ready queue of a loop, as far as programs use asyncio's, which is a deque."""
+    """The ready queue of a loop, with the methods of asyncio's deque that programs use."""
 
     def __init__(self, loop: Any) -> None:
         self._loop = loop
@@ -71,7 +70,7 @@ class ReadyHandles:
         return f"{type(self).__name__}({list(self)!r})"
 
     def append(self, handle: asyncio.Handle) -> None:
-        """Queue a handle; of a timer that has fired already, nothing is left to do."""
+        """Queue a handle. A timer that has fired already is ignored."""
         if isinstance(handle, _core.TimerHandle):
             self._loop._make_ready(handle)
         else:
@@ -85,4 +84,4 @@ class ReadyHandles:
         return handle
 
     def clear(self) -> None:
-        """Do nothing: asyncio's close() calls this, and ours has dropped what was queued."""
+        """Do nothing. asyncio's close() calls this; the extension drops the queue itself."""

@@ -1,7 +1,6 @@
-"""The event loop policy, on Pythons whose asyncio has them: asyncio's own, with another loop.
+"""The event loop policy, on Pythons whose asyncio has policies: asyncio's default one, with hotloop's Loop.
 
-From 3.14 on asyncio's public names for policies warn when they are touched; the private ones behind them do
-not.
+From 3.14 on, accessing asyncio's public names for policies warns; accessing the private ones does not.
 """
 
 from __future__ import annotations
@@ -37,5 +36,5 @@ if TYPE_CHECKING or HAS_POLICIES:
         _loop_factory = Loop
 
     def install() -> None:
-        """Make asyncio.new_event_loop(), and what builds on it, make loops of this package."""
+        """Make asyncio.new_event_loop(), and functions that call it, return a hotloop.Loop."""
         _set_policy(EventLoopPolicy())

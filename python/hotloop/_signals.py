@@ -1,8 +1,8 @@
-"""Signals: handlers of the event loop's own, and a wait that ends when a signal arrives.
+"""Signals: add_signal_handler(), and a wait that ends when a signal arrives.
 
 Python's C-level handler writes the number of each signal to the "wakeup descriptor". While a loop runs in the
-main thread that is a socket which the loop watches, so that a signal is noticed however the loop waits, and
-even if it arrives just before the wait. The descriptor that was there before is put back afterwards.
+main thread, that is a socket that the loop watches, so that a signal ends any kind of wait, also if it
+arrives just before. The former wakeup descriptor is restored afterwards.
 """
 
 from __future__ import annotations
@@ -29,51 +29,51 @@ if TYPE_CHECKING:
 
     _Ts = TypeVarTuple("_Ts")
 
-# Loops whose wakeup descriptors are in force, by these.
-_in_force: dict[int, weakref.ref[SignalHandling]] = {}
-# Those that a forked child has from its parent. Other loops of the child do not leave signals to them.
+# Loops by their wakeup descriptors, from _activate_wakeup_fd() to _restore_wakeup_fd().
+_active: dict[int, weakref.ref[SignalHandling]] = {}
+# Descriptors that a forked child inherited from its parent. They do not count as the program's own.
 _inherited: set[int] = set()
-# That of a forked child's loop which is to be in force again once the loop goes on.
+# The descriptor of a forked child's running loop, to be set again when the loop goes on.
 _suspended: dict[int, weakref.ref[SignalHandling]] = {}
 
 
-def _make_own_sockets() -> None:
-    """Give the loops of a forked child sockets of its own: a signal is for the process that received it.
+def _after_fork_in_child() -> None:
+    """Replace the sockets that a forked child shares with its parent: a signal belongs to one process.
 
-    They are not in force until a loop goes on. A child that leaves its parent's loops alone may close all
-    descriptors, and its signals would be written to the files that get their numbers.
+    The wakeup descriptor stays unset until a loop goes on. A child that does not use its parent's loops may
+    close all descriptors, and signals would be written to files that reuse their numbers.
     """
     current = signal.set_wakeup_fd(-1)
-    parents = dict(_in_force)
+    parents = dict(_active)
     if current < 0:
-        # asyncio has taken it away, since Python 3.12. Until then there is none between a daemon's forks.
+        # asyncio unset it, since Python 3.12. Before that, it is unset between the two forks of a daemon.
         current = next(reversed(parents if sys.version_info >= (3, 12) else _suspended), -1)
-    _in_force.clear()
+    _active.clear()
     _inherited.clear()
     _suspended.clear()
     for fd, reference in parents.items():
         loop = reference()
-        if loop is not None and loop._renew_wakeup_sockets(fd):
-            _in_force[fd] = reference
+        if loop is not None and loop._replace_wakeup_sockets(fd):
+            _active[fd] = reference
             _inherited.add(fd)
-    loop = _in_force[current]() if current in _in_force else None
+    loop = _active[current]() if current in _active else None
     if loop is not None:
-        _suspended[current] = _in_force[current]
+        _suspended[current] = _active[current]
         loop._missed_signals.clear()
-        # The other half of the event loop is not this class's to know.
+        # To type checkers this class is no event loop.
         this: Any = loop
         loop._add_callback(asyncio.Handle(loop._resume_waking, (), this, None))
     elif current >= 0 and current not in parents:
-        # It may have been closed, and be another file by now, which is refused.
+        # Refused if it was closed, or its number now belongs to another kind of file.
         with contextlib.suppress(ValueError, OSError):
             signal.set_wakeup_fd(current)
 
 
-os.register_at_fork(after_in_child=_make_own_sockets)
+os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
-def _file_of(fd: int) -> tuple[int, int] | None:
-    """What tells the file of a descriptor from one that gets its number later; None if there is no file."""
+def _file_id(fd: int) -> tuple[int, int] | None:
+    """Identifies the file of a descriptor, as the number can be reused; None if it is closed."""
     try:
         status = os.fstat(fd)
     except OSError:
@@ -81,14 +81,17 @@ def _file_of(fd: int) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def _files_of(*socks: socket.socket) -> list[tuple[int, int] | None]:
-    return [_file_of(sock.fileno()) for sock in socks]
+def _file_ids(*socks: socket.socket) -> list[tuple[int, int] | None]:
+    return [_file_id(sock.fileno()) for sock in socks]
 
 
-def _noop(signum: int, frame: object) -> None:
-    """The Python-level handler of a signal that a loop handles: the wakeup descriptor does the work."""
-    if not _suspended or not _in_force.keys() <= _inherited:
-        # A loop of a child's own that is in force is told, and nobody else.
+def _on_signal(signum: int, frame: object) -> None:
+    """The Python-level handler of signals with a loop's handler, which the wakeup descriptor notifies.
+
+    It only records signals that a forked child receives before its wakeup descriptor is set.
+    """
+    if not _suspended or not _active.keys() <= _inherited:
+        # No loop is suspended, or another loop of the child gets the signal.
         return
     for reference in list(_suspended.values()):
         loop = reference()
@@ -105,14 +108,13 @@ class SignalHandling(_core.Loop):
         self._signal_handlers: dict[int, asyncio.Handle] = {}
         self._ssock: socket.socket | None = None
         self._csock: socket.socket | None = None
-        # The files of both.
-        self._wakeup_files: list[tuple[int, int] | None] = []
-        # Signals of a forked child that came before its wakeup descriptor was in force again.
+        # Identifies the files of both.
+        self._wakeup_file_ids: list[tuple[int, int] | None] = []
+        # Signals that a forked child received before its wakeup descriptor was set again.
         self._missed_signals: list[int] = []
-        # The wakeup descriptor to put back; None while this loop's is not in force.
+        # The wakeup descriptor to restore; None while this loop's is not set.
         self._former_wakeup_fd: int | None = None
-        # Its file.
-        self._former_file: tuple[int, int] | None = None
+        self._former_file_id: tuple[int, int] | None = None
 
     # --- The wakeup descriptor ---
 
@@ -128,18 +130,18 @@ class SignalHandling(_core.Loop):
                 csock.close()
                 raise
             self._ssock, self._csock = ssock, csock
-            self._wakeup_files = _files_of(ssock, csock)
+            self._wakeup_file_ids = _file_ids(ssock, csock)
             self._internal_fds += 1
         return self._csock
 
-    def _renew_wakeup_sockets(self, fd: int) -> bool:
-        """Put new sockets in place of those of which *fd* is one; return whether that was done."""
+    def _replace_wakeup_sockets(self, fd: int) -> bool:
+        """Replace the pair of sockets of which *fd* is one; return whether that was done."""
         if self._ssock is None or self._csock is None:
             return False
         if self._ssock.fileno() < 0 or self._csock.fileno() != fd:
             return False
-        if _files_of(self._ssock, self._csock) != self._wakeup_files:
-            # They were closed behind our back, as daemons close all descriptors: these are somebody else's.
+        if _file_ids(self._ssock, self._csock) != self._wakeup_file_ids:
+            # A daemon has closed all descriptors. These numbers belong to other files.
             return False
         try:
             pair = socket.socketpair()
@@ -147,14 +149,14 @@ class SignalHandling(_core.Loop):
                 for sock, new in zip((self._ssock, self._csock), pair, strict=True):
                     new.setblocking(False)
                     os.dup2(new.fileno(), sock.fileno(), inheritable=False)
-            self._wakeup_files = _files_of(self._ssock, self._csock)
+            self._wakeup_file_ids = _file_ids(self._ssock, self._csock)
         except OSError:
-            # There are no descriptors.
+            # Out of descriptors.
             return False
         return True
 
     def _resume_waking(self) -> None:
-        """Put the wakeup descriptor in force again, in a forked child whose loop goes on."""
+        """Set the wakeup descriptor again, in a forked child whose loop goes on."""
         ssock, csock = self._ssock, self._csock
         if ssock is None or csock is None:
             return
@@ -163,69 +165,69 @@ class SignalHandling(_core.Loop):
             return
         if threading.current_thread() is not threading.main_thread():
             return
-        is_ours = _files_of(ssock, csock) == self._wakeup_files
-        if is_ours:
+        is_current = _file_ids(ssock, csock) == self._wakeup_file_ids
+        if is_current:
             current = signal.set_wakeup_fd(fd, warn_on_full_buffer=False)
             if current not in (fd, -1):
-                # Somebody else has taken it since.
+                # The program has set another one since.
                 signal.set_wakeup_fd(current)
         _suspended.pop(fd, None)
-        if is_ours:
-            # One that came between the last two steps is known twice.
+        if is_current:
+            # A signal between the last two steps is recorded twice.
             with contextlib.suppress(OSError):
                 self._missed_signals.extend(ssock.recv(4096))
         missed, self._missed_signals = dict.fromkeys(self._missed_signals), []
         for signum in missed:
             self._handle_signal(signum)
 
-    def _take_wakeup_fd(self) -> None:
+    def _claim_wakeup_fd(self) -> None:
         fd = self._wakeup_socket().fileno()
         self._resume_waking()
-        self._put_in_force(fd)
+        self._activate_wakeup_fd(fd)
 
-    def _put_in_force(self, fd: int) -> int:
-        """Make this loop's wakeup descriptor the one in force; return the former.
+    def _activate_wakeup_fd(self, fd: int) -> int:
+        """Set this loop's wakeup descriptor; return the former one.
 
-        Ctrl-C can come between any two steps. What close() has to undo is noted first.
+        Ctrl-C can come between any two steps. What close() has to undo is recorded first.
         """
         noted = self._former_wakeup_fd
         self._former_wakeup_fd = -1 if noted is None else noted
-        _in_force[fd] = weakref.ref(self)
+        _active[fd] = weakref.ref(self)
         try:
             former = signal.set_wakeup_fd(fd, warn_on_full_buffer=False)
         except (ValueError, OSError):
             self._former_wakeup_fd = noted
             if noted is None:
-                _in_force.pop(fd, None)
+                _active.pop(fd, None)
             raise
         if former != fd:
-            self._former_file = _file_of(former) if former >= 0 else None
+            self._former_file_id = _file_id(former) if former >= 0 else None
             self._former_wakeup_fd = former
         return former
 
-    def _give_wakeup_fd_back(self) -> None:
+    def _restore_wakeup_fd(self) -> None:
         if self._former_wakeup_fd is None or self._csock is None:
             return
         fd = self._csock.fileno()
         former = self._former_wakeup_fd
-        if former >= 0 and _file_of(former) != self._former_file:
-            # It was closed meanwhile: signals must not be written to whoever has its number now.
+        if former >= 0 and _file_id(former) != self._former_file_id:
+            # It was closed meanwhile, and its number may belong to another file.
             former = -1
         try:
             current = signal.set_wakeup_fd(former)
         except (ValueError, OSError):
-            # It was closed meanwhile, or blocks by now.
+            # It was closed meanwhile, or made blocking.
             current = signal.set_wakeup_fd(-1)
         if current not in (fd, -1):
-            # Somebody else has taken it since. One that was closed, or blocks by now, is refused.
+            # The program has set another one since. It is refused if it was closed or made blocking.
             with contextlib.suppress(ValueError, OSError):
                 signal.set_wakeup_fd(current)
         self._former_wakeup_fd = None
-        _in_force.pop(fd, None)
+        _active.pop(fd, None)
         _suspended.pop(fd, None)
 
     def _wake_on_signals(self) -> bool:
-        """Have signals end the wait of the loop that is about to run; return whether that must be undone."""
+        """Make signals end the wait of the loop that is about to run; return whether to undo that."""
         if threading.current_thread() is not threading.main_thread():
             return False
         if self._former_wakeup_fd is not None:
@@ -237,10 +239,10 @@ class SignalHandling(_core.Loop):
             fd = self._wakeup_socket().fileno()
             if fd < 0:
                 return False
-            former = self._put_in_force(fd)
+            former = self._activate_wakeup_fd(fd)
         except (OSError, ValueError):
-            # There are no descriptors, or they are refused, or this is not the main interpreter. A signal
-            # that arrives during the wait ends it all the same.
+            # Out of descriptors, or refused, or not the main interpreter. A signal still ends the wait,
+            # unless it arrives just before.
             return False
         try:
             if (
@@ -248,33 +250,33 @@ class SignalHandling(_core.Loop):
                 and former != fd
                 and former not in _inherited
                 and self._poller != "portable"
-                and self._leave_signals_to(former)
+                and self._restore_program_fd(former)
             ):
-                # The program uses it for itself; a signal that arrives during the wait ends it all the same.
+                # The program uses it. A signal still ends the wait, unless it arrives just before.
                 self._former_wakeup_fd = None
-                _in_force.pop(fd, None)
+                _active.pop(fd, None)
                 return False
         except BaseException:
-            self._give_wakeup_fd_back()
+            self._restore_wakeup_fd()
             raise
         return True
 
-    def _leave_signals_to(self, fd: int) -> bool:
-        """Put the program's wakeup descriptor back; return False if it is of no use any more."""
+    def _restore_program_fd(self, fd: int) -> bool:
+        """Restore the program's wakeup descriptor; return False if it is refused."""
         try:
             signal.set_wakeup_fd(fd)
         except (OSError, ValueError):
-            # It was closed, or blocks by now.
+            # It was closed or made blocking.
             return False
         if self._ssock is not None:
-            # Signals that came in between are the program's, too.
+            # Pass on signals that came in between.
             with contextlib.suppress(OSError):
                 os.write(fd, self._ssock.recv(4096))
         return True
 
     def _stop_waking_on_signals(self) -> None:
         if not self._signal_handlers:
-            self._give_wakeup_fd_back()
+            self._restore_wakeup_fd()
 
     def _read_from_self(self) -> None:
         while self._ssock is not None:
@@ -301,24 +303,24 @@ class SignalHandling(_core.Loop):
             raise TypeError("coroutines cannot be used with add_signal_handler()")
         self._check_signal(sig)
         self._check_closed()
-        # The other half of the event loop is not this class's to know.
+        # To type checkers this class is no event loop.
         loop: Any = self
         try:
-            self._take_wakeup_fd()
+            self._claim_wakeup_fd()
         except (ValueError, OSError) as exc:
             raise RuntimeError(str(exc)) from exc
         if sig not in self._signal_handlers:
-            # What came before was for the former handler, such as a Ctrl-C that has ended a run of the loop.
+            # Earlier signals were for the former handler, such as a Ctrl-C that has ended a run of the loop.
             self._read_from_self()
         self._signal_handlers[sig] = asyncio.Handle(callback, args, loop, None)
         try:
-            signal.signal(sig, _noop)
-            # Have system calls restarted, to limit the occurrences of EINTR.
+            signal.signal(sig, _on_signal)
+            # System calls are restarted, to limit the occurrences of EINTR.
             signal.siginterrupt(sig, False)
         except OSError as exc:
             del self._signal_handlers[sig]
             if not self._signal_handlers and not self.is_running():
-                self._give_wakeup_fd_back()
+                self._restore_wakeup_fd()
             if exc.errno == errno.EINVAL:
                 raise RuntimeError(f"sig {sig} cannot be caught") from exc
             raise
@@ -326,7 +328,7 @@ class SignalHandling(_core.Loop):
     def _handle_signal(self, sig: int) -> None:
         handle = self._signal_handlers.get(sig)
         if handle is None:
-            # A signal with a handler of Python's, which has run by now.
+            # Its handler is one of the signal module, which has run by now.
             return
         if handle.cancelled():
             self.remove_signal_handler(sig)
@@ -347,7 +349,7 @@ class SignalHandling(_core.Loop):
             raise
         if not self._signal_handlers and not self.is_running():
             try:
-                self._give_wakeup_fd_back()
+                self._restore_wakeup_fd()
             except (ValueError, OSError) as exc:
                 logger.info("set_wakeup_fd() failed: %s", exc)
         return True
@@ -359,8 +361,8 @@ class SignalHandling(_core.Loop):
             raise ValueError(f"invalid signal number {sig}")
 
     def _end_signal_handling(self) -> None:
-        """What close() has to do: restore the handlers, and close the sockets."""
-        # At the end of the interpreter this module may have no names any more.
+        """Restore the handlers and close the sockets. Called by close()."""
+        # At the end of the interpreter this module's names may be None.
         is_cleared: bool = sys is None
         is_ending = is_cleared or sys.is_finalizing()
         if not is_ending:
@@ -376,16 +378,16 @@ class SignalHandling(_core.Loop):
             self._signal_handlers.clear()
         if self._csock is not None and self._ssock is not None:
             if not is_cleared and threading.current_thread() is threading.main_thread():
-                self._give_wakeup_fd_back()
+                self._restore_wakeup_fd()
             ssock, csock = self._ssock, self._csock
             self._ssock = self._csock = None
             self._internal_fds -= 1
             if ssock.fileno() >= 0:
-                # Unless the garbage collector was first, which closes sockets of a cycle in any order.
+                # It is closed already if the garbage collector has found the loop in a cycle.
                 self._remove_reader(ssock.fileno())
             for sock in (ssock, csock):
-                try:  # noqa: SIM105  (contextlib may be among the names that are gone)
+                try:  # noqa: SIM105  (contextlib may be None)
                     sock.close()
                 except OSError:
-                    # Somebody may have closed the descriptor behind our back.
+                    # The program may have closed the descriptor.
                     pass

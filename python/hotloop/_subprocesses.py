@@ -1,8 +1,8 @@
-"""Subprocesses: asyncio's transport for them, and our own way to learn that a process has ended.
+"""Subprocesses: asyncio's transport, and a watch for the end of a child.
 
-A child is watched through its pidfd, which becomes readable when the child ends: no signal handler and no
-thread. Where there is none to be had, a thread waits for the child. A child watcher that the program has
-chosen, on Pythons whose asyncio has them, is used instead.
+A child is watched by its pidfd, which becomes readable when the child ends, without a signal handler or a
+thread. Without a pidfd, a thread waits for the child. On Pythons whose asyncio has child watchers, one that
+the program has set is used instead.
 """
 
 from __future__ import annotations
@@ -22,31 +22,29 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-_Unix: Any = asyncio.SelectorEventLoop
+_UnixLoop: Any = asyncio.SelectorEventLoop
 _unix: Any = unix_events
 
 
-# Type checkers know nothing of its base, which is asyncio's own.
+# To type checkers its base is Any.
 class _SubprocessTransport(_unix._UnixSubprocessTransport):  # type: ignore[misc]
-    """asyncio's transport, which until 3.13 cannot be closed after its loop."""
+    """asyncio's transport, and a close() that works after the loop's, which asyncio's does not until 3.13."""
 
     _pipes: dict[int, Any]
 
     def close(self) -> None:
-        # A child that is over has no loop any more.
+        # _loop is None after the child has ended.
         if not self._closed and self._loop is not None and self._loop.is_closed():
             for protocol in self._pipes.values():
                 if protocol is not None:
-                    # The descriptor is closed; that nobody is told is known.
+                    # The descriptor is closed before this raises, as no callback can be scheduled.
                     with contextlib.suppress(RuntimeError):
                         protocol.pipe.close()
             self._pipes = dict.fromkeys(self._pipes)
         super().close()
 
-    def forget_unconnected(self) -> None:
-        """Give up a start that has failed: the end of the child would wait for the pipes that could not be
-        connected, and for the protocol to be told of the others.
-        """
+    def drop_unconnected_pipes(self) -> None:
+        """Drop the protocol, and the pipes that could not be connected, for which _wait() would wait."""
         self._protocol = asyncio.SubprocessProtocol()
         self._pending_calls = None
         files = {0: self._proc.stdin, 1: self._proc.stdout, 2: self._proc.stderr}
@@ -60,17 +58,17 @@ _SubprocessTransport.__name__ = _SubprocessTransport.__qualname__ = "_UnixSubpro
 
 
 class SubprocessSupport(_core.Loop):
-    """What asyncio's subprocess_exec() and subprocess_shell() ask of an event loop."""
+    """The methods of an event loop that asyncio's subprocess_exec() and subprocess_shell() call."""
 
     _debug: bool
 
     def __init__(self) -> None:
-        # The pidfd of each child that is watched, and its process identifier.
+        # Process identifiers of watched children by their pidfds.
         self._children: dict[int, int] = {}
 
     @functools.cached_property
     def _watcher(self) -> Any:
-        # Where asyncio's loops keep theirs, from 3.14 on.
+        # An attribute of asyncio's loops from 3.14 on.
         pidfd = _unix.can_use_pidfd()
         return _unix._PidfdChildWatcher() if pidfd else _unix._ThreadedChildWatcher()
 
@@ -86,8 +84,8 @@ class SubprocessSupport(_core.Loop):
         extra: Any = None,
         **kwargs: Any,
     ) -> Any:
-        if _program_has_watcher():
-            return await _Unix._make_subprocess_transport(
+        if _has_custom_watcher():
+            return await _UnixLoop._make_subprocess_transport(
                 self, protocol, args, shell, stdin, stdout, stderr, bufsize, extra, **kwargs
             )
         waiter = self.create_future()
@@ -108,14 +106,14 @@ class SubprocessSupport(_core.Loop):
         except BaseException:
             transport.close()
             if waiter.done() and not waiter.cancelled():
-                transport.forget_unconnected()
-            # Nobody will hear of the end of a child that is not watched.
+                transport.drop_unconnected_pipes()
+            # The end of a child that is not watched is never reported.
             if unwatched is None:
                 await asyncio.shield(transport._wait())
             raise
         return transport
 
-    _child_watcher_callback = _Unix._child_watcher_callback
+    _child_watcher_callback = _UnixLoop._child_watcher_callback
 
     def _watch_child(self, pid: int, transport: Any) -> None:
         if sys.version_info >= (3, 14) and not isinstance(self._watcher, _unix._PidfdChildWatcher):
@@ -129,11 +127,11 @@ class SubprocessSupport(_core.Loop):
                 os.close(pidfd)
                 raise
         except ProcessLookupError:
-            # Somebody has waited for it already, or the program ignores SIGCHLD.
+            # The program has waited for it already, or ignores SIGCHLD.
             self.call_soon(self._child_ended, pid, transport)
             return
         except (AttributeError, OSError):
-            # The system has no pidfds, no descriptor is left, or it cannot be watched.
+            # No pidfds on this system, out of descriptors, or the pidfd cannot be watched.
             kind = _unix._ThreadedChildWatcher if sys.version_info >= (3, 14) else _unix.ThreadedChildWatcher
             kind().add_child_handler(pid, self._child_watcher_callback, transport)
             return
@@ -149,7 +147,7 @@ class SubprocessSupport(_core.Loop):
         try:
             _, status = os.waitpid(pid, 0)
         except ChildProcessError:
-            # The transport's close() may have asked just before.
+            # The transport's close() may have polled the child just before.
             returncode = None if transport._proc is None else transport._proc.returncode
             if returncode is None:
                 returncode = 255
@@ -159,12 +157,12 @@ class SubprocessSupport(_core.Loop):
         else:
             returncode = os.waitstatus_to_exitcode(status)
             if sys.version_info < (3, 12) and self._debug:
-                # What asyncio waits with says it until then.
+                # asyncio's child watchers log this until then.
                 logger.debug("process %s exited with returncode %s", pid, returncode)
         self._child_watcher_callback(pid, returncode, transport)
 
-    def _forget_children(self) -> None:
-        """What close() has to do: children that still run are nobody's business any more."""
+    def _unwatch_children(self) -> None:
+        """Stop watching children that still run. Called by close()."""
         while self._children:
             pidfd, _ = self._children.popitem()
             self._remove_reader(pidfd)
@@ -173,19 +171,19 @@ class SubprocessSupport(_core.Loop):
 
 if sys.version_info >= (3, 14):
 
-    def _program_has_watcher() -> bool:
+    def _has_custom_watcher() -> bool:
         return False
 
 else:
 
-    def _program_has_watcher() -> bool:
-        """Whether the program, or its event loop policy, has chosen a child watcher."""
+    def _has_custom_watcher() -> bool:
+        """Whether the program, or its event loop policy, has set a child watcher."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
             policy = events.get_event_loop_policy()
         default = asyncio.DefaultEventLoopPolicy
         if getattr(type(policy), "get_child_watcher", None) is not default.get_child_watcher:
             return True
-        # These are what asyncio makes by itself, and they would do the same as we do.
-        usual = (type(None), _unix.PidfdChildWatcher, _unix.ThreadedChildWatcher)
-        return type(getattr(policy, "_watcher", None)) not in usual
+        # The classes of the watchers that asyncio makes by itself.
+        defaults = (type(None), _unix.PidfdChildWatcher, _unix.ThreadedChildWatcher)
+        return type(getattr(policy, "_watcher", None)) not in defaults

@@ -1,4 +1,4 @@
-"""What the extension says in Python because it says it rarely: error reports, warnings, debug output."""
+"""Functions that the extension calls, rarely: error reports, warnings, debug output, socket objects."""
 
 from __future__ import annotations
 
@@ -26,36 +26,36 @@ __all__ = ["logger"]
 transport_socket = trsock.TransportSocket
 check_ssl_socket: Callable[[Any], None] = base_events._check_ssl_socket  # type: ignore[attr-defined]
 
-# Until 3.13 a Server counts its connections; since then it wants to know them.
+# Until 3.13 a Server counts its connections; since then it takes the transports.
 SERVER_TAKES_TRANSPORT = len(inspect.signature(base_events.Server._attach).parameters) > 1  # type: ignore[attr-defined]
 
-# Since 3.14 create_task() knows nothing of the keyword arguments that it is given.
+# Since 3.14 create_task() passes all keyword arguments on.
 CREATE_TASK_TAKES_ALL = not asyncio.BaseEventLoop.create_task.__kwdefaults__
 
-# What asyncio counts for a datagram that waits to be sent, beside its data.
+# Bytes that asyncio counts for a queued datagram, in addition to its data.
 DATAGRAM_HEADER = 8 if sys.version_info >= (3, 13) else 0
 
 _selector_events: Any = selector_events
 _FORMAT_TAKES_DEBUG = "debug" in inspect.signature(format_helpers._format_callback_source).parameters
 
 
-def of_asyncio(function: Any, module: Any) -> Any:
-    """A function of a module of asyncio's; None for another that the program has put in its place."""
-    is_theirs = isinstance(function, types.FunctionType) and function.__globals__ is vars(module)
-    return function if is_theirs else None
+def original_or_none(function: Any, module: Any) -> Any:
+    """Return a function that a module of asyncio defines; None if it is patched."""
+    is_original = isinstance(function, types.FunctionType) and function.__globals__ is vars(module)
+    return function if is_original else None
 
 
-_usual_socket = socket.socket
-usual_monotonic = time.monotonic if isinstance(time.monotonic, types.BuiltinFunctionType) else None
-usual_run = of_asyncio(events.Handle._run, events)
-usual_extra_info = of_asyncio(transports.BaseTransport.get_extra_info, transports)
+_original_socket = socket.socket
+original_monotonic = time.monotonic if isinstance(time.monotonic, types.BuiltinFunctionType) else None
+original_run = original_or_none(events.Handle._run, events)
+original_extra_info = original_or_none(transports.BaseTransport.get_extra_info, transports)
 
 c_task: Any = getattr(asyncio.tasks, "_CTask", None) or type(None)
 c_future: Any = getattr(asyncio.futures, "_CFuture", None) or type(None)
 
 
 def task_step_type() -> type:
-    """The type of what a task written in C gives call_soon(), to have its next step run."""
+    """The type of the callable that asyncio's C task passes to call_soon() for its next step."""
     seen: list[type] = [type(None)]
 
     class Scheduler:
@@ -70,7 +70,7 @@ def task_step_type() -> type:
 
     if c_task is not type(None):
         coroutine = nothing()
-        # A name of its own: the numbers in the usual names are for the program's tasks.
+        # With a name, so that the program's tasks are numbered from 1.
         task = c_task(coroutine, loop=Scheduler(), name="hotloop")
         task._log_destroy_pending = False
         coroutine.close()
@@ -78,13 +78,13 @@ def task_step_type() -> type:
 
 
 class DatagramTransport(transports._FlowControlMixin, asyncio.DatagramTransport):
-    """The classes that a datagram transport of asyncio's is an instance of."""
+    """Base of datagram transports, with the bases of asyncio's."""
 
     __slots__ = ()
 
 
 class StreamSocket(trsock.TransportSocket):
-    """What a stream tells of its socket: what is done to it comes after what was written."""
+    """The socket in a stream's extra info. Pending data is sent before fileno(), dup() and shutdown()."""
 
     __slots__ = ("_transport",)
 
@@ -92,26 +92,26 @@ class StreamSocket(trsock.TransportSocket):
         super().__init__(sock)
         self._transport = weakref.ref(transport)
 
-    def _send_what_was_written(self) -> None:
+    def _send_pending(self) -> None:
         transport = self._transport()
         if transport is None:
             return
         if transport._loop._thread_id == threading.get_ident():
             transport.get_write_buffer_size()
         else:
-            # What follows from an error, or from a full socket, is left to the loop.
+            # Errors and a full socket are left to the loop's thread.
             transport._send_in_thread()
 
     def fileno(self) -> int:
-        self._send_what_was_written()
+        self._send_pending()
         return super().fileno()
 
     def dup(self) -> socket.socket:
-        self._send_what_was_written()
+        self._send_pending()
         return super().dup()
 
     def shutdown(self, how: int) -> None:
-        self._send_what_was_written()
+        self._send_pending()
         super().shutdown(how)
 
 
@@ -121,19 +121,19 @@ def _format_callback(handle: Any) -> str:
     try:
         source: str = format_helpers._format_callback_source(callback, handle._args, **kwargs)
     except Exception as error:
-        # Its repr() is the program's own, and must not keep anybody from being told.
+        # repr() of the program's objects can raise. The report is made nevertheless.
         return f"<{type(callback).__name__}, whose repr() raised {type(error).__name__}>"
     return source
 
 
 def source_traceback() -> traceback.StackSummary:
-    """The stack of whoever called the method of the event loop that asks."""
+    """The stack of the Python code that called the extension."""
     stack: traceback.StackSummary = format_helpers.extract_stack(sys._getframe(1))
     return stack
 
 
 def report_handle(handle: Any, exception: BaseException) -> None:
-    """What asyncio.Handle._run() does with an exception."""
+    """Report an exception of a callback, as asyncio.Handle._run() does."""
     context = {
         "message": f"Exception in callback {_format_callback(handle)}",
         "exception": exception,
@@ -145,10 +145,9 @@ def report_handle(handle: Any, exception: BaseException) -> None:
 
 
 def report_entry(loop: Any, subject: Any, exception: BaseException) -> None:
-    """Report an exception of the event loop's own code: asyncio's is in callbacks, which report theirs so.
+    """Report an exception of the event loop's own code as one of a callback, as asyncio does.
 
-    *subject* is what the code was run for: a transport, a listener, a handle that could not be reported, or
-    the loop.
+    *subject* is the transport, the listener or the loop concerned, or a handle that could not be reported.
     """
     if isinstance(subject, asyncio.Handle):
         report_handle(subject, exception)
@@ -160,7 +159,7 @@ def report_entry(loop: Any, subject: Any, exception: BaseException) -> None:
 
 
 def report_slow(loop: Any, subject: Any, duration: float) -> None:
-    """Log a callback that took long, in debug mode; *subject* is its handle, or the transport."""
+    """Log a slow callback, in debug mode; *subject* is its handle, or the transport."""
     if duration >= loop.slow_callback_duration:
         if isinstance(subject, asyncio.Handle):
             subject = base_events._format_handle(subject)  # type: ignore[attr-defined]
@@ -168,12 +167,12 @@ def report_slow(loop: Any, subject: Any, duration: float) -> None:
 
 
 def log_connection_error(transport: Any, message: str, exception: BaseException) -> None:
-    """Log, in debug mode, an error of the network's that ends a connection."""
+    """Log, in debug mode, a network error that ends a connection."""
     logger.debug("%r: %s", transport, message, exc_info=exception)
 
 
 def report_protocol(loop: Any, message: str, exception: BaseException, transport: Any, protocol: Any) -> None:
-    """Hand an exception that a protocol raised to the exception handler."""
+    """Call the exception handler with an exception that a protocol raised."""
     context = {"message": message, "exception": exception}
     if transport is not None:
         context |= {"transport": transport, "protocol": protocol}
@@ -181,7 +180,7 @@ def report_protocol(loop: Any, message: str, exception: BaseException, transport
 
 
 def report_accept(loop: Any, exception: OSError, sock: socket.socket, listener: Any) -> None:
-    """Report that there is no descriptor or memory for a connection, and have the listener try again."""
+    """Report that accept() is out of descriptors or memory; the listener resumes after ACCEPT_RETRY_DELAY."""
     loop.call_exception_handler(
         {
             "message": "socket.accept() out of system resource",
@@ -193,16 +192,15 @@ def report_accept(loop: Any, exception: OSError, sock: socket.socket, listener: 
 
 
 def report_connection(loop: Any, exception: BaseException) -> None:
-    """Report that no transport could be made of an incoming connection."""
+    """Report that no transport could be made for an incoming connection."""
     loop.call_exception_handler(
         {"message": "Error on transport creation for incoming connection", "exception": exception}
     )
 
 
 def _arguments_for(fd: int) -> tuple[int, ...]:
-    """What socket.accept() makes a socket of, besides *fd*: a class or function of the program's needs it."""
-    if socket.socket is _usual_socket:
-        # It asks the descriptor.
+    """The arguments besides *fd* with which socket.accept() calls socket.socket, if that is patched."""
+    if socket.socket is _original_socket:
         return ()
     probe = _socket.socket(fileno=fd)
     try:
@@ -212,8 +210,8 @@ def _arguments_for(fd: int) -> tuple[int, ...]:
 
 
 def log_connection(server: Any, address: Any, fd: int) -> None:
-    """Say in debug mode that a server has got a connection."""
-    # A function can be in its place.
+    """Log an incoming connection, in debug mode."""
+    # It may be patched with a function.
     cls: Any = socket.socket if isinstance(socket.socket, type) else _socket.socket
     arguments = _arguments_for(fd)
     sock: Any = cls.__new__(cls, *arguments, fileno=fd)
@@ -227,7 +225,7 @@ def log_connection(server: Any, address: Any, fd: int) -> None:
 
 
 def has_own_method(sock: Any, name: str) -> bool:
-    """Whether a method of *sock* is not the one that all sockets have from C."""
+    """Whether a method of *sock* is not that of _socket.socket."""
     method = getattr(sock, name)
     return not isinstance(sock, _socket.socket) or method != getattr(_socket.socket, name).__get__(sock)
 
@@ -237,25 +235,25 @@ _DATAGRAM_METHODS = ("recvfrom", "recv", "sendto", "send")
 
 
 def has_own_methods(sock: Any, is_stream: bool) -> bool:
-    """Whether a transport has to call the methods of *sock*: an object like a socket, or of a subclass."""
+    """Whether a transport must call methods of *sock*, which overrides them or is no socket."""
     methods = _STREAM_METHODS if is_stream else _DATAGRAM_METHODS
     return any(not hasattr(sock, name) or has_own_method(sock, name) for name in methods)
 
 
-def stream_by_methods(loop: Any, sock: Any, protocol: Any, options: dict[str, Any]) -> Any:
-    """asyncio's own transport, which calls the methods of its socket."""
+def asyncio_stream(loop: Any, sock: Any, protocol: Any, options: dict[str, Any]) -> Any:
+    """Make asyncio's own stream transport, which calls the methods of its socket."""
     return _selector_events._SelectorSocketTransport(loop, sock, protocol, **options)
 
 
-def datagram_by_methods(loop: Any, sock: Any, protocol: Any, options: dict[str, Any]) -> Any:
-    """The same for datagrams."""
+def asyncio_datagram(loop: Any, sock: Any, protocol: Any, options: dict[str, Any]) -> Any:
+    """Make asyncio's own datagram transport, which calls the methods of its socket."""
     return _selector_events._SelectorDatagramTransport(loop, sock, protocol, **options)
 
 
 def send_by_method(sock: Any, data: Any, sent: int) -> tuple[int, bool]:
-    """Send data, of which some has been sent, by the method of a socket.
+    """Send data, of which *sent* bytes have been sent, by a socket's send().
 
-    Return how much has been sent by now, and whether that is all.
+    Return the number of bytes sent by now, and whether all are.
     """
     if sent:
         sent += sock.send(memoryview(data).cast("B")[sent:])
@@ -265,7 +263,7 @@ def send_by_method(sock: Any, data: Any, sent: int) -> tuple[int, bool]:
 
 
 def make_socket(fd: int) -> socket.socket:
-    """A socket object that owns *fd*, which does not block. If that fails, *fd* is still the caller's."""
+    """Make a non-blocking socket object that owns *fd*. On an error, the caller still owns *fd*."""
     arguments = _arguments_for(fd)
     cls: Any = socket.socket
     is_class = isinstance(cls, type)
@@ -282,7 +280,7 @@ def make_socket(fd: int) -> socket.socket:
 
 
 def closed_socket() -> socket.socket:
-    """A socket object that is closed."""
+    """Make a socket object that is closed."""
     sock = socket.socket()
     sock.close()
     return sock
@@ -297,7 +295,7 @@ def warn_unawaited(name: str) -> None:
 
 
 def fail_empty_waiter(waiter: asyncio.Future[None]) -> None:
-    """End a sendfile whose transport has ended: it sends through a descriptor of its own."""
+    """End the sendfile of a transport that has ended. It sends through a duplicate of its descriptor."""
     if not waiter.done():
         waiter.set_exception(ConnectionError("Connection is closed by peer"))
         return

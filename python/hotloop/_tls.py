@@ -1,9 +1,8 @@
-"""TLS: asyncio's SSLProtocol, with short ways for an established connection.
+"""TLS: asyncio's SSLProtocol, with fast paths for an established connection.
 
-The state machine, flow control, handshake and shutdown are the standard library's. What runs for each piece
-of data does the same as there, with two differences that nobody can see: OpenSSL is not asked for more when
-there is nothing more, which it would answer with an exception, and no 256 KiB are allocated to read a record
-of at most 16.
+The state machine, flow control, handshake and shutdown are the standard library's. The methods that run for
+each piece of data behave as there, but do not call OpenSSL when it has no more data, which would raise an
+exception, and do not allocate 256 KiB to read a record of at most 16 KiB.
 """
 
 from __future__ import annotations
@@ -20,28 +19,28 @@ _WRAPPED: Any = sslproto.SSLProtocolState.WRAPPED
 _AGAIN: Any = sslproto.SSLAgainErrors
 _SSLObject: Any = ssl.SSLObject
 
-# The most that a record holds, and so the most that one read returns.
+# The maximum size of a record's data, which is the most that one read returns.
 _RECORD = 16 * 1024
 
 
-def hasten(transport: Any) -> None:
-    """Have asyncio's protocol of an established connection, which has the same state, take the short ways."""
+def use_fast_paths(transport: Any) -> None:
+    """Switch the protocol of an established connection from asyncio's class to the one here."""
     protocol = getattr(transport, "_ssl_protocol", None)
     if type(protocol) is _Protocol:
         protocol.__class__ = SSLProtocol
 
 
-# A class without types: those that type checkers know of asyncio's leave out most of what is used here.
+# Untyped: the types of asyncio's class lack most of the members that are used here.
 class SSLProtocol(_Protocol):  # type: ignore[misc]
-    """asyncio's SSLProtocol, faster."""
+    """asyncio's SSLProtocol with fast paths. It has no attributes of its own."""
 
     def _raw(self) -> Any:
-        """The object in C that an ssl.SSLObject only passes calls on to; a subclass may do more."""
+        """The object in C behind an ssl.SSLObject. A subclass may override methods and is returned itself."""
         sslobj = self._sslobj
         return sslobj._sslobj if type(sslobj) is _SSLObject else sslobj
 
     def get_buffer(self, n: int) -> Any:
-        # The buffer is never smaller than max_size, which stands for a size that is not known.
+        # The buffer is never smaller than max_size, which asyncio uses for an unknown size.
         return self._ssl_buffer_view if n == -1 else _Protocol.get_buffer(self, n)
 
     def buffer_updated(self, nbytes: int) -> None:
@@ -97,10 +96,10 @@ class SSLProtocol(_Protocol):  # type: ignore[misc]
             except _AGAIN:
                 count = 0
             except Exception:
-                self._keep(data)
+                self._append_to_backlog(data)
                 raise
             if count < len(data):
-                self._keep(data[count:])
+                self._append_to_backlog(data[count:])
                 self._do_write()
             elif self._ssl_writing_paused or self._app_writing_paused or not self._outgoing_high_water:
                 self._process_outgoing()
@@ -109,7 +108,6 @@ class SSLProtocol(_Protocol):  # type: ignore[misc]
         except Exception as error:
             self._fatal_error(error, "Fatal error on SSL protocol")
 
-    def _keep(self, data: Any) -> None:
-        """Have data wait to be written."""
+    def _append_to_backlog(self, data: Any) -> None:
         self._write_backlog.append(data)
         self._write_buffer_size += len(data)

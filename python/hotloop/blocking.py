@@ -1,4 +1,4 @@
-"""What the handler of loop.watch_blocking() is told of a callback that blocked the event loop."""
+"""The argument of loop.watch_blocking() handlers: a callback that blocked the event loop."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ _LIBRARIES = tuple(
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A callback that kept an event loop from everything else."""
+    """A callback that ran for at least the threshold of watch_blocking()."""
 
     what: str
-    """The callback, as asyncio writes handles and tasks."""
+    """repr() of the task or the handle."""
     task: asyncio.Task[Any] | None
-    """The task of which it was a step."""
+    """The task, if the callback was a step of one."""
     duration: float
     """Seconds from its beginning to its end."""
     processor: float | None
-    """Seconds of that in which its thread computed. None where the system does not tell."""
+    """Processor time of its thread in that time, in seconds. None if it is not known."""
     collecting: float
-    """Seconds of that in which it collected garbage."""
+    """Seconds spent in garbage collection in that time."""
     stack: traceback.StackSummary
-    """Where it was when it had run for as long as the threshold; empty if it is in no Python code."""
+    """The stack when it had run for the threshold; empty if no Python code ran."""
     later_stack: traceback.StackSummary | None
-    """Where it was after ten times as long."""
+    """The stack after ten times as long; None if it ended before."""
     created_at: traceback.StackSummary | None
-    """In debug mode, who scheduled the callback or made the task."""
+    """In debug mode, the stack that scheduled the callback or made the task."""
     unreported: int
-    """Other blocks since the last that was reported."""
+    """Unreported blocks since the last report."""
 
     @property
     def line(self) -> traceback.FrameSummary | None:
-        """The innermost line outside the standard library and installed packages, or else the last."""
+        """The innermost line outside the standard library and installed packages, or else the innermost."""
         return _innermost(self.later_stack or self.stack)
 
     def __str__(self) -> str:
@@ -54,7 +54,7 @@ class Block:
 
 
 def where_in(stack: traceback.StackSummary) -> str | None:
-    """Name the innermost line of the user's code in a stack; None if that has none."""
+    """Format the innermost line of the user's code in a stack, or else the innermost; None if it is empty."""
     line = _innermost(stack)
     return f"{line.filename}:{line.lineno} in {line.name}" if line else None
 

@@ -1,4 +1,4 @@
-"""The event loop: the extension's Loop for what happens often, asyncio's BaseEventLoop for the rest."""
+"""The event loop: scheduling, polling and transports by the extension, the rest by asyncio.BaseEventLoop."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from types import BuiltinFunctionType
 from . import _core
 from ._accepting import Accepting
 from ._executors import ExecutorSupport
-from ._patches import ReadyHandles, adopt
+from ._patches import ReadyHandles, sync_patches
 from ._signals import SignalHandling
 from ._subprocesses import SubprocessSupport
 from ._support import check_ssl_socket
@@ -33,36 +33,36 @@ if TYPE_CHECKING:
 
     _Function = TypeVar("_Function", bound=Callable[..., Any])
 
-# Methods with a shorter way here, which is not taken where the program has replaced one.
+# Originals of the methods with a fast path here. The fast path is skipped if the program has patched them.
 _create_connection = asyncio.BaseEventLoop.create_connection
 _start_tls = asyncio.BaseEventLoop.start_tls
 _getaddrinfo = asyncio.BaseEventLoop.getaddrinfo
 _getnameinfo = asyncio.BaseEventLoop.getnameinfo
 _CONNECTION_OPTIONS: dict[str, Any] = _create_connection.__kwdefaults__ or {}
 
-# What create_connection() asks besides methods of the loop. Where the program has another instead, that is
-# asked; also if that was there before this module.
+# Originals of what asyncio's create_connection() uses besides methods of the loop. A patched one is called,
+# also if it was patched before this module was imported: then _Socket is None.
 _Socket = socket.socket if socket.socket.__module__ == "socket" else None
 _socket_connect = _socket.socket.connect
-# The same for what asyncio's servers ask.
+# The original of what asyncio's servers call.
 _socket_accept = None if _Socket is None else _Socket.accept
 
-# What asyncio's event loop for Unix does once a connection, or once a program, in functions that ask nothing
-# of their loop but the methods that this one has, too. Each Python brings its own version.
-_Unix: Any = asyncio.SelectorEventLoop
+# asyncio's event loop for Unix. Some of its methods, which run once per connection or once per program, work
+# on this loop, too. Each Python brings its own version of them.
+_UnixLoop: Any = asyncio.SelectorEventLoop
 
 
 def _with_signature_of(function: _Function) -> Callable[[Callable[..., Any]], _Function]:
-    """functools.wraps() for a method that takes what another does, whatever that is in the running Python."""
-    # To type checkers wraps() returns what keeps the method's own signature: this says the other's.
+    """functools.wraps() for a method with the parameters that another has in the running Python."""
+    # wraps() keeps the method's own signature for type checkers. This returns the other's.
     return functools.wraps(function)  # type: ignore[return-value]
 
 
 def _replaces_connecting(cls: type) -> bool:
-    """Whether methods are overridden that create_connection() goes through.
+    """Whether the class overrides a method that create_connection() calls.
 
-    Not a part of Loop.__init__(): before 3.12, a function whose arguments a generator expression refers to
-    leaks them, here the loop, where there is no memory.
+    Not a part of Loop.__init__(): out of memory, a generator expression before 3.12 leaks those arguments of
+    its function that it uses, which there include the loop.
     """
     return any(getattr(cls, name) is not getattr(Loop, name) for name in _core.CONNECTING)
 
@@ -71,9 +71,9 @@ _tasks: Any = asyncio.tasks
 
 
 class _Selector:
-    """Takes the place of a selector for an iteration that is the program's own, as nest_asyncio's.
+    """A selector for programs that run asyncio's iteration themselves, such as nest_asyncio.
 
-    What is ready and due is run in the wait: the program finds nothing but what that has made ready.
+    select() runs an iteration of the loop, including what is ready and due, and reports no events.
     """
 
     def __init__(self, loop: Loop | None = None) -> None:
@@ -83,11 +83,11 @@ class _Selector:
         return _Selector(loop)
 
     def get_key(self, fd: int) -> Any:
-        """What repr() of asyncio's own transports asks: nothing is known here."""
+        """Raise KeyError. repr() of asyncio's own transports calls this."""
         raise KeyError(fd)
 
     def select(self, timeout: float | None = None) -> list[Any]:
-        """Run an iteration of the loop, perhaps within a task, which is not the current one meanwhile."""
+        """Run an iteration of the loop. A task that calls this is not the current one meanwhile."""
         loop: Any = self._loop
         task = asyncio.current_task(loop)
         if task is not None:
@@ -103,12 +103,11 @@ class _Selector:
 class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEventLoop):
     """An asyncio event loop that runs callbacks, timers and transports in Rust.
 
-    It takes and ignores the argument of asyncio.SelectorEventLoop, so that it can stand in for it. The
-    environment variable HOTLOOP_POLLER=portable, read here, forces the wait that platforms without a faster
-    one use.
+    It takes and ignores the argument of asyncio.SelectorEventLoop, so that it can replace that class. The
+    environment variable HOTLOOP_POLLER=portable makes a new loop wait as on platforms without epoll.
     """
 
-    # What asyncio.BaseEventLoop has besides what it documents.
+    # Undocumented members of asyncio.BaseEventLoop.
     _debug: bool
     _stopping: bool
     _thread_id: int | None
@@ -118,36 +117,36 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
     _asyncgen_finalizer_hook: Callable[[Any], None]
     _ensure_resolved: Callable[..., Awaitable[Any]]
 
-    # What tasks accept connections, for whoever asks; since there is a server.
+    # The tasks that accept connections, for asyncio.all_tasks(). None until a server is started.
     _accepting: Accepting | None = None
 
-    # How the hooks for asynchronous generators were set before a run.
+    # The hooks for asynchronous generators that were set before a run.
     _old_agen_hooks: Any = None
 
-    # Called with each loop that is made.
-    _when_made: Callable[[Loop], object] | None = None
+    # Called with each new loop.
+    _on_created: Callable[[Loop], object] | None = None
 
-    # How callbacks are watched, for blocking the loop.
+    # The state of watch_blocking(); None if it is off.
     _blocking: Watch | None = None
 
-    # What asyncio's own loops wait with. Here the extension does.
+    # Only for programs: the loop waits in the extension.
     _selector = _Selector()
 
     def __init__(self, selector: object = None) -> None:
         try:
             asyncio.BaseEventLoop.__init__(self)
-            adopt(Loop)
+            sync_patches(Loop)
             self._replaces_connecting = _replaces_connecting(type(self))
             SignalHandling.__init__(self)
             SubprocessSupport.__init__(self)
             self._transports: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
             self._unix_server_sockets: dict[socket.socket, int] = {}
-            # The task that sends a file, by the future of its transport that waits for no more to be written.
+            # The task that sends a file, by its transport's empty waiter.
             self._sendfiles: dict[asyncio.Future[None], asyncio.Task[Any] | None] = {}
-            if Loop._when_made is not None:
-                Loop._when_made(self)
+            if Loop._on_created is not None:
+                Loop._on_created(self)
         except BaseException:
-            # Half a loop has nothing to close but its descriptors, and __del__() asks no more of it.
+            # Only descriptors need closing. __del__() does nothing for a closed loop.
             self._close()
             self._closed = True
             raise
@@ -158,18 +157,18 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
         """Run until stop() is called."""
         self._run_forever_setup()
         try:
-            self._wait_by(_replaced_select())
+            self._wait_by(_patched_select())
             waking = self._wake_on_signals()
             try:
                 if self._run_once == _core.Loop._run_once.__get__(self):
                     self._run()
                 else:
-                    self._run_by_method()
+                    self._run_as_asyncio()
             finally:
                 if waking:
                     self._stop_waking_on_signals()
         finally:
-            # Ctrl-C can come as a method begins: without these, the loop would count as running for good.
+            # Ctrl-C can come before the first line of the cleanup. The loop must not stay marked as running.
             try:
                 self._stopping = False
                 self._thread_id = None
@@ -178,10 +177,10 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
                 self._run_forever_cleanup()
 
     def _run_forever_setup(self) -> None:
-        """What comes before the first iteration: asyncio has it in a method of its own since Python 3.13."""
+        """Prepare the first iteration. Overrides asyncio's method of Python 3.13 and later."""
         self._check_closed()
         self._check_running()
-        adopt(Loop)
+        sync_patches(Loop)
         self._note_overrides()
         self._set_coroutine_origin_tracking(self._debug)
         self._old_agen_hooks = sys.get_asyncgen_hooks()
@@ -194,10 +193,10 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
             raise
 
     def _run_forever_cleanup(self) -> None:
-        """What comes after the last iteration."""
+        """Undo _run_forever_setup(). Overrides asyncio's method of Python 3.13 and later."""
         self._stopping = False
         self._thread_id = None
-        # Each can fail where there is no memory, which is no reason to leave out the others.
+        # Each step can fail out of memory. The others are done nevertheless.
         try:
             events._set_running_loop(None)
         finally:
@@ -208,18 +207,18 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
                 if hooks is not None:
                     sys.set_asyncgen_hooks(*hooks)
 
-    def _run_by_method(self) -> None:
-        """What asyncio does, which calls the _run_once() of a subclass."""
+    def _run_as_asyncio(self) -> None:
+        """Run as asyncio's loops do: by calling _run_once(), which a subclass has overridden."""
         while True:
             self._run_once()
             if self._stopping:
                 break
 
     def _process_events(self, event_list: list[Any]) -> None:
-        """Nothing: see _Selector."""
+        """Do nothing: _Selector.select() reports no events."""
 
     def close(self) -> None:
-        """Close the event loop: what is scheduled is dropped, what was written and the network takes is sent.
+        """Close the event loop: drop scheduled callbacks, and send pending data that sockets take at once.
 
         The executor is shut down without waiting. Raise RuntimeError if the loop is running.
         """
@@ -230,18 +229,18 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
         if self._blocking is not None:
             self._blocking.end(self)
         self._end_signal_handling()
-        self._forget_children()
-        # Not by its name: at the end of the interpreter this module may have none any more.
+        self._unwatch_children()
+        # Not asyncio.BaseEventLoop.close(): at the end of the interpreter this module's names may be None.
         super().close()
         self._close()
 
     def __copy__(self) -> Self:
-        """The loop itself: two cannot share what it has."""
+        """Return the loop itself."""
         return self
 
     @property
     def _ready(self) -> ReadyHandles:
-        """What is ready to be run, as asyncio has it, to be looked at or added to."""
+        """The ready queue, for programs that inspect asyncio's or add to it."""
         return ReadyHandles(self)
 
     @_ready.setter
@@ -251,8 +250,8 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
 
     @property
     def _scheduled(self) -> list[asyncio.TimerHandle]:
-        """The timers, as asyncio has them, to be looked at."""
-        # A loop that is closed has dropped them, or is about to: asyncio's close() asks for them.
+        """The timers, for programs that inspect asyncio's."""
+        # asyncio's close() reads this after it has set _closed.
         return [] if self._closed else list(self._timer_handles())
 
     @_scheduled.setter
@@ -260,13 +259,13 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
         pass
 
     def set_debug(self, enabled: bool) -> None:
-        """Turn debug mode on or off, as asyncio has it."""
+        """Turn asyncio's debug mode on or off."""
         asyncio.BaseEventLoop.set_debug(self, enabled)
 
-    # --- What it does ---
+    # --- Metrics ---
 
     def metrics(self) -> Metrics:
-        """Return what the loop did since it was made, or since reset_metrics(): see hotloop.metrics.Metrics.
+        """Return a snapshot of the counters since the loop was made, or since reset_metrics().
 
         May be called from any thread.
         """
@@ -280,11 +279,11 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
     def watch_blocking(
         self, threshold: float | None = 0.1, handler: Callable[[Block], object] | None = None
     ) -> None:
-        """Report callbacks that run for *threshold* seconds or longer; with None, no more.
+        """Report callbacks that run for *threshold* seconds or longer; None turns that off.
 
-        Each is a warning of the logger `hotloop`. A *handler* is called instead, with an object that says the
-        same, on the loop, when the callback is over. Nobody is told more than once a second. Closing the loop
-        ends it.
+        A report is a warning of the logger `hotloop`. A *handler* is instead scheduled on the loop with a
+        hotloop.blocking.Block when the callback has ended. There is at most one report per second. Closing
+        the loop turns this off.
 
         Raise ValueError for a threshold that is not positive.
         """
@@ -297,17 +296,17 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
     async def getaddrinfo(
         self, host: Any, port: Any, *, family: int = 0, type: int = 0, proto: int = 0, flags: int = 0
     ) -> Any:
-        """socket.getaddrinfo() in a thread; an IP address and a number for the port need none."""
-        is_replaced = asyncio.BaseEventLoop.getaddrinfo is not _getaddrinfo
-        if not is_replaced and _is_numeric(host) and _is_port(port):
+        """socket.getaddrinfo() in a thread, but in this one for an IP address with a numeric port."""
+        is_patched = asyncio.BaseEventLoop.getaddrinfo is not _getaddrinfo
+        if not is_patched and _is_numeric(host) and _is_port(port):
             return socket.getaddrinfo(host, port, family, type, proto, flags | socket.AI_NUMERICHOST)
         return await super().getaddrinfo(host, port, family=family, type=type, proto=proto, flags=flags)
 
     async def getnameinfo(self, sockaddr: Any, flags: int = 0) -> Any:
-        """socket.getnameinfo() in a thread; none is needed to write numbers down."""
+        """socket.getnameinfo() in a thread, but in this one for a numeric host and service."""
         numeric = socket.NI_NUMERICHOST | socket.NI_NUMERICSERV
-        is_replaced = asyncio.BaseEventLoop.getnameinfo is not _getnameinfo
-        if not is_replaced and flags & numeric == numeric:
+        is_patched = asyncio.BaseEventLoop.getnameinfo is not _getnameinfo
+        if not is_patched and flags & numeric == numeric:
             return socket.getnameinfo(sockaddr, flags)
         return await super().getnameinfo(sockaddr, flags)
 
@@ -331,7 +330,7 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
     async def create_connection(
         self, protocol_factory: Any, host: Any = None, port: Any = None, **options: Any
     ) -> Any:
-        connection = self._connect(host, port) if self._connects_itself(options) else None
+        connection = self._connect(host, port) if self._connects_natively(options) else None
         if connection is None:
             return await super().create_connection(protocol_factory, host, port, **options)
         try:
@@ -347,8 +346,8 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
             raise
         return transport, protocol
 
-    def _connects_itself(self, options: dict[str, Any]) -> bool:
-        """Whether create_connection() to an IP address needs nothing of anybody else, with these options."""
+    def _connects_natively(self, options: dict[str, Any]) -> bool:
+        """Whether the extension can do create_connection() to an IP address with these options."""
         for name, value in options.items():
             if name not in _CONNECTION_OPTIONS or value is not _CONNECTION_OPTIONS[name]:
                 return False
@@ -376,7 +375,7 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
         ssl_shutdown_timeout: float | None = None,
         context: Any = None,
     ) -> Any:
-        # Only here: not every Python has the ssl module, which this needs.
+        # Not every Python has the ssl module, which this needs.
         from ._tls import SSLProtocol
 
         ssl_protocol = SSLProtocol(
@@ -394,23 +393,23 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
 
     @_with_signature_of(_start_tls)
     async def start_tls(self, *args: Any, **options: Any) -> Any:
-        from ._tls import hasten
+        from ._tls import use_fast_paths
 
         transport = await super().start_tls(*args, **options)
-        hasten(transport)
+        use_fast_paths(transport)
         return transport
 
     async def _sendfile_native(self, transp: Any, file: Any, offset: int, count: int | None) -> int:
-        """os.sendfile() on a duplicate of the transport's descriptor, which can be watched beside it."""
+        """os.sendfile() on a duplicate of the transport's descriptor, so that both can be watched."""
         resume_reading = transp.is_reading()
-        # It fails if another sendfile is under way, which goes on as if this one had not been asked for.
+        # Raises if another sendfile is under way, which goes on undisturbed.
         waiter = transp._make_empty_waiter()
         try:
             transp.pause_reading()
             await waiter
             sock = transp._sock
             if sock is None:
-                # Its descriptor may be another connection's by now.
+                # Its descriptor number may belong to another connection by now.
                 raise ConnectionError("Connection is closed by peer")
             try:
                 duplicate = os.dup(sock.fileno())
@@ -423,7 +422,7 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
                 try:
                     return await self.sock_sendfile(sock, file, offset, count, fallback=False)
                 except asyncio.CancelledError:
-                    # The transport's end, not the program, has cancelled it.
+                    # fail_empty_waiter() has cancelled the task, not the program.
                     if waiter in self._sendfiles or task is None or task.uncancel() > 0:
                         raise
                     raise ConnectionError("Connection is closed by peer") from None
@@ -434,23 +433,23 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
             if resume_reading:
                 transp.resume_reading()
 
-    _sock_sendfile_native = _Unix._sock_sendfile_native
-    _sock_sendfile_native_impl = _Unix._sock_sendfile_native_impl
-    _sock_sendfile_update_filepos = _Unix._sock_sendfile_update_filepos
-    _sock_add_cancellation_callback = _Unix._sock_add_cancellation_callback
+    _sock_sendfile_native = _UnixLoop._sock_sendfile_native
+    _sock_sendfile_native_impl = _UnixLoop._sock_sendfile_native_impl
+    _sock_sendfile_update_filepos = _UnixLoop._sock_sendfile_update_filepos
+    _sock_add_cancellation_callback = _UnixLoop._sock_add_cancellation_callback
 
-    @_with_signature_of(_Unix._start_serving)
+    @_with_signature_of(_UnixLoop._start_serving)
     def _start_serving(self, protocol_factory: Any, sock: Any, *args: Any, **options: Any) -> None:
         if self._accepting is None:
             self._accepting = Accepting(self)
-        # asyncio's own way calls accept(), which may be the program's.
+        # A patched or overridden accept() is called, by asyncio's own code.
         accept = getattr(sock, "accept", None)
-        is_usual = _socket_accept is not None and getattr(accept, "__func__", None) is _socket_accept
-        start = _core.Loop._start_serving if is_usual else _Unix._start_serving
+        is_original = _socket_accept is not None and getattr(accept, "__func__", None) is _socket_accept
+        start = _core.Loop._start_serving if is_original else _UnixLoop._start_serving
         start(self, protocol_factory, sock, *args, **options)
 
     def _stop_serving(self, sock: socket.socket) -> None:
-        # Python 3.13 and later note here which paths are to be removed.
+        # Python 3.13 and later list the paths to remove here.
         inode = self._unix_server_sockets.pop(sock, None)
         path = None if inode is None else sock.getsockname()
         _core.Loop._stop_serving(self, sock)
@@ -464,17 +463,17 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
                 logger.error("Unable to clean up listening UNIX socket %r: %r", path, error)
 
     if not TYPE_CHECKING:  # Their types are AbstractEventLoop's.
-        create_unix_connection = _Unix.create_unix_connection
-        create_unix_server = _Unix.create_unix_server
-    _accept_connection = _Unix._accept_connection
-    _accept_connection2 = _Unix._accept_connection2
+        create_unix_connection = _UnixLoop.create_unix_connection
+        create_unix_server = _UnixLoop.create_unix_server
+    _accept_connection = _UnixLoop._accept_connection
+    _accept_connection2 = _UnixLoop._accept_connection2
 
 
-def _replaced_select() -> Callable[..., object] | None:
-    """What gevent or eventlet has put in place of select.select(), so that its other threads run meanwhile.
+def _patched_select() -> Callable[..., object] | None:
+    """The select.select() of gevent or eventlet, which runs their other threads; None if it is not patched.
 
-    It has also taken away what waits in other ways, which would stop them. What counts is what asyncio's own
-    loops wait by: eventlet, with a hub that is one of asyncio's loops, gives them back what it has replaced.
+    They also remove select.epoll(), by which this recognises them. The module that asyncio's selectors use is
+    inspected: with a hub that is one of asyncio's loops, eventlet leaves that one unpatched.
     """
     # Type checkers do not know what these modules import.
     module = selector_events.selectors.select  # type: ignore[attr-defined]
@@ -483,7 +482,7 @@ def _replaced_select() -> Callable[..., object] | None:
 
 
 def _is_numeric(host: object) -> bool:
-    """Whether *host* is an IP address, possibly with a scope, in one of the forms that need no resolving."""
+    """Whether *host* is an IP address, in a form that needs no resolving; IPv6 may have a scope."""
     if not isinstance(host, str):
         return False
     address, _, scope = host.partition("%")
@@ -504,7 +503,7 @@ def _is_port(port: object) -> bool:
 
 
 def _send_before_fork() -> None:
-    """Have what was written before a fork sent before it, by this process: asyncio has sent it by then."""
+    """Send pending data before a fork, as asyncio has by then. The child never sends it."""
     loop = events._get_running_loop()
     if isinstance(loop, Loop):
         loop._flush()

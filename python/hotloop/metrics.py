@@ -1,4 +1,4 @@
-"""What an event loop did, and how long that took: the snapshot that loop.metrics() returns."""
+"""The snapshot of an event loop's counters and durations that loop.metrics() returns."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from dataclasses import dataclass, replace
 class Histogram:
     """Durations in seconds, counted by size.
 
-    From a microsecond to over an hour a bucket is at most a sixteenth wide, and what is told is within 4 %.
-    What is shorter is all in the first bucket.
+    From a microsecond to over an hour, the width of a bucket is at most a sixteenth of its start, and results
+    are within 4 %. All shorter durations are in the first bucket.
     """
 
     buckets: tuple[tuple[float, float, int], ...]
-    """Those buckets that have anything: from which duration on, up to which, how many."""
+    """Non-empty buckets: lower bound, upper bound, count."""
     max: float
-    """The longest; 0.0 as long as none took a microsecond."""
+    """The longest duration; 0.0 while none has reached a microsecond."""
 
     @property
     def count(self) -> int:
-        """How many there are."""
+        """The number of durations."""
         return sum(count for _, _, count in self.buckets)
 
     @property
     def sum(self) -> float:
-        """All durations together."""
+        """The sum of all durations, within 4 %."""
         return sum(self._middle(low, high) * count for low, high, count in self.buckets)
 
     @property
     def mean(self) -> float:
-        """The average; 0.0 if there is none."""
+        """The average duration; 0.0 if there is none."""
         count = self.count
         return self.sum / count if count else 0.0
 
@@ -52,9 +52,9 @@ class Histogram:
         return self.max
 
     def since(self, earlier: Histogram) -> Histogram:
-        """Return what was counted after an earlier snapshot of the same histogram.
+        """Return the durations that were added after an earlier snapshot of the same histogram.
 
-        Its max is that of all, or the end of the last bucket that has anything, if that is less.
+        Its max is at most the overall max and the end of the last non-empty bucket.
         """
         counted = {low: count for low, _, count in earlier.buckets}
         buckets = tuple(
@@ -67,16 +67,16 @@ class Histogram:
         return Histogram(buckets, min(self.max, buckets[-1][1]))
 
     def _middle(self, low: float, high: float) -> float:
-        """What the durations in a bucket are taken for."""
+        """The duration that stands for those in a bucket."""
         return min((low + high) / 2, self.max) if low else high / 2
 
 
 @dataclass(frozen=True, slots=True)
 class Metrics:
-    """What an event loop did since it was made, or since reset_metrics(). Times are in seconds."""
+    """Counters of an event loop since it was made, or since reset_metrics(). Times are in seconds."""
 
     io_events: int
-    """Descriptors that were found ready."""
+    """Descriptors that polls found ready."""
     timers_fired: int
     timers_cancelled: int
     tasks_created: int
@@ -84,36 +84,36 @@ class Metrics:
     wakeups: int
     """Times that another thread woke the loop while it slept."""
     idle: float
-    """Waiting, with nothing to do."""
+    """Time spent waiting."""
     busy: float
-    """Running callbacks, and looking for more."""
+    """Time spent running callbacks, and polling without a wait."""
     iteration_duration: Histogram
-    """How long each turn took, without the wait."""
+    """Durations of iterations, without the wait."""
     delay: Histogram
-    """How late callbacks that were ready, and timers that were due, ran."""
+    """Delays of callbacks after they were ready, and of timers after they were due."""
     ready: int
-    """Callbacks that are ready now."""
+    """Callbacks in the ready queue now."""
     ready_highest: int
-    """The most that ever were, at the beginning of a turn."""
+    """The highest number of ready callbacks at the beginning of an iteration."""
     transports: int
     """Open transports: connections, datagram endpoints, pipes."""
     bytes_read: int
     bytes_written: int
     bytes_waiting: int
-    """What was written to transports, and is not sent yet."""
+    """Bytes written to transports and not sent yet."""
     accepted: int
-    """Connections that servers accepted."""
+    """Connections accepted by servers."""
     connected: int
-    """Connections that were made to others."""
+    """Outgoing connections."""
 
     @property
     def iterations(self) -> int:
-        """Turns of the loop: a look for what is ready, then the callbacks that are."""
+        """Iterations: a poll, then the callbacks that are ready."""
         return self.iteration_duration.count
 
     @property
     def callbacks(self) -> int:
-        """Callbacks that were run: handles, steps of tasks, events of transports."""
+        """Callbacks run: handles, steps of tasks, events of transports."""
         return self.delay.count
 
     @property
@@ -123,9 +123,9 @@ class Metrics:
         return self.busy / total if total else 0.0
 
     def since(self, earlier: Metrics) -> Metrics:
-        """Return what the loop did after an earlier snapshot of it, with no reset_metrics() in between.
+        """Return the difference from an earlier snapshot of the loop, with no reset_metrics() in between.
 
-        What is open, ready or waiting, and the most that was ready, stay as they are.
+        ready, ready_highest, transports and bytes_waiting are those of this snapshot.
         """
         totals = {
             name: getattr(self, name) - getattr(earlier, name)

@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from .loop import Loop
     from .metrics import Histogram, Metrics
 
-    # What is observed of a snapshot, by the value of the instrument's attribute; one value without that.
+    # Maps a snapshot to values by the instrument's attribute, or to one value without an attribute.
     Observe = Callable[[Metrics], Mapping[str, float] | float]
 
 __all__ = ["instrument"]
 
-# name: unit, description, attribute, what is observed.
+# Name: unit, description, attribute, observed value.
 _COUNTERS: dict[str, tuple[str, str, str, Observe]] = {
     "time": ("s", "Time in each state", "state", lambda m: {"active": m.busy, "idle": m.idle}),
     "iterations": ("{iteration}", "Turns of the event loop", "", lambda m: m.iterations),
@@ -58,7 +58,7 @@ _LEVELS: dict[str, tuple[str, str, str, Observe]] = {
     "transports": ("{transport}", "Open transports", "", lambda m: m.transports),
     "network.waiting": ("By", "Bytes written and not sent yet", "", lambda m: m.bytes_waiting),
 }
-# Of the time since the collection before.
+# Values of the time since the previous collection.
 _GAUGES: dict[str, tuple[str, str, str, Observe]] = {
     "utilization": ("1", "Share of the time that the event loop was busy", "", lambda m: m.utilization),
     "delay": (
@@ -75,7 +75,7 @@ _GAUGES: dict[str, tuple[str, str, str, Observe]] = {
     ),
 }
 
-# Callbacks within so many seconds belong to one collection.
+# Callbacks within this many seconds belong to one collection.
 _ONE_COLLECTION = 0.05
 
 
@@ -85,7 +85,7 @@ def _statistics(histogram: Histogram) -> dict[str, float]:
 
 
 class _Source:
-    """The snapshots of one loop, which is not kept alive."""
+    """The last two snapshots of one loop. It does not keep the loop alive."""
 
     def __init__(self, loop: Loop, name: str) -> None:
         self.loop = weakref.ref(loop)
@@ -94,7 +94,7 @@ class _Source:
         self.total = self.before = loop.metrics()
 
     def refresh(self) -> bool:
-        """Take a snapshot if a collection begins. False if the loop is closed or gone."""
+        """Take a snapshot if a collection begins. Return False if the loop is closed or destroyed."""
         loop = self.loop()
         if loop is None or loop.is_closed():
             return False
@@ -102,17 +102,17 @@ class _Source:
         if now - self.taken > _ONE_COLLECTION:
             self.before, self.total = self.total, loop.metrics()
             if self.total.callbacks < self.before.callbacks:
-                # It was reset.
+                # reset_metrics() was called.
                 self.before = self.total
             self.taken = now
         return True
 
 
 def instrument(loop: Loop, name: str = "main", *, meter_provider: MeterProvider | None = None) -> None:
-    """Have a loop's metrics collected, with its name as the attribute `hotloop.eventloop.name`.
+    """Collect a loop's metrics, with its name as the attribute `hotloop.eventloop.name`.
 
-    Counters are of all the time; utilization, delay and duration are of the time since the collection before,
-    whoever read that. A loop that is closed or gone is left out from then on.
+    Counters are cumulative; utilization, delay and duration are those since the previous collection by any
+    reader. A loop that is closed or destroyed is not reported any more.
     """
     source = _Source(loop, name)
     meter = (meter_provider or get_meter_provider()).get_meter("hotloop", __version__)

@@ -1,7 +1,7 @@
 """The metrics of event loops for Prometheus. Needs prometheus_client: pip install 'hotloop[prometheus]'.
 
 Collector(loop)        # in the program, once
-start_http_server(...) # or whatever serves prometheus_client's registry
+start_http_server(...) # or another way to serve prometheus_client's registry
 """
 
 from __future__ import annotations
@@ -57,14 +57,14 @@ _HISTOGRAMS = {
     "delay": ("hotloop_delay_seconds", "How late callbacks that were ready, and timers that were due, ran"),
 }
 
-# Powers of two, which are bounds of the loop's own buckets: a microsecond to a minute.
+# Powers of two, from a microsecond to a minute: bounds of the loop's own buckets.
 _BOUNDS = [2.0**power for power in range(-20, 7)]
 
 
 class Collector(_Collector):
     """Collects the metrics of event loops, each labelled `loop` with its name.
 
-    It does not keep a loop alive. A loop that is closed or gone is left out from then on.
+    It does not keep a loop alive. It drops loops that are closed or destroyed.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class Collector(_Collector):
         return self._families({})
 
     def collect(self) -> Iterator[Metric]:
-        """Ask all loops."""
+        """Yield the metrics of all open loops."""
         with self._lock:
             loops = self._open()
         return self._families({name: loop.metrics() for name, loop in loops.items()})
@@ -120,7 +120,7 @@ class Collector(_Collector):
 
 
 def _cumulated(histogram: Histogram) -> list[tuple[str, float]]:
-    """How many durations are up to each bound."""
+    """The number of durations up to each bound."""
     cumulated = []
     for bound in _BOUNDS:
         cumulated.append((str(bound), float(sum(n for _, high, n in histogram.buckets if high <= bound))))

@@ -88,10 +88,10 @@ impl Loop {
     pub(super) fn note_patches(&self, py: Python<'_>) -> PyResult<()> {
         let imports = imports(py)?;
         let monotonic = dict_item(py, &imports.time, intern!(py, "monotonic"))?;
-        CLOCK_IS_REPLACED.store(!monotonic.is(&imports.usual_monotonic), Relaxed);
+        CLOCK_IS_REPLACED.store(!monotonic.is(&imports.original_monotonic), Relaxed);
         self.note_clock();
         let run = imports.handle_class.bind(py).getattr(intern!(py, "_run"))?;
-        self.core.schedule.set_by_method(!run.is(imports.usual_run.bind(py)));
+        self.core.schedule.set_by_method(!run.is(imports.original_run.bind(py)));
         let of_sockets = imports.socket.bind(py).getattr(intern!(py, "__dict__"))?;
         let mut patched = !dict_item(py, &imports.socket_module, intern!(py, "socket"))?.is(&imports.socket);
         for name in OF_SOCKETS {
@@ -170,8 +170,8 @@ fn changing(py: Python<'_>, name: Name<'_>, value: Option<&Object>) {
         return;
     }
     let Ok(imports) = imports(py) else { return };
-    let usual = if is_clock { &imports.usual_monotonic } else { &imports.usual_run };
-    let is_replaced = value.is_none_or(|value| !value.is(usual));
+    let original = if is_clock { &imports.original_monotonic } else { &imports.original_run };
+    let is_replaced = value.is_none_or(|value| !value.is(original));
     if is_clock {
         CLOCK_IS_REPLACED.store(is_replaced, Relaxed);
     }

@@ -26,7 +26,7 @@ fn make_socket_transport<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> P
     this.check_closed(this.py())?;
     if has_own_methods(py, &sock, true)? {
         let options = [("waiter", waiter), ("extra", extra), ("server", server), ("context", context)];
-        return by_methods(this, &imports(py)?.stream_by_methods, &sock, &protocol, options);
+        return by_methods(this, &imports(py)?.asyncio_stream, &sock, &protocol, options);
     }
     let peer = socket::peer_address(fd).ok().map(Address::from);
     if peer.as_ref().is_none_or(Address::is_internet) {
@@ -46,7 +46,7 @@ fn make_datagram_transport<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) ->
     this.check_closed(this.py())?;
     if has_own_methods(py, &sock, false)? {
         let options = [("address", address), ("waiter", waiter), ("extra", extra)];
-        return by_methods(this, &imports(py)?.datagram_by_methods, &sock, &protocol, options);
+        return by_methods(this, &imports(py)?.asyncio_datagram, &sock, &protocol, options);
     }
     let peer = socket::peer_address(fd).ok().map(Address::from);
     // Before params(), which can run Python code that closes the socket.

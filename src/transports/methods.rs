@@ -63,11 +63,11 @@ pub fn get_extra_info<'py, T: Transport>(this: This<'_, 'py, T>, args: Args<'_, 
         return method.forward(args);
     }
     let ([name], [default]) = args.parse()?;
-    let found = usual_extra_info(this, &name.bind(py))?;
+    let found = original_extra_info(this, &name.bind(py))?;
     Ok(found.or(default).unwrap_or_else(|| Object::none(py)))
 }
 
-fn usual_extra_info<T: Transport>(
+fn original_extra_info<T: Transport>(
     this: This<'_, '_, T>,
     name: &Bound<'_, PyAny>,
 ) -> PyResult<Option<Object>> {
@@ -88,7 +88,7 @@ fn usual_extra_info<T: Transport>(
 fn replaced_extra_info<T: Transport>(this: This<'_, '_, T>) -> PyResult<Option<Object>> {
     let py = this.py();
     let method = class::base_of::<T>(py).getattr(intern!(py, "get_extra_info"))?;
-    Ok((!method.is(imports(py)?.usual_extra_info.bind(py))).then(|| method.into()))
+    Ok((!method.is(imports(py)?.original_extra_info.bind(py))).then(|| method.into()))
 }
 
 fn extra_dict<'py, T: Transport>(this: This<'_, 'py, T>) -> PyResult<Bound<'py, PyDict>> {
@@ -106,7 +106,7 @@ fn extra_dict<'py, T: Transport>(this: This<'_, 'py, T>) -> PyResult<Bound<'py, 
 /// asyncio keeps all that get_extra_info() knows in this attribute.
 pub fn extra<T: Transport>(this: This<'_, '_, T>) -> PyResult<Object> {
     for name in T::EXTRA {
-        usual_extra_info(this, &Object::from_str(this.py(), name)?.bind(this.py()))?;
+        original_extra_info(this, &Object::from_str(this.py(), name)?.bind(this.py()))?;
     }
     Ok(extra_dict(this)?.into())
 }

@@ -1,1 +1,1 @@
-"""What tells people what runs inside of a loop. Nothing of it is imported unless somebody asks."""
+"""Reports about running loops. Its modules are imported when they are first used."""

@@ -1,4 +1,4 @@
-"""Processes that were started with --watch, as others see them: what they answer, and what changed since."""
+"""The client of `hotloop top`: finds processes that were started with --watch, and queries them."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from typing import Any
 
 from .. import __version__
 from ..metrics import Histogram, Metrics
-from .serving import folders, is_ours_alone
+from .serving import folders, is_private
 
-# Seconds that an answer may take. A C function that holds the GIL keeps a process from answering, and so does
-# SIGSTOP.
-PATIENCE = 5.0
+# Seconds to wait for an answer. SIGSTOP, or a C function that holds the GIL, keeps a process from answering.
+TIMEOUT = 5.0
 
 
 class Unavailable(Exception):
-    """A process does not answer: the reason, in a line."""
+    """A process does not answer. The message is the reason, in one line."""
 
 
 @dataclass(frozen=True)
 class State:
-    """One answer."""
+    """An answer of a process."""
 
-    told: dict[str, Any]
+    fields: dict[str, Any]
+    """The answer's JSON: see serving.state()."""
     metrics: dict[str, Metrics]
-    """What each loop did since it was made or reset, by its name."""
+    """Metrics of each loop, by its name, since it was made or reset."""
 
     def since(self, earlier: State) -> dict[str, tuple[Metrics, float]]:
-        """What each loop did after an earlier answer, and in how many seconds."""
-        seconds = self.told["clock"] - earlier.told["clock"]
+        """Metrics of each loop after an earlier answer, and the seconds in between."""
+        seconds = self.fields["clock"] - earlier.fields["clock"]
         return {
             name: (_since(metrics, earlier.metrics[name]), seconds)
             for name, metrics in self.metrics.items()
@@ -41,55 +41,55 @@ class State:
 
 
 def _since(later: Metrics, earlier: Metrics) -> Metrics:
-    # The time that was counted never falls, unless it was reset.
+    # Counters only fall by a reset.
     is_reset = later.busy + later.idle < earlier.busy + earlier.idle or later.callbacks < earlier.callbacks
     return later if is_reset else later.since(earlier)
 
 
-def _metrics(told: dict[str, Any]) -> Metrics:
+def _metrics(fields: dict[str, Any]) -> Metrics:
     histograms = {
         name: Histogram(tuple((low, high, count) for low, high, count in value["buckets"]), value["max"])
-        for name, value in told.items()
+        for name, value in fields.items()
         if isinstance(value, dict)
     }
-    return Metrics(**{**told, **histograms})
+    return Metrics(**{**fields, **histograms})
 
 
-def _understood(line: bytes) -> State:
+def _parse(line: bytes) -> State:
     try:
-        told = json.loads(line)
-        version = told["version"]
+        fields = json.loads(line)
+        version = fields["version"]
     except (ValueError, TypeError, KeyError):
         raise Unavailable("what answers is not hotloop") from None
     if version != __version__:
         raise Unavailable(f"the process runs hotloop {version}, and this is {__version__}")
-    return State(told, {name: _metrics(loop["metrics"]) for name, loop in told["loops"].items()})
+    return State(fields, {name: _metrics(loop["metrics"]) for name, loop in fields["loops"].items()})
 
 
 class Process:
-    """A connection to a process."""
+    """A connection to a process. It has at most one request in flight."""
 
     def __init__(self, path: str) -> None:
         self.socket = socket.socket(socket.AF_UNIX)
-        self.socket.settimeout(PATIENCE)
+        self.socket.settimeout(TIMEOUT)
         self.received = b""
-        self.is_asked = False
+        self.is_pending = False
         try:
             self.socket.connect(path)
         except OSError as error:
             self.socket.close()
             raise Unavailable(f"{path}: {error.strerror or error}") from error
 
-    def ask(self, patience: float = PATIENCE) -> State | None:
-        """What it does; None if it does not answer within *patience* seconds: ask again.
+    def ask(self, timeout: float = TIMEOUT) -> State | None:
+        """Return its state; None if there is no answer within *timeout* seconds: call again to go on waiting.
 
         Raise Unavailable if it has ended.
         """
-        self.socket.settimeout(patience)
+        self.socket.settimeout(timeout)
         try:
-            if not self.is_asked:
+            if not self.is_pending:
                 self.socket.sendall(b"state\n")
-                self.is_asked = True
+                self.is_pending = True
             while b"\n" not in self.received:
                 received = self.socket.recv(1 << 16)
                 if not received:
@@ -100,15 +100,15 @@ class Process:
         except OSError:
             raise Unavailable("the process has ended") from None
         line, _, self.received = self.received.partition(b"\n")
-        self.is_asked = False
-        return _understood(line)
+        self.is_pending = False
+        return _parse(line)
 
     def close(self) -> None:
         self.socket.close()
 
 
 def find(target: str) -> str:
-    """The path of the socket that a process number or a path means. Raise Unavailable if there is none."""
+    """Return the socket's path for a process number, or a path itself. Raise Unavailable if there is none."""
     if not target.isdecimal():
         return target
     for path in _paths():
@@ -120,7 +120,7 @@ def find(target: str) -> str:
 
 
 def find_all() -> list[tuple[str, State]]:
-    """The processes that answer, each after the path of its socket. What others left behind is removed."""
+    """Return the socket path and state of each process that answers. Remove sockets of ended processes."""
     found = []
     for path in _paths():
         try:
@@ -139,11 +139,11 @@ def find_all() -> list[tuple[str, State]]:
 
 
 def _paths() -> list[str]:
-    # Who else could enter the folder could have put anything there.
+    # Other users could put sockets into a folder that is not private.
     return [
         os.path.join(folder, name)
         for folder in folders()
-        if is_ours_alone(folder)
+        if is_private(folder)
         for name in sorted(os.listdir(folder))
         if name.endswith(".sock")
     ]

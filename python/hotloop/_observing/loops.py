@@ -1,4 +1,4 @@
-"""The loops of a program that is observed, which have names."""
+"""The names of loops in reports."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ _names: weakref.WeakKeyDictionary[Loop, str] = weakref.WeakKeyDictionary()
 _numbers = itertools.count(1)
 
 
-def whenever_made(act: Callable[[Loop], object]) -> None:
-    """Call *act* with every loop that is made from now on."""
-    former = Loop._when_made
+def on_loop_created(act: Callable[[Loop], object]) -> None:
+    """Call *act* with every loop that is made from now on, after former ones."""
+    former = Loop._on_created
 
     def both(loop: Loop) -> None:
         if former is not None:
             former(loop)
         act(loop)
 
-    Loop._when_made = staticmethod(both)
+    Loop._on_created = staticmethod(both)
 
 
-def give_name(loop: Loop) -> None:
-    """Have open_loops() list this loop, under the name of the thread that made it, and a number."""
+def name_loop(loop: Loop) -> None:
+    """Name a loop by the current thread's name and a number, for open_loops()."""
     if loop not in _names:
         _names[loop] = f"{threading.current_thread().name}-{next(_numbers)}"
 
 
 def open_loops() -> list[tuple[str, Loop]]:
-    """All loops that have names and are not closed, in the order in which they were made."""
-    # The references are copied at once, whatever other threads do.
+    """Named loops that are not closed, in the order in which they were named."""
+    # keyrefs() makes a copy, as other threads may name loops meanwhile.
     loops = [loop for loop in (reference() for reference in _names.keyrefs()) if loop is not None]
     return [(_names[loop], loop) for loop in loops if not loop.is_closed()]

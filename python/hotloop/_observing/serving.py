@@ -1,7 +1,7 @@
-"""The socket at which `python -m hotloop top` asks what the loops of a process do.
+"""The server for `hotloop top`: a Unix socket that answers with the state of this process's loops.
 
-It is in a folder that nobody but the user may enter, under the number of the process. A line, whatever it
-says, is answered with a line of JSON. Threads of their own do that: they answer while a loop is blocked.
+The socket is in a folder that only the user may enter, named after the process's number. Each line received
+is answered with a line of JSON. The server has its own threads, so that it answers while a loop is blocked.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 from ..blocking import where_in
-from .loops import give_name, open_loops, whenever_made
-from .telling import tell
+from .loops import name_loop, on_loop_created, open_loops
+from .stderr import print_error
 
 if TYPE_CHECKING:
     from ..loop import Loop
 
-# Seconds after which a connection that asks for nothing is closed.
-PATIENCE = 60.0
+# Seconds after which an idle connection is closed.
+TIMEOUT = 60.0
 
 
 def folders() -> list[str]:
-    """Where sockets may be, the best place first.
+    """Folders for sockets, the preferred one first.
 
-    Who looks for a process may have been started in another environment than it, and looks in all of them.
+    The client searches all of them, as its environment may differ from the server's.
     """
     runtime = os.environ.get("XDG_RUNTIME_DIR")
     name = f"hotloop-{os.geteuid()}"
@@ -44,8 +44,8 @@ def folders() -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def is_ours_alone(folder: str) -> bool:
-    """Whether nobody but this user and the system's administrator may enter a folder."""
+def is_private(folder: str) -> bool:
+    """Whether only this user, and root, may enter a folder."""
     try:
         status = os.lstat(folder)
     except OSError:
@@ -53,11 +53,11 @@ def is_ours_alone(folder: str) -> bool:
     return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o077
 
 
-class _Answers(socketserver.StreamRequestHandler):
-    timeout = PATIENCE
+class _Handler(socketserver.StreamRequestHandler):
+    timeout = TIMEOUT
 
     def handle(self) -> None:
-        # Whoever asked may be gone, or be silent for too long.
+        # The client may have closed the connection, or have been idle for too long.
         with suppress(OSError):
             while self.rfile.readline(1024):
                 self.wfile.write(json.dumps(state()).encode() + b"\n")
@@ -67,10 +67,10 @@ class _Server(socketserver.ThreadingUnixStreamServer):
     daemon_threads = True
 
     def __init__(self, path: str) -> None:
-        # What is there is of a process that had this number before.
+        # A socket of this name is left from a former process of this number.
         with suppress(FileNotFoundError):
             os.unlink(path)
-        super().__init__(path, _Answers)
+        super().__init__(path, _Handler)
         self.path = path
         self.process = os.getpid()
 
@@ -78,12 +78,12 @@ class _Server(socketserver.ThreadingUnixStreamServer):
         try:
             return super().get_request()
         except OSError:
-            # Without a descriptor for it, whoever wants to ask goes on waiting, and nobody is to spin.
+            # Out of descriptors. The connection stays in the backlog, so the server would spin.
             time.sleep(1)
             raise
 
-    def close_for_good(self) -> None:
-        """Close it, and remove the file unless a process that this one was forked from uses it."""
+    def remove(self) -> None:
+        """Close the socket, and remove its file, unless it belongs to the parent of a forked process."""
         self.socket.close()
         if self.process == os.getpid():
             with suppress(OSError):
@@ -94,12 +94,12 @@ _server: _Server | None = None
 _lock = threading.Lock()
 
 
-def serve_when_there_is_a_loop() -> None:
-    """Open the socket as soon as this process, or one that it forks, makes a loop."""
-    whenever_made(give_name)
-    whenever_made(_serve)
+def serve_on_first_loop() -> None:
+    """Open the socket when this process, or one forked from it, makes its first loop."""
+    on_loop_created(name_loop)
+    on_loop_created(_serve)
     atexit.register(_close)
-    os.register_at_fork(after_in_child=_leave_to_parent)
+    os.register_at_fork(after_in_child=_close_in_child)
 
 
 def _serve(_: Loop) -> None:
@@ -112,7 +112,7 @@ def _serve(_: Loop) -> None:
             try:
                 with suppress(FileExistsError):
                     os.mkdir(folder, 0o700)
-                if not is_ours_alone(folder):
+                if not is_private(folder):
                     reason = f"others may enter {folder}"
                     continue
                 _server = _Server(os.path.join(folder, f"{os.getpid()}.sock"))
@@ -121,18 +121,18 @@ def _serve(_: Loop) -> None:
                 continue
             break
         else:
-            tell(f"hotloop: no socket for `hotloop top`: {reason}")
+            print_error(f"hotloop: no socket for `hotloop top`: {reason}")
             return
-    # A pause for each look at whether it is to end: it ends with the process.
+    # None: it need not poll for a shutdown request, as it ends with the process.
     thread = threading.Thread(target=_server.serve_forever, args=(None,), name="hotloop-top", daemon=True)
     try:
         thread.start()
     except RuntimeError as error:
         _close()
-        tell(f"hotloop: no socket for `hotloop top`: {error}")
+        print_error(f"hotloop: no socket for `hotloop top`: {error}")
         return
     if "multiprocessing.util" in sys.modules:
-        # Its children end without what atexit does.
+        # Children of multiprocessing do not run atexit functions.
         sys.modules["multiprocessing.util"].Finalize(None, _close, exitpriority=0)
 
 
@@ -140,17 +140,17 @@ def _close() -> None:
     global _server
     server, _server = _server, None
     if server is not None:
-        server.close_for_good()
+        server.remove()
 
 
-def _leave_to_parent() -> None:
+def _close_in_child() -> None:
     global _lock
     _lock = threading.Lock()
     _close()
 
 
 def state() -> dict[str, Any]:
-    """What is told of this process."""
+    """The state of this process, as sent to clients."""
     return {
         "version": __version__,
         "python": platform.python_version(),
@@ -167,18 +167,18 @@ def _state_of(loop: Loop) -> dict[str, Any]:
     watch = loop._blocking
     if watch is None:
         return state
-    blocks = [{**asdict(block), "where": _shortened(block.where)} for block in list(watch.remembered)]
+    blocks = [{**asdict(block), "where": _relative(block.where)} for block in list(watch.remembered)]
     state |= {"threshold": watch.threshold, "blocked": watch.count, "blocks": blocks}
     observed = watch.observed
     if observed is not None:
         state["blocking"] = {
             "duration": time.perf_counter() - observed.began,
-            "where": _shortened(where_in(observed.later_stack or observed.stack) or ""),
+            "where": _relative(where_in(observed.later_stack or observed.stack) or ""),
         }
     return state
 
 
-def _shortened(where: str) -> str:
+def _relative(where: str) -> str:
     try:
         folder = os.getcwd()
     except OSError:

@@ -1,4 +1,4 @@
-"""What `python -m hotloop --stats` prints of all loops that the program makes."""
+"""The summaries of loops that `python -m hotloop --stats` prints."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from typing import TYPE_CHECKING, Any
 
 from ..loop import Loop
 
-# Now, for a signal handler that imports may do so in the midst of another import.
+# Not in the signal handler, which may run during another import.
 from ..metrics import Histogram, Metrics
-from .loops import give_name, open_loops, whenever_made
-from .telling import tell
+from .loops import name_loop, on_loop_created, open_loops
+from .stderr import print_error
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
     from types import FrameType
 
-# Tasks that a listing has.
+# Tasks listed per loop.
 MOST_TASKS = 50
 
 
-def tell_at_the_end() -> None:
-    """Print what each loop did: when it is closed, or when the program ends."""
+def print_at_end() -> None:
+    """Print a summary of each loop when it is closed, or when the program ends."""
     original = Loop.close
     is_over = False
 
@@ -33,45 +33,45 @@ def tell_at_the_end() -> None:
         if not is_over and not self.is_running():
             for name, loop in open_loops():
                 if loop is self:
-                    _tell(name, loop)
+                    _print_loop(name, loop)
         original(self)
 
     def at_exit() -> None:
         nonlocal is_over
-        _tell_all()
-        # What is closed from now on was told of.
+        _print_all()
+        # All loops are printed by now, also those that are closed later.
         is_over = True
 
     Loop.close = close  # type: ignore[method-assign]
-    whenever_made(give_name)
+    on_loop_created(name_loop)
     atexit.register(at_exit)
 
 
-def tell_on_signal(number: int) -> None:
-    """Print what each loop did, and what its tasks wait for, when the process receives a signal."""
-    whenever_made(give_name)
+def print_on_signal(number: int) -> None:
+    """Print a summary of each loop, and where its tasks wait, when the process receives a signal."""
+    on_loop_created(name_loop)
 
     def handle(_: int, __: FrameType | None) -> None:
-        _tell_all(tasks=True)
+        _print_all(tasks=True)
 
     signal.signal(number, handle)
     signal.siginterrupt(number, False)
 
 
-def _tell_all(*, tasks: bool = False) -> None:
+def _print_all(*, tasks: bool = False) -> None:
     for name, loop in open_loops():
-        _tell(name, loop, tasks=tasks)
+        _print_loop(name, loop, tasks=tasks)
 
 
-def _tell(name: str, loop: Loop, *, tasks: bool = False) -> None:
+def _print_loop(name: str, loop: Loop, *, tasks: bool = False) -> None:
     text = summary(name, loop.metrics())
     if tasks:
-        text += "\n" + "\n".join(waiting(loop))
-    tell(text)
+        text += "\n" + "\n".join(task_lines(loop))
+    print_error(text)
 
 
 def summary(name: str, metrics: Metrics) -> str:
-    """What a loop did, to be read by people."""
+    """Format a loop's metrics."""
     io = f"{metrics.bytes_read:,} bytes read, {metrics.bytes_written:,} written"
     lines = [
         f"hotloop: loop {name}, process {os.getpid()}, {time.strftime('%Y-%m-%d %H:%M:%S')}",
@@ -96,7 +96,7 @@ def _distribution(histogram: Histogram) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time as people read it."""
+    """Format a duration in s, ms or µs."""
     if seconds >= 1:
         return f"{seconds:.2f} s"
     if seconds >= 1e-3:
@@ -104,8 +104,8 @@ def duration(seconds: float) -> str:
     return f"{seconds * 1e6:.0f} µs"
 
 
-def waiting(loop: Loop) -> list[str]:
-    """The tasks of a loop, and where each of them waits."""
+def task_lines(loop: Loop) -> list[str]:
+    """Format the tasks of a loop, and where each of them waits."""
     tasks = sorted(asyncio.all_tasks(loop), key=lambda task: task.get_name())
     lines = [f"  {len(tasks)} task{'s' * (len(tasks) != 1)}"]
     for task in tasks[:MOST_TASKS]:

@@ -18,7 +18,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from .asking import PATIENCE, Process, State, Unavailable, find, find_all
+from .asking import TIMEOUT, Process, State, Unavailable, find, find_all
 from .summaries import duration
 
 if TYPE_CHECKING:
@@ -28,21 +28,21 @@ if TYPE_CHECKING:
 
     from ..metrics import Histogram, Metrics
 
-# Seconds of the past that the curves show.
+# Seconds shown by the curves.
 HISTORY = 60
 LEVELS = "▁▂▃▄▅▆▇█"
-# Columns of a terminal that has place for all.
+# Columns that the wide layout needs.
 WIDE = 98
-# Above these a figure is not healthy, as docs/observability.md has it, and ten times as late is worse.
+# Limits of healthy values: see docs/observability.md. Ten times LATE is shown in red.
 BUSY = 0.7
 LATE = 0.01
 
 
 def watch(target: str | None, interval: float, *, once: bool, picture: str | None) -> None:
-    """Show a process, by its number or the path of its socket, until it ends or the user does not want more.
+    """Show a process, by its number or the path of its socket, until it ends or the user quits.
 
-    Without a target, the only process that there is. Raise Unavailable if there is no such process, or the
-    picture can't be written.
+    Without a target, show the only process that answers. Raise Unavailable if there is no such process, or
+    the picture can't be written.
     """
     process = Process(find(target) if target else _only())
     console = Console(record=picture is not None, width=100 if picture else None)
@@ -50,7 +50,7 @@ def watch(target: str | None, interval: float, *, once: bool, picture: str | Non
         view = View(process, interval)
         if once or picture or not console.is_terminal:
             time.sleep(interval)
-            view.look()
+            view.update()
             console.print(view.render(console.width))
             if picture:
                 _save(console, picture)
@@ -59,12 +59,12 @@ def watch(target: str | None, interval: float, *, once: bool, picture: str | Non
             ended = None
             while ended is None and not pressed(interval):
                 try:
-                    view.look()
+                    view.update()
                 except Unavailable as error:
                     ended = error
                 else:
                     live.update(view.render(console.width), refresh=True)
-        # What was last seen stays on the terminal.
+        # The last state stays on the terminal.
         console.print(view.render(console.width))
         if ended is not None:
             console.print(f"hotloop: {ended}")
@@ -73,7 +73,7 @@ def watch(target: str | None, interval: float, *, once: bool, picture: str | Non
 
 
 def _save(console: Console, picture: str) -> None:
-    """Write what was printed into a file, without the fonts that it would fetch from elsewhere."""
+    """Save the console's output as SVG, without references to fonts on other hosts."""
     image = re.sub(r"@font-face\s*{.*?}\s*", "", console.export_svg(title="hotloop top"), flags=re.DOTALL)
     try:
         with open(picture, "w", encoding="utf-8") as file:
@@ -88,13 +88,13 @@ def _only() -> str:
         return found[0][0]
     if not found:
         raise Unavailable("no process of this user was started with `hotloop --watch`")
-    lines = [f"  {state.told['process']:>8}  {state.told['command']}" for _, state in found]
+    lines = [f"  {state.fields['process']:>8}  {state.fields['command']}" for _, state in found]
     raise Unavailable("\n".join(["which process?", *lines]))
 
 
 @contextmanager
 def _keys() -> Iterator[Callable[[float], bool]]:
-    """Tell whether the user asks for the end within some seconds."""
+    """Yield a function that waits for up to some seconds, and returns whether the user quits."""
     import termios
     import tty
 
@@ -114,7 +114,7 @@ def _keys() -> Iterator[Callable[[float], bool]]:
         while (left := deadline - time.monotonic()) > 0:
             if select.select([terminal], [], [], left)[0]:
                 keys = os.read(terminal, 64)
-                # Nothing is the end of the terminal; the others are Ctrl-C, Ctrl-D and Escape.
+                # No bytes: the terminal is closed. \x03, \x04 and \x1b: Ctrl-C, Ctrl-D and Escape.
                 if keys in (b"", b"q", b"Q", b"\x03", b"\x04", b"\x1b"):
                     return True
         return False
@@ -127,21 +127,21 @@ def _keys() -> Iterator[Callable[[float], bool]]:
 
 
 class View:
-    """What is shown of a process: its state, what changed since the last look, and the last minute."""
+    """The display of a process: its state, the changes since the last query, and the last minute."""
 
     def __init__(self, process: Process, interval: float) -> None:
         self.process = process
         first = process.ask()
         if first is None:
-            raise Unavailable(f"the process did not answer within {PATIENCE:g} s")
+            raise Unavailable(f"the process did not answer within {TIMEOUT:g} s")
         self.state: State = first
         self.changes = first.since(first)
         self.interval = interval
         self.silent_since: float | None = None
         self.history: dict[str, deque[tuple[float, float]]] = {}
 
-    def look(self) -> None:
-        """Ask again."""
+    def update(self) -> None:
+        """Query the process."""
         asked = time.monotonic()
         state = self.process.ask(self.interval)
         if state is None:
@@ -156,15 +156,15 @@ class View:
             past.append((metrics.utilization, metrics.delay.percentile(99)))
 
     def render(self, width: int) -> RenderableType:
-        """What there is to see, for a terminal of so many columns."""
-        told = self.state.told
+        """Draw the state for a terminal *width* columns wide."""
+        fields = self.state.fields
         title = Text.assemble(
             ("hotloop top", "bold"),
-            f"  process {told['process']}, Python {told['python']}, ",
-            time.strftime("%H:%M:%S", time.localtime(told["time"])),
+            f"  process {fields['process']}, Python {fields['python']}, ",
+            time.strftime("%H:%M:%S", time.localtime(fields["time"])),
             ("  q: quit", "dim"),
         )
-        parts: list[RenderableType] = [title, Text(told["command"], style="dim", overflow="ellipsis")]
+        parts: list[RenderableType] = [title, Text(fields["command"], style="dim", overflow="ellipsis")]
         if self.silent_since is not None:
             silent = time.monotonic() - self.silent_since
             parts.append(
@@ -172,11 +172,11 @@ class View:
                     f"no answer for {duration(silent)}: stopped, or something holds the GIL", style="bold red"
                 )
             )
-        if not told["loops"]:
+        if not fields["loops"]:
             parts.append(Text("no event loop is open", style="yellow"))
-        for name, loop in told["loops"].items():
+        for name, loop in fields["loops"].items():
             parts.append(self._loop(name, loop, is_wide=width >= WIDE))
-        parts.append(_blocks(told["loops"]))
+        parts.append(_blocks(fields["loops"]))
         return Group(*parts)
 
     def _loop(self, name: str, loop: dict[str, Any], *, is_wide: bool) -> RenderableType:
@@ -214,7 +214,7 @@ def _bar(share: float, width: int = 44) -> Text:
 
 
 def _curve(values: list[float], highest: float, width: int = 24) -> Text:
-    """One character for each of the last values, or for the highest of several."""
+    """One character per value, or per group of values, of which the highest is shown."""
     each = -(-len(values) // width) or 1
     several = [max(values[start : start + each]) for start in range(0, len(values), each)]
     scale = (len(LEVELS) - 1) / highest

@@ -1,7 +1,7 @@
-"""Callbacks that block an event loop: how they are looked at, and what is told of them.
+"""Reports of callbacks that block an event loop: see loop.watch_blocking().
 
-The extension's thread notices that a callback runs for long, and calls observe(), which looks at the stack of
-the loop's thread. When the callback is over, the loop's thread calls end(), which reports it.
+The extension's watchdog thread calls observe() when a callback has run for the threshold. That records the
+stack of the loop's thread. When the callback has returned, the loop's thread calls end(), which reports it.
 """
 
 from __future__ import annotations
@@ -34,23 +34,23 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("hotloop")
 
-# Seconds in which a loop is reported on once: what comes in between is counted.
+# Minimum seconds between two reports of a loop. Blocks in between are counted.
 REPORT_INTERVAL = 1.0
-# Garbage collections that take fewer seconds are not remembered.
+# Garbage collections that take fewer seconds are not recorded.
 SHORTEST_COLLECTION = 0.001
-# How many blocks of a loop are remembered for those who ask later.
+# Blocks per loop that are kept for `hotloop top`.
 REMEMBERED = 20
 
 
 @dataclass
 class _Observed:
-    """What was seen of a turn of the loop that is not over."""
+    """The observation of a callback that still runs."""
 
     number: int
-    # When it began and when it was first looked at, by time.perf_counter(), and the processor time that its
-    # thread had used by then.
+    # The beginning and the first observation, by time.perf_counter(), and the thread's processor time at the
+    # latter.
     began: float
-    looked_at: float
+    observed_at: float
     processor: float | None
     task: asyncio.Task[Any] | None
     stack: traceback.StackSummary
@@ -59,9 +59,11 @@ class _Observed:
 
 @dataclass(frozen=True)
 class Remembered:
-    """What is kept of a block."""
+    """The facts of a block that are kept, without the task and the stacks.
 
-    # By time.time(): when it ended.
+    *at* is its end, by time.time().
+    """
+
     at: float
     where: str
     what: str
@@ -71,7 +73,7 @@ class Remembered:
 
 
 class Watch:
-    """What one loop is watched for."""
+    """The state of watch_blocking() for one loop."""
 
     ids = itertools.count(1)
 
@@ -83,7 +85,7 @@ class Watch:
         self.observed: _Observed | None = None
         self.last_report = float("-inf")
         self.unreported = 0
-        # All blocks, and the last of them: without tasks and stacks, which they would keep.
+        # The number of blocks, and the last of them.
         self.count = 0
         self.remembered: deque[Remembered] = deque(maxlen=REMEMBERED)
         # Ends and lengths of the last garbage collections of the loop's thread.
@@ -99,7 +101,7 @@ _collecting_since: dict[int, float] = {}
 
 
 def watch(loop: Loop, threshold: float | None, handler: Callable[[Block], object] | None) -> None:
-    """Do what loop.watch_blocking() says."""
+    """Implement loop.watch_blocking()."""
     if threshold is not None and not 0 < threshold < math.inf:
         raise ValueError(f"the threshold must be a positive number of seconds, not {threshold!r}")
     state = loop._blocking
@@ -134,10 +136,10 @@ def _note_collection(phase: str, _: dict[str, int]) -> None:
 def observe(
     watch_id: int, number: int, ran: float, observed: float, processor: float | None, again: bool
 ) -> None:
-    """Look at a callback that has run for *ran* seconds: for the first time, or *again* after ten thresholds.
+    """Record the stack of a callback that has run for the threshold, or *again*, for ten times that.
 
-    Called by the extension's thread, which saw it *observed* seconds ago. By then, the loop's thread had used
-    so many seconds of processor time.
+    Called by the watchdog thread, which saw it *observed* seconds ago. *ran* is its duration until now in
+    seconds; *processor* is the processor time of the loop's thread when it was seen, in seconds.
     """
     state = _watches.get(watch_id)
     loop = None if state is None else state.loop()
@@ -165,15 +167,15 @@ def _run_forever() -> CodeType:
 
 
 def _stack(frame: FrameType | None) -> traceback.StackSummary:
-    """The frames of the callback: those inside of run_forever().
+    """The frames of the callback: those called by run_forever().
 
-    Nothing here releases the GIL, as a look at the files would: the callback would go on, and might be over.
+    Nothing here releases the GIL, as reading source files would: the callback would go on, and could end.
     """
     outermost = _run_forever()
     frames: list[traceback.FrameSummary] = []
     while frame is not None and frame.f_code is not outermost:
         code = frame.f_code
-        # What was called while a collection was noted is not the program's.
+        # Not a frame of the program.
         if code is not _note_collection.__code__:
             linecache.lazycache(code.co_filename, frame.f_globals)
             frames.append(
@@ -181,19 +183,19 @@ def _stack(frame: FrameType | None) -> traceback.StackSummary:
             )
         frame = frame.f_back
     if frame is None:
-        # The callback is over, and the loop with it.
+        # The callback has ended, and run_forever(), too.
         return traceback.StackSummary()
     return traceback.StackSummary.from_list(reversed(frames))
 
 
 def end(loop: Loop, number: int, what: Any, seconds: float) -> None:
-    """Report a callback that is over. Called by the loop's thread."""
+    """Report a callback that has ended. Called by the loop's thread."""
     state = loop._blocking
     if state is None:
         return
     observed, state.observed = state.observed, None
     if observed is None or observed.number != number:
-        # It was over before anybody could look.
+        # It ended before it was observed.
         now = time.perf_counter()
         observed = _Observed(number, now - seconds, now, None, None, traceback.StackSummary())
     now = time.perf_counter()
@@ -229,7 +231,7 @@ def _repr(what: object) -> str:
     try:
         return repr(what)
     except Exception as error:
-        # It is the program's own, and must not keep anybody from being told.
+        # repr() of the program's objects can raise. The report is made nevertheless.
         return f"<{type(what).__name__}, whose repr() raised {type(error).__name__}>"
 
 
@@ -239,10 +241,10 @@ def _remembered(block: Block) -> Remembered:
 
 
 def _processor(observed: _Observed, now: float, seconds: float) -> float | None:
-    """Seconds of computing: measured from the first look on, and taken to have been alike before."""
+    """Processor time in seconds, extrapolated from that since the first observation."""
     if observed.processor is None:
         return None
-    watched = now - observed.looked_at
+    watched = now - observed.observed_at
     used = time.thread_time() - observed.processor
     return min(used / watched, 1.0) * seconds if watched > 0 else None
 
@@ -264,11 +266,10 @@ def _log(block: Block) -> None:
     logger.warning("\n".join(text))
 
 
-# Some versions of the module import what they need when they first format, which a program can't that has no
-# descriptors left.
+# Some versions of traceback import modules when they first format, which fails out of descriptors.
 traceback.StackSummary.from_list([(__file__, 1, __name__, "")]).format()
 
 os.register_at_fork(before=_core._begin_fork, after_in_parent=_core._end_fork, after_in_child=_core._end_fork)
 
-# Before the interpreter ends: the thread may want the GIL until then.
+# Before the interpreter ends, after which the watchdog thread must not take the GIL.
 atexit.register(_core._stop_watching)
