@@ -14,6 +14,7 @@ import warnings
 import weakref
 
 import helpers
+import hotloop
 import pytest
 
 pytestmark = pytest.mark.hotloop_only
@@ -274,6 +275,17 @@ def test_copies(loop):
         one.cancel()
     helpers.run_once(loop)
     assert ran == []
+
+
+def test_a_loop_has_few_attributes(loop):
+    """CPython 3.13 and later remember where they found a method while the object has at most 30 attributes.
+
+    Those that the class's own methods assign count, too. The program may add some.
+    """
+    if sys.version_info < (3, 13):
+        pytest.skip("3.13")
+    loop.run_until_complete(asyncio.sleep(0))
+    assert len(set(vars(loop)) | set(vars(hotloop.Loop)["__static_attributes__"])) <= 27
 
 
 # Finalizers

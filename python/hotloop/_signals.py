@@ -59,7 +59,7 @@ def _after_fork_in_child() -> None:
     loop = _active[current]() if current in _active else None
     if loop is not None:
         _suspended[current] = _active[current]
-        loop._missed_signals.clear()
+        loop._wakeup.missed_signals.clear()
         # To type checkers this class is no event loop.
         this: Any = loop
         loop._add_callback(asyncio.Handle(loop._resume_waking, (), this, None))
@@ -95,8 +95,27 @@ def _on_signal(signum: int, frame: object) -> None:
         return
     for reference in list(_suspended.values()):
         loop = reference()
-        if loop is not None and signum not in loop._missed_signals:
-            loop._missed_signals.append(signum)
+        if loop is not None and signum not in loop._wakeup.missed_signals:
+            loop._wakeup.missed_signals.append(signum)
+
+
+class _Wakeup:
+    """What a loop knows of its wakeup descriptor.
+
+    It is not in attributes of the loop. CPython 3.13 and later remember where they found a method of an
+    object, such as call_soon(), only while the object has about 30 attributes or fewer.
+    """
+
+    __slots__ = ("file_ids", "former_fd", "former_file_id", "missed_signals")
+
+    def __init__(self) -> None:
+        # Identifies the files of the pair of sockets.
+        self.file_ids: list[tuple[int, int] | None] = []
+        # Signals that a forked child received before its wakeup descriptor was set again.
+        self.missed_signals: list[int] = []
+        # The wakeup descriptor to restore; None while this loop's is not set.
+        self.former_fd: int | None = None
+        self.former_file_id: tuple[int, int] | None = None
 
 
 class SignalHandling(_core.Loop):
@@ -108,13 +127,7 @@ class SignalHandling(_core.Loop):
         self._signal_handlers: dict[int, asyncio.Handle] = {}
         self._ssock: socket.socket | None = None
         self._csock: socket.socket | None = None
-        # Identifies the files of both.
-        self._wakeup_file_ids: list[tuple[int, int] | None] = []
-        # Signals that a forked child received before its wakeup descriptor was set again.
-        self._missed_signals: list[int] = []
-        # The wakeup descriptor to restore; None while this loop's is not set.
-        self._former_wakeup_fd: int | None = None
-        self._former_file_id: tuple[int, int] | None = None
+        self._wakeup = _Wakeup()
 
     # --- The wakeup descriptor ---
 
@@ -130,7 +143,7 @@ class SignalHandling(_core.Loop):
                 csock.close()
                 raise
             self._ssock, self._csock = ssock, csock
-            self._wakeup_file_ids = _file_ids(ssock, csock)
+            self._wakeup.file_ids = _file_ids(ssock, csock)
             self._internal_fds += 1
         return self._csock
 
@@ -140,7 +153,7 @@ class SignalHandling(_core.Loop):
             return False
         if self._ssock.fileno() < 0 or self._csock.fileno() != fd:
             return False
-        if _file_ids(self._ssock, self._csock) != self._wakeup_file_ids:
+        if _file_ids(self._ssock, self._csock) != self._wakeup.file_ids:
             # A daemon has closed all descriptors. These numbers belong to other files.
             return False
         try:
@@ -149,7 +162,7 @@ class SignalHandling(_core.Loop):
                 for sock, new in zip((self._ssock, self._csock), pair, strict=True):
                     new.setblocking(False)
                     os.dup2(new.fileno(), sock.fileno(), inheritable=False)
-            self._wakeup_file_ids = _file_ids(self._ssock, self._csock)
+            self._wakeup.file_ids = _file_ids(self._ssock, self._csock)
         except OSError:
             # Out of descriptors.
             return False
@@ -165,7 +178,7 @@ class SignalHandling(_core.Loop):
             return
         if threading.current_thread() is not threading.main_thread():
             return
-        is_current = _file_ids(ssock, csock) == self._wakeup_file_ids
+        is_current = _file_ids(ssock, csock) == self._wakeup.file_ids
         if is_current:
             current = signal.set_wakeup_fd(fd, warn_on_full_buffer=False)
             if current not in (fd, -1):
@@ -175,8 +188,8 @@ class SignalHandling(_core.Loop):
         if is_current:
             # A signal between the last two steps is recorded twice.
             with contextlib.suppress(OSError):
-                self._missed_signals.extend(ssock.recv(4096))
-        missed, self._missed_signals = dict.fromkeys(self._missed_signals), []
+                self._wakeup.missed_signals.extend(ssock.recv(4096))
+        missed, self._wakeup.missed_signals = dict.fromkeys(self._wakeup.missed_signals), []
         for signum in missed:
             self._handle_signal(signum)
 
@@ -190,27 +203,27 @@ class SignalHandling(_core.Loop):
 
         Ctrl-C can come between any two steps. What close() has to undo is recorded first.
         """
-        noted = self._former_wakeup_fd
-        self._former_wakeup_fd = -1 if noted is None else noted
+        noted = self._wakeup.former_fd
+        self._wakeup.former_fd = -1 if noted is None else noted
         _active[fd] = weakref.ref(self)
         try:
             former = signal.set_wakeup_fd(fd, warn_on_full_buffer=False)
         except (ValueError, OSError):
-            self._former_wakeup_fd = noted
+            self._wakeup.former_fd = noted
             if noted is None:
                 _active.pop(fd, None)
             raise
         if former != fd:
-            self._former_file_id = _file_id(former) if former >= 0 else None
-            self._former_wakeup_fd = former
+            self._wakeup.former_file_id = _file_id(former) if former >= 0 else None
+            self._wakeup.former_fd = former
         return former
 
     def _restore_wakeup_fd(self) -> None:
-        if self._former_wakeup_fd is None or self._csock is None:
+        if self._wakeup.former_fd is None or self._csock is None:
             return
         fd = self._csock.fileno()
-        former = self._former_wakeup_fd
-        if former >= 0 and _file_id(former) != self._former_file_id:
+        former = self._wakeup.former_fd
+        if former >= 0 and _file_id(former) != self._wakeup.former_file_id:
             # It was closed meanwhile, and its number may belong to another file.
             former = -1
         try:
@@ -222,7 +235,7 @@ class SignalHandling(_core.Loop):
             # The program has set another one since. It is refused if it was closed or made blocking.
             with contextlib.suppress(ValueError, OSError):
                 signal.set_wakeup_fd(current)
-        self._former_wakeup_fd = None
+        self._wakeup.former_fd = None
         _active.pop(fd, None)
         _suspended.pop(fd, None)
 
@@ -230,7 +243,7 @@ class SignalHandling(_core.Loop):
         """Make signals end the wait of the loop that is about to run; return whether to undo that."""
         if threading.current_thread() is not threading.main_thread():
             return False
-        if self._former_wakeup_fd is not None:
+        if self._wakeup.former_fd is not None:
             if self._csock is not None:
                 self._resume_waking()
                 _inherited.discard(self._csock.fileno())
@@ -253,7 +266,7 @@ class SignalHandling(_core.Loop):
                 and self._restore_program_fd(former)
             ):
                 # The program uses it. A signal still ends the wait, unless it arrives just before.
-                self._former_wakeup_fd = None
+                self._wakeup.former_fd = None
                 _active.pop(fd, None)
                 return False
         except BaseException:
