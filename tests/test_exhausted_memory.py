@@ -233,3 +233,170 @@ def test_a_loop_with_many_timers_is_closed(loop_name):
     """
     )
     helpers.run_script(loop_name, source)
+
+
+FLOOD = """
+    import asyncio, resource, threading
+
+    called = 0
+
+    def call():
+        global called
+        called += 1
+
+    def limit(free):
+        used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + free, resource.RLIM_INFINITY))
+
+    def flood(count):
+        loop = asyncio.get_running_loop()
+        posted = 0
+
+        def post():
+            nonlocal posted
+            try:
+                while posted < count:
+                    loop.call_soon_threadsafe(call)
+                    posted += 1
+            except MemoryError:
+                pass
+
+        thread = threading.Thread(target=post)
+        thread.start()
+        # The loop cannot run any of them.
+        thread.join()
+        return posted
+
+    async def all_called(count):
+        async with asyncio.timeout(10):
+            while called < count:
+                await asyncio.sleep(0)
+        assert called == count
+"""
+
+
+def test_what_another_thread_has_queued_until_there_was_no_memory_is_called(loop_name):
+    helpers.run_script(
+        loop_name,
+        f"""{FLOOD}
+    async def main():
+        reserve = bytearray(1 << 20)
+        limit(100 << 20)
+        posted = flood(1 << 30)
+        # Enough for what the program itself does.
+        del reserve
+        await all_called(posted)
+
+    run(main())
+    """,
+    )
+
+
+@pytest.mark.parametrize("megabytes", [3, 4, 5, 6])
+def test_what_another_thread_has_queued_is_called_where_nothing_large_is_free(loop_name, megabytes):
+    helpers.run_script(
+        loop_name,
+        f"""{FLOOD}
+    async def main():
+        await asyncio.sleep(0.01)
+        posted = flood(100_000)
+        hole = bytearray({megabytes} << 20)
+        limit(0)
+        kept = []
+        for size in (16 << 20, 4 << 20, 1 << 20, 256 << 10, 64 << 10, 16 << 10):
+            while True:
+                try:
+                    kept.append(bytearray(size))
+                except MemoryError:
+                    break
+        del hole
+        await all_called(posted)
+
+    run(main())
+    """,
+    )
+
+
+@pytest.mark.parametrize("high", [False, True])
+def test_descriptors_that_are_watched_until_there_is_no_memory(loop_name, high):
+    helpers.run_script(
+        loop_name,
+        f"""{FILL}
+    import asyncio, os, socket
+
+    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        ours, peer = socket.socketpair()
+        pairs = [os.dup(ours.fileno()) for _ in range(4000)]
+        if {high}:
+            # More than a block of 128 KiB has room for, with the numbers that come before it.
+            highest = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 1
+            pairs.append(os.dup2(ours.fileno(), highest))
+            pairs.reverse()
+        for descriptor in pairs[:10]:
+            {high} or loop.add_reader(descriptor, print)
+        kept = fill()
+        refused = 0
+        for descriptor in pairs:
+            try:
+                loop.add_reader(descriptor, print)
+            except MemoryError:
+                refused += 1
+        del kept
+        assert refused
+        for descriptor in pairs:
+            loop.add_reader(descriptor, print)
+            assert loop.remove_reader(descriptor)
+
+    run(main())
+    """,
+    )
+
+
+@pytest.mark.parametrize("by", ["a transport", "a reader"])
+def test_descriptors_that_are_ready_at_once_where_nothing_large_is_free(loop_name, by):
+    helpers.run_script(
+        loop_name,
+        f"""{FILL}
+    import asyncio, socket
+
+    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+    received = []
+
+    class Protocol(asyncio.Protocol):
+        def data_received(self, data):
+            received.append(data)
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        peers = []
+        for _ in range(600):
+            ours, peer = socket.socketpair()
+            ours.setblocking(False)
+            if {by == "a transport"}:
+                await loop.create_connection(Protocol, sock=ours)
+            else:
+                loop.add_reader(ours, lambda ours=ours: received.append(ours.recv(10)))
+            peers.append(peer)
+        peers[0].send(b"x")
+        await asyncio.sleep(0.01)
+        kept = fill()
+        for size in (64 << 10, 32 << 10, 17 << 10):
+            while True:
+                try:
+                    kept.append(bytearray(size))
+                except MemoryError:
+                    break
+        for peer in peers:
+            peer.send(b"x")
+        async with asyncio.timeout(10):
+            while len(received) <= len(peers):
+                await asyncio.sleep(0.001)
+        del kept
+        assert received == [b"x"] * (len(peers) + 1)
+
+    run(main())
+    """,
+    )

@@ -155,7 +155,11 @@ impl Delays {
 
     #[inline(never)]
     fn add_group(&self, group: Group) {
-        self.grouped.set(group.end);
-        self.more.borrow_mut().push_back(group);
+        let mut more = self.more.borrow_mut();
+        // Without memory, they count as ready since a later reading.
+        if more.try_reserve(1).is_ok() {
+            self.grouped.set(group.end);
+            more.push_back(group);
+        }
     }
 }

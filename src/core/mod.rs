@@ -230,14 +230,18 @@ impl Core {
     #[cold]
     fn queue_injected(&self) {
         let mut ready = self.ready.borrow_mut();
-        if !ready.reserve(self.injected.count() + HEADROOM) {
-            // They stay where they are until there is memory.
-            return;
-        }
-        for (entry, pushed_at) in self.injected.take_all() {
+        let count = self.injected.count();
+        let room = ready.make_room(count);
+        let queue = |(entry, pushed_at)| {
             let position = ready.end();
             ready.push_back(entry);
             self.metrics.delays.queued_since(pushed_at, position..ready.end());
+        };
+        if room == count {
+            self.injected.take_all().into_iter().for_each(queue);
+        } else {
+            // The others stay where they are until these have run, which can free memory.
+            self.injected.take(room, queue);
         }
     }
 

@@ -5,6 +5,7 @@ use std::ops::{Deref, Range};
 
 use pyo3::prelude::*;
 
+use super::HEADROOM;
 use crate::cpython::bound_method::BoundMethod;
 use crate::cpython::class::{Obj, Visitor};
 use crate::cpython::object::Object;
@@ -52,6 +53,23 @@ impl ReadyQueue {
     #[must_use]
     pub fn reserve(&mut self, count: usize) -> bool {
         self.entries.try_reserve(count).is_ok()
+    }
+
+    /// Makes room for this many entries and [`HEADROOM`], or for as many as there is memory for. Returns how many. If they are not all,
+    /// there will be room for others once some have run.
+    pub fn make_room(&mut self, count: usize) -> usize {
+        if self.reserve(count + HEADROOM) { count } else { self.room().min(count) }
+    }
+
+    /// How many entries there is room for besides [`HEADROOM`], where there is little memory.
+    #[cold]
+    fn room(&mut self) -> usize {
+        let room = |entries: &VecDeque<_>| entries.capacity() - entries.len();
+        if room(&self.entries) < 2 * HEADROOM {
+            // A failure shows in the capacity.
+            let _ = self.entries.try_reserve(2 * HEADROOM);
+        }
+        room(&self.entries).saturating_sub(HEADROOM)
     }
 
     pub fn push_back(&mut self, entry: ReadyEntry) {

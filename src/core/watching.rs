@@ -13,7 +13,7 @@ use pyo3::prelude::*;
 use super::{Core, OnReady, Readiness, ReadyEntry};
 use crate::cpython::bound_method::{BoundMethod, InstanceFn, WeakMethod};
 use crate::cpython::class::{Native, Obj, This, Visitor};
-use crate::cpython::errors::{OrOsError, new_error};
+use crate::cpython::errors::{OrOsError, new_error, no_memory};
 use crate::cpython::object::Object;
 use crate::handle::Handle;
 use crate::intern;
@@ -205,12 +205,14 @@ impl Core {
         let mut borrowed = self.registry.borrow_mut();
         let Some(registry) = &mut *borrowed else { return false };
         let mut ready = self.ready.borrow_mut();
-        if !ready.reserve(2 * events.events().count()) {
+        // Each can queue two entries. The next poll returns the events for which there is no memory.
+        let room = ready.make_room(2 * events.events().count()) / 2;
+        if room == 0 {
             return true;
         }
         let mut stale = false;
         let mut unwaited = Vec::new();
-        for event in events.events() {
+        for event in events.events().take(room) {
             self.metrics.counts.io_events.add(1);
             let Some((token, watch)) = registry.resolve(event.key) else {
                 stale = true;
@@ -320,9 +322,13 @@ impl Core {
             && let Some(place) = registry.get_mut(token)
         {
             (token, Some(std::mem::replace(place, watch)))
-        } else {
+        } else if registry.reserve(fd) {
             let stale = registry.find(fd).and_then(|token| registry.remove(token));
             (registry.insert(fd, watch), stale)
+        } else {
+            drop(borrowed);
+            drop(watch);
+            return Err(no_memory(py));
         };
         // Dropping waiters can run Python code: nothing is borrowed.
         drop(borrowed);
@@ -392,7 +398,10 @@ impl Core {
         self.with_registry(py, |registry| {
             let token = match registry.find(fd) {
                 Some(token) => token,
-                None => registry.insert(fd, Watch::Waiters { reader: None, writer: None, idle: 0 }),
+                None if registry.reserve(fd) => {
+                    registry.insert(fd, Watch::Waiters { reader: None, writer: None, idle: 0 })
+                }
+                None => return Err(io::ErrorKind::OutOfMemory.into()),
             };
             let mut interest = registry.registered(token);
             // The other direction's waiter need not be registered: the last attempt may have failed.

@@ -67,10 +67,12 @@ pub fn error_of<T: PyTypeInfo>(py: Python<'_>, arguments: &Object) -> PyErr {
     }
 }
 
-/// An OSError with errno and the C library's message, of the subclass that belongs to the number.
+/// An OSError with errno and the C library's message, of the subclass that belongs to the number. MemoryError for an error that the
+/// extension has found itself, without a number.
 pub fn os_error(py: Python<'_>, error: io::Error) -> PyErr {
     match error.raw_os_error() {
         Some(number) => numbered(py, number, &message(number)),
+        None if error.kind() == io::ErrorKind::OutOfMemory => no_memory(py),
         None => new_error::<PyOSError>(py, error.to_string()),
     }
 }

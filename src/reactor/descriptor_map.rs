@@ -33,6 +33,15 @@ impl<T: Copy> DescriptorMap<T> {
         if self.sparse.is_empty() { None } else { self.sparse.get(&fd).copied() }
     }
 
+    /// Makes room for a number. False if there is no memory.
+    pub fn reserve(&mut self, fd: RawFd) -> bool {
+        let number = fd as usize;
+        if number >= SPARSE {
+            return self.sparse.try_reserve(1).is_ok();
+        }
+        number < self.dense.len() || self.dense.try_reserve(number + 1 - self.dense.len()).is_ok()
+    }
+
     pub fn insert(&mut self, fd: RawFd, value: T) {
         // A negative number becomes a large one.
         let number = fd as usize;

@@ -17,13 +17,15 @@
 //! Invariant: no message is missed. The loop changes the state and then reads the queue; a sender changes the queue and then the
 //! state. Both change the state by a swap that acquires and releases, so that the second of the two sees what the first wrote.
 //!
-//! The loop's thread calls `take_all`, `begin_wait` and `park`; any thread calls the others.
+//! The loop's thread calls `take_all`, `take`, `begin_wait` and `park`; any thread calls the others.
+
+use std::collections::VecDeque;
 
 use super::sync::Mutex;
 use super::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 pub struct InjectQueue<T> {
-    messages: Mutex<Vec<T>>,
+    messages: Mutex<VecDeque<T>>,
     /// Set with each message and by [`InjectQueue::notify`]. The loop reads it without the lock.
     nonempty: AtomicBool,
     pub parker: Parker,
@@ -32,7 +34,7 @@ pub struct InjectQueue<T> {
 impl<T> Default for InjectQueue<T> {
     fn default() -> Self {
         InjectQueue {
-            messages: Mutex::new(Vec::new()),
+            messages: Mutex::new(VecDeque::new()),
             nonempty: AtomicBool::new(false),
             parker: Parker::default(),
         }
@@ -44,7 +46,7 @@ impl<T> InjectQueue<T> {
     #[must_use]
     pub fn push(&self, message: T) -> bool {
         let mut messages = self.messages.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        messages.push(message);
+        messages.push_back(message);
         self.nonempty.store(true, Ordering::Relaxed);
         drop(messages);
         self.parker.unpark()
@@ -73,10 +75,18 @@ impl<T> InjectQueue<T> {
     }
 
     /// Takes all messages, oldest first.
-    pub fn take_all(&self) -> Vec<T> {
+    pub fn take_all(&self) -> VecDeque<T> {
         let mut messages = self.messages.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         self.nonempty.store(false, Ordering::Relaxed);
         std::mem::take(&mut messages)
+    }
+
+    /// Calls `f` with up to `count` messages, oldest first, and needs no memory. The loop does not wait until it has taken the others.
+    pub fn take(&self, count: usize, f: impl FnMut(T)) {
+        let mut messages = self.messages.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let count = count.min(messages.len());
+        messages.drain(..count).for_each(f);
+        self.nonempty.store(!messages.is_empty(), Ordering::Relaxed);
     }
 
     /// Visits all messages, unless another thread holds the lock.
@@ -167,5 +177,18 @@ mod tests {
         assert!(queue.take_all().is_empty());
         assert!(queue.begin_wait(false));
         assert!(queue.notify());
+    }
+
+    #[test]
+    fn a_loop_does_not_wait_before_it_has_taken_all_messages() {
+        let queue = InjectQueue::default();
+        (0..5).for_each(|message| assert!(!queue.push(message)));
+        let mut taken = Vec::new();
+        for count in [0, 2, 2, 2] {
+            assert!(!queue.begin_wait(false));
+            queue.take(count, |message| taken.push(message));
+        }
+        assert_eq!(taken, [0, 1, 2, 3, 4]);
+        assert!(queue.begin_wait(false));
     }
 }

@@ -149,6 +149,15 @@ impl<W, K: Kernel> Registry<W, K> {
         self.entries().find(|entry| is_wanted(&entry.watch)).map(|entry| entry.fd)
     }
 
+    /// Makes room for an entry of this number. False if there is no memory.
+    #[must_use]
+    pub fn reserve(&mut self, fd: RawFd) -> bool {
+        // `free` never has more items than `slab`, so that removing an entry needs no memory.
+        let has_place = !self.free.is_empty()
+            || (self.slab.try_reserve(1).is_ok() && self.free.try_reserve(self.slab.len() + 1).is_ok());
+        has_place && self.by_fd.reserve(fd)
+    }
+
     /// Adds an entry without an interest. The descriptor must have no other entry.
     pub fn insert(&mut self, fd: RawFd, watch: W) -> Token {
         let entry = Entry { fd, registered: Interest::NONE, watch };
