@@ -79,7 +79,7 @@ impl Loop {
             }
         }
         self.queue.parker.unpark();
-        self.queue.take_all()
+        self.queue.take_all().into()
     }
 }
 
