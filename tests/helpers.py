@@ -421,7 +421,7 @@ async def until(condition, timeout=5.0):
     """Wait until a condition that nobody announces holds."""
     deadline = time.monotonic() + timeout
     while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
+        assert time.monotonic() < deadline, "timed out"
         await asyncio.sleep(0.002)
 
 

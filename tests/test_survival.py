@@ -156,7 +156,7 @@ async def test_a_report_that_fails(loop, reports, capsys):
 
 # --- Descriptors ---
 
-STRAYS = """
+STALE_REGISTRATIONS = """
     import asyncio, os, resource, socket, time
 
     loop = new_event_loop()
@@ -196,7 +196,7 @@ STRAYS = """
 
 @pytest.mark.hotloop_only
 def test_strays_while_there_are_no_descriptors(loop_name):
-    result = helpers.run_script(loop_name, STRAYS)
+    result = helpers.run_script(loop_name, STALE_REGISTRATIONS)
     assert int(result.stdout) <= 1
 
 

@@ -578,7 +578,7 @@ async def test_a_lost_transport_is_freed(attach):
 
 @pytest.mark.parametrize("end", ["write_eof", "close", "abort"])
 async def test_an_end_is_seen_as_soon_as_data_are(loop, pair, end):
-    """A program that counts its turns sees the other end of its connection end within three of them."""
+    """A program that counts iterations sees the other end of its connection end within three of them."""
     protocols = Recorder(), Recorder()
     for protocol, sock in zip(protocols, pair, strict=True):
         await loop.create_connection(lambda protocol=protocol: protocol, sock=sock)

@@ -115,7 +115,7 @@ class Running:
         deadline = time.monotonic() + PATIENCE
         while not condition():
             assert self.process.poll() is None, (self.folder / "errors").read_text()
-            assert time.monotonic() < deadline, "waited in vain"
+            assert time.monotonic() < deadline, "timed out"
             time.sleep(0.01)
 
     def wait_for_output(self, text):
