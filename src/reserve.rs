@@ -3,9 +3,13 @@
 //! Rust ends the process where an allocation fails. What can grow large is asked for by `try_reserve()`, which answers with a
 //! MemoryError. Small and short-lived blocks (the text of an error, the arguments of a call, a box) come from the reserve then, so
 //! that the MemoryError can be made and reported.
+//!
+//! Blocks that stay, of which there is one for each transport or callback, would use up the reserve. They are asked for by
+//! [`has_room`], which leaves half of it to the others.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::UnsafeCell;
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Bytes of a slot. A block takes a whole slot.
@@ -13,6 +17,8 @@ const SLOT: usize = 16 * 1024;
 /// Words of 64 bits that say which slots are taken.
 const WORDS: usize = 1;
 const ALIGNMENT: usize = 64;
+/// Slots for blocks that stay.
+const FOR_STAYING: u32 = WORDS as u32 * 64 / 2;
 
 #[repr(align(64))]
 struct Slots(UnsafeCell<[u8; SLOT * WORDS * 64]>);
@@ -59,6 +65,12 @@ impl Allocator {
             }
         }
         std::ptr::null_mut()
+    }
+
+    /// Whether there is memory for a block of this size that stays.
+    fn has_room(&self, size: usize) -> bool {
+        let taken: u32 = self.taken.iter().map(|word| word.load(Ordering::Relaxed).count_ones()).sum();
+        taken < FOR_STAYING || is_in_system(size)
     }
 
     /// The number of a block's slot. None if the block is the system's.
@@ -125,6 +137,36 @@ unsafe impl GlobalAlloc for Allocator {
     }
 }
 
+/// Whether the system has a block of this size.
+#[cold]
+fn is_in_system(size: usize) -> bool {
+    let Ok(layout) = Layout::from_size_align(size.max(1), align_of::<usize>()) else { return false };
+    // SAFETY: the layout has a size; the block is given back unused.
+    unsafe {
+        let block = System.alloc(layout);
+        System.dealloc(block, layout);
+        !block.is_null()
+    }
+}
+
+/// Whether there is memory for a block of this size that stays. To be asked before each that is not one of a few.
+pub fn has_room(size: usize) -> bool {
+    crate::ALLOCATOR.has_room(size)
+}
+
+/// A box that stays. None if there is no memory for it.
+pub fn try_box<T>(value: T) -> Option<Box<T>> {
+    has_room(size_of::<T>()).then(|| Box::new(value))
+}
+
+/// Makes room for this many items in a queue that stays. False if there is no memory.
+#[must_use]
+pub fn try_grow<T>(queue: &mut VecDeque<T>, count: usize) -> bool {
+    let (length, capacity) = (queue.len(), queue.capacity());
+    capacity - length >= count
+        || (has_room(size_of::<T>() * (length + count).max(2 * capacity)) && queue.try_reserve(count).is_ok())
+}
+
 /// A box of `size` zeroes. None if there is no memory for them.
 pub fn zeroes(size: usize) -> Option<Box<[u8]>> {
     let layout = Layout::array::<u8>(size).ok().filter(|layout| layout.size() > 0)?;
@@ -152,6 +194,19 @@ mod tests {
         unsafe { allocator.dealloc(blocks[50], layout) };
         assert_eq!(allocator.take(layout), blocks[50]);
         assert!(allocator.take(Layout::from_size_align(SLOT + 1, 8).unwrap()).is_null());
+    }
+
+    #[test]
+    fn half_of_the_slots_is_not_for_blocks_that_stay() {
+        static ALLOCATOR: Allocator = Allocator::new();
+        let allocator = &ALLOCATOR;
+        let (layout, too_large) = (Layout::from_size_align(SLOT, 8).unwrap(), isize::MAX as usize / 2);
+        for _ in 0..FOR_STAYING {
+            assert!(allocator.has_room(too_large), "nothing is asked of the system while there are slots");
+            assert!(!allocator.take(layout).is_null());
+        }
+        assert!(!allocator.has_room(too_large));
+        assert!(allocator.has_room(64), "the system has memory");
     }
 
     #[test]

@@ -363,11 +363,17 @@ def test_descriptors_that_are_ready_at_once_where_nothing_large_is_free(loop_nam
     import asyncio, socket
 
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
-    received = []
+    received = 0
+
+    def receive(data):
+        # Without a list, which would need memory.
+        global received
+        assert data == b"x"
+        received += 1
 
     class Protocol(asyncio.Protocol):
         def data_received(self, data):
-            received.append(data)
+            receive(data)
 
     async def main():
         loop = asyncio.get_running_loop()
@@ -378,7 +384,7 @@ def test_descriptors_that_are_ready_at_once_where_nothing_large_is_free(loop_nam
             if {by == "a transport"}:
                 await loop.create_connection(Protocol, sock=ours)
             else:
-                loop.add_reader(ours, lambda ours=ours: received.append(ours.recv(10)))
+                loop.add_reader(ours, lambda ours=ours: receive(ours.recv(10)))
             peers.append(peer)
         peers[0].send(b"x")
         await asyncio.sleep(0.01)
@@ -392,10 +398,73 @@ def test_descriptors_that_are_ready_at_once_where_nothing_large_is_free(loop_nam
         for peer in peers:
             peer.send(b"x")
         async with asyncio.timeout(10):
-            while len(received) <= len(peers):
+            while received <= len(peers):
                 await asyncio.sleep(0.001)
         del kept
-        assert received == [b"x"] * (len(peers) + 1)
+        assert received == len(peers) + 1
+
+    run(main())
+    """,
+    )
+
+
+EXHAUST = """
+    import asyncio, resource, socket
+
+    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+
+    def exhaust():
+        used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + (100 << 20), resource.RLIM_INFINITY))
+        kept = []
+        for exponent in range(26, 4, -1):
+            try:
+                while True:
+                    kept.append(bytes(1 << exponent))
+            except MemoryError:
+                pass
+        return kept
+
+    async def connect(count):
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda loop, context: None)
+        pairs = []
+        for _ in range(count):
+            ours, peer = socket.socketpair()
+            transport, _ = await loop.create_connection(Protocol, sock=ours)
+            pairs.append((transport, peer))
+        return pairs
+"""
+
+
+@pytest.mark.parametrize("method", ["abort", "close"])
+def test_many_transports_that_end_without_memory(loop_name, method):
+    helpers.run_script(
+        loop_name,
+        f"""{EXHAUST}
+    lost = 0
+
+    class Protocol(asyncio.Protocol):
+        def connection_lost(self, error):
+            global lost
+            lost += 1
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        pairs = await connect(2000)
+        # These need no memory.
+        methods = [transport.{method} for transport, _ in pairs]
+        kept = exhaust()
+        for end in methods:
+            try:
+                end()
+            except MemoryError:
+                kept.clear()
+                raise
+        kept.clear()
+        async with asyncio.timeout(10):
+            while lost < len(pairs):
+                await asyncio.sleep(0)
 
     run(main())
     """,

@@ -51,8 +51,11 @@ pub use ready::{OnReady, Readiness, ReadyEntry};
 pub use receiving::{LEAST, Received};
 pub use watching::{Direction, Waiter, Watch};
 
-/// Places in the ready queue that callbacks of the program leave free for entries of the loop's own.
+/// Places in the ready queue that callbacks of the program leave free for entries of the loop's own, besides those of transports.
 const HEADROOM: usize = 256;
+
+/// How many steps of a transport can be in the ready queue at a time: connection_lost(), and one that comes before it.
+const TRANSPORT_STEPS: usize = 2;
 
 /// One receive gets at the most this many bytes: asyncio's `max_size`.
 pub const RECEIVE_BUFFER: usize = 256 * 1024;
@@ -135,8 +138,9 @@ impl Core {
     #[inline(always)]
     pub fn push_new(&self, py: Python<'_>, entry: ReadyEntry) -> PyResult<()> {
         self.take_injected();
+        let headroom = self.headroom();
         let mut ready = self.ready.borrow_mut();
-        if ready.capacity() - ready.len() < HEADROOM && !ready.reserve(2 * HEADROOM) {
+        if ready.capacity() - ready.len() < headroom && !ready.reserve(headroom + HEADROOM) {
             drop(ready);
             return Err(no_memory(py));
         }
@@ -144,7 +148,19 @@ impl Core {
         Ok(())
     }
 
-    /// Queues an entry of the loop's own, for which [`HEADROOM`] keeps room.
+    /// Places in the ready queue for entries of the loop's own. All transports may end in the same iteration.
+    fn headroom(&self) -> usize {
+        HEADROOM + TRANSPORT_STEPS * self.metrics.transports.get()
+    }
+
+    /// Counts a new transport, and makes room for its steps. MemoryError if there is none.
+    pub fn open_transport(&self, py: Python<'_>) -> PyResult<()> {
+        self.metrics.open_transport();
+        // Some room is left for others, so that the loop goes on where there is no more memory.
+        if self.ready.borrow_mut().reserve(self.headroom() + HEADROOM) { Ok(()) } else { Err(no_memory(py)) }
+    }
+
+    /// Queues an entry of the loop's own, for which [`Core::headroom`] keeps room.
     #[inline(always)]
     pub fn push(&self, entry: ReadyEntry) {
         self.take_injected();
@@ -231,7 +247,7 @@ impl Core {
     fn queue_injected(&self) {
         let mut ready = self.ready.borrow_mut();
         let count = self.injected.count();
-        let room = ready.make_room(count);
+        let room = ready.make_room(count, self.headroom());
         let queue = |(entry, pushed_at)| {
             let position = ready.end();
             ready.push_back(entry);

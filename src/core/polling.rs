@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use pyo3::prelude::*;
 
-use super::{Core, HEADROOM, ReadyEntry, report_error};
+use super::{Core, ReadyEntry, report_error};
 use crate::cpython::errors::os_error;
 use crate::cpython::object::{Object, has_other_threads, tuple};
 use crate::intern;
@@ -275,8 +275,9 @@ impl Core {
             return;
         }
         let tick = &self.poll_policy.tick;
+        let headroom = self.headroom();
         // Without memory for more, the rest is due in the next iteration.
-        while ready.reserve(1 + HEADROOM)
+        while ready.reserve(1 + headroom)
             && let Some(timer) = timers.pop_due(now + CLOCK_RESOLUTION)
         {
             timer.set_fired();

@@ -55,21 +55,21 @@ impl ReadyQueue {
         self.entries.try_reserve(count).is_ok()
     }
 
-    /// Makes room for this many entries and [`HEADROOM`], or for as many as there is memory for. Returns how many. If they are not all,
+    /// Makes room for this many entries and `headroom`, or for as many as there is memory for. Returns how many. If they are not all,
     /// there will be room for others once some have run.
-    pub fn make_room(&mut self, count: usize) -> usize {
-        if self.reserve(count + HEADROOM) { count } else { self.room().min(count) }
+    pub fn make_room(&mut self, count: usize, headroom: usize) -> usize {
+        if self.reserve(count + headroom) { count } else { self.room(headroom).min(count) }
     }
 
-    /// How many entries there is room for besides [`HEADROOM`], where there is little memory.
+    /// How many entries there is room for besides `headroom`, where there is little memory.
     #[cold]
-    fn room(&mut self) -> usize {
+    fn room(&mut self, headroom: usize) -> usize {
         let room = |entries: &VecDeque<_>| entries.capacity() - entries.len();
-        if room(&self.entries) < 2 * HEADROOM {
+        if room(&self.entries) < headroom + HEADROOM {
             // A failure shows in the capacity.
-            let _ = self.entries.try_reserve(2 * HEADROOM);
+            let _ = self.entries.try_reserve(headroom + HEADROOM);
         }
-        room(&self.entries).saturating_sub(HEADROOM)
+        room(&self.entries).saturating_sub(headroom)
     }
 
     pub fn push_back(&mut self, entry: ReadyEntry) {

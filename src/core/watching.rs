@@ -206,7 +206,7 @@ impl Core {
         let Some(registry) = &mut *borrowed else { return false };
         let mut ready = self.ready.borrow_mut();
         // Each can queue two entries. The next poll returns the events for which there is no memory.
-        let room = ready.make_room(2 * events.events().count()) / 2;
+        let room = ready.make_room(2 * events.events().count(), self.headroom()) / 2;
         if room == 0 {
             return true;
         }

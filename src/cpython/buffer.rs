@@ -6,8 +6,9 @@ use pyo3::prelude::*;
 use pyo3::{Borrowed, ffi};
 
 use super::class::Visitor;
-use super::errors::fetch;
+use super::errors::{fetch, no_memory};
 use super::object::Object;
+use crate::reserve::try_box;
 
 /// A new bytes object with a copy of `data`.
 pub fn new_bytes(py: Python<'_>, data: &[u8]) -> PyResult<Object> {
@@ -132,7 +133,7 @@ pub struct ReadableBuffer(Box<ffi::Py_buffer>);
 
 impl ReadableBuffer {
     pub fn new(object: &Object, py: Python<'_>) -> PyResult<ReadableBuffer> {
-        let mut view = Box::new(ffi::Py_buffer::new());
+        let mut view = try_box(ffi::Py_buffer::new()).ok_or_else(|| no_memory(py))?;
         // SAFETY: `view` stays where it is until it is released.
         if unsafe { ffi::PyObject_GetBuffer(object.as_ptr(), &mut *view, ffi::PyBUF_SIMPLE) } < 0 {
             return Err(fetch(py));

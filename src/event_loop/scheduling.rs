@@ -33,7 +33,7 @@ fn make_handle<'py>(
         if this.core.schedule.is_careful() { check_in_debug(this, method, &callback)? } else { None };
     let call = Call {
         callback,
-        arguments: Arguments::of_call(args, first),
+        arguments: Arguments::of_call(py, args, first)?,
         context: match context {
             Some(context) => context,
             None => copy_context(py)?,
@@ -107,7 +107,7 @@ fn queue<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> 
     }
     let call = Call {
         callback,
-        arguments: Arguments::of_objects(&items.iter().collect::<Vec<_>>()),
+        arguments: Arguments::of_objects(py, &items.iter().collect::<Vec<_>>())?,
         context: if context.is_none() { copy_context(py)? } else { context },
         event_loop: this.object(),
     };

@@ -53,7 +53,7 @@ fn watch<'py>(
     this.check_closed(this.py())?;
     let call = Call {
         callback,
-        arguments: Arguments::of_call(args, 2),
+        arguments: Arguments::of_call(py, args, 2)?,
         context: match context {
             Some(context) => context,
             None => copy_context(py)?,

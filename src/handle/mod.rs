@@ -30,6 +30,7 @@ use crate::cpython::statics;
 use crate::imports::imports;
 use crate::intern;
 use crate::reactor::timers::{TimerKey, Timers};
+use crate::reserve::has_room;
 
 pub use class::register;
 pub use task_step::{TaskStep, is_of_task};
@@ -131,21 +132,29 @@ pub enum Arguments {
 impl Arguments {
     /// The positional arguments of a call from `first` on.
     #[inline(always)]
-    pub fn of_call(args: Args<'_, '_>, first: usize) -> Arguments {
-        match (args.object(first), args.object(first + 1)) {
+    pub fn of_call(py: Python<'_>, args: Args<'_, '_>, first: usize) -> PyResult<Arguments> {
+        Ok(match (args.object(first), args.object(first + 1)) {
             (None, _) => Arguments::None,
             (Some(argument), None) => Arguments::One(argument),
             (Some(argument), Some(next)) if args.len() == first + 2 => Arguments::Two(argument, next),
-            _ => Arguments::Many(args.rest(first).collect()),
-        }
+            _ => Arguments::many(py, args.rest(first))?,
+        })
     }
 
-    pub fn of_objects(objects: &[&Object]) -> Arguments {
-        match objects {
+    pub fn of_objects(py: Python<'_>, objects: &[&Object]) -> PyResult<Arguments> {
+        Ok(match objects {
             [] => Arguments::None,
             [argument] => Arguments::One((*argument).clone()),
-            more => Arguments::Many(more.iter().map(|argument| (*argument).clone()).collect()),
+            more => Arguments::many(py, more.iter().map(|argument| (*argument).clone()))?,
+        })
+    }
+
+    fn many(py: Python<'_>, all: impl ExactSizeIterator<Item = Object>) -> PyResult<Arguments> {
+        // With the counts before them.
+        if !has_room((all.len() + 2) * size_of::<Object>()) {
+            return Err(no_memory(py));
         }
+        Ok(Arguments::Many(all.collect()))
     }
 
     /// A copy that shares nothing: the garbage collector is not shown shared arguments.

@@ -10,7 +10,7 @@ use super::socket::{SEND_FLAGS, check};
 use crate::reserve::zeroes;
 
 /// The most datagrams that one call receives.
-const SLOTS: usize = 16;
+pub const SLOTS: usize = 16;
 /// The longest datagram of the Internet.
 const SLOT_SIZE: usize = 64 * 1024;
 

@@ -10,19 +10,26 @@ use crate::cpython::buffer::new_bytes;
 use crate::cpython::module::import;
 use crate::cpython::object::{Object, tuple};
 use crate::intern;
+use crate::reserve::try_box;
 
 /// An address of a socket: most are of the Internet, and fit into 32 bytes.
 #[derive(Clone)]
 pub enum Address {
     Internet(SocketAddr),
-    Other(Box<SockAddr>),
+    Unix(Box<SockAddr>),
+    /// Of a Unix socket without a name, which most clients have.
+    Unnamed,
+    /// Of another family, or there was no memory to keep it. The socket has to be asked.
+    Unknown,
 }
 
 impl From<SockAddr> for Address {
     fn from(address: SockAddr) -> Address {
         match address.as_socket() {
             Some(address) => Address::Internet(address),
-            None => Address::Other(Box::new(address)),
+            None if !address.is_unix() => Address::Unknown,
+            None if address.is_unnamed() => Address::Unnamed,
+            None => try_box(address).map_or(Address::Unknown, Address::Unix),
         }
     }
 }
@@ -32,7 +39,11 @@ impl Address {
         matches!(self, Address::Internet(_))
     }
 
-    /// What the socket module makes of it; None for a family that this module does not know.
+    pub fn is_known(&self) -> bool {
+        !matches!(self, Address::Unknown)
+    }
+
+    /// What the socket module makes of it; None if the socket has to be asked.
     pub fn to_python(&self, py: Python<'_>) -> PyResult<Option<Object>> {
         Ok(Some(match self {
             Address::Internet(SocketAddr::V4(address)) => tuple(
@@ -55,7 +66,7 @@ impl Address {
                     ],
                 )?
             }
-            Address::Other(address) if address.is_unix() => {
+            Address::Unix(address) => {
                 if let Some(path) = address.as_pathname() {
                     Object::from_path(py, path.as_os_str().as_bytes())?
                 } else if let Some(name) = address.as_abstract_namespace() {
@@ -65,7 +76,8 @@ impl Address {
                     Object::from_str(py, "")?
                 }
             }
-            Address::Other(_) => return Ok(None),
+            Address::Unnamed => Object::from_str(py, "")?,
+            Address::Unknown => return Ok(None),
         }))
     }
 }

@@ -213,7 +213,7 @@ impl SocketFile {
         self.closed.set(true);
         self.place.set(Some(DescriptorPlace::CLOSED));
         if self.local.borrow().is_none() {
-            let address = socket::local_address(fd).ok().map(Address::from);
+            let address = socket::local_address(fd).ok().map(Address::from).filter(Address::is_known);
             self.local.replace(address);
         }
         match self.socket.replace(Socket::Closed) {

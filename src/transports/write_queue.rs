@@ -9,6 +9,7 @@ use crate::core::Count;
 use crate::cpython::buffer::Bytes;
 use crate::reactor::poller::fork_count;
 use crate::reactor::socket::{MAX_SLICES, is_not_ready};
+use crate::reserve::try_grow;
 
 /// How far sending got.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,7 +49,7 @@ impl WriteQueue {
     /// Makes room for `chunks` more. False if there is no memory.
     #[must_use]
     pub fn reserve(&mut self, chunks: usize) -> bool {
-        (self.first.is_none() && chunks == 1) || self.others.try_reserve(chunks).is_ok()
+        (self.first.is_none() && chunks == 1) || try_grow(&mut self.others, chunks)
     }
 
     /// Adds a chunk. An empty one could never be sent, so it is left out.

@@ -16,12 +16,15 @@ use crate::cpython::errors::os_error;
 use crate::cpython::object::Object;
 use crate::intern;
 use crate::reactor::clock;
-use crate::reactor::datagram::{Batch, Slots};
+use crate::reactor::datagram::{Batch, SLOTS, Slots};
 use crate::reactor::socket;
+use crate::reserve::has_room;
 use crate::transports::endpoint;
 
 const RECEIVE_FAILED: &str = "Fatal read error on datagram transport";
 
+/// Bytes of the queue for what is kept of a batch.
+const ROOM: usize = SLOTS * size_of::<Incoming>();
 /// The most batches received per event.
 const MAX_BATCHES: usize = 4;
 
@@ -64,8 +67,9 @@ impl Datagram {
         }
         let slice = TimeSlice::default();
         let slots = match this.addresses.family {
-            Family::V4 | Family::V6 => Slots::Many,
-            Family::Unix => Slots::One,
+            // What cannot be delivered at once must be kept.
+            Family::V4 | Family::V6 if has_room(ROOM) => Slots::Many,
+            Family::V4 | Family::V6 | Family::Unix => Slots::One,
             Family::Other => return Datagram::receive_by_method(this, &slice),
         };
         let core = std::rc::Rc::clone(&this.core);

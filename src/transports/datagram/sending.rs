@@ -14,6 +14,7 @@ use crate::cpython::object::Object;
 use crate::intern;
 use crate::reactor::datagram::send_to;
 use crate::reactor::socket;
+use crate::reserve::try_grow;
 use crate::transports::endpoint::{self, Phase};
 
 /// What became of an attempt to send.
@@ -63,7 +64,7 @@ impl Datagram {
             // The program may change its own object while the copy is queued.
             None => Bytes::copy_of(py, data)?,
         };
-        if this.queue.borrow_mut().try_reserve(1).is_err() {
+        if !try_grow(&mut this.queue.borrow_mut(), 1) {
             return Err(no_memory(py));
         }
         this.queued.set(this.queued.get() + data.as_slice().len() + this.header);

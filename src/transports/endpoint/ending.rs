@@ -64,11 +64,12 @@ pub fn schedule_connection_lost<T: Transport>(
         tear_down(this)?;
         return Err(new_error::<PyRuntimeError>(this.py(), "Event loop is closed"));
     }
-    this.lost_context.set(Some(shared_or_copy(this.py(), &this.context)?));
-    this.keep_source_traceback(this.py())?;
+    // Without memory for a context of its own, the protocol is told in another of the connection's.
+    let context = shared_or_copy(this.py(), &this.context);
+    this.lost_context.set(Some(context.or_else(|error| this.read_context.get().ok_or(error))?));
     this.lost_exception.set(exception);
     this.core.push(ReadyEntry::Step(BoundMethod::new(this, connection_lost::<T>)));
-    Ok(())
+    this.keep_source_traceback(this.py())
 }
 
 /// asyncio's _fatal_error(): reports an error, a connection error in debug mode only, and force-closes.

@@ -106,7 +106,6 @@ pub struct Endpoint {
 impl Endpoint {
     pub fn new(py: Python<'_>, params: EndpointParams) -> PyResult<Endpoint> {
         let context = || shared_or_copy(py, &params.context).map(Some);
-        params.core.metrics.open_transport();
         Ok(Endpoint {
             made_context: ObjectCell::new(context()?),
             read_context: ObjectCell::new(context()?),
@@ -329,9 +328,10 @@ pub fn start<T: Transport>(
     prepare: impl FnOnce(&Obj<T>) -> PyResult<()>,
 ) -> PyResult<Obj<T>> {
     let transport = Obj::new(py, transport)?;
+    let opened = transport.core.open_transport(py);
     attach(py, &transport)?;
     // The first error is the one to return.
-    match prepare(&transport).and_then(|()| schedule_made(py, &transport)) {
+    match opened.and_then(|()| prepare(&transport)).and_then(|()| schedule_made(py, &transport)) {
         Ok(()) => Ok(transport),
         Err(error) => {
             drop(tear_down(transport.this(py)));

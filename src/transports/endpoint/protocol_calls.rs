@@ -39,7 +39,7 @@ pub fn report_callback<T: Transport>(
     };
     let call = Call {
         callback: callback.into(),
-        arguments: Arguments::of_objects(args),
+        arguments: Arguments::of_objects(py, args)?,
         context: copy_context(py)?,
         event_loop: this.event_loop.clone(),
     };
