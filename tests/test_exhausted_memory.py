@@ -469,3 +469,161 @@ def test_many_transports_that_end_without_memory(loop_name, method):
     run(main())
     """,
     )
+
+
+@pytest.mark.parametrize("method", ["abort", "close"])
+def test_transports_that_are_closed_at_once_where_nothing_large_is_free(loop_name, method):
+    helpers.run_script(
+        loop_name,
+        f"""{FILL}
+    import asyncio, socket
+
+    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+    COUNT = 3000
+    calls = bytearray(COUNT)
+    lost = 0
+
+    class Protocol(asyncio.Protocol):
+        def __init__(self, number):
+            self.number = number
+
+        def connection_lost(self, error):
+            global lost
+            # In the order of the calls.
+            calls[self.number] += lost == self.number
+            lost += 1
+            if lost == COUNT:
+                kept.clear()
+                done.set_result(None)
+
+    async def main():
+        global done, kept
+        loop = asyncio.get_running_loop()
+        transports, peers = [], []
+        for number in range(COUNT):
+            ours, peer = socket.socketpair()
+            transport, _ = await loop.create_connection(lambda number=number: Protocol(number), sock=ours)
+            transports.append(transport)
+            peers.append(peer)
+        await asyncio.sleep(0.01)
+        done = loop.create_future()
+        kept = fill()
+        for size in (64 << 10, 32 << 10, 17 << 10):
+            while True:
+                try:
+                    kept.append(bytearray(size))
+                except MemoryError:
+                    break
+        for transport in transports:
+            transport.{method}()
+        await done
+        assert calls == b"\\1" * COUNT
+
+    run(main())
+    """,
+    )
+
+
+def test_endpoints_that_get_their_first_datagram_where_nothing_large_is_free(loop_name):
+    helpers.run_script(
+        loop_name,
+        f"""{FILL}
+    import asyncio, socket
+
+    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+    COUNT = 200
+    received = 0
+
+    class Protocol(asyncio.DatagramProtocol):
+        def datagram_received(self, data, address):
+            global received
+            received += 1
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        transports = []
+        for _ in range(COUNT + 1):
+            transport, _ = await loop.create_datagram_endpoint(Protocol, local_addr=("127.0.0.1", 0))
+            transports.append(transport)
+        addresses = [transport.get_extra_info("sockname") for transport in transports]
+        sender.sendto(b"x", addresses.pop())
+        await asyncio.sleep(0.01)
+        kept = fill()
+        for size in (64 << 10, 32 << 10, 17 << 10, 9 << 10):
+            while True:
+                try:
+                    kept.append(bytearray(size))
+                except MemoryError:
+                    break
+        for address in addresses:
+            sender.sendto(b"x", address)
+        async with asyncio.timeout(10):
+            while received <= COUNT:
+                await asyncio.sleep(0.001)
+        del kept
+
+    run(main())
+    """,
+    )
+
+
+CALLS_OF_SIX = {
+    "call_soon": "loop.call_soon(nothing, 1, 2, 3, 4, 5, 6)",
+    "call_later": "handles.append(loop.call_later(1000, nothing, 1, 2, 3, 4, 5, 6))",
+    "call_soon_threadsafe": "loop.call_soon_threadsafe(nothing, 1, 2, 3, 4, 5, 6)",
+    "close": "transports[number].abort()",
+}
+
+
+@pytest.mark.parametrize("call", CALLS_OF_SIX)
+def test_small_blocks_of_which_the_system_has_none(loop_name, call):
+    helpers.run_script(
+        loop_name,
+        f"""{FILL}
+    import asyncio, ctypes, socket
+
+    malloc = ctypes.CDLL(None).malloc
+    malloc.restype, malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+
+    def nothing(*args):
+        pass
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda loop, context: None)
+        transports, peers = [], []
+        for _ in range(300):
+            ours, peer = socket.socketpair()
+            transport, _ = await loop.create_connection(asyncio.Protocol, sock=ours)
+            transports.append(transport)
+            peers.append(peer)
+        handles = []
+        freed = loop.create_future()
+
+        def free():
+            kept.clear()
+            freed.set_result(None)
+
+        loop.call_later(0.2, free)
+        kept = fill()
+        for size in (64 << 10, 16 << 10, 4 << 10, 2 << 10, 1 << 10, 700, 600, 530):
+            while True:
+                try:
+                    kept.append(bytearray(size))
+                except MemoryError:
+                    break
+        for size in (512, 400, 300, 200, 160, 136, 100, 80, 64, 48, 32, 16):
+            # Smaller objects are not malloc's, and there is room for them.
+            while malloc(size):
+                pass
+        for number in range(300):
+            try:
+                {CALLS_OF_SIX[call]}
+            except MemoryError:
+                pass
+        await freed
+
+    run(main())
+    """,
+    )

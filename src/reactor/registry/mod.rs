@@ -360,7 +360,8 @@ impl<W, K: Kernel> Registry<W, K> {
                     return Err(error);
                 }
                 // The program has closed the file, and what the number stands for now, if anything, can't be watched.
-                Err(_) => gone.push(token),
+                Err(_) if gone.try_reserve(1).is_ok() => gone.push(token),
+                Err(_) => return Err(io::ErrorKind::OutOfMemory.into()),
             }
         }
         for token in gone {

@@ -10,6 +10,7 @@ use socket2::SockAddr;
 use crate::cpython::borrowing::StateCell;
 use crate::cpython::object::Object;
 use crate::intern;
+use crate::reserve::has_room;
 use crate::transports::address::Address;
 
 /// The sets of a [`Cache`].
@@ -37,11 +38,17 @@ impl<K, V> Cache<K, V> {
         set.iter().flatten().find(|(key, _)| is_it(key)).map(|(_, value)| value)
     }
 
-    /// Adds an entry, and returns the one that it replaces.
+    /// Adds an entry, and returns the one that it replaces, or itself if there is no memory for the cache.
     #[must_use]
     fn insert(&mut self, hash: usize, key: K, value: V) -> Option<(K, V)> {
         if self.entries.is_empty() {
-            self.entries.resize_with(SETS * WAYS, || None);
+            let count = SETS * WAYS;
+            if !has_room(count * size_of::<Option<(K, V)>>())
+                || self.entries.try_reserve_exact(count).is_err()
+            {
+                return Some((key, value));
+            }
+            self.entries.resize_with(count, || None);
         }
         let set = hash % SETS;
         let way = usize::from(self.next[set]) % WAYS;
