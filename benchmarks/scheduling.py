@@ -5,6 +5,7 @@ one case on one loop: python -m benchmarks.scheduling LOOP CASE TIMES
 """
 
 import asyncio
+import gc
 import json
 import queue
 import socket
@@ -274,6 +275,10 @@ async def timed(chosen: Case, times: int) -> float:
 
 def main() -> None:
     loop, name, times = sys.argv[1:]
+    # A full collection of what was imported takes as long as hundreds of repetitions. Whether there is one
+    # depends on how many objects the process has; one more environment variable can decide it.
+    gc.collect()
+    gc.freeze()
     with asyncio.Runner(loop_factory=loops.factory(loop)) as runner:
         seconds = runner.run(timed(CASES[name], int(times)))
     print(json.dumps({"seconds": seconds}))
