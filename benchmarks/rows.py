@@ -102,12 +102,12 @@ class SchedulingRow(Row):
 
     def _counted(self, loop: str, counter: Counter, times: int) -> Count:
         with tempfile.NamedTemporaryFile() as output:
-            command = counter.wrap(self._command(loop, times), output.name)
+            command = counter.wrap(self._command(loop, times, "--no-gc"), output.name)
             run(command, timeout=COUNTING_PATIENCE)
             return counter.read(output.name)
 
-    def _command(self, loop: str, times: int) -> list[str]:
-        return python("scheduling", loop, self.name, str(times))
+    def _command(self, loop: str, times: int, *options: str) -> list[str]:
+        return python("scheduling", loop, self.name, str(times), *options)
 
 
 @dataclass(frozen=True)

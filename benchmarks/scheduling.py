@@ -1,7 +1,7 @@
 """The cases without a client: callbacks, tasks, timers, threads, local sockets, child processes.
 
 Each case is a coroutine function that does its work a given number of times. As a program, this module times
-one case on one loop: python -m benchmarks.scheduling LOOP CASE TIMES
+one case on one loop: python -m benchmarks.scheduling LOOP CASE TIMES [--no-gc]
 """
 
 import asyncio
@@ -274,11 +274,11 @@ async def timed(chosen: Case, times: int) -> float:
 
 
 def main() -> None:
-    loop, name, times = sys.argv[1:]
-    # A full collection of what was imported takes as long as hundreds of repetitions. Whether there is one
-    # depends on how many objects the process has; one more environment variable can decide it.
-    gc.collect()
-    gc.freeze()
+    loop, name, times, *options = sys.argv[1:]
+    if options == ["--no-gc"]:
+        # A full collection takes as long as hundreds of repetitions. Whether there is one depends on how many
+        # objects the process has; one more environment variable can decide it.
+        gc.disable()
     with asyncio.Runner(loop_factory=loops.factory(loop)) as runner:
         seconds = runner.run(timed(CASES[name], int(times)))
     print(json.dumps({"seconds": seconds}))
