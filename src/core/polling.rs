@@ -36,6 +36,11 @@ const CLOCK_RESOLUTION: f64 = 1e-9;
 /// A wait has at most this many seconds, as in asyncio: select() and epoll_wait() have limits.
 const LONGEST_WAIT: f64 = 24.0 * 3600.0;
 
+#[cold]
+fn overridden_time(py: Python<'_>, event_loop: &Object) -> PyResult<f64> {
+    event_loop.call_method(py, intern!(py, "time"), &[])?.bind(py).extract()
+}
+
 impl Core {
     /// If this iteration can go without a poll and without the clock, returns the time in ticks.
     pub(super) fn try_skip_poll(&self) -> Option<u64> {
@@ -72,11 +77,9 @@ impl Core {
     }
 
     /// `now`, or the time by the loop's time() if that is overridden.
+    #[inline(always)]
     fn loop_time(&self, py: Python<'_>, event_loop: &Object, now: f64) -> PyResult<f64> {
-        if !self.overridden_clock.get() {
-            return Ok(now);
-        }
-        event_loop.call_method(py, intern!(py, "time"), &[])?.bind(py).extract()
+        if self.overridden_clock.get() { overridden_time(py, event_loop) } else { Ok(now) }
     }
 
     /// How long to wait for the next timer, if there is one.

@@ -57,12 +57,18 @@ impl ReadyQueue {
 
     /// Makes room for this many entries and `headroom`, or for as many as there is memory for. Returns how many. If they are not all,
     /// there will be room for others once some have run.
+    #[inline(always)]
     pub fn make_room(&mut self, count: usize, headroom: usize) -> usize {
+        let has_room = self.entries.capacity() - self.entries.len() >= count + headroom;
+        if has_room { count } else { self.grow(count, headroom) }
+    }
+
+    #[cold]
+    fn grow(&mut self, count: usize, headroom: usize) -> usize {
         if self.reserve(count + headroom) { count } else { self.room(headroom).min(count) }
     }
 
     /// How many entries there is room for besides `headroom`, where there is little memory.
-    #[cold]
     fn room(&mut self, headroom: usize) -> usize {
         let room = |entries: &VecDeque<_>| entries.capacity() - entries.len();
         if room(&self.entries) < headroom + HEADROOM {
