@@ -3,7 +3,7 @@
 //! docs/architecture.md is the map.
 
 pub mod reactor;
-#[cfg_attr(not(feature = "python"), allow(dead_code, reason = "the reactor needs a part of it"))]
+#[cfg_attr(not(feature = "python"), allow(dead_code, reason = "the reactor alone needs only a part of it"))]
 mod reserve;
 
 #[global_allocator]

@@ -46,7 +46,10 @@ before_and_during = pytest.mark.parametrize(
     "when",
     [
         "before",
-        pytest.param("during", marks=pytest.mark.skipif(PYTHON < (3, 12), reason="dicts tell nothing")),
+        pytest.param(
+            "during",
+            marks=pytest.mark.skipif(PYTHON < (3, 12), reason="until 3.11, a dict cannot be watched"),
+        ),
     ],
 )
 

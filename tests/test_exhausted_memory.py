@@ -18,11 +18,12 @@ pytestmark = [
 FILL = """
     import resource
 
-    def fill():
-        # No block of 128 KiB is left, but many small ones are.
+    def fill(*smaller):
+        # No block of 128 KiB is left, or of the last of the smaller sizes, but many small ones are.
         resource.setrlimit(resource.RLIMIT_AS, (600 << 20, 600 << 20))
         kept = []
-        for size in (64 << 20, 16 << 20, 4 << 20, 1 << 20, 512 << 10, 256 << 10, 192 << 10, 136 << 10):
+        sizes = (64 << 20, 16 << 20, 4 << 20, 1 << 20, 512 << 10, 256 << 10, 192 << 10, 136 << 10)
+        for size in sizes + smaller:
             while True:
                 try:
                     kept.append(bytearray(size))
@@ -388,13 +389,7 @@ def test_descriptors_that_are_ready_at_once_where_nothing_large_is_free(loop_nam
             peers.append(peer)
         peers[0].send(b"x")
         await asyncio.sleep(0.01)
-        kept = fill()
-        for size in (64 << 10, 32 << 10, 17 << 10):
-            while True:
-                try:
-                    kept.append(bytearray(size))
-                except MemoryError:
-                    break
+        kept = fill(64 << 10, 32 << 10, 17 << 10)
         for peer in peers:
             peer.send(b"x")
         async with asyncio.timeout(10):
@@ -507,13 +502,7 @@ def test_transports_that_are_closed_at_once_where_nothing_large_is_free(loop_nam
             peers.append(peer)
         await asyncio.sleep(0.01)
         done = loop.create_future()
-        kept = fill()
-        for size in (64 << 10, 32 << 10, 17 << 10):
-            while True:
-                try:
-                    kept.append(bytearray(size))
-                except MemoryError:
-                    break
+        kept = fill(64 << 10, 32 << 10, 17 << 10)
         for transport in transports:
             transport.{method}()
         await done
@@ -549,13 +538,7 @@ def test_endpoints_that_get_their_first_datagram_where_nothing_large_is_free(loo
         addresses = [transport.get_extra_info("sockname") for transport in transports]
         sender.sendto(b"x", addresses.pop())
         await asyncio.sleep(0.01)
-        kept = fill()
-        for size in (64 << 10, 32 << 10, 17 << 10, 9 << 10):
-            while True:
-                try:
-                    kept.append(bytearray(size))
-                except MemoryError:
-                    break
+        kept = fill(64 << 10, 32 << 10, 17 << 10, 9 << 10)
         for address in addresses:
             sender.sendto(b"x", address)
         async with asyncio.timeout(10):
@@ -606,13 +589,7 @@ def test_small_blocks_of_which_the_system_has_none(loop_name, call):
             freed.set_result(None)
 
         loop.call_later(0.2, free)
-        kept = fill()
-        for size in (64 << 10, 16 << 10, 4 << 10, 2 << 10, 1 << 10, 700, 600, 530):
-            while True:
-                try:
-                    kept.append(bytearray(size))
-                except MemoryError:
-                    break
+        kept = fill(64 << 10, 16 << 10, 4 << 10, 2 << 10, 1 << 10, 700, 600, 530)
         for size in (512, 400, 300, 200, 160, 136, 100, 80, 64, 48, 32, 16):
             # Smaller objects are not malloc's, and there is room for them.
             while malloc(size):

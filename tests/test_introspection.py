@@ -3,9 +3,9 @@
 import asyncio
 import copy
 import inspect
-import socket
 from unittest import mock
 
+import hotloop
 import pytest
 from helpers import Recorder
 
@@ -57,12 +57,8 @@ def test_coroutine_functions_refuse_what_is_no_loop(loop, pair):
 
 
 @pytest.fixture
-def pair():
-    ours, peer = socket.socketpair()
-    with ours, peer:
-        ours.setblocking(False)
-        peer.setblocking(False)
-        yield ours, peer
+def kind():
+    return "unix"
 
 
 async def test_copies_of_a_loop_and_of_a_transport_work_as_they_do(loop, pair):
@@ -80,3 +76,26 @@ async def test_copies_of_a_loop_and_of_a_transport_work_as_they_do(loop, pair):
             copy.deepcopy(one)
     transport.close()
     await protocol.lost()
+
+
+@pytest.mark.parametrize("name", ["asyncio", "hotloop"])
+def test_a_subclass_overrides_a_coroutine_function(name, pair):
+    class Loop({"asyncio": asyncio.SelectorEventLoop, "hotloop": hotloop.Loop}[name]):
+        async def sock_recv(self, sock, n):
+            return b"<" + await super().sock_recv(sock, n) + b">"
+
+    loop = Loop()
+    pair[1].send(b"data")
+    assert loop.run_until_complete(loop.sock_recv(pair[0], 10)) == b"<data>"
+    loop.close()
+
+
+@pytest.mark.hotloop_only
+def test_a_transport_that_could_not_be_made_is_not_counted(loop, pair):
+    class Server:
+        def _attach(self, *transport):
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        loop._make_socket_transport(pair[0], asyncio.Protocol(), server=Server())
+    assert loop.metrics().transports == 0

@@ -399,7 +399,7 @@ class SignalHandling(_core.Loop):
                 # It is closed already if the garbage collector has found the loop in a cycle.
                 self._remove_reader(ssock.fileno())
             for sock in (ssock, csock):
-                try:  # noqa: SIM105  (contextlib may be None)
+                try:  # noqa: SIM105  (at the interpreter's end, contextlib may be None)
                     sock.close()
                 except OSError:
                     # The program may have closed the descriptor.
