@@ -24,7 +24,7 @@ MATURIN := 'maturin>=1.9.4,<2'
 
 .PHONY: help run build wheel sdist test test-reactor test-python test-cpython test-wheel test-sdist test-ecosystem test-suites \
   compatibility torture torture-reactor torture-python torture-faults torture-debug torture-debug-python lint format docs bench \
-  bench-check clean
+  bench-threads bench-check clean
 .NOTPARALLEL:
 
 help: ## list these targets
@@ -79,8 +79,8 @@ torture-faults: ## each system call fails in turn
 	$(MAKE) VENV=$(VENV)-faults CARGO_TARGET_DIR=$(abspath $(VENV))-faults/target BUILD='--features faults' build $(VENV)-faults/.tests
 	HOTLOOP_TORTURE=full $(VENV)-faults/bin/python -m pytest tests/torture/test_system_calls.py
 
-torture-python: $(VENV)/.hotloop $(VENV)/.tests ## hostile peers, no memory, forks, signals, any arguments
-	HOTLOOP_TORTURE=full $(BIN)/python -m pytest tests/torture
+torture-python: $(VENV)/.hotloop $(VENV)/.tests ## hostile peers, no memory, forks, signals, any arguments, TLS
+	HOTLOOP_TORTURE=full $(BIN)/python -m pytest tests/torture tests/test_differential_tls.py
 
 torture-debug: ## hotloop's own tests on a debug build, which checks that nothing is borrowed when Python code runs
 	$(MAKE) VENV=$(VENV)-debug CARGO_TARGET_DIR=$(abspath $(VENV))-debug/target BUILD= build $(VENV)-debug/.tests
@@ -107,6 +107,9 @@ format: $(VENV)/.linters ## put all sources into the project's format
 
 bench: $(VENV)/.hotloop $(VENV)/.peers ## compare event loops, into docs/; ROWS=http or LOOPS=asyncio,hotloop for a part
 	$(BIN)/python -m benchmarks $(if $(ROWS),--rows $(ROWS)) $(if $(LOOPS),--loops $(LOOPS)) $(ARGS)
+
+bench-threads: $(VENV)/.hotloop $(VENV)/.peers ## compare loops in threads of one process, into docs/; for a Python without a GIL
+	$(BIN)/python -m benchmarks.threads $(if $(ROWS),--rows $(ROWS)) $(if $(LOOPS),--loops $(LOOPS)) $(ARGS)
 
 bench-check: $(VENV)/.hotloop ## fail if scheduling costs more than it did; UPDATE=1 keeps what it costs now
 	$(BIN)/python -m benchmarks.check $(if $(UPDATE),--update)

@@ -2,6 +2,8 @@
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
+    // The reactor knows of it, and is built without a Python, too.
+    println!("cargo:rustc-check-cfg=cfg(Py_GIL_DISABLED)");
     #[cfg(feature = "python")]
     python::main();
 }

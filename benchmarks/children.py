@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
@@ -24,8 +25,10 @@ class Failed(Exception):
 _alive: set[subprocess.Popen[str]] = set()
 
 
-def python(module: str, *arguments: str) -> list[str]:
-    return [sys.executable, "-m", f"benchmarks.{module}", *arguments]
+def python(module: str, *arguments: str, layout: int = 0) -> list[str]:
+    """A command. With another `layout`, Python's objects are at other addresses."""
+    options = [part for number in range(layout) for part in ("-X", f"layout_{number}=otherwise")]
+    return [sys.executable, *options, "-m", f"benchmarks.{module}", *arguments]
 
 
 def pin(pid: int, processor: int) -> None:
@@ -78,6 +81,17 @@ def running(command: Sequence[str], *, timeout: float, processor: int | None = N
                 raise Failed(f"{failure} ({said})" if said else str(failure)) from None
         finally:
             _end(process)
+
+
+def processor_time(pid: int) -> int | None:
+    """Processor time of another process, in nanoseconds. None where its clock cannot be read."""
+    if sys.platform != "linux":
+        return None
+    try:
+        # The clock that clock_getcpuclockid() gives for a process.
+        return time.clock_gettime_ns(~pid << 3 | 2)
+    except OSError as error:
+        raise Failed(f"the process is gone: {error}") from None
 
 
 def end_all() -> None:

@@ -1,50 +1,105 @@
-"""Clients of an echo server in another process: python -m benchmarks.clients LOOP CONNECTIONS TIMES ADDRESS
+"""Clients in one process: python -m benchmarks.clients LOOP CLIENT CONNECTIONS TIMES ADDRESS [CERTIFICATE]
 
-Each connection has a task that waits for the answer to a request before it sends the next one, as clients of
-databases do. Prints the seconds for TIMES requests, over all connections.
+Each of so many tasks waits for the answer to a request before it sends the next one. CLIENT is "streams",
+each task with a connection to an echo server, as clients of databases have; or "aiohttp" or "httpx", to a
+server of HTTPS that has the CERTIFICATE. Prints the seconds for TIMES requests, of the clock and of the
+processor.
 """
 
 import asyncio
+import contextlib
 import json
+import ssl
 import sys
 import time
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 from benchmarks import loops
+from benchmarks.servers import BODY
 
 REQUEST = b"x" * 1024
 
-
-async def ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, times: int) -> None:
-    for _ in range(times):
-        writer.write(REQUEST)
-        answer = await reader.readexactly(len(REQUEST))
-        if answer != REQUEST:
-            raise ValueError("the answer is another one")
+Ask = Callable[[], Awaitable[bytes]]
+"""Sends a request and returns the answer."""
 
 
-async def ask_all(connections: int, times: int, host: str, port: int) -> float:
-    streams = [await asyncio.open_connection(host, port) for _ in range(connections)]
-    each = times // connections
+@contextlib.asynccontextmanager
+async def streams(number: int, host: str, port: int) -> AsyncIterator[list[Ask]]:
+    opened = [await asyncio.open_connection(host, port) for _ in range(number)]
 
-    async def round_of(times: int) -> None:
-        await asyncio.gather(*(ask(reader, writer, times) for reader, writer in streams))
+    def asking(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Ask:
+        async def ask() -> bytes:
+            writer.write(REQUEST)
+            return await reader.readexactly(len(REQUEST))
 
-    await round_of(each // 10 + 1)
-    begin = time.perf_counter()
-    await round_of(each)
-    seconds = time.perf_counter() - begin
-    for _, writer in streams:
+        return ask
+
+    yield [asking(reader, writer) for reader, writer in opened]
+    for _, writer in opened:
         writer.close()
         await writer.wait_closed()
-    return seconds
+
+
+@contextlib.asynccontextmanager
+async def aiohttp(number: int, host: str, port: int, certificate: str) -> AsyncIterator[list[Ask]]:
+    import aiohttp
+
+    context = ssl.create_default_context(cafile=certificate)
+    connector = aiohttp.TCPConnector(limit=number, ssl=context)
+    async with aiohttp.ClientSession(connector=connector) as session:
+
+        async def ask() -> bytes:
+            async with session.get(f"https://{host}:{port}/") as response:
+                return await response.read()
+
+        yield [ask] * number
+
+
+@contextlib.asynccontextmanager
+async def httpx(number: int, host: str, port: int, certificate: str) -> AsyncIterator[list[Ask]]:
+    import httpx
+
+    context = ssl.create_default_context(cafile=certificate)
+    limits = httpx.Limits(max_connections=number, max_keepalive_connections=number)
+    async with httpx.AsyncClient(verify=context, limits=limits) as client:
+
+        async def ask() -> bytes:
+            return (await client.get(f"https://{host}:{port}/")).content
+
+        yield [ask] * number
+
+
+CLIENTS = {"streams": (streams, REQUEST), "aiohttp": (aiohttp, BODY), "httpx": (httpx, BODY)}
+
+
+async def ask_all(client: str, number: int, times: int, address: str, *certificate: str) -> dict[str, float]:
+    open_clients, right = CLIENTS[client]
+    host, _, port = address.rpartition(":")
+    each = times // number
+
+    async def ask_often(ask: Ask, times: int) -> None:
+        for _ in range(times):
+            if await ask() != right:
+                raise ValueError("the answer is another one")
+
+    async with open_clients(number, host, int(port), *certificate) as clients:
+
+        async def round_of(times: int) -> None:
+            await asyncio.gather(*(ask_often(ask, times) for ask in clients))
+
+        await round_of(each // 10 + 1)
+        begin, begin_of_processor = time.perf_counter(), time.process_time()
+        await round_of(each)
+        return {
+            "seconds": time.perf_counter() - begin,
+            "processor": time.process_time() - begin_of_processor,
+        }
 
 
 def main() -> None:
-    loop, connections, times, address = sys.argv[1:]
-    host, _, port = address.rpartition(":")
+    loop, client, number, times, address, *certificate = sys.argv[1:]
     with asyncio.Runner(loop_factory=loops.factory(loop)) as runner:
-        seconds = runner.run(ask_all(int(connections), int(times), host, int(port)))
-    print(json.dumps({"seconds": seconds}))
+        print(json.dumps(runner.run(ask_all(client, int(number), int(times), address, *certificate))))
 
 
 if __name__ == "__main__":

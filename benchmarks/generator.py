@@ -5,7 +5,7 @@ import json
 import re
 import shutil
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from benchmarks.children import CLIENT_PROCESSOR, ROOT, Failed, run
 
@@ -20,6 +20,16 @@ class Outcome:
     """Requests answered per second."""
     p99: float
     """The latency that 99 % of them did not exceed, in microseconds."""
+    processor: float | None = None
+    """Microseconds of processor time of the measured process per request."""
+    answered: int = 0
+    """Requests with those of the warm-up."""
+
+    def with_processor(self, before: int | None, after: int | None) -> "Outcome":
+        """Of a server that had used so many nanoseconds before and after it."""
+        if before is None or after is None or not self.answered:
+            return self
+        return replace(self, processor=(after - before) / 1000 / self.answered)
 
 
 @dataclass(frozen=True)
@@ -30,10 +40,13 @@ class Load:
     size: int = 1024
     depth: int = 1
     idle: int = 0
+    anew: str = ""
+    """The handshake ("full" or "resumed") of a TLS connection that is made for each request."""
 
     def arguments(self) -> list[str]:
         busy = ["--connections", str(self.connections), "--size", str(self.size), "--depth", str(self.depth)]
-        return [*busy, "--idle", str(self.idle)]
+        anew = ["--anew", self.anew] if self.anew else []
+        return [*busy, "--idle", str(self.idle), *anew]
 
 
 @functools.cache
@@ -51,31 +64,34 @@ def build(program: str = "load") -> str:
     return f"{target}/release/{program}"
 
 
-def for_requests(address: str, load: Load, requests: int, timeout: float) -> Outcome:
+def for_requests(address: str, load: Load, requests: int, timeout: float, trust: str = "") -> Outcome:
     """Sends requests in lockstep, so that the server's iterations do not depend on its speed."""
     length = ["--requests", str(requests), "--lockstep", "--patience", str(timeout)]
-    return _ours(address, load, length, timeout)
+    return _ours(address, load, length, timeout, trust)
 
 
-def for_seconds(address: str, load: Load, seconds: float) -> Outcome:
-    return _ours(address, load, ["--seconds", str(seconds), "--warmup", "0.2"], seconds + 20)
+def for_seconds(address: str, load: Load, seconds: float, trust: str = "") -> Outcome:
+    """Returns what is counted after a warm-up."""
+    return _ours(address, load, ["--seconds", str(seconds), "--warmup", "0.2"], seconds + 20, trust)
 
 
-def _ours(address: str, load: Load, length: list[str], timeout: float) -> Outcome:
-    command = [build(), address, *load.arguments(), *length]
+def _ours(address: str, load: Load, length: list[str], timeout: float, trust: str) -> Outcome:
+    command = [build(), address, *load.arguments(), *length, *(["--trust", trust] if trust else [])]
     report = json.loads(run(command, timeout=timeout, processor=CLIENT_PROCESSOR))
-    return Outcome(report["requests"], report["rate"], report["latency_us"]["p99"])
+    rate, p99 = report["rate"], report["latency_us"]["p99"]
+    return Outcome(report["requests"], rate, p99, answered=report["answered"])
 
 
 def has_wrk() -> bool:
     return shutil.which("wrk") is not None
 
 
-def wrk(url: str, load: Load, seconds: float) -> Outcome:
-    """Runs wrk, which takes whole seconds."""
+def wrk(url: str, load: Load, seconds: float, threads: int = 1) -> Outcome:
+    """Runs wrk, which takes whole seconds. With several threads it may use all processors."""
     whole = max(1, round(seconds))
-    command = ["wrk", "-t1", f"-c{load.connections}", f"-d{whole}s", "--timeout", "10s", "--latency", url]
-    printed = run(command, timeout=whole + 30, processor=CLIENT_PROCESSOR)
+    size = [f"-t{threads}", f"-c{load.connections}", f"-d{whole}s"]
+    command = ["wrk", *size, "--timeout", "10s", "--latency", url]
+    printed = run(command, timeout=whole + 30, processor=CLIENT_PROCESSOR if threads == 1 else None)
     for complaint in ("Socket errors", "Non-2xx"):
         if complaint in printed:
             raise Failed(next(line.strip() for line in printed.splitlines() if complaint in line))
@@ -84,4 +100,4 @@ def wrk(url: str, load: Load, seconds: float) -> Outcome:
     p99 = re.search(r"99% +([\d.]+)([a-z]+)", printed)
     if not (requests and rate and p99) or requests[1] == "0":
         raise Failed("no request answered")
-    return Outcome(int(requests[1]), float(rate[1]), float(p99[1]) * UNITS[p99[2]])
+    return Outcome(int(requests[1]), float(rate[1]), float(p99[1]) * UNITS[p99[2]], answered=int(requests[1]))

@@ -17,13 +17,19 @@ FACTORIES = {
     "blazio": "blazio:new_event_loop",
     "talyn": "talyn:Loop",
     "zuvloop": "zuvloop:new_event_loop",
+    "asyncio+aiofastnet": "aiofastnet:loop_factory",
+    "uvloop+aiofastnet": "aiofastnet:loop_factory",
+    "hotloop+aiofastnet": "aiofastnet:loop_factory",
 }
+"""By name. After a plus sign: what makes another factory of a loop's, with transports of its own."""
 
 
 def factory(loop: str) -> Callable[[], asyncio.AbstractEventLoop]:
     """The factory of a named loop; other loops are given as module:attribute."""
     module, _, attribute = FACTORIES.get(loop, loop).partition(":")
-    made_by: Callable[[], asyncio.AbstractEventLoop] = getattr(importlib.import_module(module), attribute)
+    found = getattr(importlib.import_module(module), attribute)
+    below, has_transports, _ = loop.partition("+")
+    made_by: Callable[[], asyncio.AbstractEventLoop] = found(factory(below)) if has_transports else found
     return made_by
 
 
@@ -32,7 +38,8 @@ def package(loop: str) -> str:
 
 
 def is_installed(loop: str) -> bool:
-    return importlib.util.find_spec(package(loop)) is not None
+    below = loop.partition("+")[0]
+    return all(importlib.util.find_spec(package(name)) is not None for name in {loop, below})
 
 
 def version(loop: str) -> str:

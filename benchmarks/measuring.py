@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from benchmarks.children import Failed, end_all
 from benchmarks.counters import Counter
 from benchmarks.results import Result, Results
-from benchmarks.rows import LIMIT, Row
+from benchmarks.row import LIMIT, Row
 from benchmarks.tables import OURS
 
 
@@ -30,18 +30,19 @@ def measure(plan: Plan, results: Results, after_each: Callable[[], None]) -> Non
     """Adds to `results` row by row, so that an interruption loses only one row."""
     for number, row in enumerate(plan.rows, 1):
         progress(f"[{number}/{len(plan.rows)}] {row.title}")
-        time_in_turn(row, plan, results)
+        names = [name for name in plan.loops if row.compares(name)]
+        time_in_turn(row, plan, names, results)
         for counter in plan.counters:
-            count_together(row, plan.loops, results, counter)
+            count_together(row, [*names, LIMIT] if row.is_limit_counted else names, results, counter)
         if plan.splitter and row.is_steady:
             split(row, results, plan.splitter)
         after_each()
 
 
-def time_in_turn(row: Row, plan: Plan, results: Results) -> None:
+def time_in_turn(row: Row, plan: Plan, names: list[str], results: Results) -> None:
     """Interleaves the rounds, so that a slow spell of the machine affects every loop."""
     for number in range(1, plan.rounds + 1):
-        for name in [*plan.loops, LIMIT] if row.has_limit else plan.loops:
+        for name in [*names, LIMIT] if row.has_limit else names:
             result = results.setdefault((row.name, name), Result())
             if result.failure:
                 continue

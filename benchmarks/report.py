@@ -8,7 +8,8 @@ from benchmarks import charts, split, tables
 from benchmarks.growth_result import Growth
 from benchmarks.results import Measured, Run
 from benchmarks.rows import ROWS
-from benchmarks.tables import NEAR_LIMIT, OURS, Line, Quantity
+from benchmarks.tables import NEAR_LIMIT, OURS, Line, Quantity, facts
+from benchmarks.threads import section as threads
 
 NOTES = Path(__file__).parent / "notes.md"
 TITLES = {row.name: row.title for row in ROWS}
@@ -29,8 +30,12 @@ METHOD = """\
 - Instructions hardly depend on the machine's mood, and are what to compare. Two runs of different length are
   subtracted, so that starting Python is not in the figure. A server is counted in lockstep: all clients make
   their next requests when all are answered.
-- "limit" is an echo server in Rust that reads all sockets that are ready, then answers, and does nothing
-  else.
+- "limit" is a server in Rust that reads all sockets that are ready, then answers, and does nothing else; over
+  TLS, with the OpenSSL that the interpreter uses.
+- TLS is version 1.3 with AES-256-GCM, the key of the server's certificate is on the curve P-256. A row of
+  handshakes makes a connection for each request.
+- A loop with "+aiofastnet" has the transports of that package in the place of its own.
+- Processor time is the server's, or in the rows of clients theirs, in user mode and in the kernel.
 - "against" says how many times as good hotloop is: above 1 hotloop is ahead, in every table.
 - Loops on io_uring (blazio, talyn) make few system calls; the kernel's work is not less for that.
 - The best of the loops is bold. "fails" has its reason under Failures."""
@@ -55,8 +60,8 @@ def page(measured: Measured, drawn: list[str]) -> str:
 
 
 def summary(measured: Measured) -> str:
-    rates = tables.lines(tables.TIMES, measured) + tables.lines(tables.RATES, measured)
-    costs = tables.lines(tables.SCHEDULING_USER, measured) + tables.lines(tables.SERVERS_USER, measured)
+    rates = [line for quantity in tables.ALL_RATES for line in tables.lines(quantity, measured)]
+    costs = [line for quantity in tables.ALL_USER for line in tables.lines(quantity, measured)]
     points = [standing("Rate", "fastest", rates), standing("User instructions", "lowest", costs)]
     with_target = [
         line
@@ -118,10 +123,6 @@ def named(rows: list[str]) -> str:
         else:
             names += [TITLES[name] for name in of_group if name in rows]
     return ", ".join(names)
-
-
-def facts(of_run: dict[str, str]) -> str:
-    return "\n".join(["| | |", "|---|---|", *[f"| {name} | {fact} |" for name, fact in of_run.items()]])
 
 
 def section(quantity: Quantity, measured: Measured, drawn: list[str]) -> str:
@@ -210,10 +211,13 @@ def growth_cell(name: str, growth: Growth, figure: float | None, best: float | N
 
 
 def write(measured: Measured, path: Path, warn: Callable[[str], None]) -> str:
-    """Writes the results, the page and the charts, and returns the page."""
+    """Writes the results, the page and the charts, and returns the page.
+
+    The page ends with the section on threads, if its figures are there."""
     measured.write(path)
     drawn = charts.draw_all(measured, path.parent / "charts", warn)
-    text = page(measured, drawn)
+    of_threads = threads.kept_for(path)
+    text = "\n".join(part for part in (page(measured, drawn), of_threads) if part)
     path.with_suffix(".md").write_text(text)
     for name in without_note(measured):
         warn(f"{NOTES.name} does not say why the target of {name} is missed")

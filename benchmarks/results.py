@@ -10,7 +10,7 @@ from benchmarks import loops
 from benchmarks.counters import Count
 from benchmarks.generator import Outcome
 from benchmarks.growth_result import Growth
-from benchmarks.rows import LIMIT
+from benchmarks.row import LIMIT
 
 
 @dataclass

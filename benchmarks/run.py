@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks import counters, generator, loops, machine, report, results, split
+from benchmarks import counters, generator, loops, machine, report, results, split, tls
 from benchmarks.children import ROOT
 from benchmarks.growth_result import Growth
 from benchmarks.measuring import Plan, measure, progress
 from benchmarks.results import Measured, Run
-from benchmarks.rows import LIMIT, ROWS, Row
+from benchmarks.row import LIMIT, Row
+from benchmarks.rows import ROWS
 from benchmarks.tables import OURS
 
 KEPT = ROOT / "docs" / "benchmarks.json"
@@ -43,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         measure(plan, measured.results, lambda: measured.write(PART))
         if with_growth:
             measured.growths += growths(plan)
+        if wants_growth_of_tls(options):
+            measured.growths += growths_of_tls(plan)
         path = destination(options)
     except KeyboardInterrupt:
         progress("INTERRUPTED: what was measured so far is kept")
@@ -55,14 +58,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def build(plan: Plan, with_growth: bool) -> None:
     if with_growth or any(row.group != "scheduling" for row in plan.rows):
         generator.build()
-    if any(row.has_limit or row.group == "client" for row in plan.rows):
+    if any(row.has_limit or row.group in ("client", tls.GROUP) for row in plan.rows):
         generator.build(LIMIT)
 
 
 def keep(before: Measured, measured: Measured, path: Path) -> None:
     """Writes the results, also of a run that was interrupted or failed."""
     rows = [row.name for row in ROWS if measured.has(row.name)]
-    measured.runs = [replace(run, rows=rows + [GROWTH] * bool(measured.growths)) for run in measured.runs]
+    measured.runs = [
+        replace(run, rows=rows + [GROWTH] * (len(measured.growths) > 1)) for run in measured.runs
+    ]
     print(report.write(before.updated_with(measured), path, progress))
     failed = [f"{row} on {loop}" for (row, loop), result in measured.results.items() if result.failure]
     if failed:
@@ -73,7 +78,13 @@ def keep(before: Measured, measured: Measured, path: Path) -> None:
 def growths(plan: Plan) -> list[Growth]:
     from benchmarks.growth import measure as measure_growth
 
-    return measure_growth(plan.loops, quick=plan.rounds <= 1)
+    return measure_growth([name for name in plan.loops if "+" not in name], quick=plan.rounds <= 1)
+
+
+def growths_of_tls(plan: Plan) -> list[Growth]:
+    from benchmarks.growth import measure_tls
+
+    return measure_tls(plan.loops, quick=plan.rounds <= 1)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -81,7 +92,7 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Compare event loops.")
     add = parser.add_argument
     add("--loops", help=f"comma-separated (default: those installed, {','.join(installed)})")
-    add("--rows", help=f"groups or rows (default: scheduling,echo,client,http,{GROWTH})")
+    add("--rows", help=f"groups or rows (default: scheduling,echo,client,http,tls,{GROWTH})")
     add("--growth", action=argparse.BooleanOptionalAction, help="how cost grows (default: with all rows)")
     add("--rounds", type=int, default=5, help="timed rounds of each loop, in turn (default: 5)")
     add("--seconds", type=float, default=1, help="length of a server's round (default: 1)")
@@ -123,6 +134,13 @@ def wants_growth(options: argparse.Namespace) -> bool:
     if options.growth is not None:
         return bool(options.growth)
     return is_whole(options) or bool(options.rows and GROWTH in options.rows.split(","))
+
+
+def wants_growth_of_tls(options: argparse.Namespace) -> bool:
+    """With all rows over TLS, too."""
+    return wants_growth(options) or (
+        options.growth is None and bool(options.rows and tls.GROUP in options.rows.split(","))
+    )
 
 
 def is_whole(options: argparse.Namespace) -> bool:

@@ -1,7 +1,7 @@
 """The servers under load: python -m benchmarks.servers LOOP SERVER ADDRESS [CERTIFICATE]
 
-ADDRESS is HOST:PORT, or a path for the Unix socket. With a CERTIFICATE (and its key, in one file) the HTTP
-server uses TLS. Prints "ready" and its process's number when it accepts connections, and serves until it is
+ADDRESS is HOST:PORT, or a path for the Unix socket. With a CERTIFICATE (and its key, in one file) the TCP
+servers use TLS. Prints "ready" and its process's number when it accepts connections, and serves until it is
 killed.
 """
 
@@ -68,18 +68,22 @@ async def stream_echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter
 
 def of_protocol(protocol: Callable[[], asyncio.BaseProtocol]) -> Server:
     async def start(address: str, certificate: str | None = None) -> object:
-        context = None
-        if certificate:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.load_cert_chain(certificate)
         return await asyncio.get_running_loop().create_server(
             cast(Callable[[], asyncio.Protocol], protocol),
             *host_and_port(address),
             backlog=BACKLOG,
-            ssl=context,
+            ssl=context_of(certificate),
         )
 
     return start
+
+
+def context_of(certificate: str | None) -> ssl.SSLContext | None:
+    if certificate is None:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    return context
 
 
 async def unix(address: str) -> object:
@@ -91,8 +95,9 @@ async def datagram(address: str) -> object:
     return await loop.create_datagram_endpoint(DatagramEcho, local_addr=host_and_port(address))
 
 
-async def streams(address: str) -> object:
-    return await asyncio.start_server(stream_echo, *host_and_port(address), backlog=BACKLOG)
+async def streams(address: str, certificate: str | None = None) -> object:
+    context = context_of(certificate)
+    return await asyncio.start_server(stream_echo, *host_and_port(address), backlog=BACKLOG, ssl=context)
 
 
 async def sockets(address: str) -> object:

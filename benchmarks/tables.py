@@ -5,7 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from benchmarks.results import Measured, Result
-from benchmarks.rows import LIMIT, ROWS, Row
+from benchmarks.row import LIMIT, Row
+from benchmarks.rows import ROWS
 
 OURS = "hotloop"
 REFERENCE = "asyncio"
@@ -115,7 +116,9 @@ def table(quantity: Quantity, measured: Measured) -> str:
     if not chosen:
         return ""
     columns: list[tuple[str, Callable[[Line], str]]] = [
-        (name, functools.partial(cell, name=name, measured=measured)) for name in measured.loops
+        (name, functools.partial(cell, name=name, measured=measured))
+        for name in measured.loops
+        if any(not measured.of(line.row.name, name).is_empty for line in chosen)
     ]
     if any(line.limit is not None for line in chosen):
         columns.append(("limit", lambda line: number(rounded(line.limit))))
@@ -175,6 +178,11 @@ def number(value: float | None) -> str:
     return f"{value:,.0f}" if value >= SMALL else f"{value:.2f}"
 
 
+def facts(of_run: dict[str, str]) -> str:
+    """Time, machine and versions of a run, as a table."""
+    return "\n".join(["| | |", "|---|---|", *[f"| {name} | {fact} |" for name, fact in of_run.items()]])
+
+
 def rate(result: Result) -> float | None:
     return result.best.rate if result.best else None
 
@@ -185,6 +193,12 @@ def microseconds(result: Result) -> float | None:
 
 def p99(result: Result) -> float | None:
     return result.best.p99 if result.best else None
+
+
+def processor(result: Result) -> float | None:
+    """The least of all rounds: it depends less on the machine's mood than rates do."""
+    found = [outcome.processor for outcome in result.outcomes if outcome.processor is not None]
+    return min(found, default=None)
 
 
 def user(result: Result) -> float | None:
@@ -202,11 +216,16 @@ def calls(result: Result) -> float | None:
 SCHEDULING = ("scheduling",)
 SERVERS = ("echo", "http")
 BOTH = (*SERVERS, "client")
+TLS = ("tls",)
 
 TIMES = Quantity("Scheduling: microseconds an iteration, best round", microseconds, SCHEDULING)
 RATES = Quantity("Servers and clients: requests a second, best round", rate, BOTH, lowest_is_best=False)
 SCHEDULING_USER = Quantity("Scheduling: user instructions an iteration", user, SCHEDULING, target="user")
 SERVERS_USER = Quantity("Servers and clients: user instructions a request", user, BOTH, target="user")
+TLS_RATES = Quantity("TLS: requests or connections a second, best round", rate, TLS, lowest_is_best=False)
+TLS_USER = Quantity("TLS: user instructions a request or connection", user, TLS, target="user")
+ALL_RATES = (TIMES, RATES, TLS_RATES)
+ALL_USER = (SCHEDULING_USER, SERVERS_USER, TLS_USER)
 QUANTITIES = [
     TIMES,
     SCHEDULING_USER,
@@ -217,4 +236,9 @@ QUANTITIES = [
     SERVERS_USER,
     Quantity("Servers and clients: kernel instructions a request", kernel, BOTH, target="kernel"),
     Quantity("Servers and clients: system calls a request", calls, BOTH),
+    Quantity("Servers and clients: microseconds of processor time a request, best round", processor, BOTH),
+    TLS_RATES,
+    Quantity("TLS: microseconds of processor time a request or connection, best round", processor, TLS),
+    TLS_USER,
+    Quantity("TLS: system calls a request or connection", calls, TLS),
 ]

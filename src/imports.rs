@@ -3,10 +3,14 @@
 //!
 //! Loaded when the extension is imported, and kept as long as the process.
 
+use std::ops::Deref;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 
 use crate::cpython::module::{attribute, import};
+use crate::cpython::namespace;
 use crate::cpython::object::{Object, dict_item, tuple};
 use crate::intern;
 
@@ -28,13 +32,13 @@ macro_rules! imports {
 
 imports! { |py, asyncio, support|
     pub base_create_task: Object = asyncio.getattr(intern!(py, "BaseEventLoop"))?.getattr(intern!(py, "create_task"))?.into(),
-    /// Dicts in which asyncio looks up its Task and Future at each use, since programs replace them.
+    /// Dicts in which asyncio looks up its Task and Future at each use.
     tasks: Object = attribute(&asyncio, "tasks")?.bind(py).getattr(intern!(py, "__dict__"))?.into(),
     futures: Object = attribute(&asyncio, "futures")?.bind(py).getattr(intern!(py, "__dict__"))?.into(),
     pub buffered_protocol: Object = attribute(&asyncio, "BufferedProtocol")?,
     invalid_state_error: Object = attribute(&asyncio, "InvalidStateError")?,
     pub c_task: Object = attribute(&support, "c_task")?,
-    c_future: Object = attribute(&support, "c_future")?,
+    pub c_future: Object = attribute(&support, "c_future")?,
     /// The time module's dict.
     pub time: Object = import(py, "time")?.getattr(intern!(py, "__dict__"))?.into(),
     /// The interpreter's time.monotonic(); None if it was replaced before the extension was imported.
@@ -87,7 +91,7 @@ imports! { |py, asyncio, support|
     pub datagram_header: usize = support.getattr(intern!(py, "DATAGRAM_HEADER"))?.extract()?,
 }
 
-// SAFETY: GIL: the references are made and used under it, and never dropped.
+// SAFETY: the references are made once, used by attached threads, and never dropped.
 unsafe impl Send for Imports {}
 // SAFETY: see above.
 unsafe impl Sync for Imports {}
@@ -98,6 +102,27 @@ pub fn imports(py: Python<'_>) -> PyResult<&'static Imports> {
     match IMPORTS.get(py) {
         Some(imports) => Ok(imports),
         None => IMPORTS.get_or_try_init(py, || load(py)),
+    }
+}
+
+/// Whether asyncio's Task and Future are known to be its own, in C. Programs replace them.
+pub static TASK_IS_ORIGINAL: AtomicBool = AtomicBool::new(false);
+pub static FUTURE_IS_ORIGINAL: AtomicBool = AtomicBool::new(false);
+
+/// A class as asyncio has it now.
+pub enum ClassNow<'a> {
+    Original(&'a Object),
+    LookedUp(Object),
+}
+
+impl Deref for ClassNow<'_> {
+    type Target = Object;
+
+    fn deref(&self) -> &Object {
+        match self {
+            ClassNow::Original(class) => class,
+            ClassNow::LookedUp(class) => class,
+        }
     }
 }
 
@@ -115,12 +140,35 @@ impl Imports {
         self.get_running_loop.call(py, &[])
     }
 
-    pub fn task(&self, py: Python<'_>) -> PyResult<Object> {
-        dict_item(py, &self.tasks, intern!(py, "Task"))
+    #[inline(always)]
+    pub fn task(&self, py: Python<'_>) -> PyResult<ClassNow<'_>> {
+        if TASK_IS_ORIGINAL.load(Relaxed) {
+            return Ok(ClassNow::Original(&self.c_task));
+        }
+        dict_item(py, &self.tasks, intern!(py, "Task")).map(ClassNow::LookedUp)
     }
 
-    pub fn future(&self, py: Python<'_>) -> PyResult<Object> {
-        dict_item(py, &self.futures, intern!(py, "Future"))
+    #[inline(always)]
+    pub fn future(&self, py: Python<'_>) -> PyResult<ClassNow<'_>> {
+        if FUTURE_IS_ORIGINAL.load(Relaxed) {
+            return Ok(ClassNow::Original(&self.c_future));
+        }
+        dict_item(py, &self.futures, intern!(py, "Future")).map(ClassNow::LookedUp)
+    }
+
+    /// Notes whether asyncio's Task and Future are its own, which `changing` is told of from now on, if this Python tells.
+    pub fn watch_classes(&self, py: Python<'_>, changing: namespace::Changing) -> PyResult<()> {
+        for (module, name, original, flag) in [
+            (&self.tasks, intern!(py, "Task"), &self.c_task, &TASK_IS_ORIGINAL),
+            (&self.futures, intern!(py, "Future"), &self.c_future, &FUTURE_IS_ORIGINAL),
+        ] {
+            // Another thread may replace it meanwhile, and clears the flag before.
+            flag.store(namespace::watch(module, changing), Relaxed);
+            if !dict_item(py, module, name)?.is(original) {
+                flag.store(false, Relaxed);
+            }
+        }
+        Ok(())
     }
 }
 

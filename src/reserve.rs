@@ -143,7 +143,8 @@ fn is_in_system(size: usize) -> bool {
     let Ok(layout) = Layout::from_size_align(size.max(1), align_of::<usize>()) else { return false };
     // SAFETY: the layout has a size; the block is given back unused.
     unsafe {
-        let block = System.alloc(layout);
+        // The compiler may leave out an allocation that is not used.
+        let block = std::hint::black_box(System.alloc(layout));
         System.dealloc(block, layout);
         !block.is_null()
     }
@@ -165,6 +166,16 @@ pub fn try_grow<T>(queue: &mut VecDeque<T>, count: usize) -> bool {
     let (length, capacity) = (queue.len(), queue.capacity());
     capacity - length >= count
         || (has_room(size_of::<T>() * (length + count).max(2 * capacity)) && queue.try_reserve(count).is_ok())
+}
+
+/// Adds data to a vector. False if there is no memory.
+#[must_use]
+pub fn try_extend(vector: &mut Vec<u8>, data: &[u8]) -> bool {
+    if vector.try_reserve(data.len()).is_err() {
+        return false;
+    }
+    vector.extend_from_slice(data);
+    true
 }
 
 /// A box of `size` zeroes. None if there is no memory for them.

@@ -38,7 +38,11 @@ def pytest_generate_tests(metafunc):
     names = list(helpers.FACTORIES)
     if metafunc.definition.get_closest_marker("hotloop_only"):
         names = [name for name in names if name == "hotloop"]
-    metafunc.parametrize("loop_name", names)
+    if not metafunc.module.__name__.startswith("test_tls"):
+        return metafunc.parametrize("loop_name", names)
+    engines = [(name, engine) for name in names for engine in (helpers.TLS if name == "hotloop" else [""])]
+    ids = [f"{name}-{engine}".strip("-") for name, engine in engines]
+    metafunc.parametrize(("loop_name", "tls_engine"), engines, ids=ids, indirect=["tls_engine"])
 
 
 def pytest_collection_finish(session):
@@ -73,6 +77,16 @@ def reports():
     found = helpers.Reports()
     yield found
     assert not found, list(found)
+
+
+@pytest.fixture(autouse=True)
+def tls_engine(request):
+    """What encrypts on hotloop: the tests of TLS run with each."""
+    engine = getattr(request, "param", None)
+    with pytest.MonkeyPatch.context() as patch:
+        if engine:
+            patch.setenv("HOTLOOP_TLS", engine)
+        yield engine
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import os
 import socket
 import subprocess
 import sys
+import sysconfig
 import textwrap
 import time
 import typing
@@ -28,10 +29,17 @@ if "uvloop" in LOOP_NAMES:  # to see what it does in the same tests; many fail
 
     FACTORIES["uvloop"] = uvloop.new_event_loop
 
+# What encrypts: values of HOTLOOP_TLS.
+TLS = ["direct", "portable", "asyncio"]
 PYTHON = sys.version_info[:2]
+FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 HAS_IPV6 = socket.has_ipv6 and os.path.exists("/proc/net/if_inet6")
 # More than any pair of loopback socket buffers holds.
 TOO_MUCH = b"x" * (24 << 20)
+
+# What a Python without the GIL does otherwise, whatever the loop.
+with_gil = pytest.mark.skipif(FREE_THREADED, reason="without the GIL, the interpreter itself does otherwise")
+with_pidfd = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="this Python has no os.pidfd_open()")
 
 # Stream sockets of the one kind only, in the fixtures `pair` and `attach`.
 over_tcp = pytest.mark.parametrize("kind", ["tcp"])

@@ -52,7 +52,11 @@ def usage():
     }
 
 
-def flat(run, rounds, caches=4096):
+# Without the GIL, the interpreter keeps more by the way.
+CACHES = 32 * 1024 if helpers.FREE_THREADED else 4096
+
+
+def flat(run, rounds, caches=CACHES):
     """Fail if `run(n)`, which does something n times, leaves something behind each time.
 
     *caches* is how many bytes of malloc()'s may be taken once.

@@ -295,6 +295,7 @@ tell("in a thread", lambda: asyncio.run(asyncio.to_thread(lambda: run(value())))
 """
 
 
+@helpers.whenever_quiet
 def test_run_is_asyncio_run():
     ours, theirs = (
         helpers.run_script(name, RUN_QUESTIONS, "-W", "ignore") for name in ("hotloop", "asyncio")

@@ -13,7 +13,8 @@ from benchmarks.generator import Outcome
 from benchmarks.growth_result import Growth
 from benchmarks.measuring import Plan
 from benchmarks.results import Measured, Result, Run
-from benchmarks.rows import LIMIT, ROWS, Row
+from benchmarks.row import LIMIT, Row
+from benchmarks.rows import ROWS
 
 ROW = {row.name: row for row in ROWS}
 LOST = "in round 2: lost a connection"
@@ -441,6 +442,18 @@ def test_a_cost_is_compared_with_the_baseline(counting, capsys, cost, status, sa
     assert said in capsys.readouterr().out
 
 
+def test_a_cost_that_another_layout_of_memory_does_not_have_is_none(counting, monkeypatch, capsys):
+    assert check.main(["--update"]) == 0
+    count = check.SchedulingRow.count
+    monkeypatch.setattr(
+        check.SchedulingRow,
+        "count",
+        lambda row, *args: Count(user=1100.0) if row.layout == 0 else count(row, *args),
+    )
+    assert check.main([]) == 0
+    assert "all within 3%" in capsys.readouterr().out
+
+
 def test_an_update_keeps_what_was_counted_in_other_ways(counting):
     check.BASELINE.write_text('{"perf, Python 3.9": {"sleep_zero": 7}}')
     assert check.main(["--update"]) == 0
@@ -477,3 +490,24 @@ def test_rows_that_are_not_steady_are_not_checked():
     names = {row.name for row in check.rows()}
     assert "sleep_zero" in names
     assert not names & {"call_soon_threadsafe", "run_in_executor", "subprocess_true", "echo_64"}
+
+
+def test_loops_with_other_transports_are_compared_over_tls_only():
+    compared = {row.group for row in ROWS if row.compares("asyncio+aiofastnet")}
+    assert compared == {"tls"}
+    assert all(row.compares("hotloop") for row in ROWS)
+
+
+def test_processor_time_is_of_all_requests_that_were_answered():
+    outcome = Outcome(1000, 500.0, 10.0, answered=1250)
+    assert outcome.with_processor(1_000_000, 3_500_000).processor == 2.0
+    assert outcome.with_processor(None, None) == outcome
+
+
+def test_a_loop_that_no_row_of_a_table_has_is_not_in_it():
+    found = measured({"hotloop": result(100), "asyncio": result(50)})
+    found.results["tls_echo", "asyncio+aiofastnet"] = result(70)
+    found.results["tls_echo", "hotloop"] = result(90)
+    text = tables.table(tables.RATES, found)
+    assert "aiofastnet" not in text
+    assert "| asyncio+aiofastnet |" in tables.table(tables.TLS_RATES, found)

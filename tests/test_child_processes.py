@@ -225,11 +225,11 @@ async def test_a_start_that_is_cancelled(loop):
     """At whatever point, no process and no descriptor is left, and nobody waits for ever."""
     before = helpers.open_descriptors()
     cancelled = 0
-    for turns in range(12):
+    for count in range(12):
         task = asyncio.create_task(
             asyncio.create_subprocess_exec("cat", stdin=PIPE, stdout=PIPE, stderr=PIPE)
         )
-        await helpers.iterations(turns)
+        await helpers.iterations(count)
         task.cancel()
         try:
             process = await task
@@ -283,6 +283,7 @@ print("collected", flush=True)
 """
 
 
+@helpers.with_pidfd
 @pytest.mark.asyncio_bug("its transport closes pipes that need the loop", (3, 11), (3, 12), (3, 13))
 def test_a_loop_closed_while_a_child_runs(loop_name):
     result = helpers.run_script(loop_name, CLOSED_EARLY)
@@ -343,6 +344,7 @@ def test_a_loop_after_a_fork_watches_its_own_children(loop_name):
     )
 
 
+@helpers.with_pidfd
 @pytest.mark.asyncio_bug("close() has taken the status, and 255 is reported")
 def test_a_child_that_has_ended_when_its_transport_is_closed_has_its_status(loop, caplog):
     async def main():

@@ -99,6 +99,65 @@ def test_every_way_to_a_loop_leads_to_hotloop(directory: Path, how: str, options
     assert run([*options, *HOTLOOP, program], directory) == (0, "hotloop.loop\n", "")
 
 
+# What chooses the event loop in servers: their modules, and a program that has them choose.
+CHOOSING = {
+    "uvicorn": (
+        "uvicorn/loops/auto.py",
+        "import asyncio\ndef auto_loop_factory(use_subprocess=False): return asyncio.SelectorEventLoop\n",
+        "from uvicorn.loops.auto import auto_loop_factory as choose; loop = choose()()",
+    ),
+    "gunicorn": (
+        "gunicorn/workers/gasgi.py",
+        "import asyncio\n"
+        "class ASGIWorker:\n"
+        "    def _setup_event_loop(self): self.loop = asyncio.SelectorEventLoop()\n",
+        "import types; from gunicorn.workers.gasgi import ASGIWorker; worker = ASGIWorker()\n"
+        "worker.cfg = types.SimpleNamespace(asgi_loop=sys.argv[1]); worker._setup_event_loop()\n"
+        "loop = worker.loop",
+    ),
+    "granian": (
+        "granian/_loops.py",
+        "import asyncio\n"
+        "class Registry(dict):\n"
+        "    def register(self, name): return lambda builder: self.update({name: builder})\n"
+        "loops = Registry(auto=asyncio.SelectorEventLoop)\n"
+        "def build_asyncio_loop(): return asyncio.new_event_loop()\n",
+        "from granian._loops import loops; loop = loops['auto']()",
+    ),
+}
+
+
+def write_module(directory: Path, source: str, name: str) -> None:
+    """Also its packages, which are found before those that are installed."""
+    write(directory, source, name)
+    for package in Path(name).parents[:-1]:
+        write(directory, "", f"{package}/__init__.py")
+
+
+@pytest.mark.parametrize("server", CHOOSING)
+def test_servers_that_choose_take_hotloop(directory: Path, server: str) -> None:
+    module, source, choice = CHOOSING[server]
+    write_module(directory, source, module)
+    ending = "\nprint(type(loop).__module__, __import__('inspect').getsource(sys.modules[%r]) != '')"
+    name = module.removesuffix(".py").replace("/", ".")
+    program = write(directory, f"import sys\n{choice}{ending % name}\nloop.close()\n")
+    assert run([*HOTLOOP, program, "auto"], directory) == (0, "hotloop.loop True\n", "")
+    assert run([program, "auto"], directory) == (0, "asyncio.unix_events True\n", "")
+    if server == "gunicorn":
+        assert run([*HOTLOOP, program, "asyncio"], directory) == (0, "asyncio.unix_events True\n", "")
+
+
+@pytest.mark.parametrize("server", ["gunicorn", "granian"])
+def test_servers_that_choose_in_another_way(directory: Path, server: str) -> None:
+    module, _, _ = CHOOSING[server]
+    write_module(directory, "answer = 42\n", module)
+    name = module.removesuffix(".py").replace("/", ".")
+    program = write(directory, f"from {name} import answer; print(answer)")
+    status, printed, warned = run([*HOTLOOP, program], directory)
+    assert (status, printed) == (0, "42\n")
+    assert f"UserWarning: {name} chooses the event loop in another way" in warned
+
+
 @pytest.mark.skipif(sys.version_info >= (3, 14), reason="there is no loop unless one was made")
 def test_get_event_loop_makes_it(directory: Path) -> None:
     program = write(

@@ -95,12 +95,12 @@ async def test_protocols_that_pause_or_close_at_once(loop):
         await closing.lost()
 
 
-@pytest.mark.parametrize("turns", range(7))
-async def test_cancelling_at_any_moment_leaves_nothing_open(loop, turns):
+@pytest.mark.parametrize("count", range(7))
+async def test_cancelling_at_any_moment_leaves_nothing_open(loop, count):
     async with serving(loop) as (address, protocols):
         before = helpers.open_descriptors()
         task = loop.create_task(loop.create_connection(Recorder, *address))
-        await helpers.iterations(turns)
+        await helpers.iterations(count)
         task.cancel()
         try:
             transport, protocol = await task

@@ -232,6 +232,42 @@ def test_stopping_the_loop_in_the_midst(loop, peer):
     loop.run_until_complete(protocol.lost())
 
 
+@pytest.mark.parametrize("stop", ["before", "in a callback"])
+def test_a_program_that_runs_single_iterations_receives_everything(loop, peer, stop):
+    """As programs do that have a loop of their own, such as a game's."""
+    transport, protocol = loop.run_until_complete(loop.create_datagram_endpoint(DatagramRecorder, LOCAL))
+    send_all(peer, protocol)
+    for _ in range(20 * COUNT):
+        if stop == "before":
+            loop.stop()
+        else:
+            loop.call_soon(loop.stop)
+        loop.run_forever()
+        if len(protocol.datagrams) == COUNT:
+            break
+    assert protocol.contents == NUMBERS
+    transport.close()
+    loop.run_until_complete(protocol.lost())
+
+
+def test_a_callback_that_stops_the_loop_is_the_last_to_get_a_datagram(loop, peer):
+    received = []
+
+    def stop(protocol, data, addr):
+        received.append(data)
+        loop.stop()
+
+    create = loop.create_datagram_endpoint(lambda: DatagramRecorder(datagram_received=stop), LOCAL)
+    transport, protocol = loop.run_until_complete(create)
+    send_all(peer, protocol)
+    for number in NUMBERS:
+        loop.run_forever()
+        assert received == [number]
+        received.clear()
+    transport.close()
+    loop.run_until_complete(protocol.lost())
+
+
 def test_leaving_the_loop_in_the_midst(loop, peer):
     def leave(protocol, data, addr):
         if data in (b"10", b"11", b"150"):

@@ -1,4 +1,4 @@
-"""create_datagram_endpoint: addresses, sockets made by hand, options, and what it refuses."""
+"""create_datagram_endpoint: addresses, sockets of the program, options, and what it refuses."""
 
 import asyncio
 import contextlib
@@ -164,7 +164,7 @@ async def test_a_file_that_is_no_socket_stays(loop, path):
         assert file.read() == "precious"
 
 
-# Sockets made by hand
+# Sockets of the program
 
 
 async def test_a_socket_made_by_hand(endpoint):

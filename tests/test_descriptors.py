@@ -165,6 +165,64 @@ async def test_a_number_that_was_closed_behind_the_loops_back_and_reused_can_be_
         sock.close()
 
 
+@pytest.mark.parametrize("end", ["close", "abort"])
+async def test_a_number_can_be_watched_before_its_last_transport_has_lost_its_connection(loop, end):
+    listener = socket.create_server(("127.0.0.1", 0))
+    number, peers = None, []
+    for _ in range(3):
+        sock = socket.socket()
+        sock.setblocking(False)
+        assert number in (None, sock.fileno())
+        number = sock.fileno()
+        await loop.sock_connect(sock, listener.getsockname())
+        loop.add_writer(sock, bool)
+        loop.remove_writer(sock)
+        reader, writer = await asyncio.open_connection(sock=sock)
+        peers.append(listener.accept()[0])
+        peers[-1].send(b"hello")
+        assert await reader.readexactly(5) == b"hello"
+        # The program closes its socket before connection_lost() is called.
+        getattr(writer.transport, end)()
+        sock.close()
+    await helpers.until(lambda: "closed" in repr(writer.transport))
+    for sock in (listener, *peers):
+        sock.close()
+
+
+async def test_a_number_can_be_watched_while_a_transport_that_has_sent_all_loses_its_connection(loop):
+    ours, peer = socket.socketpair()
+    lost = loop.create_future()
+
+    def reuse():
+        number = ours.fileno()
+        ours.close()
+        pair = socket.socketpair()
+        sock = next(sock for sock in pair if sock.fileno() == number)
+        loop.add_writer(sock, bool)
+        loop.remove_writer(sock)
+        for sock in pair:
+            sock.close()
+
+    class Protocol(asyncio.Protocol):
+        def connection_lost(self, error):
+            try:
+                reuse()
+            except OSError as failure:
+                error = failure
+            lost.set_result(error)
+
+    transport, _ = await loop.create_connection(Protocol, sock=ours)
+    transport.write(bytes(1 << 24))
+    transport.close()
+    assert transport.get_write_buffer_size()
+    peer.setblocking(False)
+    received = 0
+    while received < 1 << 24:
+        received += len(await loop.sock_recv(peer, 1 << 20))
+    assert await lost is None
+    peer.close()
+
+
 @pytest.mark.hotloop_only
 @pytest.mark.parametrize("forget", [True, False], ids=["removed", "never removed"])
 async def test_a_descriptor_that_a_copy_keeps_open_does_not_spin_the_loop(loop, forget):

@@ -1,6 +1,6 @@
 """Random programs see the same on asyncio's own loop and on hotloop. What the programs are: `differential/`.
 
-HOTLOOP_EXAMPLES multiplies the number of programs, for long runs by hand, and --hypothesis-seed repeats one:
+HOTLOOP_EXAMPLES multiplies the number of programs, for long runs, and --hypothesis-seed repeats one:
 
     HOTLOOP_EXAMPLES=50 python -m pytest tests/test_differential.py -k "transports and hotloop"
 """

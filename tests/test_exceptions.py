@@ -34,7 +34,12 @@ static struct PyModuleDef broken = {PyModuleDef_HEAD_INIT, "broken", NULL, -1, f
 
 PyMODINIT_FUNC PyInit_broken(void)
 {
-    return PyModule_Create(&broken);
+    PyObject *module = PyModule_Create(&broken);
+#ifdef Py_GIL_DISABLED
+    if (module != NULL)
+        PyUnstable_Module_SetGIL(module, Py_MOD_GIL_NOT_USED);
+#endif
+    return module;
 }
 """
 

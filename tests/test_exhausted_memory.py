@@ -67,6 +67,7 @@ def test_the_first_receive_of_a_transport(loop_name):
     )
 
 
+@helpers.with_gil
 def test_the_first_sock_recv(loop_name):
     run_main(
         loop_name,
@@ -293,6 +294,54 @@ def test_what_another_thread_has_queued_until_there_was_no_memory_is_called(loop
     )
 
 
+@pytest.mark.skipif(not helpers.FREE_THREADED, reason="the GIL is the rule here")
+def test_threads_that_queue_at_the_same_time_until_there_is_no_memory(loop_name):
+    helpers.run_script(
+        loop_name,
+        f"""{FLOOD}
+    loop = new_event_loop()
+    go, over = [], []
+    refused = [0] * 4
+
+    def busy():
+        # Until there is no memory.
+        call()
+        if called % 1000 == 1 and not over:
+            before, end = sum(refused), time.monotonic() + 0.5
+            while sum(refused) < before + 4 and time.monotonic() < end:
+                time.sleep(0.0005)
+
+    def post(number):
+        while not go:
+            time.sleep(0.001)
+        while not over:
+            try:
+                # It makes no handle: what needs memory is the queue.
+                loop._add_callback(handle)
+            except MemoryError:
+                refused[number] += 1
+
+    def end():
+        time.sleep(2)
+        over.append(True)
+        limit(1 << 30)
+        for thread in threads:
+            thread.join()
+        loop.call_soon_threadsafe(loop.stop)
+
+    handle = loop.call_soon(busy)
+    threads = [threading.Thread(target=post, args=(number,), daemon=True) for number in range(4)]
+    ending = threading.Thread(target=end, daemon=True)
+    for thread in [*threads, ending]:
+        thread.start()
+    limit(20 << 20)
+    go.append(True)
+    loop.run_forever()
+    assert all(refused), refused
+    """,
+    )
+
+
 @pytest.mark.parametrize("megabytes", [3, 4, 5, 6])
 def test_what_another_thread_has_queued_is_called_where_nothing_large_is_free(loop_name, megabytes):
     helpers.run_script(
@@ -318,6 +367,7 @@ def test_what_another_thread_has_queued_is_called_where_nothing_large_is_free(lo
     )
 
 
+@helpers.with_gil
 @pytest.mark.parametrize("high", [False, True])
 def test_descriptors_that_are_watched_until_there_is_no_memory(loop_name, high):
     helpers.run_script(
@@ -397,69 +447,6 @@ def test_descriptors_that_are_ready_at_once_where_nothing_large_is_free(loop_nam
                 await asyncio.sleep(0.001)
         del kept
         assert received == len(peers) + 1
-
-    run(main())
-    """,
-    )
-
-
-EXHAUST = """
-    import asyncio, resource, socket
-
-    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
-
-    def exhaust():
-        used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (used + (100 << 20), resource.RLIM_INFINITY))
-        kept = []
-        for exponent in range(26, 4, -1):
-            try:
-                while True:
-                    kept.append(bytes(1 << exponent))
-            except MemoryError:
-                pass
-        return kept
-
-    async def connect(count):
-        loop = asyncio.get_running_loop()
-        loop.set_exception_handler(lambda loop, context: None)
-        pairs = []
-        for _ in range(count):
-            ours, peer = socket.socketpair()
-            transport, _ = await loop.create_connection(Protocol, sock=ours)
-            pairs.append((transport, peer))
-        return pairs
-"""
-
-
-@pytest.mark.parametrize("method", ["abort", "close"])
-def test_many_transports_that_end_without_memory(loop_name, method):
-    helpers.run_script(
-        loop_name,
-        f"""{EXHAUST}
-    lost = 0
-
-    class Protocol(asyncio.Protocol):
-        def connection_lost(self, error):
-            global lost
-            lost += 1
-
-    async def main():
-        loop = asyncio.get_running_loop()
-        pairs = await connect(2000)
-        # These need no memory.
-        methods = [transport.{method} for transport, _ in pairs]
-        kept = exhaust()
-        for end in methods:
-            try:
-                end()
-            except MemoryError:
-                kept.clear()
-                raise
-        kept.clear()
-        async with asyncio.timeout(10):
-            while lost < len(pairs):
-                await asyncio.sleep(0)
 
     run(main())
     """,
@@ -547,6 +534,69 @@ def test_endpoints_that_get_their_first_datagram_where_nothing_large_is_free(loo
         del kept
 
     run(main())
+    """,
+    )
+
+
+def test_readers_that_were_cancelled_are_dropped_where_nothing_large_is_free(loop_name):
+    helpers.run_script(
+        loop_name,
+        f"""{FILL}
+    import asyncio, os
+
+    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+    called = 0
+
+    def count():
+        global called
+        called += 1
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        descriptors = [os.eventfd(0) for _ in range(2000)]
+        handles = [loop._add_reader(descriptor, count) for descriptor in descriptors]
+        # A first poll, with room in the queue for all of them.
+        for descriptor in descriptors:
+            os.eventfd_write(descriptor, 1)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert called
+        for handle in handles:
+            handle.cancel()
+        del handles
+        kept = fill(64 << 10, 32 << 10, 17 << 10)
+        before = called
+        for _ in range(20):
+            await asyncio.sleep(0)
+        del kept
+        assert called == before
+        for descriptor in descriptors:
+            loop.remove_reader(descriptor)
+            os.close(descriptor)
+
+    run(main())
+    """,
+    )
+
+
+def test_many_handles_are_destroyed_deep_in_a_chain_where_nothing_large_is_free(loop_name):
+    run_main(
+        loop_name,
+        """
+    import asyncio
+
+    def nothing(*args):
+        pass
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        chain = tuple(loop.call_soon(nothing) for _ in range(50_000))
+        for _ in range(100):
+            chain = loop.call_soon(nothing, chain)
+        await asyncio.sleep(0)
+        kept = fill(64 << 10, 32 << 10, 17 << 10)
+        del chain
+        del kept
     """,
     )
 

@@ -191,6 +191,7 @@ async def test_the_size_of_the_buffer(attach):
 # Flow control as programs use it
 
 
+@helpers.whenever_quiet
 async def test_an_echo_server_with_flow_control(loop, attach):
     """A fast sender and a slow reader: what the server holds in between stays small."""
     largest = 0

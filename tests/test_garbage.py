@@ -13,6 +13,7 @@ import weakref
 import helpers
 import pytest
 from helpers import Recorder
+from hotloop._accepting import Accepting
 
 
 @pytest.fixture
@@ -149,6 +150,29 @@ def test_a_loop_with_a_server(make, no_descriptor_left):
     assert [ref() for ref in gone] == [None, None]
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(address)
+
+
+@pytest.mark.hotloop_only
+def test_tasks_are_not_looked_for_in_closed_loops(make, monkeypatch):
+    """Threads that ask for all tasks would keep what a closed loop has among them alive for each other."""
+    asked = set()
+    # Which of them is called first depends on the version.
+    for method in (Accepting.done, Accepting.get_loop):
+
+        def note(self, method=method):
+            asked.add(id(self))
+            return method(self)
+
+        monkeypatch.setattr(Accepting, method.__name__, note)
+    loops = [make(), make()]
+    for loop in loops:
+        loop.run_until_complete(asyncio.start_server(lambda *_: None, "127.0.0.1", 0))
+    held = [loop._accepting for loop in loops]
+    loops[0].close()
+    assert asyncio.all_tasks(loops[1]) == set()
+    assert id(held[0]) not in asked
+    assert id(held[1]) in asked
+    loops[1].close()
 
 
 def test_many_loops(make, no_descriptor_left):

@@ -168,12 +168,12 @@ def test_socket_operations(loop, repeat, rounds):
         ours, peer = helpers.unix_pair()
         await loop.sock_sendall(ours, b"hello")
         assert await loop.sock_recv(peer, 5) == b"hello"
-        for turns in (0, 2):
+        for count in (0, 2):
             tasks = [
                 loop.create_task(loop.sock_recv(ours, 1)),
                 loop.create_task(loop.sock_sendall(peer, bytes(400_000))),
             ]
-            await helpers.iterations(turns)
+            await helpers.iterations(count)
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)

@@ -45,12 +45,12 @@ async def left_by_the_peer():
 
 async def aborted_before_connection_made():
     """The transport is there, and connection_made is due in the same iteration or the next."""
-    for turns in range(4):
+    for count in range(4):
         ours, peer = helpers.unix_pair()
         protocol = Recorder()
         loop = asyncio.get_running_loop()
         task = loop.create_task(loop.create_connection(lambda protocol=protocol: protocol, sock=ours))
-        await helpers.iterations(turns)
+        await helpers.iterations(count)
         task.cancel()
         await asyncio.wait([task])
         if not task.cancelled():

@@ -301,15 +301,15 @@ def test_each_operation_that_is_not_awaited_is_warned_of(loop, pair):
     assert len([one for one in caught if "never awaited" in str(one.message)]) == 300
 
 
-def test_a_transport_that_is_resurrected(loop, make_transport):
+def test_a_transport_that_is_resurrected(loop, make_transport, monkeypatch):
     """Whoever is warned of it may keep it: it is closed, and is not warned of again."""
     transport = make_transport()
     caught = []
     loop.close()
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), monkeypatch.context() as patch:
         warnings.simplefilter("always")
-        warnings.showwarning = lambda message, *_: caught.append(message)
-        warnings._showwarnmsg_impl = lambda found: caught.append(found.source)
+        patch.setattr(warnings, "showwarning", lambda message, *_: caught.append(message))
+        patch.setattr(warnings, "_showwarnmsg_impl", lambda found: caught.append(found.source))
         del transport
         collect()
         (kept,) = [one for one in caught if isinstance(one, asyncio.BaseTransport)] or [None]

@@ -67,6 +67,7 @@ def test_more_than_is_kept(loop):
         ran.clear()
 
 
+@helpers.with_gil
 @helpers.over_unix
 def test_the_collector_at_each_allocation(loop, pair):
     """It sees no instance before its value is there, and what looks at all of them can."""

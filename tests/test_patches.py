@@ -514,6 +514,45 @@ def test_a_program_may_run_what_is_ready_itself(loop):
     assert len(done) == 4
 
 
+def test_a_program_may_put_back_what_it_has_taken_out(loop):
+    """As nest_asyncio2 does with what it cannot run yet."""
+    done = []
+
+    async def main():
+        done.append("task")
+
+    loop.call_later(0, done.append, "timer")
+    loop.run_until_complete(asyncio.sleep(0.01))
+    assert done == ["timer"]
+    loop.call_soon(done.append, "one")
+    task = loop.create_task(main())
+    loop.call_soon(done.append, "two")
+    one, step = loop._ready.popleft(), loop._ready.popleft()
+    loop._ready.extendleft([])
+    loop._ready.extendleft([step, one])
+    loop.call_soon(loop.stop)
+    loop.run_forever()
+    assert done == ["timer", "one", "task", "two"]
+    assert task.done()
+
+
+@pytest.mark.hotloop_only
+def test_a_timer_that_is_put_back_runs_once(loop):
+    done = []
+
+    def take_out():
+        timer = loop._ready.popleft()
+        assert isinstance(timer, asyncio.TimerHandle)
+        loop._ready.append(timer)
+        loop._ready.append(timer)
+        loop.call_soon(loop.stop)
+
+    loop.call_at(loop.time() - 2, take_out)
+    loop.call_at(loop.time() - 1, done.append, "timer")
+    loop.run_forever()
+    assert done == ["timer"]
+
+
 @pytest.mark.hotloop_only
 def test_what_a_descriptor_has_made_ready_is_run_by_its_handle(loop):
     """asyncio's queue has the callbacks of a transport only while they are run."""

@@ -600,6 +600,31 @@ def test_a_loop_in_another_thread_does_not_keep_an_interrupt_from_the_main_threa
     assert (status, output, errors) == (0, "stopped\n", "")
 
 
+@pytest.mark.parametrize("running", [False, True], ids=["before the run", "during the run"])
+def test_no_signal_is_written_to_the_sockets_of_a_loop_that_another_thread_has_closed(new_loop, running):
+    """Their numbers may be those of the program's files by then."""
+    loop = new_loop()
+
+    def work():
+        loop.run_forever()
+        loop.close()
+
+    thread = threading.Thread(target=work)
+    if not running:
+        loop.add_signal_handler(SIGNAL, print)
+    thread.start()
+    started = threading.Event()
+    loop.call_soon_threadsafe(started.set)
+    assert started.wait(10)
+    if running:
+        loop.add_signal_handler(SIGNAL, print)
+    assert loop.remove_signal_handler(SIGNAL)
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join(10)
+    assert not thread.is_alive()
+    assert signal.set_wakeup_fd(-1) == -1
+
+
 def test_a_child_process_that_ends_does_not_disturb_the_loop(loop):
     with contextlib.closing(loop):
         process = subprocess.Popen(["true"])

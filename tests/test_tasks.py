@@ -383,3 +383,41 @@ async def test_the_current_task(loop):
     loop.call_soon(lambda: seen.append(asyncio.current_task()))
     await helpers.iterations(2)
     assert seen == [None]
+
+
+@pytest.mark.parametrize("base", [object, asyncio.Future])
+async def test_a_future_of_the_programs_gets_handles_for_the_wake_ups_of_tasks(loop, base):
+    handles = []
+
+    class Ready(base):
+        """A future that calls each callback at once."""
+
+        _asyncio_future_blocking = False
+        _loop = loop
+
+        def get_loop(self):
+            return loop
+
+        def add_done_callback(self, function, *, context=None):
+            handles.append(loop.call_soon(function, self, context=context))
+
+        def done(self):
+            return True
+
+        def result(self):
+            return 5
+
+        def __await__(self):
+            self._asyncio_future_blocking = True
+            yield self
+            return self.result()
+
+    ready = Ready() if base is object else Ready(loop=loop)
+
+    async def wait():
+        return await ready
+
+    # A task in C, whose wake-up the future is asked to call.
+    assert await asyncio.create_task(wait()) == 5
+    assert [isinstance(handle, asyncio.Handle) for handle in handles] == [True]
+    assert not handles[0].cancelled()

@@ -556,3 +556,139 @@ async def test_an_interrupt_while_a_socket_is_asked_for_leaves_the_connection(lo
     transport.close()
     await protocol.lost()
     peer.close()
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.parametrize("use", ["sock_recv", "add_reader", "create_connection"])
+async def test_a_number_of_a_transport_that_another_thread_has_found_to_be_garbage(loop, use):
+    """The collector closes the socket. Another file has the number before the transport is finalized."""
+
+    async def abandon():
+        abandoned, peer = socket.socketpair()
+        transport, _ = await loop.create_connection(asyncio.Protocol, sock=abandoned)
+        transport.pause_reading()
+        await asyncio.sleep(0)
+        cycle = [transport]
+        cycle.append(cycle)
+        return abandoned.fileno(), peer
+
+    ours, other = socket.socketpair()
+    number, peer = await abandon()
+    in_thread(gc.collect).join()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(number)
+    os.dup2(ours.fileno(), number)
+    with peer, ours, other, socket.socket(fileno=number) as sock:
+        sock.setblocking(False)
+        got = loop.create_future()
+        if use == "sock_recv":
+            got = asyncio.ensure_future(loop.sock_recv(sock, 10))
+        elif use == "add_reader":
+            loop.add_reader(sock, lambda: got.done() or got.set_result(sock.recv(10)))
+        else:
+            reader, writer = await asyncio.open_connection(sock=sock)
+            got = asyncio.ensure_future(reader.read(10))
+        # Meanwhile the loop finalizes the transport.
+        for _ in range(3):
+            await asyncio.sleep(0)
+        other.send(b"hello")
+        assert await asyncio.wait_for(got, 5) == b"hello"
+        if use == "add_reader":
+            loop.remove_reader(sock)
+        elif use == "create_connection":
+            writer.close()
+            await writer.wait_closed()
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+async def test_a_stream_that_another_thread_has_found_to_be_garbage(loop):
+    """StreamWriter's destructor closes the transport, which the loop keeps alive."""
+    ours, peer = socket.socketpair()
+
+    async def abandon():
+        _, writer = await asyncio.open_connection(sock=ours)
+        writer.cycle = writer
+
+    with peer:
+        await abandon()
+        in_thread(gc.collect).join()
+        peer.setblocking(False)
+        assert await asyncio.wait_for(loop.sock_recv(peer, 1), 5) == b""
+
+
+@pytest.mark.parametrize("end", ["close", "abort"])
+async def test_a_transport_is_ended_by_another_thread(loop, end):
+    ours, peer = socket.socketpair()
+    lost = loop.create_future()
+
+    class Protocol(asyncio.Protocol):
+        def connection_lost(self, exception):
+            lost.set_result((exception, threading.current_thread()))
+
+    with peer:
+        transport, _ = await loop.create_connection(Protocol, sock=ours)
+        for _ in range(2):
+            in_thread(getattr(transport, end)).join()
+        assert await asyncio.wait_for(lost, 5) == (None, threading.current_thread())
+        in_thread(getattr(transport, end)).join()
+        assert transport.is_closing()
+
+
+def test_a_patch_is_removed_by_loops_in_several_threads(new_loop, monkeypatch):
+    """The patch is of all of asyncio's loops, and each loop that is made or begins to run notices."""
+    original = asyncio.BaseEventLoop.call_soon
+    threads, rounds = 4, 200
+    barrier = threading.Barrier(threads)
+
+    def patched(self, *args, **options):
+        return original(self, *args, **options)
+
+    def work(is_first):
+        for count in range(rounds):
+            barrier.wait()
+            if is_first:
+                monkeypatch.setattr(asyncio.BaseEventLoop, "call_soon", original if count % 2 else patched)
+            barrier.wait()
+            loop = new_loop()
+            loop.call_soon(loop.stop)
+            loop.run_forever()
+            loop.close()
+
+    with concurrent.futures.ThreadPoolExecutor(threads) as executor:
+        for work_done in [executor.submit(work, number == 0) for number in range(threads)]:
+            work_done.result(30)
+
+
+@pytest.mark.skipif(not helpers.FREE_THREADED, reason="this Python has the GIL")
+def test_metrics_while_another_thread_imports_typing():
+    """dataclass() looks into the typing module, however much of it there is."""
+    helpers.run_script(
+        "hotloop",
+        """
+        import importlib.machinery
+
+        class Slow(importlib.machinery.SourceFileLoader):
+            def exec_module(self, module):
+                begun.set()
+                time.sleep(0.5)
+                super().exec_module(module)
+
+        class Finder:
+            def find_spec(self, name, path=None, target=None):
+                if name != "typing":
+                    return None
+                spec = importlib.machinery.PathFinder.find_spec(name)
+                spec.loader = Slow(name, spec.origin)
+                return spec
+
+        begun = threading.Event()
+        sys.meta_path.insert(0, Finder())
+        sys.modules.pop("typing", None)
+        thread = threading.Thread(target=__import__, args=("typing",))
+        thread.start()
+        begun.wait()
+        sys.modules.pop("hotloop.metrics", None)
+        new_event_loop().metrics()
+        thread.join()
+        """,
+    )

@@ -1,13 +1,17 @@
 """Data over TLS: both ways at once, paused and resumed, into buffers; and what a transport knows."""
 
+import array
 import asyncio
 import gc
 import os
+import socket
 import ssl
+import struct
 import weakref
 
 import helpers
 import pytest
+from differential import openssl
 from helpers import BufferedRecorder, Recorder
 from helpers_tls import against_peer, both_ends
 
@@ -29,6 +33,78 @@ async def test_much_data_both_ways_at_once(loop, tls, kind, make):
         for protocol in sent:
             assert protocol.calls.count("pause_writing") == protocol.calls.count("resume_writing") > 0
             assert protocol.transport.get_write_buffer_size() == 0
+
+
+async def test_a_buffer_of_items_that_are_larger_than_bytes(loop, tls, kind):
+    """As many bytes as it has items are read at a time."""
+    counts = []
+    items = memoryview(array.array("i", bytes(4 * 1000)))
+    server = BufferedRecorder(
+        get_buffer=lambda protocol, hint: items, buffer_updated=lambda protocol, count: counts.append(count)
+    )
+    async with both_ends(loop, tls, kind, server=server) as (client, _):
+        client.transport.write(bytes(2000))
+        await server.until(lambda protocol: sum(counts) == 2000)
+        assert counts == [1000, 1000]
+
+
+@pytest.mark.parametrize(
+    "buffer", [bytes(100), memoryview(bytes(100)), memoryview(bytearray(100))[::2], "text"], ids=repr
+)
+async def test_what_is_no_buffer_to_read_into(loop, tls, kind, reports, buffer):
+    server = BufferedRecorder(get_buffer=lambda protocol, hint: buffer)
+    async with both_ends(loop, tls, kind, server=server) as (client, _):
+        client.transport.write(b"data")
+        await server.lost()
+        report = reports.take()
+        assert report["message"] == "Fatal error on SSL protocol"
+        with pytest.raises(
+            TypeError, match=r"^read\(\) argument 2 must be read-write bytes-like object, not "
+        ):
+            raise report["exception"]
+        assert "buffer_updated" not in server.calls
+
+
+@pytest.mark.parametrize("size", [50_000, 57_344, 65_537, 100_000, 250_000])
+async def test_large_data_of_each_size(loop, tls, kind, size):
+    """From a size on, they are decrypted into the object that the program gets, and sent without a queue."""
+    async with both_ends(loop, tls, kind) as (client, server):
+        data = os.urandom(size)
+        for sender, receiver in [(client, server), (server, client)] * 3:
+            before = len(receiver.data)
+            sender.transport.write(data)
+            sender.transport.writelines([data, b"end"])
+            received = await receiver.received(before + 2 * size + 3)
+            assert received[before:] == data + data + b"end"
+            assert sender.transport.get_write_buffer_size() == 0
+
+
+async def test_the_rest_of_a_large_write_waits_for_the_peer(loop, tls, kind):
+    async with both_ends(loop, tls, kind) as (client, server):
+        server.transport.pause_reading()
+        data = os.urandom(5_000_000)
+        client.transport.write(data)
+        client.transport.write(b"behind")
+        client.transport.close()
+        server.transport.resume_reading()
+        await server.lost()
+        assert server.data == data + b"behind"
+        await client.lost()
+        assert client.exception is None
+
+
+async def test_a_large_write_to_a_peer_that_has_reset_the_connection(loop, tls):
+    """It is sent at once, and fails so: the connection is lost once, and later writes do nothing."""
+    async with against_peer(loop, tls, "tcp") as (protocol, peer):
+        peer.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        peer.sock.close()
+        for _ in range(3):
+            protocol.transport.write(bytes(500_000))
+        assert "connection_lost" not in protocol.calls
+        await protocol.lost()
+        protocol.transport.write(bytes(500_000))
+        assert protocol.calls.count("connection_lost") == 1
+        assert isinstance(protocol.exception, ConnectionError)
 
 
 async def test_writers_that_wait_while_they_are_paused(loop, tls, kind):
@@ -65,6 +141,17 @@ async def test_each_sort_of_bytes(loop, tls, kind):
         for bad in ("text", 1, None, [b"x"]):
             with pytest.raises(TypeError, match="data: expecting a bytes-like instance, got"):
                 transport.write(bad)
+
+
+async def test_an_empty_line_answers_a_key_update(loop, tls, kind):
+    """It makes no record, but OpenSSL is asked to write."""
+    async with against_peer(loop, tls, kind) as (protocol, peer):
+        if not openssl.key_update(peer.object, ask_peer=True):
+            pytest.skip("OpenSSL's functions cannot be called")
+        await peer.send(b"data")
+        await protocol.received(4)
+        protocol.transport.writelines([b"", b""])
+        assert await asyncio.wait_for(loop.sock_recv(peer.sock, 1 << 16), 10)
 
 
 async def test_small_writes_are_records_of_their_own_and_one_arrival(loop, tls):

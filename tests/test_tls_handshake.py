@@ -4,13 +4,16 @@ import asyncio
 import contextlib
 import contextvars
 import gc
+import select
 import socket
 import ssl
+import time
 
 import helpers
 import pytest
+import trustme
 from helpers import Recorder
-from helpers_tls import Peer, against_peer, both_ends, client_context, echo, serving
+from helpers_tls import Peer, against_peer, both_ends, client_context, echo, server_context, serving
 
 CREATION_FAILED = "Error on transport creation for incoming connection"
 variable = contextvars.ContextVar("variable", default=None)
@@ -373,3 +376,34 @@ async def test_the_callbacks_of_a_server_run_in_the_context_of_the_server(loop, 
         await served[0].lost()
         await client.lost()
     assert seen == ["server"] * 5
+
+
+@pytest.mark.hotloop_only
+@helpers.whenever_quiet
+async def test_a_burst_of_handshakes_is_spread_over_iterations(loop, authority, tls_engine):
+    if tls_engine == "asyncio":
+        pytest.skip("asyncio's own class")
+    # Signatures of this kind take longest.
+    rsa = {"key_type": trustme.KeyType.RSA}
+    tls = server_context(authority, "localhost", **rsa), client_context(authority)
+    async with serving(loop, tls, server_options={"backlog": 200}) as (connect, _protocols):
+        transport = await connect(Recorder())
+        address = transport.get_extra_info("peername")
+        transport.abort()
+        peers = [
+            Peer(socket.create_connection(address), tls[1], server_hostname="localhost") for _ in range(200)
+        ]
+        for peer in peers:
+            with contextlib.suppress(ssl.SSLWantReadError):
+                peer.object.do_handshake()
+            peer.sock.sendall(peer.outgoing.read())
+        # All of them have said hello.
+        began = last = time.perf_counter()
+        longest = 0
+        while not all(select.select([peer.sock], [], [], 0)[0] for peer in peers):
+            await asyncio.sleep(0)
+            now = time.perf_counter()
+            longest, last = max(longest, now - last), now
+        for peer in peers:
+            peer.sock.close()
+        assert longest < (last - began) / 5

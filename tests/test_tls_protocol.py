@@ -1,16 +1,19 @@
 """hotloop's SSLProtocol and asyncio's, by themselves: whatever happens, both do the same."""
 
 import asyncio
+import pathlib
 import random
 import ssl
+import types
 from asyncio import sslproto
 
+import helpers
 import helpers_tls
 import pytest
 import test_tls_upgrades
-from hotloop import _tls
+from hotloop import _core, _tls
 
-PROTOCOLS = {"asyncio": sslproto.SSLProtocol, "hotloop": _tls.SSLProtocol}
+PROTOCOLS = {"asyncio": sslproto.SSLProtocol, "hotloop": _tls.make_protocol}
 
 
 class Wire(asyncio.Transport):
@@ -44,7 +47,8 @@ class Wire(asyncio.Transport):
 
     def _force_close(self, exception):
         self.closing = True
-        self.events.append(("force_close", type(exception)))
+        details = [getattr(exception, name, None) for name in ("library", "reason", "args")]
+        self.events.append(("force_close", type(exception), str(exception), details))
 
 
 class Application(asyncio.Protocol):
@@ -76,14 +80,29 @@ class Application(asyncio.Protocol):
         self.note("resume_writing")
 
 
+class BufferedApplication(Application, asyncio.BufferedProtocol):
+    """The same, through get_buffer and buffer_updated."""
+
+    def __init__(self, events):
+        super().__init__(events)
+        self.buffer = bytearray(50)
+
+    def get_buffer(self, sizehint):
+        self.note("get_buffer", sizehint)
+        return memoryview(self.buffer)
+
+    def buffer_updated(self, nbytes):
+        self.note("buffer_updated", bytes(self.buffer[:nbytes]))
+
+
 class Conversation:
     """A protocol under test, a wire, and a peer that does what it is told."""
 
-    def __init__(self, loop, protocol_class, tls):
+    def __init__(self, loop, protocol_class, tls, buffered=False):
         self.loop = loop
         self.events = []
         self.wire = Wire(self.events)
-        self.application = Application(self.events)
+        self.application = (BufferedApplication if buffered else Application)(self.events)
         self.to_peer, self.from_peer = ssl.MemoryBIO(), ssl.MemoryBIO()
         self.peer = tls[0].wrap_bio(self.to_peer, self.from_peer, server_side=True)
         self.protocol = protocol_class(
@@ -223,7 +242,7 @@ ENDS = [
 def converse(loop, name, tls, seed):
     """Everything that could be seen of a conversation."""
     chance = random.Random(seed)
-    talk = Conversation(loop, PROTOCOLS[name], tls)
+    talk = Conversation(loop, PROTOCOLS[name], tls, buffered=seed % 3 == 2)
     seen = []
     actions = [chance.choice(ACTIONS) for _ in range(40)]
     for action in [*actions, chance.choice(ENDS), feed_all, resume_wire]:
@@ -243,9 +262,10 @@ def converse(loop, name, tls, seed):
     return seen
 
 
+@pytest.mark.hotloop_only
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3], ids=["1.2", "1.3"])
 @pytest.mark.parametrize("seed", range(25))
-def test_both_do_the_same(new_loop, authority, version, seed):
+def test_both_do_the_same(new_loop, authority, version, seed, tls_engine):
     tls = helpers_tls.server_context(authority), helpers_tls.client_context(authority)
     for context in tls:
         context.maximum_version = context.minimum_version = version
@@ -255,20 +275,95 @@ def test_both_do_the_same(new_loop, authority, version, seed):
     assert any(type(part) is tuple and part[0] for part in seen["asyncio"])
 
 
-def protocol_classes(*protocols):
-    return {type(protocol.transport._ssl_protocol) for protocol in protocols}
+def engines(*protocols):
+    """What encrypts."""
+    found = [protocol.transport._ssl_protocol for protocol in protocols]
+    return {tls.engine if isinstance(tls, _core.SSLProtocol) else type(tls).__module__ for tls in found}
 
 
 @pytest.mark.hotloop_only
-async def test_every_connection_takes_the_short_ways(loop, tls):
+async def test_every_connection_has_the_engine_that_was_asked_for(loop, tls, tls_engine):
+    expected = {"asyncio.sslproto" if tls_engine == "asyncio" else tls_engine}
     async with helpers_tls.both_ends(loop, tls) as (client, server):
-        assert protocol_classes(client, server) == {_tls.SSLProtocol}
+        assert engines(client, server) == expected
     async with test_tls_upgrades.plain_pair(loop, "tcp") as (client, server):
         await test_tls_upgrades.upgrade(loop, tls, client, server)
-        assert protocol_classes(client, server) == {_tls.SSLProtocol}
+        assert engines(client, server) == expected
 
 
-async def test_a_program_may_have_an_ssl_object_of_its_own(loop, tls):
+@pytest.mark.hotloop_only
+def test_another_openssl_in_front_of_the_interpreters(loop_name, authority, tls_engine, tmp_path):
+    """The functions that `_ssl` calls are those of the other one then."""
+    if tls_engine == "asyncio":
+        pytest.skip("has no engine")
+    name = "libcrypto.so.3"
+    with open("/proc/self/maps") as maps:
+        paths = {line.split()[-1] for line in maps if line.rstrip().endswith("/" + name)}
+    if len(paths) != 1:
+        pytest.skip("OpenSSL 3 as a library of its own")
+    other = tmp_path / "other"
+    # The name that it has for the dynamic linker, too.
+    other.write_bytes(pathlib.Path(paths.pop()).read_bytes().replace(name.encode(), b"libcrypto.so.X"))
+    certificate, trusted = tmp_path / "certificate", tmp_path / "trusted"
+    authority.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(str(certificate))
+    authority.cert_pem.write_to_path(str(trusted))
+    source = f"""
+        import ctypes
+        ctypes.CDLL({str(other)!r}, ctypes.RTLD_GLOBAL)
+        import ssl
+        server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        server.load_cert_chain({str(certificate)!r})
+        client = ssl.create_default_context(cafile={str(trusted)!r})
+
+        async def echo(reader, writer):
+            writer.write(await reader.readexactly(8))
+            writer.close()
+
+        async def main():
+            serving = await asyncio.start_server(echo, "127.0.0.1", 0, ssl=server)
+            address = serving.sockets[0].getsockname()
+            reader, writer = await asyncio.open_connection(*address, ssl=client, server_hostname="localhost")
+            writer.write(b"question")
+            print(await reader.read(), writer.get_extra_info("tls_engine"))
+            writer.close()
+
+        run(main())
+        """
+    result = helpers.run_script(loop_name, source, env={"HOTLOOP_TLS": tls_engine})
+    assert result.stdout == "b'question' portable\n"
+
+
+@pytest.mark.hotloop_only
+async def test_a_record_for_which_there_was_no_memory_is_sent_later(loop, tls, tls_engine):
+    if tls_engine == "asyncio":
+        pytest.skip("asyncio's may lose it")
+    testcapi = pytest.importorskip("_testcapi")
+    async with helpers_tls.both_ends(loop, tls) as (client, server):
+        protocol = client.transport._ssl_protocol
+        sent = 0
+        for count in range(8):
+            protocol.pause_writing()
+            client.transport.write(b"x" * 1000)
+            sent += 1000
+            testcapi.set_nomemory(count, count + 1)
+            try:
+                protocol.resume_writing()
+            except MemoryError:
+                pass
+            finally:
+                testcapi.remove_mem_hooks()
+        client.transport.write(b"the end")
+        assert await server.received(sent + 7) == b"x" * sent + b"the end"
+
+
+@pytest.mark.hotloop_only
+def test_an_engine_that_is_not_known_is_an_error(new_loop, tls, monkeypatch):
+    monkeypatch.setenv("HOTLOOP_TLS", "quick")
+    with pytest.raises(ValueError, match="HOTLOOP_TLS='quick': expected direct, portable or asyncio"):
+        _tls.make_protocol(new_loop(), asyncio.Protocol(), tls[1], None)
+
+
+async def test_a_program_may_have_an_ssl_object_of_its_own(loop, tls, monkeypatch):
     read, written = [], []
 
     class Spying(ssl.SSLObject):
@@ -281,7 +376,7 @@ async def test_a_program_may_have_an_ssl_object_of_its_own(loop, tls):
             written.append(bytes(data))
             return super().write(data)
 
-    tls[1].sslobject_class = Spying
+    monkeypatch.setattr(tls[1], "sslobject_class", Spying)
     async with helpers_tls.serving(loop, tls, data_received=helpers_tls.echo) as (connect, _protocols):
         protocol = helpers_tls.Recorder()
         transport = await connect(protocol)
@@ -291,3 +386,55 @@ async def test_a_program_may_have_an_ssl_object_of_its_own(loop, tls):
         assert b"question" in read
         transport.abort()
         await protocol.lost()
+
+
+async def test_an_ssl_object_may_keep_what_it_has_read(loop, tls, monkeypatch):
+    class Keeping(ssl.SSLObject):
+        kept = b""
+
+        def read(self, len=1024, buffer=None):
+            self.kept = self.kept or super().read(len)
+            chunk, self.kept = self.kept[:3], self.kept[3:]
+            return chunk
+
+    monkeypatch.setattr(tls[1], "sslobject_class", Keeping)
+    async with helpers_tls.both_ends(loop, tls) as (client, server):
+        server.transport.write(b"0123456789")
+        assert await client.received(10) == b"0123456789"
+
+
+async def test_an_ssl_object_has_only_the_methods_that_asyncio_calls(loop, tls):
+    names = ("read", "write", "do_handshake", "unwrap", "getpeercert", "cipher", "compression")
+
+    class Context(ssl.SSLContext):
+        def wrap_bio(self, *args, **options):
+            made = super().wrap_bio(*args, **options)
+            return types.SimpleNamespace(**{name: getattr(made, name) for name in names})
+
+    context = Context(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    async with helpers_tls.both_ends(loop, (tls[0], context)) as (client, server):
+        server.transport.write(b"question")
+        assert await client.received(8) == b"question"
+        client.transport.write(b"answer")
+        assert await server.received(6) == b"answer"
+        server.transport.close()
+        assert await client.lost() is None
+
+
+@pytest.mark.hotloop_only
+@pytest.mark.parametrize(
+    ("where", "name"),
+    [
+        ("SSLProtocol", "_fatal_error"),
+        ("SSLProtocol", "max_size"),
+        ("_SSLProtocolTransport", "write"),
+    ],
+)
+async def test_a_program_may_patch_asyncios_classes(loop, tls, monkeypatch, where, name):
+    kind = getattr(sslproto, where)
+    original = getattr(kind, name)
+    patched = original // 2 if name == "max_size" else lambda *args: original(*args)
+    monkeypatch.setattr(kind, name, patched)
+    async with helpers_tls.both_ends(loop, tls) as (client, server):
+        assert engines(client, server) == {"asyncio.sslproto"}

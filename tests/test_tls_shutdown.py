@@ -10,7 +10,7 @@ import warnings
 import helpers
 import pytest
 from helpers import BufferedRecorder, Recorder
-from helpers_tls import against_peer, both_ends, echo, serving
+from helpers_tls import Peer, against_peer, both_ends, echo, serving
 
 ENDED = ["connection_made", "eof_received", "connection_lost"]
 
@@ -412,3 +412,55 @@ async def test_a_closed_transport_does_not_warn(loop, tls):
             assert await server.lost() is None
         client.transport = server.transport = None
         gc.collect()
+
+
+@pytest.mark.asyncio_bug("a connection whose reading is paused when the peer goes is never closed")
+async def test_close_while_reading_is_paused_and_the_peer_is_gone(loop, tls, kind, tls_engine):
+    if tls_engine == "asyncio":
+        pytest.skip("asyncio's own class")
+    options = {"ssl_shutdown_timeout": 0.05}
+    async with against_peer(loop, tls, kind, **options) as (protocol, peer):
+        transport = protocol.transport
+        transport.pause_reading()
+        await peer.send(b"what nobody wants")
+        peer.sock.close()
+        while "read=polling" in repr(transport._ssl_protocol._transport):
+            await asyncio.sleep(0.001)
+        transport.close()
+        assert str(await protocol.lost()) == "SSL shutdown timed out"
+        assert protocol.calls == ["connection_made", "connection_lost"]
+        assert protocol.data == b""
+
+
+@pytest.mark.parametrize("later", [0, 0.01], ids=["at once", "later"])
+@pytest.mark.parametrize("says_end", [False, True])
+async def test_close_before_reading_what_has_come_of_a_peer_that_is_gone(loop, tls, says_end, later):
+    """A stream's transport is paused at its limit."""
+    read = loop.create_future()
+
+    async def serve(reader, writer):
+        try:
+            await paused.wait()
+            writer.close()
+            await asyncio.sleep(later)
+            read.set_result(await reader.read())
+            await writer.wait_closed()
+        except BaseException as error:
+            read.set_exception(error)
+
+    paused = asyncio.Event()
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=tls[0], limit=100)
+    with socket.create_connection(server.sockets[0].getsockname()) as sock:
+        sock.setblocking(False)
+        peer = Peer(sock, tls[1], server_hostname="localhost")
+        await peer.handshake()
+        for _ in range(20):
+            await peer.send(b"x" * 1000)
+            await asyncio.sleep(0.002)
+        if says_end:
+            await peer.say_end()
+        sock.shutdown(socket.SHUT_WR)
+        await asyncio.sleep(0.02)
+        paused.set()
+        assert await asyncio.wait_for(read, 5) == b"x" * 20_000
+    server.close()

@@ -21,3 +21,10 @@ def measure(names: list[str], *, quick: bool = False) -> list[Growth]:
         *flood.measure(names, quick=quick),
         *start_up.measure(names, quick=quick),
     ]
+
+
+def measure_tls(names: list[str], *, quick: bool = False) -> list[Growth]:
+    """As measure(), of what only TLS has."""
+    from benchmarks.growth import connections
+
+    return connections.measure_tls(names, quick=quick)

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from benchmarks import loops
-from benchmarks.growth import measure
+from benchmarks.growth import measure, measure_tls
 from benchmarks.growth_result import Growth
 
 
@@ -19,7 +19,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="small sizes and few rounds, to try it")
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    for growth in measure(options.loops.split(","), quick=options.quick):
+    names = options.loops.split(",")
+    plain = [name for name in names if "+" not in name]
+    for growth in [*measure(plain, quick=options.quick), *measure_tls(names, quick=options.quick)]:
         print(table(growth), end="\n\n")
     return 0
 

@@ -3,22 +3,27 @@
 import os
 import resource
 import socket
+import ssl
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
 from benchmarks import generator
-from benchmarks.children import SERVER_PROCESSOR, Failed, python, running
+from benchmarks.children import SERVER_PROCESSOR, Failed, processor_time, python, running
 from benchmarks.counters import Counter
 from benchmarks.generator import Load
 from benchmarks.growth.figures import Figures, median, progress
 from benchmarks.growth_result import Growth
-from benchmarks.rows import COUNTING_PATIENCE, PATIENCE
+from benchmarks.row import COUNTING_PATIENCE, PATIENCE
+from benchmarks.tls import certificate
 
 BUSY = 100
 SPARE = 200
 """Descriptors that a process needs for other than the connections."""
+RESTING = 10_000_000
+"""Nanoseconds of processor time, between two looks, of a process that has nothing to do."""
 SETTLING = 20.0
 """How long a server may be busy with connections that were opened or closed, in seconds."""
 
@@ -28,6 +33,34 @@ def measure(names: list[str], counter: Counter | None, *, quick: bool) -> list[G
     sizes = within_limit((100, 1_000) if quick else (100, 1_000, 10_000))
     growths = [instructions(names, sizes, counter, quick=quick)] if counter else []
     return [*growths, microseconds(names, sizes, quick=quick), memory(names, sizes[-1:], quick=quick)]
+
+
+def measure_tls(names: list[str], *, quick: bool) -> list[Growth]:
+    figures = Figures("tls_memory", names, within_limit((200 if quick else 2_000,)))
+    rounds = 1 if quick else 3
+    context = ssl.create_default_context(cafile=certificate())
+
+    def connect_tls(address: tuple[str, int]) -> socket.socket:
+        plain = connect(address)
+        try:
+            return context.wrap_socket(plain, server_hostname=address[0])
+        except OSError as error:
+            raise Failed(f"refuses a connection: {error}") from None
+
+    def measured(loop: str, size: int) -> float:
+        return bytes_a_connection(loop, size, connect_tls, certificate())
+
+    figures.collect(rounds, measured)
+    return [
+        figures.growth(
+            title="An idle TLS connection",
+            x_label="connections open",
+            y_label="bytes of memory",
+            note=f"Each has echoed a byte. A part of it is {ssl.OPENSSL_VERSION}: structures, buffers, keys. "
+            f"Median of {rounds}.",
+            choose=median,
+        )
+    ]
 
 
 def within_limit(sizes: tuple[int, ...]) -> tuple[int, ...]:
@@ -120,28 +153,35 @@ def memory(names: list[str], sizes: tuple[int, ...], *, quick: bool) -> Growth:
     )
 
 
-def bytes_a_connection(loop: str, size: int) -> float:
-    """Warmed up by one connection, so that what is allocated for the first does not count."""
-    host, port = address = free_host_and_port()
-    command = python("servers", loop, "protocol", f"{host}:{port}")
-    with running(command, timeout=PATIENCE) as server, ExitStack() as stack:
-        echo(stack.enter_context(connect(address)))
-        before = resident_bytes(server)
-        clients = [stack.enter_context(connect(address)) for _ in range(size)]
-        # It accepts in order: when the last one is answered, all are open.
-        echo(clients[-1])
-        settle(server)
-        after = resident_bytes(server)
-        for client in clients:
-            echo(client)
-    return (after - before) / size
-
-
 def connect(address: tuple[str, int]) -> socket.socket:
     try:
         return socket.create_connection(address, timeout=PATIENCE)
     except OSError as error:
         raise Failed(f"refuses a connection: {error}") from None
+
+
+def bytes_a_connection(
+    loop: str,
+    size: int,
+    connect: Callable[[tuple[str, int]], socket.socket] = connect,
+    *certificate: str,
+) -> float:
+    """Warmed up by one connection, so that what is allocated for the first does not count."""
+    host, port = address = free_host_and_port()
+    command = python("servers", loop, "protocol", f"{host}:{port}", *certificate)
+    with running(command, timeout=PATIENCE) as server, ExitStack() as stack:
+        echo(stack.enter_context(connect(address)))
+        before = resident_bytes(server)
+        clients = [stack.enter_context(connect(address)) for _ in range(size)]
+        # It accepts in order: when the last one is answered, all are open. What is made for the first bytes
+        # of one is a part of it.
+        for client in clients:
+            echo(client)
+        settle(server)
+        after = resident_bytes(server)
+        for client in clients:
+            echo(client)
+    return (after - before) / size
 
 
 def echo(client: socket.socket) -> None:
@@ -165,18 +205,12 @@ def resident_bytes(pid: int) -> int:
 def settle(pid: int) -> None:
     """Wait until a process has nothing to do; not for long, since some never rest."""
     deadline = time.monotonic() + SETTLING
-    taken = -1.0
-    while time.monotonic() < deadline and taken != (taken := processor_time(pid)):
+    taken = processor_time(pid) or 0
+    while time.monotonic() < deadline:
         time.sleep(0.3)
-
-
-def processor_time(pid: int) -> float:
-    """Ticks in user mode and in the kernel."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError as error:
-        raise Failed(f"the server is gone: {error}") from None
-    return float(fields[11]) + float(fields[12])
+        before, taken = taken, processor_time(pid) or 0
+        if taken - before < RESTING:
+            break
 
 
 def free_host_and_port() -> tuple[str, int]:

@@ -55,6 +55,18 @@ class Accepting:
         # It has the methods that are called, but is no task to type checkers.
         asyncio._register_task(self)  # type: ignore[arg-type]
 
+    # At the end of the interpreter this module's names may be None.
+    _unregister = staticmethod(asyncio._unregister_task)
+
+    def end(self) -> None:
+        """Leave the tasks: the loop is closed.
+
+        asyncio.all_tasks() looks at the tasks of all loops, and threads that call it would keep this alive
+        for each other.
+        """
+        # As in __init__(), this is no task to type checkers.
+        self._unregister(self)  # type: ignore[arg-type]
+
     # For isinstance(). To type checkers __class__ is no property.
     @property  # type: ignore[misc]
     def __class__(self) -> type:
@@ -92,7 +104,7 @@ class Accepting:
             coroutine.close()
             raise
         # Before the hash changes.
-        asyncio._unregister_task(self)  # type: ignore[arg-type]
+        self.end()
         self._task = task
         self._loop._accepting = successor
         return False

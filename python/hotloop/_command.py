@@ -18,6 +18,7 @@ from importlib.util import MAGIC_NUMBER
 from types import ModuleType
 
 from ._policy import install
+from ._servers import install as adapt_servers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,7 +34,8 @@ usage: {name} [OPTION ...] FILE [ARGUMENT ...]
        {name} --version | --help
 
 Run a Python program on hotloop: asyncio.run(), asyncio.Runner, asyncio.new_event_loop() and what builds on
-them, anyio for one, make hotloop's event loop. FILE can be -, for standard input, or a directory or zip file
+them, anyio for one, make hotloop's event loop; uvicorn, gunicorn and granian choose it unless they are told
+which to take. FILE can be -, for standard input, or a directory or zip file
 with a __main__.py.
 
   --debug              turn asyncio's debug mode on, as PYTHONASYNCIODEBUG=1 does
@@ -264,6 +266,7 @@ def prepare(directory: str, name: str, arguments: tuple[str, ...], *, in_safe_mo
     original_main.append(sys.modules["__main__"])
     sys.modules["__main__"] = module
     install()
+    adapt_servers()
     observe(observing)
     # After __main__ is set: multiprocessing.spawn gives it a second name when it is imported.
     install_in_spawned()
@@ -364,6 +367,7 @@ class Installation:
 
 def install_in_child(options: dict[str, float | int]) -> None:
     install()
+    adapt_servers()
     observe(options)
     install_in_spawned()
 

@@ -64,6 +64,8 @@ class ExecutorSupport(_core.Loop):
     # Members of asyncio.BaseEventLoop.
     _debug: bool
     _default_executor: concurrent.futures.Executor | None
+    # The default one, if the program has not set another.
+    _own_executor: concurrent.futures.Executor | None = None
     _check_default_executor: Callable[[], None]
 
     def run_in_executor(
@@ -82,8 +84,17 @@ class ExecutorSupport(_core.Loop):
             self._check_default_executor()
             if executor is None:
                 executor = concurrent.futures.ThreadPoolExecutor(thread_name_prefix="asyncio")
-                self._default_executor = executor
+                self._default_executor = self._own_executor = executor
         work = executor.submit(func, *args)
         is_plain = type(work) is concurrent.futures.Future
         future = _wrap_future(work, self) if is_plain else _futures.wrap_future(work, loop=self)
         return future
+
+    def _has_own_executors(self) -> bool:
+        """Whether work that names no executor goes to this loop's own one, as far as the program has said."""
+        return (
+            self._default_executor is self._own_executor
+            and type(self).run_in_executor is ExecutorSupport.run_in_executor
+            and "run_in_executor" not in vars(self)
+            and asyncio.BaseEventLoop.run_in_executor is _base_run_in_executor
+        )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import weakref
 from asyncio import base_events
 
 from . import _core
@@ -10,7 +12,7 @@ from ._support import original_or_none
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from typing import Any
 
 # Methods of BaseEventLoop that the extension overrides. Tools patch some of them in BaseEventLoop, to observe
@@ -46,8 +48,14 @@ def sync_patches(cls: type) -> None:
                 setattr(cls, name, method)
                 _applied[cls, name] = method
         elif present is not None:
-            delattr(cls, name)
-            del _applied[cls, name]
+            # A loop in another thread may have removed it just before.
+            with contextlib.suppress(AttributeError):
+                delattr(cls, name)
+            _applied.pop((cls, name), None)
+
+
+# Timers that were taken out of a ready queue and are not back, by id.
+_taken_out: weakref.WeakValueDictionary[int, asyncio.Handle] = weakref.WeakValueDictionary()
 
 
 class ReadyHandles:
@@ -70,17 +78,27 @@ class ReadyHandles:
         return f"{type(self).__name__}({list(self)!r})"
 
     def append(self, handle: asyncio.Handle) -> None:
-        """Queue a handle. A timer that has fired already is ignored."""
-        if isinstance(handle, _core.TimerHandle):
+        """Queue a handle. A timer that has fired is ignored, unless it was taken out of this queue."""
+        if isinstance(handle, _core.TimerHandle) and _taken_out.pop(id(handle), None) is not handle:
             self._loop._make_ready(handle)
         else:
             self._loop._add_callback(handle)
+
+    def extendleft(self, handles: Iterable[asyncio.Handle]) -> None:
+        """Queue handles before the others, the last one first."""
+        first = list(handles)
+        if first:
+            others = [self.popleft() for _ in range(len(self))]
+            for handle in [*reversed(first), *others]:
+                self.append(handle)
 
     def popleft(self) -> asyncio.Handle:
         """Take out the next handle and return it; IndexError if there is none."""
         handle: asyncio.Handle | None = self._loop._pop_ready()
         if handle is None:
             raise IndexError("pop from an empty deque")
+        if isinstance(handle, _core.TimerHandle):
+            _taken_out[id(handle)] = handle
         return handle
 
     def clear(self) -> None:

@@ -21,6 +21,7 @@ import weakref
 from asyncio.log import logger
 
 from . import _core
+from ._support import HAS_THREADS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -122,6 +123,7 @@ class SignalHandling(_core.Loop):
     """The signal methods of an event loop."""
 
     _internal_fds: int
+    _thread_id: int | None
 
     def __init__(self) -> None:
         self._signal_handlers: dict[int, asyncio.Handle] = {}
@@ -137,7 +139,13 @@ class SignalHandling(_core.Loop):
             try:
                 ssock.setblocking(False)
                 csock.setblocking(False)
-                self._add_reader(ssock.fileno(), self._read_from_self)
+                try:
+                    self._add_reader(ssock.fileno(), self._read_from_self)
+                except RuntimeError:
+                    if not HAS_THREADS:
+                        raise
+                    # The main thread adds a handler to a loop that another thread runs.
+                    self.call_soon_threadsafe(self._add_reader, ssock.fileno(), self._read_from_self)
             except BaseException:
                 ssock.close()
                 csock.close()
@@ -287,6 +295,10 @@ class SignalHandling(_core.Loop):
                 os.write(fd, self._ssock.recv(4096))
         return True
 
+    def _runs_in_main_thread(self) -> bool:
+        """Whether a run of the loop will restore the wakeup descriptor. One in another thread does not."""
+        return self._thread_id == threading.main_thread().ident
+
     def _stop_waking_on_signals(self) -> None:
         if not self._signal_handlers:
             self._restore_wakeup_fd()
@@ -332,7 +344,7 @@ class SignalHandling(_core.Loop):
             signal.siginterrupt(sig, False)
         except OSError as exc:
             del self._signal_handlers[sig]
-            if not self._signal_handlers and not self.is_running():
+            if not self._signal_handlers and not self._runs_in_main_thread():
                 self._restore_wakeup_fd()
             if exc.errno == errno.EINVAL:
                 raise RuntimeError(f"sig {sig} cannot be caught") from exc
@@ -360,7 +372,7 @@ class SignalHandling(_core.Loop):
             if exc.errno == errno.EINVAL:
                 raise RuntimeError(f"sig {sig} cannot be caught") from exc
             raise
-        if not self._signal_handlers and not self.is_running():
+        if not self._signal_handlers and not self._runs_in_main_thread():
             try:
                 self._restore_wakeup_fd()
             except (ValueError, OSError) as exc:

@@ -35,6 +35,9 @@ CREATE_TASK_TAKES_ALL = not asyncio.BaseEventLoop.create_task.__kwdefaults__
 # Bytes that asyncio counts for a queued datagram, in addition to its data.
 DATAGRAM_HEADER = 8 if sys.version_info >= (3, 13) else 0
 
+# Without the GIL, another thread than the loop's may end things, but does not touch the loop's state.
+HAS_THREADS = "t" in sys.abiflags
+
 _selector_events: Any = selector_events
 _FORMAT_TAKES_DEBUG = "debug" in inspect.signature(format_helpers._format_callback_source).parameters
 

@@ -1,113 +1,199 @@
-"""TLS: asyncio's SSLProtocol, with fast paths for an established connection.
+"""TLS: what a connection does once. What it does for each piece of data is in the extension.
 
-The state machine, flow control, handshake and shutdown are the standard library's. The methods that run for
-each piece of data behave as there, but do not call OpenSSL when it has no more data, which would raise an
-exception, and do not allocate 256 KiB to read a record of at most 16 KiB.
+The arguments, their defaults and their errors are those of asyncio's SSLProtocol.
 """
 
 from __future__ import annotations
 
+import asyncio
+import os
 import ssl
-from asyncio import sslproto
+import types
+import warnings
+from asyncio import base_events, constants, sslproto
+from asyncio.log import logger
+
+from ._support import HAS_THREADS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from ._core import SSLProtocol
+    from .loop import Loop
+
 _Protocol: Any = sslproto.SSLProtocol
-_WRAPPED: Any = sslproto.SSLProtocolState.WRAPPED
-_AGAIN: Any = sslproto.SSLAgainErrors
-_SSLObject: Any = ssl.SSLObject
+AGAIN: Any = sslproto.SSLAgainErrors
+SSL_ERROR = ssl.SSLError
+CERTIFICATE_ERROR = ssl.CertificateError
+# The methods of an ssl object that only pass on to the one in C. Classes of programs override them.
+_read, _write, _pending = ssl.SSLObject.read, ssl.SSLObject.write, ssl.SSLObject.pending
+# In what asyncio's versions differ.
+IS_CLOSING_ASKS_BELOW = hasattr(_Protocol, "_is_transport_closing")
+KEEPS_SHUTDOWN_TIMEOUT = "call_later" in _Protocol._on_shutdown_complete.__code__.co_names
 
-# The maximum size of a record's data, which is the most that one read returns.
-_RECORD = 16 * 1024
+# What asyncio's classes are made of. Programs patch their methods, and `max_size`.
+_Transport: Any = sslproto._SSLProtocolTransport
+_ORIGINALS = [(kind, dict(vars(kind))) for kind in (_Protocol, _Transport)]
+_LIMITS = (256, 512)
+# The versions of these classes when they were as they had been.
+_unchanged: tuple[int, int] | None = None
+
+# Without the GIL, other threads may use the ssl object, which only its own methods lock.
+_IS_DIRECT = not HAS_THREADS
 
 
-def use_fast_paths(transport: Any) -> None:
-    """Switch the protocol of an established connection from asyncio's class to the one here."""
-    protocol = getattr(transport, "_ssl_protocol", None)
-    if type(protocol) is _Protocol:
-        protocol.__class__ = SSLProtocol
+def _engine_of(loop: Loop) -> str:
+    """What encrypts: `direct`, `portable`, or asyncio's own classes."""
+    if loop._tls_engine is not None:
+        return loop._tls_engine
+    engine = os.environ.get("HOTLOOP_TLS") or ("direct" if _IS_DIRECT else "portable")
+    if engine not in ("direct", "portable", "asyncio"):
+        raise ValueError(f"HOTLOOP_TLS={engine!r}: expected direct, portable or asyncio")
+    loop._tls_engine = engine
+    return engine
 
 
-# Untyped: the types of asyncio's class lack most of the members that are used here.
-class SSLProtocol(_Protocol):  # type: ignore[misc]
-    """asyncio's SSLProtocol with fast paths. It has no attributes of its own."""
+def _is_patched(loop: Loop) -> bool:
+    """Whether the program has changed asyncio's SSLProtocol or its transport: these are used then."""
+    limits = (constants.FLOW_CONTROL_HIGH_WATER_SSL_READ, constants.FLOW_CONTROL_HIGH_WATER_SSL_WRITE)
+    if sslproto.SSLProtocol is not _Protocol or limits != _LIMITS:
+        return True
+    global _unchanged
+    version = loop._type_version
+    if (version(_Protocol), version(_Transport)) == _unchanged:
+        return False
+    # A class that was changed has no version until something is looked up in it, which these expressions do.
+    _Protocol.__init__, _Transport.__init__  # noqa: B018
+    versions = (version(_Protocol), version(_Transport))
+    is_patched = any(
+        vars(kind).get(name) is not original
+        for kind, originals in _ORIGINALS
+        for name, original in originals.items()
+    )
+    if not is_patched and 0 not in versions:
+        _unchanged = versions
+    return is_patched
 
-    def _raw(self) -> Any:
-        """The object in C behind an ssl.SSLObject. A subclass may override methods and is returned itself."""
-        sslobj = self._sslobj
-        return sslobj._sslobj if type(sslobj) is _SSLObject else sslobj
 
-    def get_buffer(self, n: int) -> Any:
-        # The buffer is never smaller than max_size, which asyncio uses for an unknown size.
-        return self._ssl_buffer_view if n == -1 else _Protocol.get_buffer(self, n)
+def _timeout(name: str, value: float | None, default: float) -> float:
+    if value is None:
+        return default
+    if value <= 0:
+        raise ValueError(f"{name} should be a positive number, got {value}")
+    return value
 
-    def buffer_updated(self, nbytes: int) -> None:
-        if self._state is not _WRAPPED or self._app_protocol_is_buffer or self._app_reading_paused:
-            _Protocol.buffer_updated(self, nbytes)
-            return
-        incoming = self._incoming
-        incoming.write(self._ssl_buffer_view[:nbytes])
-        try:
-            self._do_read__copied()
-            if self._write_backlog:
-                self._do_write()
-            elif self._outgoing.pending or self._app_writing_paused or not self._outgoing_high_water:
-                self._process_outgoing()
-            if self._ssl_reading_paused or incoming.pending >= self._incoming_high_water:
-                self._control_ssl_reading()
-        except Exception as error:
-            self._fatal_error(error, "Fatal error on SSL protocol")
 
-    def _do_read__copied(self) -> None:
-        sslobj = self._raw()
-        incoming = self._incoming
-        try:
-            chunk = sslobj.read(min(incoming.pending, _RECORD) or _RECORD)
-        except _AGAIN:
-            return
-        if chunk and not incoming.pending and not sslobj.pending():
-            self._app_protocol.data_received(chunk)
-            return
-        chunks = []
-        try:
-            while chunk:
-                chunks.append(chunk)
-                chunk = sslobj.read(_RECORD)
-        except _AGAIN:
-            pass
-        if chunks:
-            self._app_protocol.data_received(b"".join(chunks))
-        if not chunk:
-            # close_notify
-            self._call_eof_received()
-            self._start_shutdown()
+def _raw(ssl_object: Any) -> Any:
+    """The object in C behind an ssl object, if its methods only pass on to that."""
+    kind = type(ssl_object)
+    if (
+        getattr(kind, "read", None) is _read
+        and getattr(kind, "write", None) is _write
+        and getattr(kind, "pending", None) is _pending
+    ):
+        return ssl_object._sslobj
+    return None
 
-    def _write_appdata(self, list_of_data: Any) -> None:
-        is_one = type(list_of_data) is tuple and len(list_of_data) == 1
-        if not is_one or self._write_backlog or self._state is not _WRAPPED:
-            _Protocol._write_appdata(self, list_of_data)
-            return
-        data = list_of_data[0]
-        try:
-            try:
-                count = self._raw().write(data)
-            except _AGAIN:
-                count = 0
-            except Exception:
-                self._append_to_backlog(data)
-                raise
-            if count < len(data):
-                self._append_to_backlog(data[count:])
-                self._do_write()
-            elif self._ssl_writing_paused or self._app_writing_paused or not self._outgoing_high_water:
-                self._process_outgoing()
-            else:
-                self._transport.write(self._outgoing.read())
-        except Exception as error:
-            self._fatal_error(error, "Fatal error on SSL protocol")
 
-    def _append_to_backlog(self, data: Any) -> None:
-        self._write_backlog.append(data)
-        self._write_buffer_size += len(data)
+def make_protocol(
+    loop: Loop,
+    app_protocol: asyncio.BaseProtocol,
+    sslcontext: Any,
+    waiter: asyncio.Future[Any] | None,
+    server_side: bool = False,
+    server_hostname: str | None = None,
+    call_connection_made: bool = True,
+    ssl_handshake_timeout: float | None = None,
+    ssl_shutdown_timeout: float | None = None,
+) -> Any:
+    """asyncio's SSLProtocol(), or one that does the same."""
+    engine = _engine_of(loop)
+    if engine == "asyncio" or _is_patched(loop):
+        asyncios: Any = sslproto.SSLProtocol
+        return asyncios(
+            loop,
+            app_protocol,
+            sslcontext,
+            waiter,
+            server_side,
+            server_hostname,
+            call_connection_made,
+            ssl_handshake_timeout,
+            ssl_shutdown_timeout,
+        )
+    handshake = _timeout("ssl_handshake_timeout", ssl_handshake_timeout, constants.SSL_HANDSHAKE_TIMEOUT)
+    shutdown = _timeout("ssl_shutdown_timeout", ssl_shutdown_timeout, constants.SSL_SHUTDOWN_TIMEOUT)
+    if not sslcontext:
+        sslcontext = sslproto._create_transport_context(server_side, server_hostname)
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ssl_object = sslcontext.wrap_bio(
+        incoming,
+        outgoing,
+        server_side=server_side,
+        server_hostname=server_hostname if server_hostname and not server_side else None,
+    )
+    raw = _raw(ssl_object)
+    # A callback for each message may raise, and the methods of the ssl object raise that.
+    direct = engine == "direct" and raw is not None and raw.context._msg_callback is None
+    return loop._make_ssl_protocol(
+        app_protocol,
+        waiter,
+        ssl_object,
+        raw,
+        incoming,
+        outgoing,
+        {"sslcontext": sslcontext},
+        direct,
+        call_connection_made,
+        handshake,
+        shutdown,
+    )
+
+
+class Incoming:
+    """What asyncio's start_tls() calls a protocol's `_incoming`: takes what was received before."""
+
+    def __init__(self, protocol: SSLProtocol) -> None:
+        self._protocol = protocol
+
+    def write(self, data: bytes | bytearray | memoryview) -> int:
+        return self._protocol._add_incoming(data)
+
+
+def _with_our_protocol(function: Any) -> Any:
+    """asyncio's start_tls(), as the running Python has it, with make_protocol() for SSLProtocol."""
+    names = {**vars(base_events), "sslproto": types.SimpleNamespace(SSLProtocol=make_protocol)}
+    copy = types.FunctionType(function.__code__, names, function.__name__, function.__defaults__)
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return copy
+
+
+start_tls = _with_our_protocol(asyncio.BaseEventLoop.start_tls)
+
+
+def complete_handshake(ssl_object: Any, extra: dict[str, Any], engine: str) -> None:
+    """Add what get_extra_info() knows after the handshake. asyncio's does not know the engine."""
+    extra.update(
+        peercert=ssl_object.getpeercert(),
+        cipher=ssl_object.cipher(),
+        compression=ssl_object.compression(),
+        ssl_object=ssl_object,
+        tls_engine=engine,
+    )
+
+
+def report_error(loop: Loop, protocol: Any, transport: Any, exception: BaseException, message: str) -> None:
+    """Report an error that has ended a connection: that of a system call or of OpenSSL in debug mode only."""
+    if isinstance(exception, OSError):
+        if loop.get_debug():
+            logger.debug("%r: %s", protocol, message, exc_info=exception)
+    elif not isinstance(exception, asyncio.CancelledError):
+        loop.call_exception_handler(
+            {"message": message, "exception": exception, "transport": transport, "protocol": protocol}
+        )
+
+
+def warn_unclosed() -> None:
+    """Warn of a transport that was not closed, in asyncio's words."""
+    warnings.warn("unclosed transport <asyncio._SSLProtocolTransport object>", ResourceWarning, stacklevel=2)

@@ -20,13 +20,14 @@ from ._executors import ExecutorSupport
 from ._patches import ReadyHandles, sync_patches
 from ._signals import SignalHandling
 from ._subprocesses import SubprocessSupport
-from ._support import check_ssl_socket
+from ._support import HAS_THREADS, check_ssl_socket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from typing import Any, Self, TypeVar
 
+    from ._names import LookUp
     from ._observing.watching import Watch
     from .blocking import Block
     from .metrics import Metrics
@@ -119,6 +120,10 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
 
     # The tasks that accept connections, for asyncio.all_tasks(). None until a server is started.
     _accepting: Accepting | None = None
+    # Look-ups of names that are under way, by what they ask.
+    _look_ups: dict[object, LookUp] | None = None
+    # What encrypts, once that was asked for.
+    _tls_engine: str | None = None
 
     # The hooks for asynchronous generators that were set before a run.
     _old_agen_hooks: Any = None
@@ -230,9 +235,18 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
             self._blocking.end(self)
         self._end_signal_handling()
         self._unwatch_children()
+        if self._look_ups:
+            from . import _names
+
+            _names.end(self)
         # Not asyncio.BaseEventLoop.close(): at the end of the interpreter this module's names may be None.
         super().close()
         self._close()
+        if self._accepting is not None:
+            self._accepting.end()
+            if HAS_THREADS:
+                # Freed at once: a collection stops all threads.
+                self._accepting = None
 
     def __copy__(self) -> Self:
         """Return the loop itself."""
@@ -300,6 +314,10 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
         is_patched = asyncio.BaseEventLoop.getaddrinfo is not _getaddrinfo
         if not is_patched and _is_numeric(host) and _is_port(port):
             return socket.getaddrinfo(host, port, family, type, proto, flags | socket.AI_NUMERICHOST)
+        if not is_patched and self._looks_names_up():
+            from . import _names
+
+            return await _names.getaddrinfo(self, host, port, family, type, proto, flags)
         return await super().getaddrinfo(host, port, family=family, type=type, proto=proto, flags=flags)
 
     async def getnameinfo(self, sockaddr: Any, flags: int = 0) -> Any:
@@ -308,7 +326,19 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
         is_patched = asyncio.BaseEventLoop.getnameinfo is not _getnameinfo
         if not is_patched and flags & numeric == numeric:
             return socket.getnameinfo(sockaddr, flags)
+        if not is_patched and self._looks_names_up():
+            from . import _names
+
+            return await _names.getnameinfo(self, sockaddr, flags)
         return await super().getnameinfo(sockaddr, flags)
+
+    def _looks_names_up(self) -> bool:
+        """Whether names are looked up in threads of their own, not in the default executor."""
+        if self._debug or not self._has_own_executors():
+            return False
+        self._check_closed()
+        self._check_default_executor()
+        return True
 
     # --- Sockets ---
 
@@ -376,9 +406,9 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
         context: Any = None,
     ) -> Any:
         # Not every Python has the ssl module, which this needs.
-        from ._tls import SSLProtocol
+        from ._tls import make_protocol
 
-        ssl_protocol = SSLProtocol(
+        ssl_protocol = make_protocol(
             self,
             protocol,
             sslcontext,
@@ -393,11 +423,11 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
 
     @_with_signature_of(_start_tls)
     async def start_tls(self, *args: Any, **options: Any) -> Any:
-        from ._tls import use_fast_paths
+        if asyncio.BaseEventLoop.start_tls is not _start_tls:
+            return await super().start_tls(*args, **options)
+        from ._tls import start_tls
 
-        transport = await super().start_tls(*args, **options)
-        use_fast_paths(transport)
-        return transport
+        return await start_tls(self, *args, **options)
 
     async def _sendfile_native(self, transp: Any, file: Any, offset: int, count: int | None) -> int:
         """os.sendfile() on a duplicate of the transport's descriptor, so that both can be watched."""
@@ -443,16 +473,14 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
         if self._accepting is None:
             self._accepting = Accepting(self)
         # A patched or overridden accept() is called, by asyncio's own code.
-        accept = getattr(sock, "accept", None)
-        is_original = _socket_accept is not None and getattr(accept, "__func__", None) is _socket_accept
-        start = _core.Loop._start_serving if is_original else _UnixLoop._start_serving
+        start = _core.Loop._start_serving if _has_original_accept(sock) else _UnixLoop._start_serving
         start(self, protocol_factory, sock, *args, **options)
 
     def _stop_serving(self, sock: socket.socket) -> None:
         # Python 3.13 and later list the paths to remove here.
         inode = self._unix_server_sockets.pop(sock, None)
         path = None if inode is None else sock.getsockname()
-        _core.Loop._stop_serving(self, sock)
+        self._stop_accepting(sock)
         if path is not None:
             try:
                 if os.stat(path).st_ino == inode:
@@ -461,6 +489,21 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
                 pass
             except OSError as error:
                 logger.error("Unable to clean up listening UNIX socket %r: %r", path, error)
+
+    _stop_accepting = _core.Loop._stop_serving
+
+    if HAS_THREADS:
+        # mypy wants all conditional definitions to be functions of Python's.
+        def _stop_accepting(self, sock: socket.socket) -> None:  # type: ignore[misc]
+            try:
+                _core.Loop._stop_serving(self, sock)
+            except RuntimeError:
+                # Another thread runs the loop. The address is free at once nevertheless.
+                if _has_original_accept(sock):
+                    self.call_soon_threadsafe(self._forget_listener, sock, sock.fileno())
+                    sock.close()
+                else:
+                    self.call_soon_threadsafe(_core.Loop._stop_serving, self, sock)
 
     if not TYPE_CHECKING:  # Their types are AbstractEventLoop's.
         create_unix_connection = _UnixLoop.create_unix_connection
@@ -479,6 +522,11 @@ def _patched_select() -> Callable[..., object] | None:
     module = selector_events.selectors.select  # type: ignore[attr-defined]
     replaced: Callable[..., object] = module.select
     return None if isinstance(replaced, BuiltinFunctionType) or hasattr(module, "epoll") else replaced
+
+
+def _has_original_accept(sock: Any) -> bool:
+    accept = getattr(sock, "accept", None)
+    return _socket_accept is not None and getattr(accept, "__func__", None) is _socket_accept
 
 
 def _is_numeric(host: object) -> bool:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, replace
+
+if sys.version_info >= (3, 13) and not sys._is_gil_enabled():
+    # dataclass() looks into it if it is imported, also if another thread is still importing it.
+    import typing  # noqa: F401
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ __all__ = ["instrument"]
 # Name: unit, description, attribute, observed value.
 _COUNTERS: dict[str, tuple[str, str, str, Observe]] = {
     "time": ("s", "Time in each state", "state", lambda m: {"active": m.busy, "idle": m.idle}),
-    "iterations": ("{iteration}", "Turns of the event loop", "", lambda m: m.iterations),
+    "iterations": ("{iteration}", "Iterations of the event loop", "", lambda m: m.iterations),
     "callbacks": ("{callback}", "Callbacks run", "", lambda m: m.callbacks),
     "io_events": ("{event}", "Descriptors found ready", "", lambda m: m.io_events),
     "timers": (
@@ -69,7 +69,7 @@ _GAUGES: dict[str, tuple[str, str, str, Observe]] = {
     ),
     "iteration.duration": (
         "s",
-        "How long turns took, without the wait",
+        "How long iterations took, without the wait",
         "statistic",
         lambda m: _statistics(m.iteration_duration),
     ),

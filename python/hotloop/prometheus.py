@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["Collector"]
 
 _COUNTERS = {
-    "iterations": ("hotloop_iterations", "Turns of the event loop"),
+    "iterations": ("hotloop_iterations", "Iterations of the event loop"),
     "callbacks": ("hotloop_callbacks", "Callbacks run: handles, steps of tasks, events of transports"),
     "io_events": ("hotloop_io_events", "Descriptors found ready"),
     "timers_fired": ("hotloop_timers_fired", "Timers that came due"),
@@ -52,7 +52,7 @@ _GAUGES = {
 _HISTOGRAMS = {
     "iteration_duration": (
         "hotloop_iteration_duration_seconds",
-        "How long turns of the event loop took, without the wait",
+        "How long iterations took, without the wait",
     ),
     "delay": ("hotloop_delay_seconds", "How late callbacks that were ready, and timers that were due, ran"),
 }

@@ -41,8 +41,6 @@ struct Group {
 
 /// Invariants: `front` and the groups in `more` are in the order of the queue. The last of them ends at `grouped`, and what is
 /// behind that is ready since `last_read`. A group of which all callbacks have run may stay until its place is needed.
-///
-/// GIL: metrics() reads the histogram in any thread. The thread that runs the loop changes it while it holds the GIL.
 #[derive(Default)]
 pub struct Delays {
     pub histogram: Histogram,

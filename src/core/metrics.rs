@@ -1,11 +1,10 @@
 //! What an event loop counts of itself, for `metrics()`.
 //!
-//! Counting is on paths where every instruction shows. Each count is a plain cell, added to where the number is at hand. Time is
+//! Counting is on paths where every instruction shows. Each count is a cell, added to where the number is at hand. Time is
 //! counted in the clock's ticks, which the loop reads before an iteration anyway; [`super::delays`] says how late callbacks run.
 //!
-//! GIL: other threads read the counts while the loop runs. It holds the GIL whenever it counts.
+//! Other threads read the counts while the loop runs: they are [`Published`].
 
-use std::cell::Cell;
 use std::num::NonZeroU64;
 use std::ops::Range;
 
@@ -13,10 +12,11 @@ use super::delays::Delays;
 use super::ready::ReadyQueue;
 use crate::reactor::clock::{self, Instant, Tick};
 use crate::reactor::histogram::Histogram;
+use crate::reactor::published::Published;
 
 /// A number that only grows.
 #[derive(Default)]
-pub struct Count(Cell<u64>);
+pub struct Count(Published<u64>);
 
 impl Count {
     pub fn add(&self, number: usize) {
@@ -67,19 +67,23 @@ pub struct Metrics {
     pub iterations: Histogram,
     pub delays: Delays,
     /// Open transports.
-    pub transports: Cell<usize>,
+    pub transports: Published<usize>,
+    /// How many callbacks the last iteration began with, for other threads.
+    pub ready: Published<usize>,
+    /// Bytes that sockets and pipes did not take, for other threads.
+    pub bytes_waiting: Published<usize>,
     /// The longest ready queue that an iteration of several callbacks began with.
-    ready_highest: Cell<usize>,
+    ready_highest: Published<usize>,
     /// Seconds of the runs that have ended.
-    ran: Cell<f64>,
+    ran: Published<f64>,
     /// When the present run began, in seconds of the clock; None if the loop is not running.
-    run_began: Cell<Option<f64>>,
+    run_began: Published<Option<f64>>,
     /// Seconds of the waits that have ended.
-    idle: Cell<f64>,
+    idle: Published<f64>,
     /// When the present iteration began, in ticks; None while the loop waits or is not running.
-    iteration_began: Cell<Option<NonZeroU64>>,
+    iteration_began: Published<Option<NonZeroU64>>,
     /// Until when timers have been queued, by the clock that they are due by.
-    timers_queued: Cell<Option<f64>>,
+    timers_queued: Published<Option<f64>>,
 }
 
 impl Metrics {
@@ -105,6 +109,9 @@ impl Metrics {
     #[inline(always)]
     pub fn begin_iteration(&self, now: u64, positions: &Range<u64>, tick: &Tick) -> u64 {
         self.record_iteration(self.iteration_began.replace(NonZeroU64::new(now)), now, tick);
+        if cfg!(Py_GIL_DISABLED) {
+            self.ready.set((positions.end - positions.start) as usize);
+        }
         let next_reading = self.delays.begin_iteration(now, positions, tick);
         if next_reading == positions.start {
             let callbacks = (positions.end - positions.start) as usize;

@@ -6,31 +6,33 @@
 //! Invariant: no Python code runs while state is borrowed. A function that can run Python code takes `py`, or a `This`; any other
 //! can at most drop objects, and says so.
 //!
-//! GIL: other threads push to the ready queue while the loop is not running, and read the metrics and the queue while it is; the
-//! cells and [`StateCell`]s are not synchronised in any other way.
+//! The cells and [`StateCell`]s are for the thread that may touch the loop: see [`crate::cpython::ownership`]. Other threads push to
+//! `injected`, wake the loop, and read what is [`Published`].
 
 mod delays;
+mod handshakes;
 mod iterations;
 mod metrics;
 mod polling;
 mod ready;
 mod receiving;
+mod tls_buffers;
 pub mod watchdog;
 mod watching;
 
 use std::cell::Cell;
 use std::collections::VecDeque;
 use std::io;
-use std::rc::Rc;
 use std::sync::Arc;
 
 use pyo3::prelude::*;
 
 use crate::cpython::borrowing::StateCell;
 use crate::cpython::bound_method::BoundMethod;
-use crate::cpython::class::Visitor;
+use crate::cpython::class::{Native, This, Visitor};
 use crate::cpython::errors::no_memory;
 use crate::cpython::object::{Object, ObjectCell};
+use crate::cpython::ownership::Owner;
 use crate::cpython::received::{self, UninitBytes};
 use crate::handle::Schedule;
 use crate::reactor::clock;
@@ -39,16 +41,19 @@ use crate::reactor::inject_queue::InjectQueue;
 use crate::reactor::kernel::Wait;
 use crate::reactor::poll_policy::PollPolicy;
 use crate::reactor::poller::{self, Backend, Poller};
-use crate::reactor::registry::{Registry, Token};
+use crate::reactor::published::Published;
+use crate::reactor::registry::{CurrentPoller, Registry, Token};
 use crate::reactor::run_monitor::RunMonitor;
 use crate::reactor::spin::AdaptiveSpin;
 
+use handshakes::Handshakes;
 use iterations::Sending;
 pub use iterations::report_error;
 pub use metrics::{Count, Metrics};
 use ready::ReadyQueue;
 pub use ready::{OnReady, Readiness, ReadyEntry};
 pub use receiving::{LEAST, Received};
+use tls_buffers::TlsBuffers;
 pub use watching::{Direction, Waiter, Watch};
 
 /// Places in the ready queue that callbacks of the program leave free for entries of the loop's own, besides those of transports.
@@ -68,23 +73,26 @@ const WAKE_ATTEMPTS: u32 = 3;
 
 #[derive(Default)]
 pub struct Core {
-    pub schedule: Rc<Schedule>,
+    pub owner: Owner,
+    pub schedule: Schedule,
     ready: StateCell<ReadyQueue>,
     /// Handles from other threads, and when they were pushed, in ticks.
     injected: InjectQueue<(ReadyEntry, u64)>,
     /// None once the event loop is closed.
     registry: StateCell<Option<Registry<Watch>>>,
+    /// For threads that wake the loop.
+    current_poller: Arc<CurrentPoller<Poller>>,
     /// Steps of transports with something to send at the end of the iteration.
     unsent: StateCell<Vec<BoundMethod>>,
     /// How many iterations have begun.
-    iteration: Cell<u64>,
+    pub iteration: Cell<u64>,
     /// Tokens of transports of recently accepted connections, with the iteration.
     accepted: StateCell<VecDeque<(u64, Token)>>,
     sending: Cell<Sending>,
     /// Whether [`Core::run`] ends after the iteration that is under way, or the next one.
-    pub stopping: Cell<bool>,
+    pub stopping: Published<bool>,
     /// Whether a subclass or the program has overridden time(), which decides when timers are due.
-    pub overridden_clock: Cell<bool>,
+    pub overridden_clock: Published<bool>,
     /// The program's select.select(), if it is patched to run other (green) threads meanwhile.
     overridden_wait: ObjectCell,
     /// Taken out by [`Core::with_buffer`] for one receive at a time.
@@ -92,6 +100,11 @@ pub struct Core {
     /// For data that were received when there is no memory for a new bytes object.
     spare: Cell<Option<UninitBytes>>,
     bytes_pool: StateCell<received::BytesPool>,
+    /// Taken out by TLS connections for what is decrypted, and for what is encrypted until it is sent.
+    pub plain_buffer: Cell<Option<Box<[u8]>>>,
+    pub output_buffer: Cell<Vec<u8>>,
+    tls_buffers: TlsBuffers,
+    pub handshakes: Handshakes,
     /// How many bytes sock_recv() usually gets.
     pub recv_size_hint: Cell<usize>,
     /// Taken out by [`Core::with_batch`] for one receive of datagrams at a time.
@@ -112,8 +125,13 @@ pub struct Core {
 
 impl Core {
     pub fn new(backend: Backend) -> io::Result<Core> {
-        let registry = StateCell::new(Some(Registry::new(Poller::new(backend)?)));
-        Ok(Core { registry, released: Cell::new(f64::NEG_INFINITY), ..Core::default() })
+        let registry = Registry::new(Poller::new(backend)?);
+        Ok(Core {
+            current_poller: Arc::clone(registry.current()),
+            registry: StateCell::new(Some(registry)),
+            released: Cell::new(f64::NEG_INFINITY),
+            ..Core::default()
+        })
     }
 
     /// None if the loop is closed.
@@ -123,6 +141,13 @@ impl Core {
 
     pub fn is_closed(&self) -> bool {
         self.registry.borrow().is_none()
+    }
+
+    /// Keeps the memory of an empty vector for the next TLS connection, if it is no more than `most`.
+    pub fn keep_output(&self, memory: Vec<u8>, most: usize) {
+        if (1..=most).contains(&memory.capacity()) {
+            self.output_buffer.set(memory);
+        }
     }
 
     /// Drops the previous function.
@@ -181,10 +206,14 @@ impl Core {
     }
 
     /// Takes out the transports of connections whose connection_made() was not called yet, or whose tasks have not begun.
-    pub fn take_accepted(&self) -> Vec<Object> {
+    /// None without memory for them.
+    pub fn take_accepted(&self) -> Option<Vec<Object>> {
         let iteration = self.iteration.get();
+        let mut transports = Vec::new();
+        transports.try_reserve(self.accepted.borrow().len()).ok()?;
         let recent = self.accepted.take().into_iter().filter(|(then, _)| iteration - then <= BEGINNING);
-        recent.filter_map(|(_, token)| self.transport_at(token)).collect()
+        transports.extend(recent.filter_map(|(_, token)| self.transport_at(token)));
+        Some(transports)
     }
 
     /// A copy of the queue. MemoryError if there is no room for it.
@@ -208,13 +237,20 @@ impl Core {
 
     /// Queues from another thread, and wakes the event loop if it is asleep. MemoryError if there is no room.
     pub fn push_threadsafe(&self, py: Python<'_>, entry: ReadyEntry) -> PyResult<()> {
-        if !self.injected.reserve() {
-            return Err(no_memory(py));
-        }
-        if self.injected.push((entry, clock::ticks())) {
+        // What is not queued is dropped without the lock: that can run Python code.
+        if self.injected.push((entry, clock::ticks())).map_err(|_| no_memory(py))? {
             self.wake_poller();
         }
         Ok(())
+    }
+
+    /// Leaves an object's finalizer to the loop. Without memory for that, the object is destroyed without.
+    pub fn finalize_later<T: Native>(&self, this: This<'_, '_, T>) {
+        let finalize = |this: This<'_, '_, T>| {
+            T::finalize(this);
+            Ok(())
+        };
+        let _ = self.push_threadsafe(this.py(), ReadyEntry::Finalize(BoundMethod::new(this, finalize)));
     }
 
     /// Ends a wait that is under way in another thread, or about to begin.
@@ -225,12 +261,9 @@ impl Core {
     }
 
     /// Ignores errors, as asyncio does: the caller could not do anything about them.
-    ///
-    /// GIL: the caller is another thread. The loop's thread borrows the registry only while it holds the GIL.
     fn wake_poller(&self) {
-        let registry = self.registry.borrow();
-        let Some(registry) = &*registry else { return };
-        if (0..WAKE_ATTEMPTS).all(|_| registry.poller().wake().is_err()) {
+        let Some(poller) = self.current_poller.get() else { return };
+        if (0..WAKE_ATTEMPTS).all(|_| poller.wake().is_err()) {
             self.injected.parker.wake_failed();
         }
     }
@@ -300,6 +333,14 @@ impl Core {
         let registry = self.registry.borrow_mut().take();
         let ready = self.ready.borrow_mut().take_all();
         let injected = self.injected.take_all();
+        let mut finalized = Ok(());
+        for entry in ready.iter().chain(injected.iter().map(|(entry, _)| entry)) {
+            if let ReadyEntry::Finalize(step) = entry {
+                let result = step.call(py, ());
+                let reported = result.or_else(|error| report_error(py, event_loop, step.instance(), error));
+                finalized = finalized.and(reported);
+            }
+        }
         self.drop_timers();
         // Dropping can run Python code: nothing is borrowed.
         drop((ready, injected));
@@ -307,7 +348,7 @@ impl Core {
             drop(registry.drain());
         }
         drop((self.bytes_pool.take(), self.spare.take()));
-        flushed
+        flushed.and(finalized)
     }
 
     /// Drops the timers one by one: dropping can run Python code, which may add others.

@@ -63,6 +63,7 @@ impl Core {
         if !callbacks_wait {
             self.metrics.iteration_ended(now.ticks, &self.poll_policy.tick);
             let timeout = self.time_left(py, event_loop, now.seconds)?;
+            let timeout = self.until_tls_buffers(now.seconds, timeout);
             self.poll(py, event_loop, now, timeout, callbacks_wait)?;
             now = self.poll_policy.instant();
         } else if self.poll_policy.poll_is_due(now.seconds) {
@@ -72,6 +73,7 @@ impl Core {
                 self.metrics.delays.clock_read(now.ticks, queue_end);
             }
         }
+        self.release_tls_buffers(now.seconds);
         self.queue_due_timers(self.loop_time(py, event_loop, now.seconds)?, now.ticks);
         Ok(now)
     }
@@ -120,7 +122,7 @@ impl Core {
         let handled = if events.interrupted || waited { py.check_signals() } else { Ok(()) };
         self.take_injected();
         // If a signal handler raised, the next poll returns the events again.
-        let in_vain = handled.is_ok() && result.is_ok() && self.dispatch_events(py, &events);
+        let in_vain = handled.is_ok() && result.is_ok() && self.dispatch_events(py, &mut events);
         self.events.set(Some(events));
         handled?;
         if in_vain {
@@ -135,8 +137,9 @@ impl Core {
 
     /// Polls without waiting. Other threads that want to run get the GIL now and then.
     fn poll_nonblocking(&self, py: Python<'_>, now: f64, events: &mut poller::Events) -> io::Result<()> {
-        let releases =
-            now - self.released.get() >= RELEASE_INTERVAL && has_other_threads(py) && self.others_run(now);
+        let releases = now - self.released.get() >= RELEASE_INTERVAL
+            && has_other_threads(py)
+            && self.others_want_to_run(now);
         let poller = match &mut *self.registry.borrow_mut() {
             None => None,
             Some(registry) => {
@@ -153,7 +156,7 @@ impl Core {
             py.detach(|| {
                 // A thread that wakes up and finds the GIL taken again begins a new wait, and never requests it.
                 let end = clock::now() + HANDOVER;
-                while clock::now() < end {
+                while cfg!(not(Py_GIL_DISABLED)) && clock::now() < end {
                     std::thread::yield_now();
                 }
                 poller.wait(events, Some(Duration::ZERO))
@@ -164,9 +167,12 @@ impl Core {
     }
 
     /// Whether other threads have used a processor since the last call. Threads that wait for the GIL use it once per switch interval,
-    /// threads that wait for work do not.
-    fn others_run(&self, now: f64) -> bool {
+    /// threads that wait for work do not. Without the GIL, the collector of another thread may wait for this one to detach.
+    fn others_want_to_run(&self, now: f64) -> bool {
         self.released.set(now);
+        if cfg!(Py_GIL_DISABLED) {
+            return true;
+        }
         let others = clock::processor_time_of_others();
         others - self.others_ran.replace(others) > OTHERS_RUN
     }
@@ -204,7 +210,7 @@ impl Core {
                 if spin.is_over {
                     return Ok(());
                 }
-                let passed = Duration::from_secs_f64(spin.seconds);
+                let passed = Duration::from_secs_f64(spin.seconds.max(0.0));
                 timeout = timeout.map(|timeout| timeout.saturating_sub(passed));
             }
             poller.wait(events, timeout)

@@ -7,7 +7,7 @@ use pyo3::prelude::*;
 
 use super::HEADROOM;
 use crate::cpython::bound_method::BoundMethod;
-use crate::cpython::class::{Obj, Visitor};
+use crate::cpython::class::{Native, Obj, Visitor};
 use crate::cpython::object::Object;
 use crate::handle::{Handle, TaskStep, ThreadSafeHandle, TimerHandle};
 use crate::imports::imports;
@@ -21,6 +21,10 @@ pub type OnReady = BoundMethod<(Readiness,)>;
 pub struct Readiness {
     pub readable: bool,
     pub writable: bool,
+}
+
+impl Readiness {
+    pub const NONE: Readiness = Readiness { readable: false, writable: false };
 }
 
 /// Entries in the order in which they are run. Each has a position, its number since the loop was made.
@@ -108,21 +112,23 @@ pub enum ReadyEntry {
     Step(BoundMethod),
     /// An event on a transport's descriptor.
     Event(OnReady, Readiness),
+    /// What ends an object of which another thread is done: it is run if the loop is closed, too.
+    Finalize(BoundMethod),
 }
 
 impl ReadyEntry {
     pub fn run(&self, py: Python<'_>, event_loop: &Object) -> PyResult<()> {
         match self {
             // A cancelled handle has its callback until its repr() was kept for debug mode.
-            ReadyEntry::Handle(handle) if handle.is_cancelled() => Ok(()),
+            ReadyEntry::Handle(handle) if handle.is_cancelled() => pass_over(py, handle, handle),
             ReadyEntry::Handle(handle) => handle.run(py, handle.as_object()),
-            ReadyEntry::Timer(timer) if timer.handle().is_cancelled() => Ok(()),
+            ReadyEntry::Timer(timer) if timer.handle().is_cancelled() => pass_over(py, timer, timer.handle()),
             ReadyEntry::Timer(timer) => timer.handle().run(py, timer.as_object()),
             ReadyEntry::ThreadSafe(handle) if handle.is_cancelled() => Ok(()),
             ReadyEntry::ThreadSafe(handle) => handle.run(py, handle.as_object()),
             ReadyEntry::Task(step) => step.run(py, event_loop),
             ReadyEntry::PythonHandle(handle) => run_python_handle(py, handle),
-            ReadyEntry::Step(step) => step.call(py, ()),
+            ReadyEntry::Step(step) | ReadyEntry::Finalize(step) => step.call(py, ()),
             ReadyEntry::Event(on_ready, readiness) => on_ready.call(py, (*readiness,)),
         }
     }
@@ -144,16 +150,17 @@ impl ReadyEntry {
     /// Runs a handle by asyncio.Handle's `_run()`, which the program has replaced.
     pub(super) fn run_by_method(&self, py: Python<'_>, event_loop: &Object) -> PyResult<()> {
         match self {
-            ReadyEntry::Handle(handle) if handle.is_cancelled() => Ok(()),
-            ReadyEntry::Timer(timer) if timer.handle().is_cancelled() => Ok(()),
+            ReadyEntry::Handle(handle) if handle.is_cancelled() => pass_over(py, handle, handle),
+            ReadyEntry::Timer(timer) if timer.handle().is_cancelled() => pass_over(py, timer, timer.handle()),
             ReadyEntry::ThreadSafe(handle) if handle.is_cancelled() => Ok(()),
-            ReadyEntry::Task(step) => run_as_method(py, step.handle(py, event_loop)?.as_object()),
+            ReadyEntry::Task(step) => run_as_method(py, step.handle(py, event_loop.bind(py))?.as_object()),
             ReadyEntry::Handle(_) | ReadyEntry::Timer(_) | ReadyEntry::ThreadSafe(_) => {
                 run_as_method(py, self.object())
             }
-            ReadyEntry::PythonHandle(_) | ReadyEntry::Step(..) | ReadyEntry::Event(..) => {
-                self.run(py, event_loop)
-            }
+            ReadyEntry::PythonHandle(_)
+            | ReadyEntry::Step(..)
+            | ReadyEntry::Event(..)
+            | ReadyEntry::Finalize(..) => self.run(py, event_loop),
         }
     }
 
@@ -165,7 +172,7 @@ impl ReadyEntry {
             ReadyEntry::ThreadSafe(handle) => handle.as_object(),
             ReadyEntry::Task(step) => &step.callback,
             ReadyEntry::PythonHandle(object) => object,
-            ReadyEntry::Step(step) => step.instance(),
+            ReadyEntry::Step(step) | ReadyEntry::Finalize(step) => step.instance(),
             ReadyEntry::Event(on_ready, _) => on_ready.instance(),
         }
     }
@@ -178,8 +185,15 @@ impl ReadyEntry {
     }
 
     fn is_handle(&self) -> bool {
-        !matches!(self, ReadyEntry::Task(_) | ReadyEntry::Step(_) | ReadyEntry::Event(..))
+        use ReadyEntry::{Event, Finalize, Step, Task};
+        !matches!(self, Task(_) | Step(_) | Event(..) | Finalize(_))
     }
+}
+
+#[inline(always)]
+fn pass_over<T: Native>(py: Python<'_>, object: &Obj<T>, handle: &Handle) -> PyResult<()> {
+    handle.pass_over(object.this(py));
+    Ok(())
 }
 
 /// Runs a native handle by what asyncio.Handle has as `_run()`.

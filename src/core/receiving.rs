@@ -55,6 +55,42 @@ impl Core {
         Ok(unsafe { self.bytes_pool.borrow_mut().freeze(uninit, count) })
     }
 
+    /// A bytes object with room for `size` bytes, without a content.
+    pub fn take_bytes(&self, py: Python<'_>, size: usize) -> PyResult<UninitBytes> {
+        self.bytes_pool.borrow_mut().take(py, size)
+    }
+
+    /// Keeps an object that was not needed.
+    pub fn recycle_bytes(&self, uninit: UninitBytes) {
+        self.bytes_pool.borrow_mut().recycle(uninit);
+    }
+
+    /// The bytes object with its first `count` bytes, of `capacity` that were offered, as its content; or a copy if too much of its
+    /// memory would be wasted.
+    ///
+    /// # Safety
+    /// They have been written.
+    #[inline(always)]
+    pub unsafe fn freeze_bytes(
+        &self,
+        py: Python<'_>,
+        uninit: UninitBytes,
+        capacity: usize,
+        count: usize,
+    ) -> Object {
+        let least = if capacity <= LARGE { capacity / 2 } else { capacity - capacity / 4 };
+        if count < least {
+            // The program may keep the object, which would waste the rest of its memory.
+            // SAFETY: as the caller says.
+            if let Ok(data) = new_bytes(py, unsafe { uninit.written(count) }) {
+                self.recycle_bytes(uninit);
+                return data;
+            }
+        }
+        // SAFETY: as the caller says.
+        unsafe { self.bytes_pool.borrow_mut().freeze(uninit, count) }
+    }
+
     /// Receives at most [`RECEIVE_BUFFER`] bytes of a stream. The number of an error behind data is put into `deferred_error`, for the
     /// next call: the kernel returns it once only.
     #[inline(always)]
@@ -82,7 +118,7 @@ impl Core {
             // It is full, so that there may be more.
             return self.with_buffer(py, RECEIVE_BUFFER, |buffer| {
                 let rest = &mut buffer[..RECEIVE_BUFFER - capacity];
-                let more = match socket::recv(fd, rest) {
+                let more = match socket::recv(fd, &mut *rest) {
                     Ok(count) => count,
                     Err(error) if socket::is_not_ready(&error) => 0,
                     Err(error) => {
@@ -159,17 +195,8 @@ impl Core {
         size_hint: &Cell<usize>,
     ) -> PyResult<Received> {
         update_size_hint(size_hint, count);
-        let least = if capacity <= LARGE { capacity / 2 } else { capacity - capacity / 4 };
-        if count < least {
-            // The program may keep the object, which would waste the rest of its memory.
-            // SAFETY: `count` bytes were received.
-            if let Ok(data) = new_bytes(py, unsafe { uninit.written(count) }) {
-                self.bytes_pool.borrow_mut().recycle(uninit);
-                return Ok(Received::Data(data, count));
-            }
-        }
         // SAFETY: `count` bytes were received.
-        Ok(Received::Data(unsafe { self.bytes_pool.borrow_mut().freeze(uninit, count) }, count))
+        Ok(Received::Data(unsafe { self.freeze_bytes(py, uninit, capacity, count) }, count))
     }
 
     /// Makes the result of `count` bytes that were received into `uninit`, and the rest, into the buffer.

@@ -119,20 +119,26 @@ fn with_watchdog<R>(py: Python<'_>, f: impl FnOnce(&mut Option<Watchdog>) -> R) 
     })
 }
 
+/// The state, which a forked child begins anew: the parent's loops are not running in it.
+fn of_this_process(watchdog: &mut Option<Watchdog>) -> &mut Watchdog {
+    let process = std::process::id();
+    let state = watchdog.get_or_insert_default();
+    if state.process != process {
+        std::mem::forget(std::mem::take(state));
+        state.process = process;
+    }
+    state
+}
+
 /// Watches a loop from now on.
 pub fn watch(py: Python<'_>, run_monitor: &Arc<RunMonitor>, id: usize) {
     with_watchdog(py, |watchdog| {
-        let process = std::process::id();
-        let state = watchdog.get_or_insert_default();
-        if state.process != process {
-            // The parent's loops are not running in this process.
-            std::mem::forget(std::mem::take(state));
-            state.process = process;
-        }
+        let state = of_this_process(watchdog);
         state.watched.retain(|watched| watched.id != id && watched.run_monitor.strong_count() > 0);
         state.watched.push(Watched { run_monitor: Arc::downgrade(run_monitor), id, seen: None });
-        state.stopping = false;
         match &state.thread {
+            // The interpreter is ending, and another thread goes on meanwhile.
+            _ if state.stopping => {}
             Some(thread) => thread.thread().unpark(),
             None => {
                 let interpreter = Interpreter::of(py);
@@ -154,14 +160,11 @@ pub fn unwatch(py: Python<'_>, id: usize) {
     });
 }
 
-/// Ends the thread. The interpreter must not end before it.
+/// Ends the thread for good. The interpreter must not end before it.
 pub fn stop(py: Python<'_>) {
     let thread = with_watchdog(py, |watchdog| {
-        let state = watchdog.as_mut()?;
+        let state = of_this_process(watchdog);
         state.stopping = true;
-        if state.process != std::process::id() {
-            return None;
-        }
         state.thread.take()
     });
     if let Some(thread) = thread {

@@ -121,6 +121,11 @@ impl Watch {
         matches!(self, Watch::Waiters { reader: None, writer: None, .. })
     }
 
+    /// Whether it is a transport's that waits for no events.
+    fn is_weak(&self) -> bool {
+        matches!(self, Watch::Transport { on_ready: TransportRef::Weak(_), .. })
+    }
+
     pub(super) fn traverse(&self, visitor: &mut Visitor) {
         match self {
             Watch::Transport { on_ready: TransportRef::Strong(on_ready), .. } => {
@@ -174,11 +179,13 @@ fn unregister_if_idle(registry: &mut Registry<Watch>, token: Token) {
 }
 
 impl Core {
-    /// The transports and waiters of all descriptors. GIL: the caller may be another thread.
-    pub fn watched_objects(&self) -> Vec<Object> {
+    /// The transports and waiters of all descriptors. None without memory for them.
+    pub fn watched_objects(&self) -> Option<Vec<Object>> {
         let registry = self.registry.borrow();
+        let watches = || registry.iter().flat_map(Registry::watches);
         let mut objects = Vec::new();
-        for watch in registry.iter().flat_map(Registry::watches) {
+        objects.try_reserve(2 * watches().count()).ok()?;
+        for watch in watches() {
             match watch {
                 Watch::Transport { on_ready, .. } => {
                     objects.extend(on_ready.get().map(|on_ready| on_ready.instance().clone()));
@@ -191,28 +198,32 @@ impl Core {
                 }
             }
         }
-        objects
+        Some(objects)
     }
 
     /// Queues what has become ready, and drops cancelled waiters, which can run Python code.
     ///
     /// Returns true if the next poll would end at once for nothing: all events were of stale registrations, or there was no memory
     /// to queue them, and a new poller cannot be had.
-    pub(super) fn dispatch_events(&self, _py: Python<'_>, events: &poller::Events) -> bool {
-        if events.is_empty() {
+    pub(super) fn dispatch_events(&self, _py: Python<'_>, events: &mut poller::Events) -> bool {
+        let count = events.len();
+        if count == 0 {
             return false;
         }
         let mut borrowed = self.registry.borrow_mut();
         let Some(registry) = &mut *borrowed else { return false };
         let mut ready = self.ready.borrow_mut();
         // Each can queue two entries. The next poll returns the events for which there is no memory.
-        let room = ready.make_room(2 * events.events().count(), self.headroom()) / 2;
-        if room == 0 {
-            return true;
+        let room = ready.make_room(2 * count, self.headroom());
+        if room < 2 * count {
+            if room < 2 {
+                return true;
+            }
+            events.truncate(room / 2);
         }
         let mut stale = false;
         let mut unwaited = Vec::new();
-        for event in events.events().take(room) {
+        for event in events.events() {
             self.metrics.counts.io_events.add(1);
             let Some((token, watch)) = registry.resolve(event.key) else {
                 stale = true;
@@ -230,9 +241,7 @@ impl Core {
             match watch {
                 Watch::Transport { on_ready, begun } => {
                     if let Some(on_ready) = on_ready.get() {
-                        let Readiness { readable, writable } = readiness;
-                        let readiness =
-                            Readiness { readable: *begun && readable, writable: *begun && writable };
+                        let readiness = if *begun { readiness } else { Readiness::NONE };
                         ready.push_back(ReadyEntry::Event(on_ready, readiness));
                     }
                 }
@@ -242,7 +251,8 @@ impl Core {
                     };
                     let waited =
                         (readiness.readable && waits(reader)) || (readiness.writable && waits(writer));
-                    if !waited {
+                    // Without memory, it is looked at again with the next event.
+                    if !waited && unwaited.try_reserve(1).is_ok() {
                         unwaited.push(token);
                     }
                     if readiness.readable
@@ -264,11 +274,13 @@ impl Core {
         let nothing = ready.is_empty();
         drop(ready);
         let mut cancelled = Vec::new();
-        for token in unwaited {
-            if let Some(watch) = registry.get_mut(token) {
-                watch.take_cancelled(&mut cancelled);
+        if cancelled.try_reserve(2 * unwaited.len()).is_ok() {
+            for token in unwaited {
+                if let Some(watch) = registry.get_mut(token) {
+                    watch.take_cancelled(&mut cancelled);
+                }
+                unregister_if_idle(registry, token);
             }
-            unregister_if_idle(registry, token);
         }
         if stale {
             registry.suspect_stale();
@@ -385,6 +397,9 @@ impl Core {
     }
 
     /// Adds the waiter of one direction of a descriptor, and returns the previous one.
+    ///
+    /// Without the GIL, it takes the descriptor from a transport that waits for nothing: if the collector of another thread has found
+    /// that to be garbage, and closed its socket, the number can be another file's before the loop finalizes the transport.
     pub fn add_waiter(
         &self,
         py: Python<'_>,
@@ -395,7 +410,14 @@ impl Core {
         self.request_poll();
         // It is taken out on success only, so that an error drops it when nothing is borrowed.
         let mut waiter = Some(waiter);
-        self.with_registry(py, |registry| {
+        let mut abandoned = None;
+        let result = self.with_registry(py, |registry| {
+            if cfg!(Py_GIL_DISABLED)
+                && let Some(token) = registry.find(fd)
+                && registry.get(token).is_some_and(Watch::is_weak)
+            {
+                abandoned = registry.remove(token);
+            }
             let token = match registry.find(fd) {
                 Some(token) => token,
                 None if registry.reserve(fd) => {
@@ -430,7 +452,9 @@ impl Core {
             }
             let place = watch.waiter(direction).ok_or_else(taken)?;
             Ok(std::mem::replace(place, waiter.take()))
-        })
+        });
+        drop(abandoned);
+        result
     }
 
     /// The descriptor of an object that add_reader() or add_writer() was given, also if the object is closed by now.
@@ -442,6 +466,16 @@ impl Core {
                 .any(|waiter| matches!(waiter, Waiter::Handle(_, watched) if watched.is(file))),
             Watch::Transport { .. } => false,
         })
+    }
+
+    /// What waits until a descriptor can be read from, if it is not a transport's.
+    pub fn reader_of(&self, fd: RawFd) -> Option<Object> {
+        let registry = self.registry.borrow();
+        let registry = registry.as_ref()?;
+        match registry.get(registry.find(fd)?)? {
+            Watch::Waiters { reader, .. } => reader.as_ref().map(|waiter| waiter.object().clone()),
+            Watch::Transport { .. } => None,
+        }
     }
 
     /// Takes out a waiter that is ready, and leaves the descriptor registered for the next one.

@@ -6,6 +6,7 @@
 
 use std::marker::PhantomData;
 use std::ptr::NonNull;
+use std::ptr::null_mut;
 use std::sync::atomic::Ordering::Relaxed;
 
 use pyo3::exceptions::PyTypeError;
@@ -54,6 +55,26 @@ impl Signature {
     fn names(&self) -> impl Iterator<Item = &'static str> {
         let parameters = self.parameters.split(", ").filter(|parameter| !parameter.starts_with(['*', '/']));
         parameters.map(|parameter| parameter.split('=').next().unwrap_or(parameter))
+    }
+
+    /// Which parameter has a name, of those in [`Signature::names`].
+    fn position(&self, name: &str) -> Option<usize> {
+        let mut rest = self.parameters.as_bytes();
+        let mut index = 0;
+        while !rest.is_empty() {
+            let end = rest.iter().position(|byte| *byte == b',').unwrap_or(rest.len());
+            let parameter = &rest[..end];
+            if !matches!(parameter, [b'*' | b'/', ..]) {
+                if let Some(default) = parameter.strip_prefix(name.as_bytes())
+                    && matches!(default, [] | [b'=', ..])
+                {
+                    return Some(index);
+                }
+                index += 1;
+            }
+            rest = rest.get(end + ", ".len()..).unwrap_or_default();
+        }
+        None
     }
 
     #[cold]
@@ -173,11 +194,11 @@ impl<'a, 'py> Args<'a, 'py> {
         // SAFETY: `names` is a tuple, here of one string.
         let name = unsafe { Borrowed::from_ptr(self.py, ffi::PyTuple_GET_ITEM(self.names, 0)) };
         let is_it = name.eq(keyword).unwrap_or(false);
-        if is_it && CALL_SOON_KWNAMES.load(Relaxed).is_null() {
-            // GIL: no other thread stores meanwhile. The reference is never given back.
+        let known = &CALL_SOON_KWNAMES;
+        if is_it && known.compare_exchange(null_mut(), self.names, Relaxed, Relaxed).is_ok() {
+            // The reference is never given back.
             // SAFETY: the tuple lives.
             unsafe { ffi::Py_INCREF(self.names) };
-            CALL_SOON_KWNAMES.store(self.names, Relaxed);
         }
         is_it
     }
@@ -232,16 +253,15 @@ impl<'a, 'py> Args<'a, 'py> {
     #[cold]
     fn assign<'p>(
         &self,
-        places: impl Iterator<Item = &'p mut Option<Object>>,
+        mut places: impl Iterator<Item = &'p mut Option<Object>>,
         name: &Bound<'_, PyAny>,
         value: &Bound<'_, PyAny>,
     ) -> PyResult<()> {
         let name = name.cast::<PyString>()?;
         // A name with surrogates is not UTF-8, and no parameter's.
-        let text = name.to_str().ok();
-        let found = self.signature.names().zip(places).find(|(parameter, _)| Some(*parameter) == text);
-        let problem = match found {
-            Some((_, place @ None)) => {
+        let index = name.to_str().ok().and_then(|text| self.signature.position(text));
+        let problem = match index.and_then(|index| places.nth(index)) {
+            Some(place @ None) => {
                 *place = Some(Object::from(value));
                 return Ok(());
             }

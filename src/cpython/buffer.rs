@@ -8,6 +8,7 @@ use pyo3::{Borrowed, ffi};
 use super::class::Visitor;
 use super::errors::{fetch, no_memory};
 use super::object::Object;
+use crate::reactor::memory::{Memory, MemoryMut};
 use crate::reserve::try_box;
 
 /// A new bytes object with a copy of `data`.
@@ -89,11 +90,11 @@ unsafe fn bytes_of(object: &Object) -> &[u8] {
     }
 }
 
-/// Lends `f` the memory of an object's writable buffer. No Python code may run in it, which could write there, too.
+/// Lends `f` the memory of an object's writable buffer.
 pub fn with_writable_buffer<R>(
     py: Python<'_>,
     object: &Object,
-    f: impl FnOnce(&mut [u8]) -> R,
+    f: impl FnOnce(MemoryMut<'_>) -> R,
 ) -> PyResult<R> {
     with_writable_buffer_and(py, object, || Ok(()), |(), memory| f(memory))
 }
@@ -104,7 +105,7 @@ pub fn with_writable_buffer_and<T, R>(
     py: Python<'_>,
     object: &Object,
     prepare: impl FnOnce() -> PyResult<T>,
-    f: impl FnOnce(T, &mut [u8]) -> R,
+    f: impl FnOnce(T, MemoryMut<'_>) -> R,
 ) -> PyResult<R> {
     /// Released when dropped, which does nothing to one that was not filled in.
     struct View(ffi::Py_buffer);
@@ -121,11 +122,8 @@ pub fn with_writable_buffer_and<T, R>(
         return Err(fetch(py));
     }
     let prepared = prepare()?;
-    if view.0.len == 0 {
-        return Ok(f(prepared, &mut []));
-    }
     // SAFETY: the exporter keeps `len` writable bytes in place until the view is released.
-    Ok(f(prepared, unsafe { std::slice::from_raw_parts_mut(view.0.buf.cast(), view.0.len as usize) }))
+    Ok(f(prepared, unsafe { MemoryMut::new(view.0.buf.cast(), view.0.len as usize) }))
 }
 
 /// A readable view of a buffer that a Python object lends, released when dropped.
@@ -147,13 +145,9 @@ impl ReadableBuffer {
         }
     }
 
-    /// The memory, for use while no Python code runs, which could write to it.
-    pub fn as_slice(&self) -> &[u8] {
-        if self.0.len == 0 {
-            return &[];
-        }
+    pub fn memory(&self) -> Memory<'_> {
         // SAFETY: the exporter keeps `len` bytes in place until the view is released.
-        unsafe { std::slice::from_raw_parts(self.0.buf.cast(), self.0.len as usize) }
+        unsafe { Memory::new(self.0.buf.cast(), self.0.len as usize) }
     }
 }
 
@@ -170,22 +164,20 @@ pub fn has_buffer(object: &Object) -> bool {
     unsafe { ffi::PyObject_CheckBuffer(object.as_ptr()) != 0 }
 }
 
-/// Lends the memory of a bytes-like object to `f`, which must not run Python code.
-pub fn with_buffer<R>(py: Python<'_>, object: &Object, f: impl FnOnce(&[u8]) -> R) -> PyResult<R> {
+/// Lends the memory of a bytes-like object to `f`.
+pub fn with_buffer<R>(py: Python<'_>, object: &Object, f: impl FnOnce(Memory<'_>) -> R) -> PyResult<R> {
     // SAFETY: the object lives.
     if unsafe { ffi::PyBytes_CheckExact(object.as_ptr()) } != 0 {
         // SAFETY: it was just found to be bytes.
-        return Ok(f(unsafe { bytes_of(object) }));
+        return Ok(f(Memory::from(unsafe { bytes_of(object) })));
     }
     let mut view = ffi::Py_buffer::new();
-    // SAFETY: `view` stays where it is until it is released below; between the two, its memory is valid for reads.
+    // SAFETY: `view` stays where it is until it is released below; between the two, its memory is there.
     unsafe {
         if ffi::PyObject_GetBuffer(object.as_ptr(), &mut view, ffi::PyBUF_SIMPLE) < 0 {
             return Err(fetch(py));
         }
-        let empty = view.len == 0;
-        let data = if empty { &[] } else { std::slice::from_raw_parts(view.buf.cast(), view.len as usize) };
-        let result = f(data);
+        let result = f(Memory::new(view.buf.cast(), view.len as usize));
         ffi::PyBuffer_Release(&mut view);
         Ok(result)
     }

@@ -111,7 +111,7 @@ unsafe fn vectorcall(callable: &Object, args: *const *mut ffi::PyObject, count: 
     // SAFETY: a type with the flag has the function, or null, at its offset in each instance.
     unsafe {
         let kind = ffi::Py_TYPE(callable);
-        if (*kind).tp_flags & ffi::Py_TPFLAGS_HAVE_VECTORCALL != 0 {
+        if ffi::PyType_HasFeature(kind, ffi::Py_TPFLAGS_HAVE_VECTORCALL) != 0 {
             let place = callable.byte_offset((*kind).tp_vectorcall_offset);
             if let Some(function) = *place.cast::<Option<Vectorcall>>() {
                 return enter(|| function(callable, args, count, null_mut()));

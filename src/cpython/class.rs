@@ -4,7 +4,6 @@
 //! pointers for `__dict__` and weak references, where the class has them. The offset of the value is kept in the
 //! class's static, so that reaching it costs one addition.
 
-use std::cell::UnsafeCell;
 use std::ffi::{CStr, c_int, c_void};
 use std::marker::PhantomData;
 use std::mem::{align_of, size_of};
@@ -17,8 +16,10 @@ use pyo3::types::PyType;
 use pyo3::{Borrowed, ffi};
 
 use super::errors::{fetch, new_error};
-use super::methods::guard;
+use super::free_list::FreeList;
+use super::methods::{claim, guard};
 use super::object::{Object, ObjectCell};
+use super::ownership::Owner;
 use super::trashcan;
 use super::ways_in::enter;
 
@@ -33,6 +34,11 @@ pub trait Native: Sized + 'static {
     /// Drops the references that could be part of a cycle.
     fn clear(&self);
 
+    /// The owner of the event loop that the value belongs to, for whom its methods are. None if they are for any thread.
+    fn owner(&self) -> Option<&Owner> {
+        None
+    }
+
     /// Whether [`Native::finalize`] is to be called before an instance is destroyed.
     const FINALIZES: bool = false;
 
@@ -43,6 +49,9 @@ pub trait Native: Sized + 'static {
 
     /// What `__del__` is to Python classes. The instance may be resurrected.
     fn finalize(_this: This<'_, '_, Self>) {}
+
+    /// Has the owner of the event loop call [`Native::finalize`]: the calling thread is not.
+    fn finalize_elsewhere(_this: This<'_, '_, Self>) {}
 }
 
 /// Shows references to the garbage collector.
@@ -81,13 +90,8 @@ impl Visitor {
 pub struct Class {
     class: AtomicPtr<ffi::PyTypeObject>,
     offset: AtomicUsize,
-    // GIL: guards the list.
-    free: UnsafeCell<Vec<*mut ffi::PyObject>>,
-    keep: usize,
+    free: FreeList,
 }
-
-// SAFETY: `free` is touched only under the GIL (see the module's documentation); the rest is atomic.
-unsafe impl Sync for Class {}
 
 impl Class {
     /// Whether the class has been made: some exist only where the running Python has their base.
@@ -100,8 +104,7 @@ impl Class {
         Class {
             class: AtomicPtr::new(std::ptr::null_mut()),
             offset: AtomicUsize::new(0),
-            free: UnsafeCell::new(Vec::new()),
-            keep,
+            free: FreeList::new(keep),
         }
     }
 }
@@ -132,9 +135,9 @@ impl<T: Native> Obj<T> {
         // SAFETY: the class has been made; the memory of an instance is either fresh from its allocator or was kept
         // by `dealloc`. The value is written before anything else can see the instance.
         unsafe {
-            let kept = (*class.free.get()).pop();
+            let kept = class.free.take(pointer);
             let instance = match kept {
-                Some(instance) => ffi::PyObject_Init(instance, pointer),
+                Some(instance) => instance,
                 None => allocate(pointer),
             };
             if instance.is_null() {
@@ -154,6 +157,13 @@ impl<T: Native> Obj<T> {
         // SAFETY: the object lives, and so does the class if it has been made.
         let is_instance = !class.is_null() && unsafe { ffi::PyObject_TypeCheck(object.as_ptr(), class) != 0 };
         is_instance.then(|| Obj { object: object.clone(), native: PhantomData })
+    }
+
+    /// TypeError if the object is not an instance of the class.
+    pub fn of(object: Borrowed<'_, '_, PyAny>) -> PyResult<Obj<T>> {
+        let py = object.py();
+        Obj::downcast(&Object::from(object))
+            .ok_or_else(|| new_error::<PyTypeError>(py, "an object of another class"))
     }
 
     pub fn as_object(&self) -> &Object {
@@ -499,7 +509,11 @@ unsafe extern "C" fn finalize<T: Native>(instance: *mut ffi::PyObject) {
         let py = Python::assume_attached();
         let raised = PyErr::take(py);
         guard((), |py| {
-            T::finalize(This::new(Borrowed::from_ptr(py, instance)));
+            let this = This::new(Borrowed::from_ptr(py, instance));
+            match claim::<T, false>(this) {
+                Ok(_entered) => T::finalize(this),
+                Err(_) => T::finalize_elsewhere(this),
+            }
             Ok(())
         });
         if let Some(raised) = raised {
@@ -554,12 +568,13 @@ unsafe fn destroy<T: Native>(instance: *mut ffi::PyObject) {
         if (*class).tp_dictoffset > 0 && is_exact {
             ffi::Py_CLEAR(&raw mut (*tail::<T>(instance)).dict);
         }
-        let free = &mut *made.free.get();
         // One that was finalized would never be again: the collector notes it in the memory.
         let is_fresh = !T::FINALIZES || ffi::PyObject_GC_IsFinalized(instance) == 0;
-        if free.len() < made.keep && is_exact && is_fresh {
-            free.push(instance);
-        } else if let Some(release) = (*class).tp_free {
+        if is_exact {
+            made.free.put(instance, class, is_fresh);
+            return;
+        }
+        if let Some(release) = (*class).tp_free {
             release(instance.cast());
         }
         ffi::Py_DECREF(class.cast());

@@ -11,23 +11,18 @@ use pyo3::ffi;
 use pyo3::prelude::*;
 
 use super::errors::{fetch, new_error};
-use super::module::import;
 use super::object::Object;
-use crate::intern;
 
-/// Whether any interpreter has claimed the extension. GIL: the first import of all holds it; an interpreter with one of its
-/// own does not load an extension that does not say that it supports that.
+/// Whether any interpreter has claimed the extension. An interpreter with a GIL of its own does not load an extension that does not
+/// say that it supports that, and an import holds the lock of its module.
 static CLAIMED: AtomicBool = AtomicBool::new(false);
 
 unsafe extern "C" {
     fn PyInterpreterState_GetDict(interpreter: *mut ffi::PyInterpreterState) -> *mut ffi::PyObject;
 }
 
-/// Claims the extension for the running interpreter. ImportError if another one has it, or where there is no GIL.
+/// Claims the extension for the running interpreter. ImportError if another one has it.
 pub fn claim(py: Python<'_>) -> PyResult<()> {
-    if !has_gil(py)? {
-        return Err(new_error::<PyImportError>(py, "hotloop does not support running without the GIL yet"));
-    }
     // The interpreter's own mark: numbers of interpreters begin again when Python is finalized and initialized.
     let mark = Object::from_str(py, "hotloop._core")?;
     // SAFETY: the dict belongs to the interpreter, and is borrowed for this call; it may not be there out of memory.
@@ -113,13 +108,5 @@ unsafe fn new_thread_state(interpreter: *mut ffi::PyInterpreterState) -> *mut ff
             _PyThreadState_SetCurrent(state);
         }
         state
-    }
-}
-
-/// False for a free-threaded Python that was told to run without it.
-fn has_gil(py: Python<'_>) -> PyResult<bool> {
-    match import(py, "sys")?.getattr(intern!(py, "_is_gil_enabled")) {
-        Ok(is_enabled) => is_enabled.call0()?.is_truthy(),
-        Err(_) => Ok(true),
     }
 }

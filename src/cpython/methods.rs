@@ -1,5 +1,6 @@
 //! Methods and attributes of classes made by [`super::class`]: the macros make C functions that call Rust's, and their
-//! definitions. An error or a panic of a Rust function becomes the current exception.
+//! definitions. An error or a panic of a Rust function becomes the current exception. A method that begins with `any_thread` may be called
+//! by threads that do not own the event loop, too: see [`super::ownership`].
 
 use std::ffi::{CStr, c_int};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -12,6 +13,7 @@ use super::args::{Args, Signature};
 use super::class::{Native, This};
 use super::errors::{made, new_error};
 use super::object::Object;
+use super::ownership::{Entered, elsewhere};
 
 /// Runs `f` at the boundary to C: an error or a panic becomes the current Python exception.
 ///
@@ -50,6 +52,17 @@ fn restore_panic(py: Python<'_>, panic: Box<dyn std::any::Any + Send>) {
     restore(py, PanicException::new_err(message));
 }
 
+/// Makes the calling thread the owner of the instance's event loop, unless the method is for any thread. RuntimeError if another thread
+/// is the owner.
+#[inline(always)]
+pub fn claim<'a, T: Native, const ANY_THREAD: bool>(this: This<'a, '_, T>) -> PyResult<Option<Entered<'a>>> {
+    let owner = if ANY_THREAD { None } else { this.get().owner() };
+    match owner {
+        None => Ok(None),
+        Some(owner) => owner.enter().map(Some).ok_or_else(|| elsewhere(this.py())),
+    }
+}
+
 /// A method that takes any arguments.
 pub type Method<T> = for<'a, 'py> fn(This<'a, 'py, T>, Args<'a, 'py>) -> PyResult<Object>;
 /// A method without arguments, or a getter.
@@ -61,7 +74,7 @@ pub type Setter<T> = for<'a, 'py> fn(This<'a, 'py, T>, Borrowed<'a, 'py, PyAny>)
 /// # Safety
 /// Called with the arguments of a METH_FASTCALL | METH_KEYWORDS method of T's class.
 #[inline(always)]
-pub unsafe fn call_fast<T: Native>(
+pub unsafe fn call_fast<T: Native, const ANY_THREAD: bool>(
     instance: *mut ffi::PyObject,
     values: *const *mut ffi::PyObject,
     count: ffi::Py_ssize_t,
@@ -73,6 +86,7 @@ pub unsafe fn call_fast<T: Native>(
     unsafe {
         guard(std::ptr::null_mut(), |py| {
             let this = This::new(Borrowed::from_ptr(py, instance));
+            let _entered = claim::<T, ANY_THREAD>(this)?;
             let args = Args::new(py, values, count as usize, names, signature);
             method(this, args).map(Object::into_ptr)
         })
@@ -82,7 +96,7 @@ pub unsafe fn call_fast<T: Native>(
 /// # Safety
 /// Called with the instance of a METH_NOARGS method or a getter of T's class.
 #[inline(always)]
-pub unsafe fn call_bare<T: Native>(
+pub unsafe fn call_bare<T: Native, const ANY_THREAD: bool>(
     instance: *mut ffi::PyObject,
     method: BareMethod<T>,
 ) -> *mut ffi::PyObject {
@@ -90,6 +104,7 @@ pub unsafe fn call_bare<T: Native>(
     unsafe {
         guard(std::ptr::null_mut(), |py| {
             let this = This::new(Borrowed::from_ptr(py, instance));
+            let _entered = claim::<T, ANY_THREAD>(this)?;
             method(this).map(Object::into_ptr)
         })
     }
@@ -98,7 +113,7 @@ pub unsafe fn call_bare<T: Native>(
 /// # Safety
 /// As for [`call_fast`].
 #[inline(always)]
-pub unsafe fn call_one<T: Native>(
+pub unsafe fn call_one<T: Native, const ANY_THREAD: bool>(
     instance: *mut ffi::PyObject,
     values: *const *mut ffi::PyObject,
     count: ffi::Py_ssize_t,
@@ -110,6 +125,7 @@ pub unsafe fn call_one<T: Native>(
     unsafe {
         guard(std::ptr::null_mut(), |py| {
             let this = This::new(Borrowed::from_ptr(py, instance));
+            let _entered = claim::<T, ANY_THREAD>(this)?;
             let argument = Args::new(py, values, count as usize, names, signature).only()?;
             method(this, argument).map(Object::into_ptr)
         })
@@ -118,7 +134,7 @@ pub unsafe fn call_one<T: Native>(
 
 /// # Safety
 /// Called with the arguments of a setter of T's class.
-pub unsafe fn call_setter<T: Native>(
+pub unsafe fn call_setter<T: Native, const ANY_THREAD: bool>(
     instance: *mut ffi::PyObject,
     new: *mut ffi::PyObject,
     setter: Setter<T>,
@@ -133,6 +149,7 @@ pub unsafe fn call_setter<T: Native>(
                 ));
             }
             let this = This::new(Borrowed::from_ptr(py, instance));
+            let _entered = claim::<T, ANY_THREAD>(this)?;
             setter(this, Borrowed::from_ptr(py, new)).map(|()| 0)
         })
     }
@@ -183,14 +200,20 @@ macro_rules! function0 {
 /// A method without arguments: `fn(This<T>) -> PyResult<Object>`.
 #[macro_export]
 macro_rules! method0 {
-    ($native:ty, $name:literal, $function:expr, $doc:literal) => {{
+    (any_thread $native:ty, $name:literal, $function:expr, $doc:literal) => {
+        $crate::method0!(@ true, $native, $name, $function, $doc)
+    };
+    ($native:ty, $name:literal, $function:expr, $doc:literal) => {
+        $crate::method0!(@ false, $native, $name, $function, $doc)
+    };
+    (@ $any_thread:literal, $native:ty, $name:literal, $function:expr, $doc:literal) => {{
         const METHOD: $crate::cpython::methods::BareMethod<$native> = $function;
         unsafe extern "C" fn call(
             instance: *mut pyo3::ffi::PyObject,
             _: *mut pyo3::ffi::PyObject,
         ) -> *mut pyo3::ffi::PyObject {
             // SAFETY: the interpreter calls this as the method that the definition below says it is.
-            unsafe { $crate::cpython::methods::call_bare(instance, METHOD) }
+            unsafe { $crate::cpython::methods::call_bare::<$native, $any_thread>(instance, METHOD) }
         }
         $crate::method_definition!($name, "$self, /", $doc, pyo3::ffi::METH_NOARGS, PyCFunction: call)
     }};
@@ -200,10 +223,13 @@ macro_rules! method0 {
 /// `fn(This<T>, Args) -> PyResult<Object>`.
 #[macro_export]
 macro_rules! method {
-    ($native:ty, $name:literal, $parameters:literal, $function:expr, $doc:literal) => {
-        $crate::method!(@ $native, $name, $parameters, $function, $doc, Method, call_fast)
+    (any_thread $native:ty, $name:literal, $parameters:literal, $function:expr, $doc:literal) => {
+        $crate::method!(@ true, $native, $name, $parameters, $function, $doc, Method, call_fast)
     };
-    (@ $native:ty, $name:literal, $parameters:literal, $function:expr, $doc:literal, $type:ident, $by:ident) => {{
+    ($native:ty, $name:literal, $parameters:literal, $function:expr, $doc:literal) => {
+        $crate::method!(@ false, $native, $name, $parameters, $function, $doc, Method, call_fast)
+    };
+    (@ $any_thread:literal, $native:ty, $name:literal, $parameters:literal, $function:expr, $doc:literal, $type:ident, $by:ident) => {{
         const METHOD: $crate::cpython::methods::$type<$native> = $function;
         static SIGNATURE: $crate::cpython::args::Signature =
             $crate::cpython::args::Signature::new($name, $parameters);
@@ -214,7 +240,11 @@ macro_rules! method {
             names: *mut pyo3::ffi::PyObject,
         ) -> *mut pyo3::ffi::PyObject {
             // SAFETY: the interpreter calls this as the method that the definition below says it is.
-            unsafe { $crate::cpython::methods::$by(instance, values, count, names, &SIGNATURE, METHOD) }
+            unsafe {
+                $crate::cpython::methods::$by::<$native, $any_thread>(
+                    instance, values, count, names, &SIGNATURE, METHOD,
+                )
+            }
         }
         $crate::method_definition!(
             $name,
@@ -229,37 +259,49 @@ macro_rules! method {
 /// A method with one parameter: `fn(This<T>, Borrowed<PyAny>) -> PyResult<Object>`.
 #[macro_export]
 macro_rules! method1 {
+    (any_thread $native:ty, $name:literal, $parameter:literal, $function:expr, $doc:literal) => {
+        $crate::method!(@ true, $native, $name, $parameter, $function, $doc, Method1, call_one)
+    };
     ($native:ty, $name:literal, $parameter:literal, $function:expr, $doc:literal) => {
-        $crate::method!(@ $native, $name, $parameter, $function, $doc, Method1, call_one)
+        $crate::method!(@ false, $native, $name, $parameter, $function, $doc, Method1, call_one)
     };
 }
 
 /// An attribute: `fn(This<T>) -> PyResult<Object>`, and if it can be set `fn(This<T>, Borrowed<PyAny>) -> PyResult<()>`.
 #[macro_export]
 macro_rules! attribute {
-    ($native:ty, $name:literal, $getter:expr) => {
-        attribute!(@ $native, $name, $getter, None)
+    (any_thread $native:ty, $name:literal, $getter:expr) => {
+        attribute!(@ true, $native, $name, $getter, None)
     };
-    ($native:ty, $name:literal, $getter:expr, $setter:expr) => {{
+    ($native:ty, $name:literal, $getter:expr) => {
+        attribute!(@ false, $native, $name, $getter, None)
+    };
+    (any_thread $native:ty, $name:literal, $getter:expr, $setter:expr) => {
+        attribute!(@ true, $native, $name, $getter, $setter, set)
+    };
+    ($native:ty, $name:literal, $getter:expr, $setter:expr) => {
+        attribute!(@ false, $native, $name, $getter, $setter, set)
+    };
+    (@ $any_thread:literal, $native:ty, $name:literal, $getter:expr, $setter:expr, $set:ident) => {{
         const SETTER: $crate::cpython::methods::Setter<$native> = $setter;
-        unsafe extern "C" fn set(
+        unsafe extern "C" fn $set(
             instance: *mut pyo3::ffi::PyObject,
             new: *mut pyo3::ffi::PyObject,
             _: *mut std::ffi::c_void,
         ) -> std::ffi::c_int {
             // SAFETY: the interpreter calls this as the setter that the definition below says it is.
-            unsafe { $crate::cpython::methods::call_setter(instance, new, SETTER) }
+            unsafe { $crate::cpython::methods::call_setter::<$native, $any_thread>(instance, new, SETTER) }
         }
-        attribute!(@ $native, $name, $getter, Some(set))
+        attribute!(@ $any_thread, $native, $name, $getter, Some($set))
     }};
-    (@ $native:ty, $name:literal, $getter:expr, $set:expr) => {{
+    (@ $any_thread:literal, $native:ty, $name:literal, $getter:expr, $set:expr) => {{
         const GETTER: $crate::cpython::methods::BareMethod<$native> = $getter;
         unsafe extern "C" fn get(
             instance: *mut pyo3::ffi::PyObject,
             _: *mut std::ffi::c_void,
         ) -> *mut pyo3::ffi::PyObject {
             // SAFETY: the interpreter calls this as the getter that the definition below says it is.
-            unsafe { $crate::cpython::methods::call_bare(instance, GETTER) }
+            unsafe { $crate::cpython::methods::call_bare::<$native, $any_thread>(instance, GETTER) }
         }
         pyo3::ffi::PyGetSetDef {
             name: $crate::cpython::methods::c_str(concat!($name, "\0")).as_ptr(),
@@ -271,14 +313,14 @@ macro_rules! attribute {
     }};
 }
 
-/// The slot of `repr()`: `fn(This<T>) -> PyResult<Object>`.
+/// The slot of `repr()`: `fn(This<T>) -> PyResult<Object>`, which any thread may call.
 #[macro_export]
 macro_rules! repr_slot {
     ($native:ty, $repr:expr) => {{
         const REPR: $crate::cpython::methods::BareMethod<$native> = $repr;
         unsafe extern "C" fn tp_repr(instance: *mut pyo3::ffi::PyObject) -> *mut pyo3::ffi::PyObject {
             // SAFETY: the interpreter calls a slot of a class with its instances.
-            unsafe { $crate::cpython::methods::call_bare(instance, REPR) }
+            unsafe { $crate::cpython::methods::call_bare::<$native, true>(instance, REPR) }
         }
         pyo3::ffi::PyType_Slot { slot: pyo3::ffi::Py_tp_repr, pfunc: tp_repr as *mut std::ffi::c_void }
     }};

@@ -18,14 +18,15 @@
 //! | [`args::Signature`] | a method's name and parameters | the text that `inspect` shows is the one that is parsed |
 //! | [`args::Args`] | the arguments of a vectorcall, borrowed | good for the call |
 //! | [`buffer::Bytes`] | an exact bytes object | immutable; dropping it runs no Python code |
-//! | [`buffer::ReadableBuffer`] | memory that an object lends | read while no Python code runs |
+//! | [`buffer::ReadableBuffer`] | memory that an object lends | passed to system calls only |
 //! | [`received::BytesPool`] | bytes objects to receive into | filled only while no other reference exists |
 //! | [`borrowing::StateCell`] | state of the core | not borrowed while Python code runs: debug builds check it |
+//! | [`openssl::Connection`] | the SSL of an `_ssl._SSLSocket` | its owner is kept; its BIO is ours |
 //! | [`names::Name`] | an interned string | made once, never released |
 //! | [`module::Definition`] | the extension module | static |
 //!
 //! PyO3's own types are used where they do as well: `Bound` and `Borrowed` for references within a function, `PyErr` for
-//! errors, `Python` for the GIL. They are not used
+//! errors, `Python` for an attached thread. They are not used
 //! - for references that are kept: dropping a `Py` looks up whether the thread is attached, which a `Handle` would pay five
 //!   times;
 //! - for classes: `#[pyclass]` cannot derive from a class written in Python on every supported version, and a transport must
@@ -33,8 +34,9 @@
 //! - for buffers: `PyBuffer` requests shape, strides and format, and is boxed;
 //! - for the module and interned names: `#[pymodule]` and PyO3's `intern!` panic out of memory.
 //!
-//! **Threads.** An object is used and dropped only by a thread that holds the GIL. [`object::Object`] is neither Send nor Sync,
-//! so the compiler rejects code that takes one where the GIL is released. What is process-wide is in [`statics`]; besides, there
+//! **Threads.** An object is used and dropped only by a thread that is attached to the interpreter. [`object::Object`] is neither
+//! Send nor Sync, so the compiler rejects code that takes one where the thread is detached. [`ownership`] says which thread may touch an
+//! event loop's state. What is process-wide is in [`statics`]; besides, there
 //! are interned names, `crate::imports`, the depth in [`trashcan`] and the mark in [`interpreter`]. [`interpreter::Interpreter`] is
 //! what a thread has that Python did not start.
 //!
@@ -42,9 +44,9 @@
 //!
 //! **Tests**: `tests/test_native_classes.py`, `test_native_arguments.py` and `test_native_memory.py`, `tests/test_introspection.py`
 //! for signatures, `tests/torture/test_surface.py`, `test_memory.py` and `test_memcheck.py`; `make torture-debug` for borrows.
-// GIL: reference counts, class statics and free lists are not synchronised in any other way.
 
 pub mod args;
+pub mod arguments;
 pub mod audit;
 pub mod borrowing;
 pub mod bound_method;
@@ -52,13 +54,17 @@ pub mod buffer;
 pub mod call;
 pub mod class;
 pub mod coroutine_method;
+mod counts;
 pub mod errors;
+pub mod free_list;
 pub mod interpreter;
 pub mod methods;
 pub mod module;
 pub mod names;
 pub mod namespace;
 pub mod object;
+pub mod openssl;
+pub mod ownership;
 pub mod received;
 pub mod socket;
 pub mod statics;

@@ -54,10 +54,10 @@ pub struct Definition {
     methods: UnsafeCell<[ffi::PyMethodDef; FUNCTIONS + 1]>,
 }
 
-const SLOTS: usize = 3;
+const SLOTS: usize = 4;
 const FUNCTIONS: usize = 3;
 
-// SAFETY: the interpreter alone changes it, in the first import and with the GIL.
+// SAFETY: the interpreter alone changes it, in the first import.
 unsafe impl Sync for Definition {}
 
 /// Fills in a module: called for each that is imported.
@@ -93,6 +93,10 @@ impl Definition {
                     value: ffi::Py_MOD_MULTIPLE_INTERPRETERS_NOT_SUPPORTED,
                 },
                 #[cfg(not(Py_3_12))]
+                end,
+                #[cfg(Py_GIL_DISABLED)]
+                ffi::PyModuleDef_Slot { slot: ffi::Py_mod_gil, value: ffi::Py_MOD_GIL_NOT_USED },
+                #[cfg(not(Py_GIL_DISABLED))]
                 end,
                 end,
             ]),

@@ -7,9 +7,11 @@ use super::object::Object;
 /// Called with a name of a watched namespace before it is given another value, or none.
 pub type Changing = fn(Python<'_>, Name<'_>, Option<&Object>);
 
-/// Has `changing` called for changes to a dict. It is one function for all dicts. No-op before 3.12.
+/// Has `changing` called for changes to a dict, and returns true. It is one function for all dicts. False before 3.12.
 #[cfg(not(Py_3_12))]
-pub fn watch(_namespace: &Object, _changing: Changing) {}
+pub fn watch(_namespace: &Object, _changing: Changing) -> bool {
+    false
+}
 
 /// Has `changing` called for changes to the attributes of a class.
 #[cfg(not(Py_3_12))]
@@ -60,8 +62,8 @@ mod watching {
         }
     }
 
-    /// Does nothing if the interpreter has no watcher left.
-    pub fn watch(namespace: &Object, changing: Changing) {
+    /// False if the interpreter has no watcher left.
+    pub fn watch(namespace: &Object, changing: Changing) -> bool {
         static WATCHER: OnceLock<c_int> = OnceLock::new();
 
         // SAFETY: the callback is what the interpreter expects, and lives for ever; what is no dict is refused.
@@ -69,9 +71,11 @@ mod watching {
             let watcher = *WATCHER.get_or_init(|| PyDict_AddWatcher(tell));
             if watcher < 0 || PyDict_Watch(watcher, namespace.as_ptr()) < 0 {
                 ffi::PyErr_Clear();
+                return false;
             }
         }
         let _ = CHANGING.set(changing);
+        true
     }
 
     pub fn watch_class(py: Python<'_>, class: &Object, changing: Changing) {

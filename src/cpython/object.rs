@@ -9,13 +9,14 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString};
 use pyo3::{Borrowed, ffi};
 
+use super::counts;
 use super::errors::{fetch, new_error};
 
 /// A strong reference.
 ///
 /// Like `Py<PyAny>`, without its look-up at each drop whether the thread is attached to the interpreter.
 ///
-/// Invariant: it is used and dropped by threads that hold the GIL.
+/// Invariant: it is used and dropped by threads that are attached to the interpreter.
 #[repr(transparent)]
 pub struct Object {
     pointer: NonNull<ffi::PyObject>,
@@ -49,7 +50,7 @@ impl Object {
     /// `pointer` points to a live object.
     pub unsafe fn from_borrowed(pointer: NonNull<ffi::PyObject>) -> Object {
         // SAFETY: the object lives.
-        unsafe { ffi::Py_INCREF(pointer.as_ptr()) };
+        unsafe { counts::increment(pointer.as_ptr()) };
         Object { pointer, bound: PhantomData }
     }
 
@@ -119,9 +120,14 @@ impl Object {
 
     /// Whether this is the only reference to the object.
     pub fn is_unique(&self) -> bool {
-        // GIL: no other thread can make one meanwhile.
+        #[cfg(not(Py_GIL_DISABLED))]
         // SAFETY: the object lives.
-        (unsafe { ffi::Py_REFCNT(self.as_ptr()) }) == 1
+        let is_unique = unsafe { ffi::Py_REFCNT(self.as_ptr()) } == 1;
+        // Not if another thread had a reference.
+        #[cfg(Py_GIL_DISABLED)]
+        // SAFETY: the object lives.
+        let is_unique = unsafe { ffi::PyUnstable_Object_IsUniquelyReferenced(self.as_ptr()) } != 0;
+        is_unique
     }
 
     /// Whether the object's class is memoryview or bytearray, whose length says whether their buffer is empty.
@@ -153,8 +159,8 @@ impl Clone for Object {
 
 impl Drop for Object {
     fn drop(&mut self) {
-        // SAFETY: the reference is ours, and the GIL is held (see the module's documentation).
-        unsafe { ffi::Py_DECREF(self.as_ptr()) }
+        // SAFETY: the reference is ours, and the thread is attached (see the type's documentation).
+        unsafe { counts::decrement(self.as_ptr()) }
     }
 }
 
@@ -203,6 +209,10 @@ impl ObjectCell {
         self.peek().is_some()
     }
 
+    pub fn replace(&self, object: Option<Object>) -> Option<Object> {
+        self.0.replace(object)
+    }
+
     /// Replaces the content; the old one is dropped, which may run Python code, when the new one is in place.
     pub fn set(&self, object: Option<Object>) {
         drop(self.0.replace(object));
@@ -224,11 +234,16 @@ pub fn boolean(py: Python<'_>, value: bool) -> Object {
 
 /// A tuple.
 pub fn tuple(py: Python<'_>, items: &[&Object]) -> PyResult<Object> {
+    tuple_of(py, items.iter().copied())
+}
+
+/// A tuple of as many objects as the iterator says.
+pub fn tuple_of<'a>(py: Python<'_>, items: impl ExactSizeIterator<Item = &'a Object>) -> PyResult<Object> {
     // SAFETY: the tuple is new, and filled in before another reference exists.
     unsafe {
         let tuple = Object::from_owned(py, ffi::PyTuple_New(items.len() as ffi::Py_ssize_t))?;
-        for (index, item) in items.iter().enumerate() {
-            ffi::PyTuple_SET_ITEM(tuple.as_ptr(), index as ffi::Py_ssize_t, (*item).clone().into_ptr());
+        for (index, item) in items.enumerate() {
+            ffi::PyTuple_SET_ITEM(tuple.as_ptr(), index as ffi::Py_ssize_t, item.clone().into_ptr());
         }
         Ok(tuple)
     }
@@ -292,14 +307,21 @@ pub fn resume(py: Python<'_>, iterator: &Object, value: &Object) -> PyResult<Res
 
 /// An item of a dict under a string; KeyError if there is none.
 pub fn dict_item(py: Python<'_>, dict: &Object, key: &Bound<'_, PyString>) -> PyResult<Object> {
-    // SAFETY: PyDict_GetItemWithError checks that it is given a dict, and returns a borrowed reference or null.
-    let item = unsafe { ffi::PyDict_GetItemWithError(dict.as_ptr(), key.as_ptr()) };
-    match NonNull::new(item) {
-        // GIL: no other thread can replace the item meanwhile.
-        // SAFETY: the dict keeps the item alive until here.
-        Some(item) => Ok(unsafe { Object::from_borrowed(item) }),
-        None => Err(PyErr::take(py).unwrap_or_else(|| new_error::<PyKeyError>(py, key.to_string()))),
-    }
+    #[cfg(not(Py_GIL_DISABLED))]
+    // SAFETY: PyDict_GetItemWithError checks that it is given a dict, and returns a borrowed reference or null. The dict keeps the
+    // item alive until there is a reference.
+    let item = unsafe {
+        let item = ffi::PyDict_GetItemWithError(dict.as_ptr(), key.as_ptr());
+        NonNull::new(item).map(|item| Object::from_borrowed(item))
+    };
+    #[cfg(Py_GIL_DISABLED)]
+    // SAFETY: PyDict_GetItemRef checks that it is given a dict, and leaves a new reference or null.
+    let item = unsafe {
+        let mut item = std::ptr::null_mut();
+        ffi::PyDict_GetItemRef(dict.as_ptr(), key.as_ptr(), &mut item);
+        Object::from_nullable(item)
+    };
+    item.ok_or_else(|| PyErr::take(py).unwrap_or_else(|| new_error::<PyKeyError>(py, key.to_string())))
 }
 
 /// The identifier of the calling thread, as threading.get_ident() has it.
@@ -308,16 +330,21 @@ pub fn thread_ident() -> u64 {
     unsafe { ffi::PyThread_get_thread_ident() as u64 }
 }
 
-/// Whether the interpreter knows of another thread than the calling one.
+/// Whether the interpreter knows of another thread than the calling one. Without the GIL, there can be one at any moment.
 pub fn has_other_threads(_py: Python<'_>) -> bool {
-    // GIL: threads leave the interpreter's list only while they hold it.
-    // SAFETY: the head of the list of a living interpreter's threads, of which the calling one is a member.
-    unsafe {
+    #[cfg(not(Py_GIL_DISABLED))]
+    // SAFETY: the head of the list of a living interpreter's threads, of which the calling one is a member. Threads leave the list
+    // only while they hold the GIL.
+    let has_others = unsafe {
         let head = PyInterpreterState_ThreadHead(ffi::PyInterpreterState_Get());
         !PyThreadState_Next(head).is_null()
-    }
+    };
+    #[cfg(Py_GIL_DISABLED)]
+    let has_others = true;
+    has_others
 }
 
+#[cfg(not(Py_GIL_DISABLED))]
 unsafe extern "C" {
     fn PyInterpreterState_ThreadHead(interpreter: *mut ffi::PyInterpreterState) -> *mut ffi::PyThreadState;
     fn PyThreadState_Next(thread: *mut ffi::PyThreadState) -> *mut ffi::PyThreadState;

@@ -90,7 +90,8 @@ pub struct UninitBytes {
 impl UninitBytes {
     /// A new one, with room for at least `size` bytes.
     pub fn new(py: Python<'_>, size: usize) -> PyResult<UninitBytes> {
-        let capacity = size.next_multiple_of(64);
+        // What is nearly as large, as a TLS record is with what is in it, fits into it the next time.
+        let capacity = (size + 64).next_multiple_of(128);
         // SAFETY: null asks for bytes whose content is not there yet.
         let object = unsafe {
             let bytes = ffi::PyBytes_FromStringAndSize(std::ptr::null(), capacity as ffi::Py_ssize_t);

@@ -2,12 +2,15 @@
 
 use std::os::fd::RawFd;
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicI32, Ordering::Relaxed};
 
 use pyo3::ffi;
 use pyo3::prelude::*;
 
 use super::object::Object;
 use crate::imports::imports;
+#[cfg(Py_GIL_DISABLED)]
+use crate::reactor::published::Word;
 
 /// What every socket object begins with, in all versions of the interpreter.
 #[repr(C)]
@@ -48,8 +51,19 @@ impl DescriptorPlace {
     /// # Safety
     /// The socket object lives.
     pub unsafe fn get(self) -> RawFd {
-        // GIL: the interpreter writes there only while it holds it.
-        // SAFETY: as the caller says.
-        unsafe { self.0.read() }
+        // Without the GIL, another thread may write there: the interpreter reads and writes it as an atomic, too.
+        // SAFETY: as the caller says; the place is aligned.
+        unsafe { AtomicI32::from_ptr(self.0.as_ptr()).load(Relaxed) }
+    }
+}
+
+#[cfg(Py_GIL_DISABLED)]
+impl Word for Option<DescriptorPlace> {
+    fn to_word(self) -> u64 {
+        self.map_or(0, |place| place.0.as_ptr().expose_provenance() as u64)
+    }
+
+    fn from_word(word: u64) -> Self {
+        NonNull::new(std::ptr::with_exposed_provenance_mut(word as usize)).map(DescriptorPlace)
     }
 }

@@ -4,7 +4,7 @@
 //! (PyType_GetModuleByDef and PyModule_GetState, counted by valgrind on CPython 3.11), and a callback would do it several times.
 //! One interpreter has the extension: see [`super::interpreter`].
 //!
-//! GIL: each is set once, by the first import or when the object is first seen, and never released.
+//! Each is set once, by the first import or when the object is first seen, and never released.
 //!
 //! Process-wide state that is no Python object stays where it is used: which functions are patched (`event_loop/overrides.rs`,
 //! `transports/mod.rs`, [`super::namespace`]), whether debug mode was ever on (`handle/mod.rs`), the watchdog (`core/watchdog.rs`), the depth in
@@ -31,6 +31,8 @@ pub static STREAM: Class = Class::new(0);
 pub static DATAGRAM: Class = Class::new(0);
 pub static READ_PIPE: Class = Class::new(0);
 pub static WRITE_PIPE: Class = Class::new(0);
+pub static SSL_PROTOCOL: Class = Class::new(0);
+pub static SSL_TRANSPORT: Class = Class::new(0);
 pub static COROUTINE_METHOD: Class = Class::new(0);
 
 /// The tuple of names `("context",)` that asyncio's C code passes to call_soon(). Its string is not interned, so that a

@@ -20,13 +20,32 @@ const DEEPEST: u32 = 16;
 
 pub type Destroy = unsafe fn(*mut ffi::PyObject);
 
-// GIL: a thread that destroys objects holds it. A forked child has no part of its parent's other threads but what they had counted.
+/// A forked child has no part of its parent's other threads but what they had counted.
+#[cfg(not(Py_GIL_DISABLED))]
 struct Depth(Cell<u32>);
 
-// SAFETY: touched only under the GIL.
+// SAFETY: touched only under the GIL, which a thread that destroys objects holds.
+#[cfg(not(Py_GIL_DISABLED))]
 unsafe impl Sync for Depth {}
 
+#[cfg(not(Py_GIL_DISABLED))]
 static DEPTH: Depth = Depth(Cell::new(0));
+
+#[cfg(not(Py_GIL_DISABLED))]
+fn with_depth<R>(f: impl FnOnce(&Cell<u32>) -> R) -> R {
+    f(&DEPTH.0)
+}
+
+// Without the GIL, each thread has its own from the first.
+#[cfg(Py_GIL_DISABLED)]
+thread_local! {
+    static DEPTH: Cell<u32> = const { Cell::new(0) };
+}
+
+#[cfg(Py_GIL_DISABLED)]
+fn with_depth<R>(f: impl FnOnce(&Cell<u32>) -> R) -> R {
+    DEPTH.with(f)
+}
 
 struct Trashcan {
     depth: Cell<u32>,
@@ -40,17 +59,19 @@ thread_local! {
 /// Begins a destruction. False if there are many within each other: then [`run_deep`] is to do it.
 #[must_use]
 pub fn begin() -> bool {
-    let depth = DEPTH.0.get();
-    if depth >= SHARED {
-        return false;
-    }
-    DEPTH.0.set(depth + 1);
-    true
+    with_depth(|shared| {
+        let depth = shared.get();
+        if depth >= SHARED {
+            return false;
+        }
+        shared.set(depth + 1);
+        true
+    })
 }
 
 /// Ends one that has begun.
 pub fn end() {
-    DEPTH.0.set(DEPTH.0.get() - 1);
+    with_depth(|shared| shared.set(shared.get() - 1));
 }
 
 /// Destroys an instance, now or a little later.
@@ -62,8 +83,12 @@ pub unsafe fn run_deep(instance: *mut ffi::PyObject, destroy: Destroy) {
     let within = TRASHCAN.try_with(|trashcan| {
         let depth = trashcan.depth.get() + 1;
         if depth > DEEPEST {
-            trashcan.aside.borrow_mut().push((instance, destroy));
-            return;
+            let mut aside = trashcan.aside.borrow_mut();
+            if aside.try_reserve(1).is_ok() {
+                aside.push((instance, destroy));
+                return;
+            }
+            // There is no memory for many at once. A chain is put aside one by one, for which there is room.
         }
         trashcan.depth.set(depth);
         // SAFETY: as the caller says.

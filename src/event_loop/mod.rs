@@ -16,9 +16,8 @@ mod tasks;
 mod transport_factories;
 mod watchers;
 
-use std::cell::Cell;
 use std::ffi::c_int;
-use std::rc::Rc;
+use std::num::NonZeroU64;
 
 use pyo3::exceptions::{PyAttributeError, PyOverflowError, PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::ffi;
@@ -28,24 +27,26 @@ use crate::core::Core;
 use crate::cpython::class::{self, Class, Definition, Native, This, Visitor};
 use crate::cpython::errors::{OrOsError, new_error};
 use crate::cpython::module::add;
-use crate::cpython::object::{Object, tuple};
+use crate::cpython::object::{Object, tuple_of};
+use crate::cpython::ownership::{Owner, Shared};
 use crate::cpython::statics;
 use crate::intern;
 use crate::reactor::poller::Backend;
+use crate::reactor::published::Published;
 
 /// The value behind a Loop.
 pub struct Loop {
-    pub core: Rc<Core>,
+    pub core: Shared<Core>,
     /// Set by close(), before the core is closed.
-    closed: Cell<bool>,
+    closed: Published<bool>,
     /// The identifier of the thread that runs the loop.
-    thread: Cell<Option<u64>>,
-    has_task_factory: Cell<bool>,
+    thread: Published<Option<NonZeroU64>>,
+    has_task_factory: Published<bool>,
     overrides: Overrides,
     /// Whether the program has overridden one of the methods in [`CONNECTING`].
-    replaces_connecting: Cell<bool>,
+    replaces_connecting: Published<bool>,
     /// Whether a transport of asyncio's own was made, for a socket with methods of its own.
-    has_transports_of_asyncio: Cell<bool>,
+    has_transports_of_asyncio: Published<bool>,
 }
 
 /// Methods that asyncio's create_connection() calls.
@@ -61,16 +62,20 @@ const CONNECTING: [&str; 6] = [
 pub type ThisLoop<'a, 'py> = This<'a, 'py, Loop>;
 
 impl Loop {
+    #[cfg_attr(
+        Py_GIL_DISABLED,
+        allow(clippy::arc_with_non_send_sync, reason = "the owner alone touches what is not")
+    )]
     fn new(py: Python<'_>) -> PyResult<Loop> {
         Ok(Loop {
-            core: Rc::new(Core::new(Backend::from_environment()).or_os_error(py)?),
+            core: Shared::new(Core::new(Backend::from_environment()).or_os_error(py)?),
             // BaseEventLoop.__init__() sets it to False. Until then there is nothing to close.
-            closed: Cell::new(true),
-            thread: Cell::new(None),
-            has_task_factory: Cell::new(false),
+            closed: Published::new(true),
+            thread: Published::new(None),
+            has_task_factory: Published::new(false),
             overrides: Overrides::default(),
-            replaces_connecting: Cell::new(false),
-            has_transports_of_asyncio: Cell::new(false),
+            replaces_connecting: Published::new(false),
+            has_transports_of_asyncio: Published::new(false),
         })
     }
 
@@ -97,6 +102,10 @@ impl Native for Loop {
 
     fn clear(&self) {
         self.core.clear();
+    }
+
+    fn owner(&self) -> Option<&Owner> {
+        Some(&self.core.owner)
     }
 }
 
@@ -154,7 +163,7 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     let py = module.py();
     let names = CONNECTING.map(|name| Object::from_str(py, name));
     let names = names.into_iter().collect::<PyResult<Vec<_>>>()?;
-    add(module, "CONNECTING", tuple(py, &names.iter().collect::<Vec<_>>())?)?;
+    add(module, "CONNECTING", tuple_of(py, names.iter())?)?;
     let class = class::make_subclassable::<Loop>(definition, new_loop)?;
     sockets::put_coroutine_methods(&class)?;
     add(module, "Loop", class)?;

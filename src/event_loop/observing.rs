@@ -9,8 +9,8 @@ use pyo3::prelude::*;
 use super::{Loop, ThisLoop};
 use crate::core::watchdog;
 use crate::cpython::args::Args;
-use crate::cpython::errors::new_error;
-use crate::cpython::object::{Object, dict, tuple};
+use crate::cpython::errors::{new_error, no_memory};
+use crate::cpython::object::{Object, dict, tuple, tuple_of};
 use crate::reactor::histogram::{Counted, Histogram};
 use crate::transports;
 use crate::{method, method0};
@@ -22,7 +22,7 @@ fn counted(py: Python<'_>, histogram: &Histogram) -> PyResult<Object> {
         tuple(py, &[&Object::from_float(py, from)?, &Object::from_float(py, to)?, &to_int(py, count)?])
     };
     let buckets = buckets.into_iter().map(bucket).collect::<PyResult<Vec<_>>>()?;
-    let buckets = tuple(py, &buckets.iter().collect::<Vec<_>>())?;
+    let buckets = tuple_of(py, buckets.iter())?;
     tuple(py, &[&buckets, &Object::from_float(py, longest)?])
 }
 
@@ -30,7 +30,7 @@ fn to_int(py: Python<'_>, count: u64) -> PyResult<Object> {
     Object::from_size(py, usize::try_from(count).unwrap_or(usize::MAX))
 }
 
-/// GIL: the loop may run in another thread, which counts, and changes the registry and the queue, only while it holds the GIL.
+/// What another thread is told of the queues is what their loop has published.
 fn metrics(this: ThisLoop<'_, '_>) -> PyResult<Object> {
     let py = this.py();
     let core = &this.core;
@@ -41,13 +41,19 @@ fn metrics(this: ThisLoop<'_, '_>) -> PyResult<Object> {
         set(name, to_int(py, count)?)?;
     }
     let (idle, busy) = metrics.idle_and_busy(core.poll_policy.polled());
-    let waiting = core.watched_objects().iter().map(transports::queued_size).sum();
+    let (ready, waiting) = match core.owner.try_enter() {
+        Some(_entered) => {
+            let watched = core.watched_objects().ok_or_else(|| no_memory(py))?;
+            (core.ready_length(), watched.iter().map(transports::queued_size).sum())
+        }
+        None => (metrics.ready.get(), metrics.bytes_waiting.get()),
+    };
     set("timers_cancelled", to_int(py, core.schedule.timers_cancelled.get())?)?;
     set("idle", Object::from_float(py, idle)?)?;
     set("busy", Object::from_float(py, busy)?)?;
     set("iteration_duration", counted(py, &metrics.iterations)?)?;
     set("delay", counted(py, &metrics.delays.histogram)?)?;
-    set("ready", Object::from_size(py, core.ready_length())?)?;
+    set("ready", Object::from_size(py, ready)?)?;
     set("ready_highest", Object::from_size(py, metrics.ready_highest())?)?;
     set("transports", Object::from_size(py, metrics.transports.get())?)?;
     set("bytes_waiting", Object::from_size(py, waiting)?)?;
@@ -97,7 +103,7 @@ pub fn methods() -> Vec<PyMethodDef> {
             watch,
             "Call hotloop._observing about callbacks that take at least `threshold` seconds; with None, no more."
         ),
-        method0!(Loop, "_metrics", metrics, "Return what hotloop.metrics.Metrics is made of."),
-        method0!(Loop, "reset_metrics", reset_metrics, "Restart the counts of metrics()."),
+        method0!(any_thread Loop, "_metrics", metrics, "Return what hotloop.metrics.Metrics is made of."),
+        method0!(any_thread Loop, "reset_metrics", reset_metrics, "Restart the counts of metrics()."),
     ]
 }

@@ -3,9 +3,8 @@
 //! They are found out when a loop is made, when one of its attributes is set and when it begins to run, and kept as flags. Since
 //! CPython 3.12, patches are also noticed while a loop runs.
 //!
-//! GIL: the flags of the process are relaxed atomics, which threads write while they hold it.
+//! Any thread may set a flag: each is an atomic of its own.
 
-use std::cell::Cell;
 use std::ffi::{CStr, c_int};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
@@ -19,18 +18,21 @@ use crate::cpython::methods::guard;
 use crate::cpython::namespace::{self, Name};
 use crate::cpython::object::{Object, dict_item};
 use crate::imports::imports;
+#[cfg(Py_3_12)]
+use crate::imports::{FUTURE_IS_ORIGINAL, TASK_IS_ORIGINAL};
 use crate::intern;
+use crate::reactor::published::Published;
 use crate::transports::SOCKETS_ARE_PATCHED;
 
 /// Whether these methods of a loop are overridden.
 #[derive(Default)]
 pub struct Overrides {
-    time: Cell<bool>,
-    pub call_at: Cell<bool>,
+    time: Published<bool>,
+    pub call_at: Published<bool>,
     /// Then the program may use what it returns for a task's steps.
-    pub call_soon: Cell<bool>,
+    pub call_soon: Published<bool>,
     /// `_write_to_self()`, which call_soon_threadsafe() calls then.
-    pub wake: Cell<bool>,
+    pub wake: Published<bool>,
 }
 
 /// Their names, and those of the methods whose overriding is noted in [`crate::handle::Schedule`].
@@ -152,6 +154,7 @@ pub fn watch_patches(py: Python<'_>) -> PyResult<()> {
     namespace::watch(&imports.time, changing);
     namespace::watch_class(py, &imports.handle_class, changing);
     namespace::watch_class(py, &imports.socket, changing);
+    imports.watch_classes(py, changing)?;
     Ok(())
 }
 
@@ -163,6 +166,12 @@ fn changing(py: Python<'_>, name: Name<'_>, value: Option<&Object>) {
     if value.is_some() && OF_SOCKETS.iter().any(|method| name.is(method)) {
         // When a patch is removed is noticed when a loop begins to run.
         SOCKETS_ARE_PATCHED.store(true, Relaxed);
+        return;
+    }
+    if name.is(c"Task") || name.is(c"Future") {
+        // It is looked up from now on.
+        TASK_IS_ORIGINAL.store(false, Relaxed);
+        FUTURE_IS_ORIGINAL.store(false, Relaxed);
         return;
     }
     let is_clock = name.is(c"monotonic");

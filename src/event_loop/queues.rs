@@ -6,18 +6,20 @@ use pyo3::prelude::*;
 
 use super::{Loop, ThisLoop};
 use crate::core::ReadyEntry;
+use crate::cpython::arguments::Arguments;
 use crate::cpython::class::{self, Class, Definition, Native, Obj, This, Visitor};
 use crate::cpython::errors::no_memory;
 use crate::cpython::module::add;
-use crate::cpython::object::{Object, copy_context, tuple};
+use crate::cpython::object::{Object, copy_context, tuple_of};
+use crate::cpython::ownership::Owner;
 use crate::cpython::statics;
-use crate::handle::{Arguments, Call, Handle, TimerHandle};
+use crate::handle::{Call, Handle, TimerHandle};
 use crate::intern;
 use crate::{method0, method1};
 
 /// An entry that has no handle, as the callback of the handle that is made for it.
 struct Entry {
-    event_loop: Object,
+    event_loop: Obj<Loop>,
     ready: ReadyEntry,
 }
 
@@ -27,16 +29,20 @@ impl Native for Entry {
     }
 
     fn traverse(&self, visitor: &mut Visitor) {
-        visitor.object(&self.event_loop);
+        visitor.object(self.event_loop.as_object());
         visitor.object(self.ready.object());
     }
 
     /// Nothing: what it refers to breaks the cycles.
     fn clear(&self) {}
+
+    fn owner(&self) -> Option<&Owner> {
+        Some(&self.event_loop.core.owner)
+    }
 }
 
 fn run(this: This<'_, '_, Entry>) -> PyResult<Object> {
-    this.ready.run(this.py(), &this.event_loop)?;
+    this.ready.run(this.py(), this.event_loop.as_object())?;
     Ok(Object::none(this.py()))
 }
 
@@ -44,14 +50,14 @@ fn run(this: This<'_, '_, Entry>) -> PyResult<Object> {
 fn to_handle(this: ThisLoop<'_, '_>, entry: ReadyEntry) -> PyResult<Object> {
     let py = this.py();
     match entry {
-        ReadyEntry::Task(step) => Ok(step.handle(py, &this.object())?.into_object()),
-        ReadyEntry::Step(..) | ReadyEntry::Event(..) => {
-            let entry = Obj::new(py, Entry { event_loop: this.object(), ready: entry })?;
+        ReadyEntry::Task(step) => Ok(step.handle(py, this.as_any())?.into_object()),
+        ReadyEntry::Step(..) | ReadyEntry::Event(..) | ReadyEntry::Finalize(..) => {
+            let entry = Obj::new(py, Entry { event_loop: this.obj(), ready: entry })?;
             let call = Call {
                 callback: entry.as_object().bind(py).getattr(intern!(py, "run"))?.into(),
                 arguments: Arguments::None,
                 context: copy_context(py)?,
-                event_loop: this.object(),
+                event_loop: this.obj(),
             };
             Ok(Obj::new(py, Handle::with_traceback(call, None))?.into_object())
         }
@@ -62,7 +68,7 @@ fn to_handle(this: ThisLoop<'_, '_>, entry: ReadyEntry) -> PyResult<Object> {
 fn ready_handles(this: ThisLoop<'_, '_>) -> PyResult<Object> {
     let entries = this.core.ready_entries(this.py())?;
     let handles: PyResult<Vec<_>> = entries.into_iter().map(|entry| to_handle(this, entry)).collect();
-    tuple(this.py(), &handles?.iter().collect::<Vec<_>>())
+    tuple_of(this.py(), handles?.iter())
 }
 
 fn pop_ready(this: ThisLoop<'_, '_>) -> PyResult<Object> {
@@ -82,7 +88,7 @@ fn timer_handles(this: ThisLoop<'_, '_>) -> PyResult<Object> {
     timers.extend(scheduled.iter().cloned());
     drop(scheduled);
     timers.sort_by(|one, other| one.when().total_cmp(&other.when()));
-    tuple(this.py(), &timers.iter().map(Obj::as_object).collect::<Vec<_>>())
+    tuple_of(this.py(), timers.iter().map(Obj::as_object))
 }
 
 fn make_ready<'py>(this: ThisLoop<'_, 'py>, timer: Borrowed<'_, 'py, PyAny>) -> PyResult<Object> {

@@ -9,7 +9,9 @@ use pyo3::{Borrowed, Python};
 
 use super::{Loop, ThisLoop, given, overrides};
 use crate::cpython::errors::new_error;
+use crate::cpython::free_list::Keeping;
 use crate::cpython::object::{Object, boolean};
+use crate::cpython::ownership::elsewhere;
 use crate::intern;
 use crate::{attribute, method0, method1};
 
@@ -21,11 +23,14 @@ fn counted<R>(f: impl FnOnce(Python<'_>) -> R) -> R {
 }
 
 fn run(this: ThisLoop<'_, '_>) -> PyResult<Object> {
+    let _keeping = Keeping::begin();
+    let _owned = this.core.owner.run().ok_or_else(|| elsewhere(this.py()))?;
     counted(|py| this.core.run(py, &this.object()))?;
     Ok(Object::none(this.py()))
 }
 
 fn run_once(this: ThisLoop<'_, '_>) -> PyResult<Object> {
+    let _owned = this.core.owner.run().ok_or_else(|| elsewhere(this.py()))?;
     counted(|py| {
         // A caller within an iteration may wait for the answer to what it has written.
         this.core.send_scheduled(py, &this.object())?;
@@ -101,16 +106,14 @@ pub fn methods() -> Vec<PyMethodDef> {
             flush,
             "Send what was written in this iteration, as far as the sockets take it."
         ),
-        method0!(
-            Loop,
-            "stop",
+        method0!(any_thread Loop, "stop",
             stop,
             "End run_forever() when the iteration that is under way, or the next one, is done."
         ),
-        method0!(Loop, "is_running", is_running, "Return True if the event loop is running."),
-        method0!(Loop, "is_closed", is_closed, "Return True if the event loop was closed."),
-        method0!(Loop, "get_debug", get_debug, "Return True if debug mode is on."),
-        method0!(Loop, "_check_closed", check_closed, "Raise RuntimeError if the event loop was closed."),
+        method0!(any_thread Loop, "is_running", is_running, "Return True if the event loop is running."),
+        method0!(any_thread Loop, "is_closed", is_closed, "Return True if the event loop was closed."),
+        method0!(any_thread Loop, "get_debug", get_debug, "Return True if debug mode is on."),
+        method0!(any_thread Loop, "_check_closed", check_closed, "Raise RuntimeError if the event loop was closed."),
     ]
 }
 
@@ -126,14 +129,14 @@ fn set_stopping(this: ThisLoop<'_, '_>, value: Borrowed<'_, '_, PyAny>) -> PyRes
 
 fn get_thread(this: ThisLoop<'_, '_>) -> PyResult<Object> {
     match this.thread.get() {
-        Some(thread) => Object::from_size(this.py(), thread as usize),
+        Some(thread) => Object::from_size(this.py(), thread.get() as usize),
         None => Ok(Object::none(this.py())),
     }
 }
 
 fn set_thread(this: ThisLoop<'_, '_>, value: Borrowed<'_, '_, PyAny>) -> PyResult<()> {
     let thread: Option<NonZeroU64> = value.extract()?;
-    this.thread.set(thread.map(NonZeroU64::get));
+    this.thread.set(thread);
     Ok(())
 }
 
@@ -160,10 +163,10 @@ fn set_task_factory(this: ThisLoop<'_, '_>, value: Borrowed<'_, '_, PyAny>) -> P
 /// Attributes of asyncio.BaseEventLoop's instances of which the values are kept here.
 pub fn attributes() -> Vec<PyGetSetDef> {
     vec![
-        attribute!(Loop, "_closed", is_closed, set_closed),
-        attribute!(Loop, "_stopping", |this| Ok(boolean(this.py(), this.core.stopping.get())), set_stopping),
-        attribute!(Loop, "_thread_id", get_thread, set_thread),
-        attribute!(Loop, "_debug", get_debug, set_debug),
+        attribute!(any_thread Loop, "_closed", is_closed, set_closed),
+        attribute!(any_thread Loop, "_stopping", |this| Ok(boolean(this.py(), this.core.stopping.get())), set_stopping),
+        attribute!(any_thread Loop, "_thread_id", get_thread, set_thread),
+        attribute!(any_thread Loop, "_debug", get_debug, set_debug),
         attribute!(
             Loop,
             "_replaces_connecting",
@@ -173,11 +176,11 @@ pub fn attributes() -> Vec<PyGetSetDef> {
                 Ok(())
             }
         ),
-        attribute!(Loop, "_sockets_are_patched", |this| Ok(boolean(
+        attribute!(any_thread Loop, "_sockets_are_patched", |this| Ok(boolean(
             this.py(),
             crate::transports::sockets_are_patched()
         ))),
-        attribute!(Loop, "_task_factory", get_task_factory, set_task_factory),
+        attribute!(any_thread Loop, "_task_factory", get_task_factory, set_task_factory),
         attribute!(Loop, "_poller", |this| {
             Object::from_str(this.py(), this.core.backend().unwrap_or_default().name())
         }),

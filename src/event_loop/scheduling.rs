@@ -10,10 +10,11 @@ use super::overrides::replaced_clock;
 use super::{Loop, ThisLoop};
 use crate::core::ReadyEntry;
 use crate::cpython::args::Args;
+use crate::cpython::arguments::Arguments;
 use crate::cpython::class::{Native, Obj};
 use crate::cpython::errors::new_error;
-use crate::cpython::object::{Object, copy_context, thread_ident, tuple};
-use crate::handle::{Arguments, Call, Handle, TaskStep, ThreadSafeHandle, TimerHandle, When, is_of_task};
+use crate::cpython::object::{Object, copy_context, thread_ident, tuple, tuple_of};
+use crate::handle::{Call, Handle, TaskStep, ThreadSafeHandle, TimerHandle, When, is_of_task};
 use crate::intern;
 use crate::reactor::clock;
 use crate::{method, method0, method1};
@@ -38,7 +39,7 @@ fn make_handle<'py>(
             Some(context) => context,
             None => copy_context(py)?,
         },
-        event_loop: this.object(),
+        event_loop: this.obj(),
     };
     Ok(Handle::with_traceback(call, source_traceback))
 }
@@ -66,19 +67,35 @@ fn call_soon<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Obje
     if careful && this.core.schedule.is_queued_by_method() {
         return call_soon_by_method(this, callback, args, context);
     }
-    let arguments = args.len().saturating_sub(1);
     if let Some(context) = &context
         && !careful
         && !this.overrides.call_soon.get()
-        && is_of_task(py, &callback, arguments)?
+        && args.len() <= 2
     {
-        let step = TaskStep { callback, future: args.object(1), context: context.clone() };
-        this.core.push_new(py, ReadyEntry::Task(step))?;
-        return Ok(Object::none(py));
+        let future = args.object(1);
+        if is_of_task(py, &callback, future.as_ref())? {
+            let step = TaskStep { callback, future, context: context.clone() };
+            enqueue(this, ReadyEntry::Task(step))?;
+            return Ok(Object::none(py));
+        }
     }
     let handle = Obj::new(py, make_handle(this, args.method(), callback, args, 1, context)?)?;
-    this.core.push_new(py, ReadyEntry::Handle(handle.clone()))?;
+    enqueue(this, ReadyEntry::Handle(handle.clone()))?;
     Ok(handle.into_object())
+}
+
+/// Queues from the loop's thread, or from one that asyncio's deque would take a callback from, too.
+#[inline(always)]
+fn enqueue(this: ThisLoop<'_, '_>, entry: ReadyEntry) -> PyResult<()> {
+    match this.core.owner.try_enter() {
+        Some(_entered) => this.core.push_new(this.py(), entry),
+        None => this.core.push_threadsafe(this.py(), entry),
+    }
+}
+
+/// Whether a thread runs the loop, and whether it is this one.
+fn runs_here(this: ThisLoop<'_, '_>) -> Option<bool> {
+    this.thread.get().map(|thread| thread.get() == thread_ident())
 }
 
 /// Queues by the `_call_soon()` of a subclass, as asyncio's call_soon() does.
@@ -92,7 +109,7 @@ fn call_soon_by_method<'py>(
     let py = this.py();
     check_in_debug(this, args.method(), &callback)?;
     let arguments: Vec<_> = args.rest(1).collect();
-    let arguments = tuple(py, &arguments.iter().collect::<Vec<_>>())?;
+    let arguments = tuple_of(py, arguments.iter())?;
     let context = context.unwrap_or_else(|| Object::none(py));
     this.object().call_method(py, intern!(py, "_call_soon"), &[&callback, &arguments, &context])
 }
@@ -109,13 +126,14 @@ fn queue<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> 
         callback,
         arguments: Arguments::of_objects(py, &items.iter().collect::<Vec<_>>())?,
         context: if context.is_none() { copy_context(py)? } else { context },
-        event_loop: this.object(),
+        event_loop: this.obj(),
     };
     let handle = Obj::new(py, Handle::new(py, call, &this.core.schedule)?)?;
     let entry = ReadyEntry::Handle(handle.clone());
-    match this.thread.get() {
-        Some(thread) if thread != thread_ident() => this.core.push_threadsafe(py, entry)?,
-        _ => this.core.push_new(py, entry)?,
+    if runs_here(this) == Some(false) {
+        this.core.push_threadsafe(py, entry)?;
+    } else {
+        enqueue(this, entry)?;
     }
     Ok(handle.into_object())
 }
@@ -139,19 +157,18 @@ fn call_soon_threadsafe<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> Py
         let handle = Obj::new(this.py(), handle)?;
         (ReadyEntry::Handle(handle.clone()), handle.into_object())
     };
-    match this.thread.get() {
-        Some(thread) if thread == thread_ident() => {
-            this.core.push_new(this.py(), entry)?;
+    match runs_here(this) {
+        Some(true) => {
+            enqueue(this, entry)?;
             if this.core.has_overridden_wait() {
                 // The caller may be a green thread within the wait.
                 this.core.wake();
             }
         }
-        Some(_) => this.core.push_threadsafe(this.py(), entry)?,
+        Some(false) => this.core.push_threadsafe(this.py(), entry)?,
         None => {
-            // GIL: while no thread runs the loop, the thread that holds the GIL may use its queue. A subclass may run iterations
-            // without setting `_thread_id`: its wait has to be ended.
-            this.core.push_new(this.py(), entry)?;
+            // A subclass may run iterations without setting `_thread_id`: its wait has to be ended.
+            enqueue(this, entry)?;
             this.core.wake();
         }
     }
@@ -172,7 +189,7 @@ fn call_at_time<'py>(
     this.check_closed(this.py())?;
     // asyncio's call_later() calls call_at(), which is what debug mode's errors name.
     let handle = make_handle(this, "call_at", callback, args, 2, context)?;
-    Ok(TimerHandle::schedule(py, when, handle, &this.core.schedule)?.into_object())
+    Ok(TimerHandle::schedule(py, when, handle)?.into_object())
 }
 
 /// Calls the time() and call_at() of a subclass, as asyncio's call_later() does.
@@ -243,7 +260,7 @@ fn add_callback<'py>(this: ThisLoop<'_, 'py>, handle: Borrowed<'_, 'py, PyAny>) 
             Some(handle) => ReadyEntry::Handle(handle),
             None => ReadyEntry::PythonHandle(handle),
         };
-        this.core.push_new(py, entry)?;
+        enqueue(this, entry)?;
     }
     Ok(Object::none(py))
 }
@@ -255,58 +272,44 @@ fn write_to_self(this: ThisLoop<'_, '_>) -> PyResult<Object> {
 
 pub fn methods() -> Vec<PyMethodDef> {
     vec![
-        method!(
-            Loop,
-            "call_soon",
+        method!(any_thread Loop, "call_soon",
             "callback, *args, context=None",
             call_soon,
             "Call callback(*args) in the next iteration of the event loop, in context or else a copy of the \
              current one.\n\nReturn an asyncio.Handle. Not to be called from another thread: see \
              call_soon_threadsafe()."
         ),
-        method!(
-            Loop,
-            "call_soon_threadsafe",
+        method!(any_thread Loop, "call_soon_threadsafe",
             "callback, *args, context=None",
             call_soon_threadsafe,
             "Like call_soon(), but from any thread."
         ),
-        method!(
-            Loop,
-            "call_later",
+        method!(any_thread Loop, "call_later",
             "delay, callback, *args, context=None",
             call_later,
             "Call callback(*args) after delay seconds.\n\nReturn an asyncio.TimerHandle. Callbacks that are due at \
              the same time are called in the order in which they were scheduled."
         ),
-        method!(
-            Loop,
-            "call_at",
+        method!(any_thread Loop, "call_at",
             "when, callback, *args, context=None",
             call_at,
             "Like call_later(), but when is a time of the event loop's clock."
         ),
-        method0!(
-            Loop,
-            "time",
+        method0!(any_thread Loop, "time",
             time,
             "Return the time of the event loop's clock, in seconds: time.monotonic()."
         ),
-        method1!(Loop, "_add_callback", "handle", add_callback, "Queue a handle."),
-        method!(
-            Loop,
-            "_call_soon",
+        method1!(any_thread Loop, "_add_callback", "handle", add_callback, "Queue a handle."),
+        method!(any_thread Loop, "_call_soon",
             "callback, args, context",
             queue,
             "Queue a callback, with its arguments in a tuple."
         ),
-        method1!(
-            Loop,
-            "_timer_handle_cancelled",
+        method1!(any_thread Loop, "_timer_handle_cancelled",
             "handle",
             timer_handle_cancelled,
             "Called when a timer is cancelled."
         ),
-        method0!(Loop, "_write_to_self", write_to_self, "Wake the event loop if it is asleep."),
+        method0!(any_thread Loop, "_write_to_self", write_to_self, "Wake the event loop if it is asleep."),
     ]
 }

@@ -1,14 +1,15 @@
 //! Servers: the methods that asyncio's create_server() and its Server call. See [`crate::transports::listener`].
 
 use std::os::fd::RawFd;
-use std::rc::Rc;
 
 use pyo3::ffi::PyMethodDef;
 use pyo3::prelude::*;
 
 use super::{Loop, ThisLoop, given};
 use crate::cpython::args::Args;
-use crate::cpython::object::{Object, tuple};
+use crate::cpython::errors::no_memory;
+use crate::cpython::object::{Object, tuple_of};
+use crate::cpython::ownership::Shared;
 use crate::intern;
 use crate::transports::listener::{Listener, ListenerParams};
 use crate::{method, method0, method1};
@@ -20,7 +21,7 @@ fn start_serving<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<
     this.check_closed(py)?;
     let fd = super::descriptor(&socket.bind(py))?;
     let params = ListenerParams {
-        core: Rc::clone(&this.core),
+        core: Shared::clone(&this.core),
         event_loop: this.object(),
         protocol_factory,
         socket,
@@ -48,9 +49,19 @@ fn stop_serving<'py>(this: ThisLoop<'_, 'py>, sock: pyo3::Borrowed<'_, 'py, PyAn
     Ok(Object::none(py))
 }
 
+fn forget_listener<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
+    let py = this.py();
+    let ([socket, fd], []) = args.parse()?;
+    Listener::forget(&this.core, &socket, fd.bind(py).extract()?);
+    Ok(Object::none(py))
+}
+
 fn take_accepted(this: ThisLoop<'_, '_>) -> PyResult<Object> {
-    let accepted = this.core.take_accepted();
-    tuple(this.py(), &accepted.iter().collect::<Vec<_>>())
+    let py = this.py();
+    // Another thread is not shown them.
+    let Some(_entered) = this.core.owner.try_enter() else { return tuple_of(py, [].iter()) };
+    let accepted = this.core.take_accepted().ok_or_else(|| no_memory(py))?;
+    tuple_of(py, accepted.iter())
 }
 
 pub fn methods() -> Vec<PyMethodDef> {
@@ -62,9 +73,7 @@ pub fn methods() -> Vec<PyMethodDef> {
             start_serving,
             "Accept the connections of a listening socket."
         ),
-        method0!(
-            Loop,
-            "_take_accepted",
+        method0!(any_thread Loop, "_take_accepted",
             take_accepted,
             "Return the transports of connections whose connection_made() has not been called, or what it has \
              scheduled has not begun; each once."
@@ -75,6 +84,13 @@ pub fn methods() -> Vec<PyMethodDef> {
             "sock",
             stop_serving,
             "Stop accepting, and close the listening socket."
+        ),
+        method!(
+            Loop,
+            "_forget_listener",
+            "sock, fd",
+            forget_listener,
+            "Stop accepting from a listening socket that another thread closes, and that had this number."
         ),
     ]
 }

@@ -1,4 +1,4 @@
-//! The `sock_*` methods.
+//! The `sock_*` methods. Any thread may call them, as it may call a coroutine function; the coroutine is for the loop's thread.
 
 use std::cell::Cell;
 
@@ -90,58 +90,50 @@ pub fn put_coroutine_methods(class: &Bound<'_, PyType>) -> PyResult<()> {
 
 pub fn methods() -> Vec<PyMethodDef> {
     vec![
-        method!(
-            Loop,
+        method!(any_thread Loop,
             "sock_recv",
             "sock, n",
             sock_recv,
             "Coroutine: receive at most n bytes from a non-blocking socket; b'' at the end of the stream."
         ),
-        method!(
-            Loop,
+        method!(any_thread Loop,
             "sock_recv_into",
             "sock, buf",
             sock_recv_into,
             "Coroutine: receive from a non-blocking socket into buf; return the number of bytes."
         ),
-        method!(
-            Loop,
+        method!(any_thread Loop,
             "sock_recvfrom",
             "sock, bufsize",
             sock_recvfrom,
             "Coroutine: receive a datagram of at most bufsize bytes; return it and its sender's address."
         ),
-        method!(
-            Loop,
+        method!(any_thread Loop,
             "sock_recvfrom_into",
             "sock, buf, nbytes=0",
             sock_recvfrom_into,
             "Coroutine: receive a datagram into buf; return its number of bytes and its sender's address."
         ),
-        method!(
-            Loop,
+        method!(any_thread Loop,
             "sock_sendall",
             "sock, data",
             sock_sendall,
             "Coroutine: send all of data to a non-blocking socket.\n\n\
              If it is cancelled or fails, there is no telling how much was sent."
         ),
-        method!(
-            Loop,
+        method!(any_thread Loop,
             "sock_sendto",
             "sock, data, address",
             sock_sendto,
             "Coroutine: send a datagram to address; return the number of bytes sent."
         ),
-        method!(
-            Loop,
+        method!(any_thread Loop,
             "sock_accept",
             "sock",
             sock_accept,
             "Coroutine: accept a connection; return its socket, which does not block, and the peer's address."
         ),
-        method!(
-            Loop,
+        method!(any_thread Loop,
             "_sock_connect",
             "sock, address",
             sock_connect,

@@ -6,7 +6,7 @@ use pyo3::types::PyString;
 
 use super::{Loop, ThisLoop};
 use crate::cpython::args::Args;
-use crate::cpython::object::{Object, tuple};
+use crate::cpython::object::{Object, tuple_of};
 use crate::imports::imports;
 use crate::intern;
 use crate::{method, method0};
@@ -64,7 +64,7 @@ fn create_task_for<'py>(
     all.push(event_loop.clone());
     let mut names: Vec<_> = args.keywords().map(|(name, _)| Object::from(name)).collect();
     names.push(Object::from(intern!(py, "loop")));
-    let names = tuple(py, &names.iter().collect::<Vec<_>>())?;
+    let names = tuple_of(py, names.iter())?;
     class.call_list(py, &all, Some(&names))
 }
 
@@ -76,21 +76,17 @@ fn create_task_as_asyncio_does<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>
     all.extend(args.rest(0));
     all.extend(args.keywords().map(|(_, value)| Object::from(value)));
     let names: Vec<_> = args.keywords().map(|(name, _)| Object::from(name)).collect();
-    let names = tuple(py, &names.iter().collect::<Vec<_>>())?;
+    let names = tuple_of(py, names.iter())?;
     imports(py)?.base_create_task.call_list(py, &all, Some(&names))
 }
 
 pub fn methods() -> Vec<PyMethodDef> {
     vec![
-        method0!(
-            Loop,
-            "create_future",
+        method0!(any_thread Loop, "create_future",
             create_future,
             "Return an asyncio.Future attached to the event loop."
         ),
-        method!(
-            Loop,
-            "create_task",
+        method!(any_thread Loop, "create_task",
             "coro, **kwargs",
             create_task,
             "Schedule a coroutine and return the asyncio.Task that runs it, or what the task factory makes of it.\n\n\

@@ -1,14 +1,19 @@
 //! The methods that make transports, which asyncio's create_connection(), connect_read_pipe() and others call with a socket or a
 //! pipe.
 
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering::Relaxed;
+
+use pyo3::Borrowed;
 use pyo3::ffi::PyMethodDef;
 use pyo3::prelude::*;
+use pyo3::types::PyType;
 
 use super::{Loop, ThisLoop, given, watchers};
 use crate::cpython::args::Args;
 use crate::cpython::object::{Object, boolean, dict};
+use crate::cpython::ownership::Shared;
 use crate::imports::imports;
-use crate::method;
 use crate::reactor::socket;
 use crate::transports::address::Address;
 use crate::transports::datagram::Datagram;
@@ -17,6 +22,8 @@ use crate::transports::pipe::{ReadPipe, WritePipe};
 use crate::transports::socket_file::SocketFile;
 use crate::transports::sockets_are_patched;
 use crate::transports::stream::Stream;
+use crate::transports::tls::{self, ProtocolParams};
+use crate::{method, method1};
 
 fn make_socket_transport<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
     let py = this.py();
@@ -116,8 +123,52 @@ fn make_write_pipe_transport<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) 
     Ok(WritePipe::create(this.py(), params, pipe)?.into_object())
 }
 
+fn make_ssl_protocol<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
+    let py = this.py();
+    let (
+        [protocol, waiter, ssl_object, raw, incoming, outgoing, extra, direct, made, handshake, shutdown],
+        [],
+    ) = args.parse()?;
+    let params = ProtocolParams {
+        core: Shared::clone(&this.core),
+        event_loop: this.object(),
+        protocol,
+        waiter: given(Some(waiter)),
+        ssl_object,
+        raw: given(Some(raw)),
+        memory: [incoming, outgoing],
+        may_be_direct: direct.bind(py).is_truthy()?,
+        extra,
+        timeouts: [handshake, shutdown],
+        calls_connection_made: made.bind(py).is_truthy()?,
+    };
+    Ok(tls::Protocol::create(py, params)?.into_object())
+}
+
+/// A number that a class keeps until it is changed. 0 if it has none: it was changed since anything was looked up in it.
+fn type_version<'py>(this: ThisLoop<'_, 'py>, kind: Borrowed<'_, 'py, PyAny>) -> PyResult<Object> {
+    let kind = kind.cast::<PyType>()?;
+    // SAFETY: the class is there, and other threads change the field as a whole.
+    let version = unsafe { AtomicU32::from_ptr(&raw mut (*kind.as_type_ptr()).tp_version_tag) };
+    Object::from_int(this.py(), version.load(Relaxed))
+}
+
 pub fn methods() -> Vec<PyMethodDef> {
     vec![
+        method1!(
+            Loop,
+            "_type_version",
+            "kind",
+            type_version,
+            "Return a number that a class keeps until it is changed, or 0."
+        ),
+        method!(
+            Loop,
+            "_make_ssl_protocol",
+            "protocol, waiter, ssl_object, raw, incoming, outgoing, extra, direct, call_connection_made, ssl_handshake_timeout, ssl_shutdown_timeout",
+            make_ssl_protocol,
+            "Return a protocol that has TLS over its transport, of what wrap_bio() has made."
+        ),
         method!(
             Loop,
             "_make_socket_transport",

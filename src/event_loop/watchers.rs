@@ -10,14 +10,16 @@ use pyo3::prelude::*;
 use super::{Loop, ThisLoop, descriptor, fileno, invalid_descriptor};
 use crate::core::{Direction, Waiter};
 use crate::cpython::args::Args;
+use crate::cpython::arguments::Arguments;
 use crate::cpython::class::Obj;
 use crate::cpython::errors::new_error;
 use crate::cpython::object::{Object, boolean, copy_context};
-use crate::handle::{Arguments, Call, Handle};
+use crate::handle::{Call, Handle};
 use crate::intern;
+use crate::transports;
 use crate::{method, method1};
 
-/// RuntimeError if the descriptor is in use by a transport that is not closing.
+/// RuntimeError if the descriptor is in use by a transport that is not closing, nor garbage that the loop has yet to finalize.
 pub fn ensure_no_transport(this: ThisLoop<'_, '_>, fd: RawFd, given: &Bound<'_, PyAny>) -> PyResult<()> {
     let py = this.py();
     let transport = match this.core.transport_of(fd) {
@@ -32,7 +34,9 @@ pub fn ensure_no_transport(this: ThisLoop<'_, '_>, fd: RawFd, given: &Bound<'_, 
         }
         None => return Ok(()),
     };
-    if transport.call_method(py, intern!(py, "is_closing"), &[])?.bind(py).is_truthy()? {
+    if transport.call_method(py, intern!(py, "is_closing"), &[])?.bind(py).is_truthy()?
+        || cfg!(Py_GIL_DISABLED) && transports::is_abandoned(&transport)
+    {
         return Ok(());
     }
     let message =
@@ -58,7 +62,7 @@ fn watch<'py>(
             Some(context) => context,
             None => copy_context(py)?,
         },
-        event_loop: this.object(),
+        event_loop: this.obj(),
     };
     let handle = Obj::new(py, Handle::new(py, call, &this.core.schedule)?)?;
     let waiter = Waiter::Handle(handle.clone(), file);

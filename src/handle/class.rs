@@ -1,16 +1,16 @@
 //! The Python classes of handles: cancel(), cancelled(), when(), and the attributes that asyncio's repr() reads.
 
-use std::cell::Cell;
-use std::rc::Rc;
-
 use pyo3::prelude::*;
 use pyo3::types::PyType;
 
-use super::{Handle, ThreadSafeHandle, TimerHandle};
+use super::{Handle, ThreadSafeHandle, TimerHandle, take_out_step};
+use crate::core::ReadyEntry;
+use crate::cpython::bound_method::BoundMethod;
 use crate::cpython::class::{self, Definition, Native, Obj, This};
 use crate::cpython::module::{add, import};
 use crate::cpython::object::{Object, boolean};
 use crate::intern;
+use crate::reactor::published::Published;
 use crate::{attribute, method0};
 
 /// A class that has a handle's attributes and methods.
@@ -24,10 +24,10 @@ pub(super) trait AsHandle: Native {
     }
 
     fn run(this: This<'_, '_, Self>) -> PyResult<()> {
-        this.as_handle().run(this.py(), &this.object())
+        this.as_handle().run_anywhere(this)
     }
 
-    fn copy(&self) -> Self;
+    fn copy(this: This<'_, '_, Self>) -> Self;
 }
 
 impl AsHandle for Handle {
@@ -35,12 +35,12 @@ impl AsHandle for Handle {
         self
     }
 
-    fn copy(&self) -> Handle {
-        Handle::copy(self)
+    fn copy(this: This<'_, '_, Self>) -> Handle {
+        Handle::copy(&this, this)
     }
 
     fn cancel(this: This<'_, '_, Self>) -> PyResult<()> {
-        this.get().cancel_as(this.py(), &this.object())
+        this.cancel_as(this, false)
     }
 }
 
@@ -50,22 +50,27 @@ impl AsHandle for TimerHandle {
     }
 
     /// The copy is not one of the event loop's timers.
-    fn copy(&self) -> TimerHandle {
-        let schedule = Rc::clone(&self.schedule);
-        let (when, given) = (self.when, self.given.clone());
-        TimerHandle { handle: self.handle.copy(), schedule, when, given, key: Cell::new(None) }
+    fn copy(this: This<'_, '_, Self>) -> TimerHandle {
+        let (when, given) = (this.when, this.given.clone());
+        TimerHandle { handle: this.handle.copy(this), when, given, key: Published::new(None) }
     }
 
     fn cancel(this: This<'_, '_, Self>) -> PyResult<()> {
-        if this.schedule.tell_cancelled.get() && !this.handle.is_cancelled() {
-            let py = this.py();
-            let event_loop = &this.handle.event_loop;
+        let py = this.py();
+        let core = this.core();
+        if core.schedule.tell_cancelled.get() && !this.handle.is_cancelled() {
+            let event_loop = this.handle.event_loop.as_object();
             event_loop.call_method(py, intern!(py, "_timer_handle_cancelled"), &[&this.object()])?;
         }
-        if this.get().take_out() {
-            this.schedule.timers_cancelled.set(this.schedule.timers_cancelled.get() + 1);
+        match core.owner.try_enter() {
+            Some(_entered) => this.take_out_cancelled(),
+            None if this.handle.is_cancelled() => return Ok(()),
+            None => {
+                // Without memory to tell the loop, the timer stays with it until it is due.
+                let _ = core.push_threadsafe(py, ReadyEntry::Step(BoundMethod::new(this, take_out_step)));
+            }
         }
-        this.get().handle.cancel_as(this.py(), &this.object())
+        this.handle.cancel_as(this, false)
     }
 }
 
@@ -104,26 +109,26 @@ macro_rules! definition {
                 method0!(
                     $native,
                     "__copy__",
-                    |this| Ok(Obj::new(this.py(), AsHandle::copy(this.get()))?.into_object()),
+                    |this| Ok(Obj::new(this.py(), AsHandle::copy(this))?.into_object()),
                     "Return a handle of its own, which the event loop does not know."
                 ),
             ],
             attributes: vec![
                 attribute!($native, "_callback", |this| Ok(or_none(
                     this.py(),
-                    this.as_handle().callback.get()
+                    this.as_handle().callback(this)
                 ))),
-                attribute!($native, "_args", |this| this.as_handle().arguments_or_none(this.py())),
+                attribute!($native, "_args", |this| this.as_handle().arguments_or_none(this)),
                 attribute!($native, "_cancelled", |this| Ok(boolean(
                     this.py(),
                     this.as_handle().is_cancelled()
                 ))),
-                attribute!($native, "_loop", |this| Ok(this.as_handle().event_loop.clone())),
+                attribute!($native, "_loop", |this| Ok(this.as_handle().event_loop.as_object().clone())),
                 attribute!($native, "_context", |this| Ok(this.as_handle().context.clone())),
                 attribute!($native, "_source_traceback", |this| {
                     Ok(or_none(this.py(), this.as_handle().source_traceback.clone()))
                 }),
-                attribute!($native, "_repr", |this| Ok(or_none(this.py(), this.as_handle().repr.get()))),
+                attribute!($native, "_repr", |this| Ok(or_none(this.py(), this.as_handle().kept_repr(this)))),
             ],
             slots: Vec::new(),
             open: false,

@@ -6,54 +6,56 @@
 //! Invariant: a cancelled handle is never called. Errors of callbacks go to the exception handler here; only SystemExit and
 //! KeyboardInterrupt are returned.
 //!
-//! GIL: other threads make handles and may cancel them. Their cells are not synchronised in any other way.
+//! Other threads make handles and may cancel them. What a handle is made with is replaced by the thread that may touch the loop, in the
+//! handle's critical section; another thread reads it there, and cancels by the flag alone. See [`crate::cpython::ownership`].
 
 mod class;
 mod task_step;
 mod thread_safe;
 
-use std::cell::Cell;
-use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use pyo3::exceptions::{PyKeyboardInterrupt, PySystemExit};
 use pyo3::prelude::*;
 use pyo3::types::PyFloat;
 
-use crate::cpython::args::Args;
+use crate::core::{Core, ReadyEntry};
+use crate::cpython::arguments::{Arguments, ArgumentsCell};
 use crate::cpython::borrowing::StateCell;
-use crate::cpython::call::check_result;
-use crate::cpython::class::{Class, Native, Obj, Visitor};
+use crate::cpython::bound_method::BoundMethod;
+use crate::cpython::class::{Class, Native, Obj, This, Visitor};
 use crate::cpython::errors::{made, no_memory};
-use crate::cpython::object::{Object, ObjectCell, run_in_context, tuple};
+use crate::cpython::object::{Object, ObjectCell, run_in_context};
+use crate::cpython::ownership::locked;
 use crate::cpython::statics;
+use crate::event_loop::Loop;
 use crate::imports::imports;
 use crate::intern;
+use crate::reactor::published::Published;
 use crate::reactor::timers::{TimerKey, Timers};
-use crate::reserve::has_room;
 
 pub use class::register;
 pub use task_step::{TaskStep, is_of_task};
 pub use thread_safe::ThreadSafeHandle;
 
-/// What an event loop shares with its handles. GIL: handles are made and dropped in any thread, and `Rc` counts them without atomics.
+/// What an event loop shares with its handles.
 #[derive(Default)]
 pub struct Schedule {
-    debug: Cell<bool>,
+    debug: Published<bool>,
     /// Whether a subclass has overridden `_call_soon()`, which queues callbacks then.
-    queued_by_method: Cell<bool>,
+    queued_by_method: Published<bool>,
     /// True if `debug` or `queued_by_method`: call_soon() takes the slow path.
-    careful: Cell<bool>,
+    careful: Published<bool>,
     /// Whether the watchdog watches for callbacks that take long.
-    watched: Cell<bool>,
+    watched: Published<bool>,
     /// Whether the program has replaced asyncio.Handle's `_run()`, which runs handles then.
-    by_method: Cell<bool>,
+    by_method: Published<bool>,
     /// True if `debug`, `watched` or `by_method`: running a callback takes the slow path.
-    observed: Cell<bool>,
+    observed: Published<bool>,
     /// Whether a subclass has overridden `_timer_handle_cancelled()`, which cancelling a timer calls then.
-    pub tell_cancelled: Cell<bool>,
+    pub tell_cancelled: Published<bool>,
     /// Timers that were cancelled before they fired.
-    pub timers_cancelled: Cell<u64>,
+    pub timers_cancelled: Published<u64>,
     pub timers: StateCell<Timers<Obj<TimerHandle>>>,
 }
 
@@ -120,88 +122,14 @@ fn source_traceback(py: Python<'_>) -> PyResult<Object> {
     imports(py)?.source_traceback.call(py, &[])
 }
 
-/// Positional arguments of a callback. Most callbacks have at most two. A clone shares more than that, and is for one call only.
-#[derive(Clone)]
-pub enum Arguments {
-    None,
-    One(Object),
-    Two(Object, Object),
-    Many(Rc<[Object]>),
-}
-
-impl Arguments {
-    /// The positional arguments of a call from `first` on.
-    #[inline(always)]
-    pub fn of_call(py: Python<'_>, args: Args<'_, '_>, first: usize) -> PyResult<Arguments> {
-        Ok(match (args.object(first), args.object(first + 1)) {
-            (None, _) => Arguments::None,
-            (Some(argument), None) => Arguments::One(argument),
-            (Some(argument), Some(next)) if args.len() == first + 2 => Arguments::Two(argument, next),
-            _ => Arguments::many(py, args.rest(first))?,
-        })
-    }
-
-    pub fn of_objects(py: Python<'_>, objects: &[&Object]) -> PyResult<Arguments> {
-        Ok(match objects {
-            [] => Arguments::None,
-            [argument] => Arguments::One((*argument).clone()),
-            more => Arguments::many(py, more.iter().map(|argument| (*argument).clone()))?,
-        })
-    }
-
-    fn many(py: Python<'_>, all: impl ExactSizeIterator<Item = Object>) -> PyResult<Arguments> {
-        // With the counts before them.
-        if !has_room((all.len() + 2) * size_of::<Object>()) {
-            return Err(no_memory(py));
-        }
-        Ok(Arguments::Many(all.collect()))
-    }
-
-    /// A copy that shares nothing: the garbage collector is not shown shared arguments.
-    fn copy(&self) -> Arguments {
-        match self {
-            Arguments::Many(all) => Arguments::Many(all.iter().cloned().collect()),
-            few => few.clone(),
-        }
-    }
-
-    fn each<'a>(&'a self, mut visit: impl FnMut(&'a Object)) {
-        match self {
-            Arguments::None => {}
-            Arguments::One(first) => visit(first),
-            Arguments::Two(first, second) => {
-                visit(first);
-                visit(second);
-            }
-            Arguments::Many(all) => all.iter().for_each(visit),
-        }
-    }
-
-    fn call(&self, py: Python<'_>, callback: &Object) -> PyResult<Object> {
-        let result = match self {
-            Arguments::None => callback.call(py, &[]),
-            Arguments::One(first) => callback.call(py, &[first]),
-            Arguments::Two(first, second) => callback.call(py, &[first, second]),
-            Arguments::Many(all) => callback.call_list(py, all, None),
-        };
-        check_result(py, callback, result?)
-    }
-
-    fn to_tuple(&self, py: Python<'_>) -> PyResult<Object> {
-        let mut items = Vec::new();
-        self.each(|argument| items.push(argument));
-        tuple(py, &items)
-    }
-}
-
 /// A scheduled callback.
 pub struct Handle {
-    cancelled: Cell<bool>,
+    cancelled: Published<bool>,
     /// None once the handle is cancelled.
     callback: ObjectCell,
-    arguments: StateCell<Arguments>,
+    arguments: ArgumentsCell,
     context: Object,
-    event_loop: Object,
+    event_loop: Obj<Loop>,
     source_traceback: Option<Object>,
     /// In debug mode, the repr() from before it was cancelled.
     repr: ObjectCell,
@@ -211,7 +139,7 @@ pub struct Call {
     pub callback: Object,
     pub arguments: Arguments,
     pub context: Object,
-    pub event_loop: Object,
+    pub event_loop: Obj<Loop>,
 }
 
 impl Handle {
@@ -225,9 +153,9 @@ impl Handle {
     #[inline(always)]
     pub fn with_traceback(call: Call, source_traceback: Option<Object>) -> Handle {
         Handle {
-            cancelled: Cell::new(false),
+            cancelled: Published::new(false),
             callback: ObjectCell::new(Some(call.callback)),
-            arguments: StateCell::new(call.arguments),
+            arguments: ArgumentsCell::new(call.arguments),
             context: call.context,
             event_loop: call.event_loop,
             source_traceback,
@@ -236,16 +164,16 @@ impl Handle {
     }
 
     /// A handle with the same content, which is cancelled independently.
-    fn copy(&self) -> Handle {
-        Handle {
-            cancelled: self.cancelled.clone(),
+    fn copy<T: Native>(&self, this: This<'_, '_, T>) -> Handle {
+        locked(this.as_any(), || Handle {
+            cancelled: Published::new(self.cancelled.get()),
             callback: ObjectCell::new(self.callback.get()),
-            arguments: StateCell::new(self.arguments.borrow().copy()),
+            arguments: ArgumentsCell::new(self.arguments.copy()),
             context: self.context.clone(),
             event_loop: self.event_loop.clone(),
             source_traceback: self.source_traceback.clone(),
             repr: ObjectCell::new(self.repr.get()),
-        }
+        })
     }
 
     pub fn is_cancelled(&self) -> bool {
@@ -257,63 +185,97 @@ impl Handle {
     #[inline(always)]
     pub fn run(&self, py: Python<'_>, this: &Object) -> PyResult<()> {
         let Some(callback) = self.callback.get() else { return Ok(()) };
-        let arguments = self.arguments.borrow().clone();
-        match run_in_context(py, &self.context, || arguments.call(py, &callback)) {
+        self.call(py, this, &callback, &self.arguments.get())
+    }
+
+    /// As [`Handle::run`], in any thread.
+    fn run_anywhere<T: Native>(&self, this: This<'_, '_, T>) -> PyResult<()> {
+        let (callback, arguments) = locked(this.as_any(), || (self.callback.get(), self.arguments.get()));
+        let Some(callback) = callback else { return Ok(()) };
+        self.call(this.py(), &this.object(), &callback, &arguments)
+    }
+
+    #[inline(always)]
+    fn call(&self, py: Python<'_>, this: &Object, callback: &Object, arguments: &Arguments) -> PyResult<()> {
+        match run_in_context(py, &self.context, || arguments.call(py, callback)) {
             Ok(_) => Ok(()),
             Err(error) => report(py, this, error),
         }
     }
 
-    fn cancel_as(&self, py: Python<'_>, this: &Object) -> PyResult<()> {
+    /// Callback and arguments are dropped if no other thread can be about to call them: the caller is the owner of the loop, or
+    /// `keeps_others` from calling. Otherwise the loop does when it comes to the handle: see [`Handle::pass_over`].
+    #[inline(always)]
+    fn cancel_as<T: Native>(&self, this: This<'_, '_, T>, keeps_others: bool) -> PyResult<()> {
         if self.cancelled.replace(true) {
             return Ok(());
         }
-        let kept = if DEBUG_WAS_ON.load(Relaxed) { self.keep_repr(py, this) } else { Ok(()) };
-        // Also if repr() failed: a cancelled handle must not be called.
-        self.discard();
+        let kept = if DEBUG_WAS_ON.load(Relaxed) { self.keep_repr(this) } else { Ok(()) };
+        // Also if repr() failed: a cancelled handle must not be called. Dropping can run Python code: the loop is entered for the
+        // taking only.
+        let taken = if keeps_others {
+            Some(self.take(this))
+        } else {
+            self.event_loop.core.owner.try_enter().map(|_entered| self.take(this))
+        };
+        drop(taken);
         kept
     }
 
     /// In debug mode, keeps the repr() for a report that the handle was slow.
     #[cold]
-    fn keep_repr(&self, py: Python<'_>, this: &Object) -> PyResult<()> {
-        if self.event_loop.call_method(py, intern!(py, "get_debug"), &[])?.bind(py).is_truthy()? {
-            let repr = this.bind(py).repr()?;
-            self.repr.set(Some(repr.into()));
+    fn keep_repr<T: Native>(&self, this: This<'_, '_, T>) -> PyResult<()> {
+        let py = this.py();
+        let event_loop = self.event_loop.as_object();
+        if event_loop.call_method(py, intern!(py, "get_debug"), &[])?.bind(py).is_truthy()? {
+            let repr = this.as_any().repr()?;
+            drop(locked(this.as_any(), || self.repr.replace(Some(repr.into()))));
         }
         Ok(())
     }
 
-    /// Drops callback and arguments, which can run Python code.
-    fn discard(&self) {
-        let arguments = self.arguments.replace(Arguments::None);
-        let callback = self.callback.take();
-        drop(arguments);
-        drop(callback);
+    /// Takes out callback and arguments. Dropping them can run Python code.
+    fn take<T: Native>(&self, this: This<'_, '_, T>) -> (Arguments, Option<Object>) {
+        locked(this.as_any(), || (self.arguments.take(), self.callback.take()))
+    }
+
+    /// The loop has come to the handle, and does not call it since it is cancelled.
+    #[inline(always)]
+    pub fn pass_over<T: Native>(&self, this: This<'_, '_, T>) {
+        if cfg!(Py_GIL_DISABLED) && self.callback.is_some() {
+            drop(self.take(this));
+        }
+    }
+
+    /// Drops callback and arguments for the garbage collector, which alone has the handle.
+    fn clear(&self) {
+        drop((self.arguments.take(), self.callback.take()));
+    }
+
+    fn callback<T: Native>(&self, this: This<'_, '_, T>) -> Option<Object> {
+        locked(this.as_any(), || self.callback.get())
+    }
+
+    fn kept_repr<T: Native>(&self, this: This<'_, '_, T>) -> Option<Object> {
+        locked(this.as_any(), || self.repr.get())
     }
 
     fn traverse(&self, visitor: &mut Visitor) {
         visitor.cell(&self.callback);
-        if let Ok(arguments) = self.arguments.try_borrow() {
-            match &*arguments {
-                // GIL: the count is not atomic. A call that is under way owns them, too, and is not traversed.
-                Arguments::Many(all) if Rc::strong_count(all) > 1 => {}
-                arguments => arguments.each(|argument| visitor.object(argument)),
-            }
-        }
+        self.arguments.traverse(visitor);
         visitor.object(&self.context);
-        visitor.object(&self.event_loop);
+        visitor.object(self.event_loop.as_object());
         visitor.optional(&self.source_traceback);
         visitor.cell(&self.repr);
     }
 
     /// None if the handle is cancelled.
-    fn arguments_or_none(&self, py: Python<'_>) -> PyResult<Object> {
-        if !self.callback.is_some() {
-            return Ok(Object::none(py));
+    fn arguments_or_none<T: Native>(&self, this: This<'_, '_, T>) -> PyResult<Object> {
+        let arguments = locked(this.as_any(), || self.callback.is_some().then(|| self.arguments.get()));
+        match arguments {
+            Some(arguments) => arguments.to_tuple(this.py()),
+            None => Ok(Object::none(this.py())),
         }
-        let arguments = self.arguments.borrow().clone();
-        arguments.to_tuple(py)
     }
 }
 
@@ -352,35 +314,42 @@ impl When {
 /// A callback that is due at a time.
 pub struct TimerHandle {
     handle: Handle,
-    schedule: Rc<Schedule>,
     /// In seconds of the event loop's clock.
     when: f64,
     /// What when() returns, if the program gave no float.
     given: Option<Object>,
     /// None if the timer is not among the event loop's timers.
-    key: Cell<Option<TimerKey>>,
+    key: Published<Option<TimerKey>>,
 }
 
 impl TimerHandle {
     /// Makes a timer and adds it to the event loop's timers.
-    pub fn schedule(
-        py: Python<'_>,
-        when: When,
-        handle: Handle,
-        schedule: &Rc<Schedule>,
-    ) -> PyResult<Obj<TimerHandle>> {
+    pub fn schedule(py: Python<'_>, when: When, handle: Handle) -> PyResult<Obj<TimerHandle>> {
         let When { seconds: when, given } = when;
-        let timer = TimerHandle { handle, schedule: Rc::clone(schedule), when, given, key: Cell::new(None) };
-        let timer = Obj::new(py, timer)?;
-        let mut timers = schedule.timers.borrow_mut();
+        let timer = Obj::new(py, TimerHandle { handle, when, given, key: Published::new(None) })?;
+        let core = timer.core();
+        match core.owner.try_enter() {
+            Some(_entered) => TimerHandle::add(timer.this(py))?,
+            None => core.push_threadsafe(py, ReadyEntry::Step(BoundMethod::new(timer.this(py), add_step)))?,
+        }
+        Ok(timer)
+    }
+
+    /// Adds it to the event loop's timers.
+    fn add(this: This<'_, '_, TimerHandle>) -> PyResult<()> {
+        let mut timers = this.core().schedule.timers.borrow_mut();
         if !timers.reserve() {
             drop(timers);
-            return Err(no_memory(py));
+            return Err(no_memory(this.py()));
         }
-        let key = timers.insert(when, timer.clone());
+        let key = timers.insert(this.when, this.obj());
         drop(timers);
-        timer.key.set(Some(key));
-        Ok(timer)
+        this.key.set(Some(key));
+        Ok(())
+    }
+
+    fn core(&self) -> &Core {
+        &self.handle.event_loop.core
     }
 
     /// To be called when the event loop has taken it out of its timers.
@@ -395,9 +364,17 @@ impl TimerHandle {
     /// Takes it out of the event loop's timers. Returns whether it was there.
     pub fn take_out(&self) -> bool {
         let Some(key) = self.key.take() else { return false };
-        let removed = self.schedule.timers.borrow_mut().remove(key);
+        let removed = self.core().schedule.timers.borrow_mut().remove(key);
         drop(removed);
         true
+    }
+
+    /// Takes it out of the event loop's timers because it is cancelled.
+    fn take_out_cancelled(&self) {
+        if self.take_out() {
+            let count = &self.core().schedule.timers_cancelled;
+            count.set(count.get() + 1);
+        }
     }
 
     pub fn handle(&self) -> &Handle {
@@ -417,6 +394,18 @@ impl TimerHandle {
     }
 }
 
+/// Another thread has made the timer.
+fn add_step(this: This<'_, '_, TimerHandle>) -> PyResult<()> {
+    if this.handle.is_cancelled() { Ok(()) } else { TimerHandle::add(this) }
+}
+
+/// Another thread has cancelled the timer.
+fn take_out_step(this: This<'_, '_, TimerHandle>) -> PyResult<()> {
+    this.take_out_cancelled();
+    this.handle.pass_over(this);
+    Ok(())
+}
+
 impl Native for Handle {
     fn class() -> &'static Class {
         &statics::HANDLE
@@ -427,7 +416,7 @@ impl Native for Handle {
     }
 
     fn clear(&self) {
-        self.discard();
+        Handle::clear(self);
     }
 }
 
@@ -442,6 +431,6 @@ impl Native for TimerHandle {
     }
 
     fn clear(&self) {
-        self.handle.discard();
+        self.handle.clear();
     }
 }

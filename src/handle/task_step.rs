@@ -6,10 +6,12 @@
 use std::ffi::CStr;
 use std::sync::atomic::Ordering::Relaxed;
 
+use pyo3::Borrowed;
 use pyo3::ffi;
 use pyo3::prelude::*;
 
-use super::{Arguments, Call, Handle, reraise_fatal};
+use super::{Call, Handle, reraise_fatal};
+use crate::cpython::arguments::Arguments;
 use crate::cpython::class::{Obj, Visitor};
 use crate::cpython::object::{Object, run_in_context};
 use crate::cpython::statics::TASK_WAKEUP;
@@ -23,15 +25,19 @@ pub struct TaskStep {
     pub context: Object,
 }
 
-/// Whether a callable is a task's step (without an argument) or wake-up (with one).
-pub fn is_of_task(py: Python<'_>, callback: &Object, arguments: usize) -> PyResult<bool> {
+/// Whether a callable is a task's step (without an argument) or wake-up, which gets a future or task. Another class of futures can use
+/// the handle of a wake-up.
+pub fn is_of_task(py: Python<'_>, callback: &Object, argument: Option<&Object>) -> PyResult<bool> {
     // SAFETY: the object lives.
-    let kind = unsafe { ffi::Py_TYPE(callback.as_ptr()) };
-    match arguments {
-        0 => Ok(kind.cast() == imports(py)?.task_step.as_ptr()),
-        1 if kind == &raw mut ffi::PyCFunction_Type => is_wakeup(py, callback),
-        _ => Ok(false),
+    let kind = |object: &Object| unsafe { ffi::Py_TYPE(object.as_ptr()) }.cast::<ffi::PyObject>();
+    let imports = imports(py)?;
+    let Some(argument) = argument else { return Ok(kind(callback) == imports.task_step.as_ptr()) };
+    let of_asyncio =
+        || [&imports.c_future, &imports.c_task].iter().any(|class| kind(argument) == class.as_ptr());
+    if kind(callback) != (&raw mut ffi::PyCFunction_Type).cast() || !of_asyncio() {
+        return Ok(false);
     }
+    is_wakeup(py, callback)
 }
 
 fn is_wakeup(py: Python<'_>, callback: &Object) -> PyResult<bool> {
@@ -71,18 +77,18 @@ impl TaskStep {
     #[cold]
     fn report(&self, py: Python<'_>, error: PyErr, event_loop: &Object) -> PyResult<()> {
         let exception = reraise_fatal(py, error)?;
-        let handle = self.handle(py, event_loop)?;
+        let handle = self.handle(py, event_loop.bind(py))?;
         imports(py)?.report_handle.call(py, &[handle.as_object(), &exception]).map(drop)
     }
 
     /// A handle that runs the step, too.
     #[cold]
-    pub fn handle(&self, py: Python<'_>, event_loop: &Object) -> PyResult<Obj<Handle>> {
+    pub fn handle(&self, py: Python<'_>, event_loop: Borrowed<'_, '_, PyAny>) -> PyResult<Obj<Handle>> {
         let call = Call {
             callback: self.callback.clone(),
             arguments: self.future.clone().map_or(Arguments::None, Arguments::One),
             context: self.context.clone(),
-            event_loop: event_loop.clone(),
+            event_loop: Obj::of(event_loop)?,
         };
         Obj::new(py, Handle::with_traceback(call, None))
     }

@@ -7,7 +7,7 @@ use super::class::AsHandle;
 use crate::cpython::class::{Class, Native, This, Visitor};
 use crate::cpython::object::{Object, thread_ident};
 use crate::cpython::statics;
-use crate::reactor::run_lock::RunLock;
+use crate::reactor::run_lock::{Run, RunLock};
 
 /// Another thread that asks for its state or cancels it waits while the callback runs.
 pub struct ThreadSafeHandle {
@@ -15,16 +15,17 @@ pub struct ThreadSafeHandle {
     running: RunLock,
 }
 
-/// Waits until the callback does not run in another thread. The error is what a signal's handler raised meanwhile.
-///
-/// GIL: no thread can begin to run the callback before the caller releases it.
-fn wait(running: &RunLock, py: Python<'_>) -> PyResult<()> {
+/// Keeps other threads from the callback, waiting until it does not run in another one. The error is what a signal's handler raised
+/// meanwhile.
+fn hold<'lock>(running: &'lock RunLock, py: Python<'_>) -> PyResult<Run<'lock>> {
     let thread = thread_ident();
-    while running.is_elsewhere(thread) {
+    loop {
+        if let Some(run) = running.try_begin(thread) {
+            return Ok(run);
+        }
         py.detach(|| running.wait(thread));
         py.check_signals()?;
     }
-    Ok(())
 }
 
 impl ThreadSafeHandle {
@@ -58,7 +59,7 @@ impl Native for ThreadSafeHandle {
     }
 
     fn clear(&self) {
-        self.handle.discard();
+        self.handle.clear();
     }
 }
 
@@ -67,17 +68,17 @@ impl AsHandle for ThreadSafeHandle {
         &self.handle
     }
 
-    fn copy(&self) -> ThreadSafeHandle {
-        ThreadSafeHandle::new(self.handle.copy())
+    fn copy(this: This<'_, '_, Self>) -> ThreadSafeHandle {
+        ThreadSafeHandle::new(this.handle.copy(this))
     }
 
     fn cancel(this: This<'_, '_, Self>) -> PyResult<()> {
-        wait(&this.running, this.py())?;
-        this.get().handle.cancel_as(this.py(), &this.object())
+        let _run = hold(&this.get().running, this.py())?;
+        this.handle.cancel_as(this, true)
     }
 
     fn is_cancelled(this: This<'_, '_, Self>) -> PyResult<bool> {
-        wait(&this.running, this.py())?;
+        drop(hold(&this.running, this.py())?);
         Ok(this.handle.is_cancelled())
     }
 

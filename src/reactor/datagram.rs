@@ -6,6 +6,7 @@ use std::os::fd::RawFd;
 use socket2::SockAddr;
 
 use super::faults::{self, Call};
+use super::memory::Memory;
 use super::socket::{SEND_FLAGS, check};
 use crate::reserve::zeroes;
 
@@ -117,14 +118,14 @@ impl Batch {
 }
 
 /// Sends a datagram, to the peer or to an address; never waits, and raises no SIGPIPE.
-pub fn send_to(fd: RawFd, data: &[u8], address: Option<&SockAddr>) -> io::Result<usize> {
+pub fn send_to(fd: RawFd, data: Memory<'_>, address: Option<&SockAddr>) -> io::Result<usize> {
     let (name, length) = match address {
         Some(address) => (address.as_ptr().cast(), address.len()),
         None => (std::ptr::null(), 0),
     };
     faults::attempt(Call::SendTo)?;
     // SAFETY: `data` is valid for reads of its length, and so is the address.
-    check(unsafe { libc::sendto(fd, data.as_ptr().cast(), data.len(), SEND_FLAGS, name, length) })
+    check(unsafe { libc::sendto(fd, data.as_ptr().cast(), data.length(), SEND_FLAGS, name, length) })
 }
 
 #[cfg(test)]
@@ -147,7 +148,10 @@ mod tests {
         let address = here.local_addr().unwrap();
         for number in 0..20u8 {
             let data = vec![number; usize::from(number)];
-            assert_eq!(send_to(there.as_raw_fd(), &data, Some(&address.into())).unwrap(), data.len());
+            assert_eq!(
+                send_to(there.as_raw_fd(), Memory::from(&data[..]), Some(&address.into())).unwrap(),
+                data.len()
+            );
         }
         let mut seen = Vec::new();
         while let Ok(count) = batch.receive(here.as_raw_fd(), Slots::Many) {
@@ -165,7 +169,7 @@ mod tests {
     fn long_datagrams_of_unix_sockets_are_received_whole() {
         let (here, there) = UnixDatagram::pair().unwrap();
         let data = vec![7; 150_000];
-        assert_eq!(send_to(there.as_raw_fd(), &data, None).unwrap(), data.len());
+        assert_eq!(send_to(there.as_raw_fd(), Memory::from(&data[..]), None).unwrap(), data.len());
         let mut batch = Batch::new().unwrap();
         assert_eq!(batch.receive(here.as_raw_fd(), Slots::One).unwrap(), 1);
         assert_eq!(batch.get(0).0, data);

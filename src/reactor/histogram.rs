@@ -3,9 +3,8 @@
 //! A bucket is a sixteenth of a power of two wide. Its number is the exponent of the duration's float followed by the upper four
 //! bits of the mantissa.
 
-use std::cell::Cell;
-
 use super::clock::{SHORTEST, Tick};
+use super::published::Published;
 
 /// Bits of the mantissa in a bucket's number.
 const FINE: u32 = 4;
@@ -21,11 +20,11 @@ const BUCKETS: usize = (LONGEST.to_bits() >> SHIFT) as usize - FIRST;
 
 pub struct Histogram {
     /// Durations of less than [`SHORTEST`].
-    short: Cell<u64>,
+    short: Published<u64>,
     /// The last is for durations of [`LONGEST`] or more.
-    counts: Box<[Cell<u64>; BUCKETS + 1]>,
+    counts: Box<[Published<u64>; BUCKETS + 1]>,
     /// The longest, in seconds: a number of ticks would change its meaning with each measurement of a tick.
-    longest: Cell<f64>,
+    longest: Published<f64>,
 }
 
 /// A copy of a histogram's content.
@@ -42,9 +41,9 @@ pub type Bucket = (f64, f64, u64);
 impl Default for Histogram {
     fn default() -> Self {
         Histogram {
-            short: Cell::new(0),
-            counts: Box::new([const { Cell::new(0) }; BUCKETS + 1]),
-            longest: Cell::new(0.0),
+            short: Published::new(0),
+            counts: Box::new(std::array::from_fn(|_| Published::new(0))),
+            longest: Published::new(0.0),
         }
     }
 }

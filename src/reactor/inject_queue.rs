@@ -42,14 +42,17 @@ impl<T> Default for InjectQueue<T> {
 }
 
 impl<T> InjectQueue<T> {
-    /// Appends a message and ends the loop's wait. True if the caller must wake the poller.
-    #[must_use]
-    pub fn push(&self, message: T) -> bool {
+    /// Appends a message and ends the loop's wait. True if the caller must wake the poller. Without memory, the message is returned.
+    pub fn push(&self, message: T) -> Result<bool, T> {
         let mut messages = self.messages.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        // While it is locked: room that was made before can be another sender's by now.
+        if messages.try_reserve(1).is_err() {
+            return Err(message);
+        }
         messages.push_back(message);
         self.nonempty.store(true, Ordering::Relaxed);
         drop(messages);
-        self.parker.unpark()
+        Ok(self.parker.unpark())
     }
 
     /// Ends the loop's wait without a message; before a wait, keeps it from beginning. True if the caller must wake the poller.
@@ -57,13 +60,6 @@ impl<T> InjectQueue<T> {
     pub fn notify(&self) -> bool {
         self.nonempty.store(true, Ordering::Relaxed);
         self.parker.unpark()
-    }
-
-    /// Makes room for another message. False if there is no memory.
-    #[must_use]
-    pub fn reserve(&self) -> bool {
-        let mut messages = self.messages.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        messages.try_reserve(1).is_ok()
     }
 
     pub fn count(&self) -> usize {
@@ -163,12 +159,12 @@ mod tests {
     #[test]
     fn only_the_first_message_to_a_parked_loop_wakes_it() {
         let queue = InjectQueue::default();
-        assert!(!queue.push(1), "a loop that runs needs no wake-up");
+        assert!(!queue.push(1).unwrap(), "a loop that runs needs no wake-up");
         assert!(!queue.begin_wait(false), "a loop with messages does not wait");
         assert_eq!(queue.take_all(), [1]);
         assert!(queue.begin_wait(false));
-        assert!(queue.push(2));
-        assert!(!queue.push(3));
+        assert!(queue.push(2).unwrap());
+        assert!(!queue.push(3).unwrap());
         queue.parker.unpark();
         assert_eq!(queue.take_all(), [2, 3]);
         assert!(!queue.has_entries());
@@ -182,7 +178,7 @@ mod tests {
     #[test]
     fn a_loop_does_not_wait_before_it_has_taken_all_messages() {
         let queue = InjectQueue::default();
-        (0..5).for_each(|message| assert!(!queue.push(message)));
+        (0..5).for_each(|message| assert!(!queue.push(message).unwrap()));
         let mut taken = Vec::new();
         for count in [0, 2, 2, 2] {
             assert!(!queue.begin_wait(false));

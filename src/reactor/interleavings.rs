@@ -6,6 +6,7 @@
 use std::io;
 use std::time::Duration;
 
+use loom::cell::UnsafeCell;
 use loom::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use loom::sync::{Arc, Condvar, Mutex};
 use loom::thread;
@@ -13,6 +14,7 @@ use loom::thread;
 use super::clock::simulated;
 use super::inject_queue::InjectQueue;
 use super::kernel::Wait;
+use super::owner::Owner;
 use super::poller::Events;
 use super::run_lock::RunLock;
 use super::run_monitor::RunMonitor;
@@ -63,7 +65,7 @@ struct Loop {
 
 impl Loop {
     fn send(&self, message: u32) {
-        if self.queue.push(message) {
+        if self.queue.push(message).unwrap() {
             self.kernel.wake().unwrap();
         }
     }
@@ -191,5 +193,45 @@ fn a_thread_that_waits_for_a_run_sees_all_of_it() {
         state.store(2, Relaxed);
         drop(run);
         other.join().unwrap();
+    });
+}
+
+#[test]
+fn a_loop_has_one_owner_at_a_time() {
+    const LOOP: usize = 16;
+    const OTHER: usize = 32;
+    loom::model(|| {
+        // loom reports a state that two threads touch at a time, or one after the other without having seen what it wrote.
+        let shared = Arc::new((Owner::default(), UnsafeCell::new(0)));
+        let count = |shared: &(Owner, UnsafeCell<u32>)| shared.1.with_mut(|state| unsafe { *state += 1 });
+        let other = {
+            let shared = Arc::clone(&shared);
+            thread::spawn(move || {
+                let entered = shared.0.enter(OTHER, |_| thread::yield_now());
+                if entered.is_some() {
+                    count(&shared);
+                    // A method that calls another.
+                    let nested = shared.0.enter(OTHER, |_| unreachable!("the thread is the owner"));
+                    assert!(nested.is_some());
+                    drop(nested);
+                    count(&shared);
+                }
+                entered.is_some()
+            })
+        };
+        let called = shared.0.enter(LOOP, |_| thread::yield_now());
+        let ran = called.is_some();
+        if ran {
+            count(&shared);
+            let run = shared.0.run(LOOP, |_| unreachable!("the thread is the owner"));
+            assert!(run.is_some());
+            count(&shared);
+            drop(run);
+            count(&shared);
+        }
+        drop(called);
+        let entered = other.join().unwrap();
+        assert!(ran || entered, "one of them must get it");
+        assert!(shared.0.enter(OTHER, |_| unreachable!("nobody is the owner")).is_some());
     });
 }

@@ -6,12 +6,15 @@
 //! - [`descriptor_map`]: a map by the number of a descriptor.
 //! - [`inject_queue`]: messages from other threads, and the state of the loop's wait.
 //! - [`spin`]: the spin before a wait.
+//! - `owner`: which thread may touch a loop's state, without the GIL.
+//! - [`published`]: cells that one thread writes and any may read.
 //! - [`poll_policy`]: when to poll while callbacks are ready.
 //! - [`timers`]: the heap of timers.
 //! - [`clock`]: the time, in seconds and in the processor's ticks.
 //! - [`histogram`]: durations, counted by size.
 //! - [`run_monitor`]: lets a watchdog see a callback that runs for long.
 //! - [`run_lock`]: keeps other threads from a handle while its callback runs.
+//! - [`memory`]: memory that others may write to meanwhile.
 //! - [`socket`], [`datagram`], [`pipe`]: the system calls that transports make.
 //! - [`faults`]: system calls that fail on demand.
 //! - [`sync`]: the standard library's primitives, or loom's.
@@ -23,9 +26,13 @@ pub mod faults;
 pub mod histogram;
 pub mod inject_queue;
 pub mod kernel;
+pub mod memory;
+#[cfg(any(Py_GIL_DISABLED, test))]
+pub mod owner;
 pub mod pipe;
 pub mod poll_policy;
 pub mod poller;
+pub mod published;
 pub mod registry;
 pub mod run_lock;
 pub mod run_monitor;

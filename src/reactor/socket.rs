@@ -10,6 +10,7 @@ use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::faults::{self, Call};
+use super::memory::{Memory, MemoryMut};
 
 /// The most buffers of one sendmsg(). Linux takes up to 1,024; fewer keep the array on the stack.
 pub const MAX_SLICES: usize = 64;
@@ -43,9 +44,11 @@ pub fn is_not_ready(error: &io::Error) -> bool {
 }
 
 /// Receives into `buffer` and returns the number of bytes; never waits.
-pub fn recv(fd: RawFd, buffer: &mut [u8]) -> io::Result<usize> {
-    // SAFETY: both types have the same layout, and only initialised bytes are written.
-    recv_uninit(fd, unsafe { &mut *(std::ptr::from_mut(buffer) as *mut [MaybeUninit<u8>]) })
+pub fn recv<'a>(fd: RawFd, buffer: impl Into<MemoryMut<'a>>) -> io::Result<usize> {
+    let mut buffer = buffer.into();
+    let length = faults::length(Call::Recv, buffer.length())?;
+    // SAFETY: `buffer` is valid for writes of its length, which `length` is not above.
+    check(unsafe { sys_recv(fd, buffer.as_mut_ptr().cast(), length, libc::MSG_DONTWAIT) })
 }
 
 /// Receives into memory that need not be initialised and returns the number of bytes, which are; never waits.
@@ -77,13 +80,18 @@ pub(super) const SEND_FLAGS: libc::c_int = libc::MSG_DONTWAIT | libc::MSG_NOSIGN
 #[cfg(not(any(target_os = "linux", target_os = "android", target_os = "freebsd")))]
 pub(super) const SEND_FLAGS: libc::c_int = libc::MSG_DONTWAIT;
 
+/// Sends what is in one piece; as [`send`].
+pub fn send_one(fd: RawFd, data: Memory<'_>) -> io::Result<usize> {
+    let length = faults::length(Call::Send, data.length())?;
+    // SAFETY: `data` is valid for reads of its length, which `length` is not above.
+    check(unsafe { sys_send(fd, data.as_ptr().cast(), length, SEND_FLAGS) })
+}
+
 /// Sends as much of the buffers as the socket takes, of which at most [`MAX_SLICES`] are used, and returns the
 /// number of bytes; never waits, and raises no SIGPIPE.
 pub fn send(fd: RawFd, slices: &[IoSlice<'_>]) -> io::Result<usize> {
     if let [data] = slices {
-        let length = faults::length(Call::Send, data.len())?;
-        // SAFETY: `data` is valid for reads of its length, which `length` is not above.
-        return check(unsafe { sys_send(fd, data.as_ptr().cast(), length, SEND_FLAGS) });
+        return send_one(fd, Memory::from(&**data));
     }
     let slices = faults::slices(Call::SendMessage, &slices[..slices.len().min(MAX_SLICES)])?;
     // SAFETY: all zeroes is a valid msghdr: no address, no control data.
@@ -233,9 +241,9 @@ mod tests {
     fn moves_bytes_and_never_waits() {
         let (mut here, there) = UnixStream::pair().unwrap();
         let mut buffer = [0; 8];
-        assert_eq!(recv(there.as_raw_fd(), &mut buffer).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        assert_eq!(recv(there.as_raw_fd(), &mut buffer[..]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
         here.write_all(b"ping").unwrap();
-        assert_eq!(recv(there.as_raw_fd(), &mut buffer).unwrap(), 4);
+        assert_eq!(recv(there.as_raw_fd(), &mut buffer[..]).unwrap(), 4);
         assert_eq!(&buffer[..4], b"ping");
         assert_eq!(send(there.as_raw_fd(), &[IoSlice::new(b"po"), IoSlice::new(b"ng")]).unwrap(), 4);
         here.read_exact(&mut buffer[..4]).unwrap();
@@ -252,7 +260,7 @@ mod tests {
             send(there.as_raw_fd(), &[IoSlice::new(b"x")]).unwrap_err().kind(),
             io::ErrorKind::BrokenPipe
         );
-        assert_eq!(recv(-1, &mut buffer).unwrap_err().raw_os_error(), Some(libc::EBADF));
+        assert_eq!(recv(-1, &mut buffer[..]).unwrap_err().raw_os_error(), Some(libc::EBADF));
     }
 
     #[test]
@@ -266,8 +274,8 @@ mod tests {
         assert_eq!(local_address(server.as_raw_fd()).unwrap().as_socket(), Some(client.peer_addr().unwrap()));
         set_nodelay(server.as_raw_fd());
         assert!(socket2::SockRef::from(&server).tcp_nodelay().unwrap());
-        assert_eq!(recv(server.as_raw_fd(), &mut [0]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        assert_eq!(recv(server.as_raw_fd(), &mut [0][..]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
         shutdown_write(server.as_raw_fd()).unwrap();
-        assert_eq!((&client).read(&mut [0]).unwrap(), 0);
+        assert_eq!((&client).read(&mut [0][..]).unwrap(), 0);
     }
 }

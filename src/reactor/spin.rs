@@ -177,14 +177,14 @@ mod tests {
         let mut events = Events::default();
 
         assert!(queue.begin_wait(true));
-        assert!(!queue.push(1), "a loop that spins need not be woken");
+        assert!(!queue.push(1).unwrap(), "a loop that spins need not be woken");
         assert!(spin_for_wakeup(&queue.parker, &poller, &mut events).unwrap().is_over);
         queue.take_all();
 
         assert!(queue.begin_wait(true));
         let spun = spin_for_wakeup(&queue.parker, &poller, &mut events).unwrap();
         assert!(!spun.is_over && spun.seconds >= MAX_SPIN);
-        assert!(queue.push(2), "a loop that is parked must be woken");
+        assert!(queue.push(2).unwrap(), "a loop that is parked must be woken");
         queue.take_all();
 
         let (reader, writer) = std::os::unix::net::UnixStream::pair().unwrap();
@@ -204,7 +204,7 @@ mod tests {
         poller.wait(&mut events, None).unwrap();
         assert!(!events.is_empty());
         assert!(queue.begin_wait(true));
-        assert!(!queue.push(1));
+        assert!(!queue.push(1).unwrap());
         assert!(spin_for_wakeup(&queue.parker, &poller, &mut events).unwrap().is_over);
         assert!(events.is_empty());
     }
@@ -217,7 +217,7 @@ mod tests {
         poller.add(stream.as_raw_fd(), 7, Interest::WRITABLE).unwrap();
         let found = (0..MAX_WITHOUT_POLL).filter(|_| {
             assert!(queue.begin_wait(true));
-            assert!(!queue.push(1));
+            assert!(!queue.push(1).unwrap());
             spin_for_wakeup(&queue.parker, &poller, &mut events).unwrap();
             queue.take_all();
             !events.is_empty()
@@ -231,7 +231,7 @@ mod tests {
         let (queue, poller) = (InjectQueue::default(), Poller::new(Backend::default()).unwrap());
         let send = || {
             for message in 0..MESSAGES {
-                if queue.push(message) {
+                if queue.push(message).unwrap() {
                     poller.wake().unwrap();
                 }
                 // Some come during a spin, some at its end, some after it.

@@ -15,6 +15,18 @@ pub struct TimerKey {
     generation: u32,
 }
 
+/// A generation is less than [`u32::MAX`].
+#[cfg(Py_GIL_DISABLED)]
+impl super::published::Word for Option<TimerKey> {
+    fn to_word(self) -> u64 {
+        self.map_or(u64::MAX, |key| u64::from(key.generation) << 32 | u64::from(key.slot))
+    }
+
+    fn from_word(word: u64) -> Self {
+        (word != u64::MAX).then_some(TimerKey { slot: word as u32, generation: (word >> 32) as u32 })
+    }
+}
+
 #[derive(Clone, Copy)]
 struct Node {
     deadline: Deadline,

@@ -8,7 +8,6 @@ use std::cell::Cell;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::rc::Rc;
 
 use pyo3::Borrowed;
 use pyo3::exceptions::PyRuntimeError;
@@ -26,6 +25,7 @@ use crate::cpython::class::{self, Class, Definition, Native, Obj, This, Visitor}
 use crate::cpython::errors::{OrOsError, new_error, numbered, os_error};
 use crate::cpython::module::add;
 use crate::cpython::object::{Object, tuple};
+use crate::cpython::ownership::{Owner, Shared};
 use crate::cpython::statics;
 use crate::imports::resolve;
 use crate::intern;
@@ -34,7 +34,7 @@ use crate::{attribute, method0, method1};
 
 /// A TCP connection that is being made.
 pub struct Connection {
-    core: Rc<Core>,
+    core: Shared<Core>,
     event_loop: Object,
     fd: RawFd,
     peer: SocketAddr,
@@ -51,7 +51,7 @@ impl Connection {
     /// Begins to connect a socket.
     pub fn start(
         py: Python<'_>,
-        core: &Rc<Core>,
+        core: &Shared<Core>,
         event_loop: Object,
         socket: OwnedFd,
         peer: SocketAddr,
@@ -61,7 +61,7 @@ impl Connection {
         let file = SocketFile::new(socket, Some(Address::Internet(peer)));
         audit::raise(py, c"socket.connect", &|py| file.python_socket(py), &|py| address(py, peer))?;
         let connection = Connection {
-            core: Rc::clone(core),
+            core: Shared::clone(core),
             event_loop,
             fd,
             peer,
@@ -172,6 +172,10 @@ impl Native for Connection {
     }
 
     fn clear(&self) {}
+
+    fn owner(&self) -> Option<&Owner> {
+        Some(&self.core.owner)
+    }
 }
 
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {

@@ -9,13 +9,14 @@ use crate::cpython::class::Visitor;
 use crate::cpython::errors::new_error;
 use crate::cpython::object::{Object, ObjectCell, tuple};
 use crate::intern;
+use crate::reactor::published::Published;
 
 /// asyncio's default high-water mark, in bytes.
-const HIGH_WATER: usize = 64 * 1024;
+pub const HIGH_WATER: usize = 64 * 1024;
 
 pub struct FlowControl {
-    high: Cell<usize>,
-    low: Cell<usize>,
+    high: Published<usize>,
+    low: Published<usize>,
     paused: Cell<bool>,
     /// The limits as they were given, if they are not sizes: floats, or larger numbers.
     given: ObjectCell,
@@ -23,16 +24,20 @@ pub struct FlowControl {
 
 impl Default for FlowControl {
     fn default() -> Self {
-        FlowControl {
-            high: Cell::new(HIGH_WATER),
-            low: Cell::new(HIGH_WATER / 4),
-            paused: Cell::new(false),
-            given: ObjectCell::default(),
-        }
+        FlowControl::with_high_water(HIGH_WATER)
     }
 }
 
 impl FlowControl {
+    pub fn with_high_water(high: usize) -> FlowControl {
+        FlowControl {
+            high: Published::new(high),
+            low: Published::new(high / 4),
+            paused: Cell::new(false),
+            given: ObjectCell::default(),
+        }
+    }
+
     pub fn high(&self) -> usize {
         self.high.get()
     }
@@ -49,23 +54,34 @@ impl FlowControl {
     pub fn limits(&self, py: Python<'_>) -> PyResult<Object> {
         match self.given.get() {
             Some(given) => Ok(given),
-            None => tuple(py, &[&Object::from_size(py, self.low())?, &Object::from_size(py, self.high())?]),
+            None => self.limits_in_bytes(py),
         }
+    }
+
+    /// As [`FlowControl::limits`], for any thread. They are rounded down to sizes.
+    pub fn limits_in_bytes(&self, py: Python<'_>) -> PyResult<Object> {
+        tuple(py, &[&Object::from_size(py, self.low())?, &Object::from_size(py, self.high())?])
     }
 
     pub fn is_paused(&self) -> bool {
         self.paused.get()
     }
 
-    /// Sets the limits: any objects that can be compared with an integer, as in asyncio.
-    pub fn set_limits(&self, py: Python<'_>, high: Option<Object>, low: Option<Object>) -> PyResult<()> {
+    /// Sets the limits: any objects that can be compared with an integer, as in asyncio. `standard` is the high one if none is given.
+    pub fn set_limits(
+        &self,
+        py: Python<'_>,
+        high: Option<Object>,
+        low: Option<Object>,
+        standard: usize,
+    ) -> PyResult<()> {
         let given = |limit: Option<Object>| limit.filter(|limit| !limit.is_none());
         let number = |number: i64| Object::from_int(py, number);
         let (high, low) = (given(high), given(low));
         let high = match (high, &low) {
             (Some(high), _) => high,
             (None, Some(low)) => number(4)?.bind(py).mul(low.bind(py))?.into(),
-            (None, None) => number(HIGH_WATER as i64)?,
+            (None, None) => number(standard as i64)?,
         };
         let low = match low {
             Some(low) => low,

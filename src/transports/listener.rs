@@ -8,7 +8,6 @@
 use std::cell::Cell;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::rc::Rc;
 
 use pyo3::prelude::*;
 
@@ -23,6 +22,7 @@ use crate::cpython::class::{self, Class, Definition, Native, Obj, This, Visitor}
 use crate::cpython::errors::os_error;
 use crate::cpython::module::add;
 use crate::cpython::object::{Object, copy_context, copy_of_context, dict, run_in_context, tuple};
+use crate::cpython::ownership::{Owner, Shared};
 use crate::cpython::socket::DescriptorPlace;
 use crate::cpython::statics;
 use crate::handle::reraise_fatal;
@@ -32,7 +32,7 @@ use crate::method0;
 use crate::reactor::socket;
 
 pub struct ListenerParams {
-    pub core: Rc<Core>,
+    pub core: Shared<Core>,
     pub event_loop: Object,
     pub protocol_factory: Object,
     pub socket: Object,
@@ -101,6 +101,17 @@ impl Listener {
         Waiter::dismiss(py, waiter).map(drop)
     }
 
+    /// Stops the listener of a socket that another thread has closed. Its number can be another file's by now.
+    pub fn forget(core: &Core, socket: &Object, fd: RawFd) {
+        let Some(reader) = core.reader_of(fd) else { return };
+        if let Some(listener) = Obj::<Listener>::downcast(&reader)
+            && listener.params.socket.is(socket)
+        {
+            listener.stopped.set(true);
+            drop(core.remove_waiter(fd, Direction::Read, Some(&reader)));
+        }
+    }
+
     fn listen(this: ThisListener<'_, '_>) -> PyResult<()> {
         let waiter = Waiter::Step(BoundMethod::new(this, Listener::accept_batch));
         this.params.core.add_waiter(this.py(), this.params.fd, Direction::Read, waiter).map(drop)
@@ -122,16 +133,22 @@ impl Listener {
                 (_, Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM)) => {
                     Ok(Accepted::Exhausted(error))
                 }
+                // Another thread has just closed the socket.
+                _ if cfg!(Py_GIL_DISABLED) && self.is_socket_closed() => Ok(Accepted::None),
                 _ => Err(os_error(py, error)),
             },
         }
     }
 
+    fn is_socket_closed(&self) -> bool {
+        // SAFETY: the listener keeps the socket.
+        self.place.is_some_and(|place| unsafe { place.get() } < 0)
+    }
+
     /// Accepts connections that wait, twice as many each time until there are no more, and no more than the backlog holds. The
     /// poller reports the rest.
     fn accept_batch(this: ThisListener<'_, '_>) -> PyResult<()> {
-        // SAFETY: the listener keeps the socket.
-        if this.place.is_some_and(|place| unsafe { place.get() } < 0) {
+        if this.is_socket_closed() {
             // The program has closed it, and the number can be another file's.
             this.stopped.set(true);
             Listener::unlisten(this);
@@ -305,6 +322,10 @@ impl Native for Listener {
 
     fn clear(&self) {
         self.stopped.set(true);
+    }
+
+    fn owner(&self) -> Option<&Owner> {
+        Some(&self.params.core.owner)
     }
 }
 

@@ -2,14 +2,16 @@
 
 use pyo3::Borrowed;
 use pyo3::prelude::*;
-use pyo3::types::{PyByteArray, PyBytes, PyDict, PyMemoryView, PyType};
+use pyo3::types::{PyByteArray, PyBytes, PyDict, PyMemoryView, PyString, PyType};
 
 use super::endpoint::{self, Phase, Transport};
+use super::flow::HIGH_WATER;
 use crate::core::RECEIVE_BUFFER;
 use crate::cpython::args::Args;
 use crate::cpython::buffer::Bytes;
 use crate::cpython::class::{self, This};
 use crate::cpython::object::{Object, boolean, dict};
+use crate::cpython::ownership::locked;
 use crate::imports::imports;
 use crate::intern;
 
@@ -20,6 +22,50 @@ pub fn none<T: Transport>(this: This<'_, '_, T>) -> PyResult<Object> {
 /// What a method without a value returns after `result`.
 pub fn none_after<T: Transport>(this: This<'_, '_, T>, result: PyResult<()>) -> PyResult<Object> {
     result.map(|()| Object::none(this.py()))
+}
+
+/// Ends a transport by `end`, or has the loop of another thread do so by the transport's `method`. Destructors of the program's objects
+/// close transports, and the collector of any thread may run them.
+#[inline(always)]
+pub fn end<T: Transport>(
+    this: This<'_, '_, T>,
+    method: &str,
+    exception: Option<Object>,
+    end: impl FnOnce(Option<Object>) -> PyResult<()>,
+) -> PyResult<Object> {
+    match this.core.owner.enter() {
+        Some(_entered) => none_after(this, end(exception)),
+        None => end_by_loop(this, method, exception),
+    }
+}
+
+#[cold]
+fn end_by_loop<T: Transport>(
+    this: This<'_, '_, T>,
+    method: &str,
+    exception: Option<Object>,
+) -> PyResult<Object> {
+    if this.is_lost() {
+        return none(this);
+    }
+    call_by_loop(this.as_any(), &this.event_loop, method, exception)?;
+    this.note_ended_elsewhere();
+    none(this)
+}
+
+/// Has the loop of another thread call a method of an object.
+#[cold]
+pub fn call_by_loop(
+    object: Borrowed<'_, '_, PyAny>,
+    event_loop: &Object,
+    method: &str,
+    argument: Option<Object>,
+) -> PyResult<()> {
+    let py = object.py();
+    let method = Object::from_str(py, method)?;
+    let method = Object::from(object.getattr(method.bind(py).cast::<PyString>()?)?);
+    let arguments: Vec<_> = std::iter::once(&method).chain(&argument).collect();
+    event_loop.call_method(py, intern!(py, "call_soon_threadsafe"), &arguments).map(drop)
 }
 
 /// The bytes of an argument of write(): exact bytes by reference, anything else copied. None if it is not bytes-like.
@@ -39,21 +85,25 @@ pub fn is_bytes_like(data: &Bound<'_, PyAny>) -> bool {
 /// A transport that does not read learns only by sending that its peer is gone, so it sends first: StreamWriter.drain() calls this
 /// after each write.
 pub fn is_closing<T: Transport>(this: This<'_, '_, T>) -> PyResult<Object> {
-    if !this.registration.wants_read() && !this.is_closing() {
+    if let Some(_entered) = this.core.owner.try_enter()
+        && !this.registration.wants_read()
+        && !this.is_closing()
+    {
         T::send_now(this)?;
     }
-    Ok(boolean(this.py(), this.is_closing()))
+    Ok(boolean(this.py(), this.is_said_to_close()))
 }
 
 pub fn get_protocol<T: Transport>(this: This<'_, '_, T>) -> PyResult<Object> {
-    Ok(this.protocol_or_none(this.py()))
+    let protocol = locked(this.as_any(), || this.protocol.get());
+    Ok(protocol.unwrap_or_else(|| Object::none(this.py())))
 }
 
 pub fn set_protocol<'py, T: Transport>(
     this: This<'_, 'py, T>,
     protocol: Borrowed<'_, 'py, PyAny>,
 ) -> PyResult<Object> {
-    none_after(this, this.get().set_protocol(this.py(), Object::from(protocol)))
+    none_after(this, T::set_protocol(this, Object::from(protocol)))
 }
 
 pub fn get_extra_info<'py, T: Transport>(this: This<'_, 'py, T>, args: Args<'_, 'py>) -> PyResult<Object> {
@@ -72,7 +122,7 @@ fn original_extra_info<T: Transport>(
     name: &Bound<'_, PyAny>,
 ) -> PyResult<Option<Object>> {
     let py = this.py();
-    if let Some(extra) = this.extra.get()
+    if let Some(extra) = locked(this.as_any(), || this.extra.get())
         && let Some(found) = extra.bind(py).cast::<PyDict>()?.get_item(name)?
     {
         return Ok(Some(found.into()));
@@ -93,14 +143,17 @@ fn replaced_extra_info<T: Transport>(this: This<'_, '_, T>) -> PyResult<Option<O
 
 fn extra_dict<'py, T: Transport>(this: This<'_, 'py, T>) -> PyResult<Bound<'py, PyDict>> {
     let py = this.py();
-    match this.extra.get() {
-        Some(extra) => Ok(extra.into_bound(py).cast_into::<PyDict>()?),
-        None => {
-            let extra = dict(py)?;
-            this.extra.set(Some(Object::from(&extra)));
-            Ok(extra)
-        }
+    if let Some(extra) = locked(this.as_any(), || this.extra.get()) {
+        return Ok(extra.into_bound(py).cast_into::<PyDict>()?);
     }
+    let new = Object::from(dict(py)?);
+    let extra = locked(this.as_any(), || {
+        this.extra.get().unwrap_or_else(|| {
+            drop(this.extra.replace(Some(new.clone())));
+            new.clone()
+        })
+    });
+    Ok(extra.into_bound(py).cast_into::<PyDict>()?)
 }
 
 /// asyncio keeps all that get_extra_info() knows in this attribute.
@@ -116,18 +169,27 @@ pub fn set_write_buffer_limits<'py, T: Transport>(
     args: Args<'_, 'py>,
 ) -> PyResult<Object> {
     let ([], [high, low]) = args.parse()?;
-    this.flow.set_limits(this.py(), high, low)?;
+    this.flow.set_limits(this.py(), high, low, HIGH_WATER)?;
     T::send_now(this)?;
     none_after(this, endpoint::pause_protocol(this, this.queued_size()))
 }
 
 pub fn write_buffer_limits<T: Transport>(this: This<'_, '_, T>) -> PyResult<Object> {
-    this.flow.limits(this.py())
+    match this.core.owner.try_enter() {
+        Some(_entered) => this.flow.limits(this.py()),
+        None => this.flow.limits_in_bytes(this.py()),
+    }
 }
 
 pub fn get_write_buffer_size<T: Transport>(this: This<'_, '_, T>) -> PyResult<Object> {
-    T::send_now(this)?;
-    Object::from_size(this.py(), this.queued_size())
+    let size = match this.core.owner.try_enter() {
+        Some(_entered) => {
+            T::send_now(this)?;
+            this.queued_size()
+        }
+        None => this.waiting(),
+    };
+    Object::from_size(this.py(), size)
 }
 
 /// A repr() in asyncio's words. It ends with `details`, with `idle` if the event loop is closed, or with neither if the transport
@@ -145,7 +207,10 @@ pub fn repr<T: Transport>(
         Phase::Closed => params.push("closed".to_owned()),
     }
     params.push(format!("fd={}", this.fd));
-    if this.phase.get() != Phase::Closed {
+    // Another thread is not shown the details.
+    if this.phase.get() != Phase::Closed
+        && let Some(_entered) = this.core.owner.try_enter()
+    {
         let closed = this.core.is_closed();
         params.extend(if closed { idle.map(str::to_owned) } else { Some(details()) });
     }
@@ -171,7 +236,7 @@ macro_rules! socket_attributes {
                 $crate::transports::endpoint::Phase::Closed => none(this),
                 _ => this.file.python_socket(this.py()),
             }),
-            attribute!($native, "_sock_fd", |this| Object::from_int(this.py(), this.fd)),
+            attribute!(any_thread $native, "_sock_fd", |this| Object::from_int(this.py(), this.fd)),
         ]
     };
 }
@@ -181,13 +246,13 @@ macro_rules! socket_attributes {
 macro_rules! transport_methods {
     ($native:ty) => {
         vec![
-            method0!(
+            method0!(any_thread
                 $native,
                 "close",
-                |this| $crate::transports::methods::none_after(this, $crate::transports::endpoint::close(this)),
+                |this| $crate::transports::methods::end(this, "close", None, |_| $crate::transports::endpoint::close(this)),
                 "Close when what was written is sent; then connection_lost(None) is called."
             ),
-            method0!(
+            method0!(any_thread
                 $native,
                 "is_closing",
                 $crate::transports::methods::is_closing,
@@ -200,20 +265,20 @@ macro_rules! transport_methods {
                 $crate::transports::methods::set_protocol,
                 "Have another protocol called from now on."
             ),
-            method0!(
+            method0!(any_thread
                 $native,
                 "get_protocol",
                 $crate::transports::methods::get_protocol,
                 "Return the protocol."
             ),
-            method!(
+            method!(any_thread
                 $native,
                 "get_extra_info", "name, default=None",
                 $crate::transports::methods::get_extra_info,
                 "Return what is known under a name: of a socket 'socket' (an asyncio TransportSocket), 'sockname' and \
                  'peername', of a pipe 'pipe', and what the transport was made with."
             ),
-            method0!(
+            method0!(any_thread
                 $native,
                 "__copy__",
                 |this| Ok(this.object()),
@@ -228,7 +293,7 @@ macro_rules! transport_methods {
 macro_rules! reading_methods {
     ($native:ty) => {
         vec![
-            method0!(
+            method0!(any_thread
                 $native,
                 "is_reading",
                 |this| Ok($crate::cpython::object::boolean(this.py(), this.is_reading())),
@@ -261,10 +326,12 @@ macro_rules! reading_methods {
 macro_rules! writing_methods {
     ($native:ty) => {
         vec![
-            method0!(
+            method0!(any_thread
                 $native,
                 "abort",
-                |this| $crate::transports::methods::none_after(this, $crate::transports::endpoint::force_close(this, None)),
+                |this| $crate::transports::methods::end(this, "abort", None, |_| {
+                    $crate::transports::endpoint::force_close(this, None)
+                }),
                 "Close at once: what is buffered is lost. connection_lost(None) is called."
             ),
             method!(
@@ -275,13 +342,13 @@ macro_rules! writing_methods {
                  Defaults: 64 KiB or four times low, and a quarter of high. Raise ValueError unless \
                  high >= low >= 0."
             ),
-            method0!(
+            method0!(any_thread
                 $native,
                 "get_write_buffer_limits",
                 |this| $crate::transports::methods::write_buffer_limits(this),
                 "Return the limits (low, high), in bytes."
             ),
-            method0!(
+            method0!(any_thread
                 $native,
                 "get_write_buffer_size",
                 $crate::transports::methods::get_write_buffer_size,
@@ -297,11 +364,11 @@ macro_rules! transport_attributes {
     ($native:ty) => {
         vec![
             attribute!($native, "_extra", $crate::transports::methods::extra),
-            attribute!($native, "_loop", |this| Ok(this.event_loop.clone())),
-            attribute!($native, "_protocol", $crate::transports::methods::get_protocol),
-            attribute!($native, "_closing", |this| Ok($crate::cpython::object::boolean(
+            attribute!(any_thread $native, "_loop", |this| Ok(this.event_loop.clone())),
+            attribute!(any_thread $native, "_protocol", $crate::transports::methods::get_protocol),
+            attribute!(any_thread $native, "_closing", |this| Ok($crate::cpython::object::boolean(
                 this.py(),
-                this.is_closing()
+                this.is_said_to_close()
             ))),
             attribute!($native, "_paused", |this| {
                 Ok($crate::cpython::object::boolean(this.py(), !this.is_closing() && !this.is_reading()))

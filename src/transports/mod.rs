@@ -10,6 +10,7 @@ mod methods;
 pub mod pipe;
 pub mod socket_file;
 pub mod stream;
+pub mod tls;
 pub mod write_queue;
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -41,8 +42,19 @@ pub fn queued_size(object: &Object) -> usize {
         .unwrap_or(0)
 }
 
+/// Whether an object is a transport that waits for nothing, and whose descriptor is closed: garbage that the event loop has yet to
+/// finalize, or as good as that.
+pub fn is_abandoned(object: &Object) -> bool {
+    fn is<T: Transport>(object: &Object) -> bool {
+        Obj::<T>::downcast(object)
+            .is_some_and(|transport| transport.registration.is_weak() && transport.is_file_closed())
+    }
+    is::<Stream>(object) || is::<Datagram>(object)
+}
+
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     stream::class::register(module)?;
+    tls::class::register(module)?;
     datagram::class::register(module)?;
     pipe::class::register(module)?;
     connection::register(module)?;

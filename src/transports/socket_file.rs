@@ -1,18 +1,21 @@
 //! The socket of a transport: what owns the descriptor, and which socket.socket Python gets for it.
+//!
+//! Any thread may ask for the socket and its addresses. The owner of the event loop closes it, and alone uses the descriptor without
+//! the lock.
 
-use std::cell::Cell;
 use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use pyo3::prelude::*;
 
 use super::address::Address;
-use crate::cpython::borrowing::StateCell;
 use crate::cpython::class::Visitor;
 use crate::cpython::object::{Object, has_other_threads, thread_ident};
 use crate::cpython::socket::DescriptorPlace;
 use crate::imports::imports;
 use crate::intern;
+use crate::reactor::published::Published;
 use crate::reactor::socket::{self, identity};
 
 /// What owns the descriptor.
@@ -28,7 +31,7 @@ pub enum Socket {
 
 /// Bound the wait for a socket.socket that another thread is making: in a forked child there may be no such thread.
 const WAITS: u32 = 1000;
-const WAIT: Duration = Duration::from_micros(100);
+pub const WAIT: Duration = Duration::from_micros(100);
 
 /// A socket.socket that owns a descriptor. If there can be none, the descriptor is returned, unless it was closed by what
 /// did not become a socket.
@@ -58,15 +61,20 @@ pub fn socket_of(py: Python<'_>, fd: OwnedFd) -> Result<Object, (PyErr, Option<O
 }
 
 pub struct SocketFile {
-    socket: StateCell<Socket>,
+    /// No Python code runs while it is locked.
+    socket: Mutex<Socket>,
     fd: RawFd,
-    closed: Cell<bool>,
     /// Where the socket.socket keeps its descriptor, if there is one, since the program can close it; [`DescriptorPlace::CLOSED`]
-    /// once the transport has.
-    place: Cell<Option<DescriptorPlace>>,
+    /// once the transport has. Set while the socket is locked.
+    place: Published<Option<DescriptorPlace>>,
     peer: Option<Address>,
     /// The local address, noted when the socket is closed.
-    local: StateCell<Option<Address>>,
+    local: Mutex<Option<Address>>,
+}
+
+/// Locks for a moment, in which nothing waits.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl SocketFile {
@@ -76,12 +84,11 @@ impl SocketFile {
     pub fn new(socket: OwnedFd, peer: Option<Address>) -> SocketFile {
         let fd = socket.as_raw_fd();
         SocketFile {
-            socket: StateCell::new(Socket::Native(socket)),
+            socket: Mutex::new(Socket::Native(socket)),
             fd,
-            closed: Cell::new(false),
-            place: Cell::new(None),
+            place: Published::new(None),
             peer,
-            local: StateCell::default(),
+            local: Mutex::default(),
         }
     }
 
@@ -93,12 +100,11 @@ impl SocketFile {
         peer: Option<Address>,
     ) -> PyResult<SocketFile> {
         Ok(SocketFile {
-            place: Cell::new(DescriptorPlace::find(py, &socket, fd)?),
-            socket: StateCell::new(Socket::Python(socket)),
+            place: Published::new(DescriptorPlace::find(py, &socket, fd)?),
+            socket: Mutex::new(Socket::Python(socket)),
             fd,
-            closed: Cell::new(false),
             peer,
-            local: StateCell::default(),
+            local: Mutex::default(),
         })
     }
 
@@ -120,7 +126,7 @@ impl SocketFile {
     /// The socket.socket, which from now on owns the descriptor.
     pub fn python_socket(&self, py: Python<'_>) -> PyResult<Object> {
         for _ in 0..WAITS {
-            let mut socket = self.socket.borrow_mut();
+            let mut socket = lock(&self.socket);
             match std::mem::replace(&mut *socket, Socket::Closed) {
                 Socket::Native(fd) => {
                     *socket = Socket::Making(thread_ident());
@@ -147,29 +153,26 @@ impl SocketFile {
     }
 
     fn make_socket(&self, py: Python<'_>, fd: OwnedFd) -> PyResult<Object> {
-        let made = socket_of(py, fd);
-        if self.closed.get() {
-            // The transport was closed while the object was made.
-            let made = made.map_err(|(error, _)| error)?;
-            made.call_method(py, intern!(py, "close"), &[])?;
-            return Ok(made);
-        }
-        match made {
+        let (made, socket, place) = match socket_of(py, fd) {
             Ok(made) => {
-                self.socket.replace(Socket::Python(made.clone()));
-                self.place.set(DescriptorPlace::find(py, &made, self.fd)?);
-                Ok(made)
+                let place = DescriptorPlace::find(py, &made, self.fd)?;
+                (Ok(made.clone()), Socket::Python(made), place)
             }
-            Err((error, Some(fd))) => {
-                self.socket.replace(Socket::Native(fd));
-                Err(error)
+            Err((error, Some(fd))) => (Err(error), Socket::Native(fd), None),
+            Err((error, None)) => (Err(error), Socket::Closed, Some(DescriptorPlace::CLOSED)),
+        };
+        let mut current = lock(&self.socket);
+        if matches!(*current, Socket::Closed) {
+            // The transport was closed while the object was made.
+            drop(current);
+            if let Ok(made) = &made {
+                made.call_method(py, intern!(py, "close"), &[])?;
             }
-            Err((error, None)) => {
-                self.socket.replace(Socket::Closed);
-                self.place.set(Some(DescriptorPlace::CLOSED));
-                Err(error)
-            }
+            return made;
         }
+        *current = socket;
+        self.place.set(place);
+        made
     }
 
     pub fn extra_info(&self, py: Python<'_>, name: &Bound<'_, PyAny>) -> PyResult<Option<Object>> {
@@ -186,13 +189,19 @@ impl SocketFile {
     }
 
     fn local_address(&self, py: Python<'_>) -> PyResult<Object> {
-        let noted = self.local.borrow().clone();
+        let noted = lock(&self.local).clone();
         let asked = match noted {
             Some(address) => address.to_python(py)?,
-            None => match socket::local_address(self.descriptor()) {
-                Ok(address) => Address::from(address).to_python(py)?,
-                Err(_) => Some(Object::none(py)),
-            },
+            None => {
+                // It is not closed by another thread meanwhile.
+                let socket = lock(&self.socket);
+                let address = socket::local_address(self.descriptor());
+                drop(socket);
+                match address {
+                    Ok(address) => Address::from(address).to_python(py)?,
+                    Err(_) => Some(Object::none(py)),
+                }
+            }
         };
         match asked {
             Some(address) => Ok(address),
@@ -209,14 +218,17 @@ impl SocketFile {
     }
 
     pub fn close(&self, py: Python<'_>) -> PyResult<()> {
-        let fd = self.descriptor();
-        self.closed.set(true);
-        self.place.set(Some(DescriptorPlace::CLOSED));
-        if self.local.borrow().is_none() {
-            let address = socket::local_address(fd).ok().map(Address::from).filter(Address::is_known);
-            self.local.replace(address);
+        let mut local = lock(&self.local);
+        if local.is_none() {
+            let address = socket::local_address(self.descriptor());
+            *local = address.ok().map(Address::from).filter(Address::is_known);
         }
-        match self.socket.replace(Socket::Closed) {
+        drop(local);
+        let mut current = lock(&self.socket);
+        self.place.set(Some(DescriptorPlace::CLOSED));
+        let socket = std::mem::replace(&mut *current, Socket::Closed);
+        drop(current);
+        match socket {
             Socket::Python(socket) => socket.call_method(py, intern!(py, "close"), &[]).map(drop),
             Socket::Native(fd) => {
                 if has_other_threads(py) && socket::lingers(&fd) {
@@ -230,7 +242,7 @@ impl SocketFile {
     }
 
     pub fn traverse(&self, visitor: &mut Visitor) {
-        if let Ok(socket) = self.socket.try_borrow()
+        if let Ok(socket) = self.socket.try_lock()
             && let Socket::Python(socket) = &*socket
         {
             visitor.object(socket);

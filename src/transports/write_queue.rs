@@ -35,7 +35,7 @@ pub struct WriteQueue {
 }
 
 /// The most bytes sent in one call of [`WriteQueue::drain`]. A peer that reads as fast as the loop writes would keep it busy for ever.
-const MAX_DRAIN: usize = 4 * 1024 * 1024;
+pub const MAX_DRAIN: usize = 4 * 1024 * 1024;
 
 impl WriteQueue {
     pub fn size(&self) -> usize {

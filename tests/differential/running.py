@@ -9,6 +9,7 @@ import gc
 import logging
 import re
 import signal
+import ssl
 import time
 import warnings
 
@@ -53,6 +54,8 @@ def told(exc):
     """An exception, as far as a program can rely on it."""
     if exc is None:
         return None
+    if isinstance(exc, ssl.SSLError):
+        return type(exc).__name__, exc.reason
     if isinstance(exc, OSError):
         return type(exc).__name__, exc.errno
     if isinstance(exc, BaseExceptionGroup):
@@ -200,7 +203,7 @@ async def rest(trace, rounds=20):
 
 def run(machine, program, factory, slowness=1):
     """The trace of a program on a loop; *slowness* is by how much its timers are drawn apart."""
-    trace = Trace()
+    trace = getattr(machine, "tracing", Trace)()
     loop = factory()
     asyncio.set_event_loop(None)
     gc.disable()  # what is reported when something goes must not depend on when garbage is collected

@@ -5,7 +5,9 @@ import contextlib
 import os
 from collections.abc import AsyncIterator, Iterator
 
+import aiofastnet
 import aiohttp
+import aiohttp.web
 import aiosmtplib
 import anyio
 import exercises
@@ -137,6 +139,39 @@ def test_aiohttp_client(tls_server: str, authority: CA) -> None:
             assert await echo(b"after") == b"after"
 
     hotloop.run(main())
+
+
+@pytest.mark.software("aiofastnet", "aiohttp")
+def test_aiofastnet(authority: CA) -> None:
+    """Its transports over hotloop's add_reader() and add_writer(): an aiohttp server and client over TLS."""
+
+    async def echo(request: aiohttp.web.Request) -> aiohttp.web.Response:
+        assert type(request.transport).__module__.startswith("aiofastnet")
+        return aiohttp.web.Response(body=await request.read())
+
+    async def main() -> None:
+        assert isinstance(asyncio.get_running_loop(), hotloop.Loop)
+        application = aiohttp.web.Application(client_max_size=1 << 30)
+        application.router.add_post("/echo", echo)
+        runner = aiohttp.web.AppRunner(application)
+        await runner.setup()
+        site = aiohttp.web.TCPSite(runner, "127.0.0.1", 0, ssl_context=server_context(authority))
+        await site.start()
+        url = f"https://localhost:{runner.addresses[0][1]}/echo"
+        connector = aiohttp.TCPConnector(ssl=client_context(authority), limit=8)
+        async with aiohttp.ClientSession(connector=connector) as session:
+
+            async def ask(body: bytes) -> bytes:
+                async with session.post(url, data=body) as response:
+                    return await response.read()
+
+            bodies = [os.urandom(size) for size in (1, 1_000, 50_000, 3 << 20) * 20]
+            assert await asyncio.gather(*map(ask, bodies)) == bodies
+        await runner.cleanup()
+
+    factory = aiofastnet.loop_factory(hotloop.new_event_loop)
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(main())
 
 
 @pytest.mark.software("websockets")

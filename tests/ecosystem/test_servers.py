@@ -57,6 +57,23 @@ def test_uvicorn_ends_gracefully(port: int) -> None:
 
 
 @pytest.mark.software("uvicorn")
+@pytest.mark.parametrize("options", [[], ["--workers", "2"]], ids=["", "workers"])
+def test_uvicorn_command(port: int, options: list[str]) -> None:
+    """`python -m hotloop -m uvicorn`, without a loop named."""
+    command = ["-m", "hotloop", "-m", "uvicorn", "identity:app", "--port", str(port), *options]
+    with running(*command, port=port):
+        assert httpx.get(f"http://127.0.0.1:{port}/").json()["loop"] == exercises.LOOP
+
+
+@pytest.mark.software("uvicorn")
+def test_uvicorn_keeps_a_loop_that_is_named(port: int) -> None:
+    """`python -m hotloop -m uvicorn --loop asyncio`: asyncio's."""
+    command = ["-m", "hotloop", "-m", "uvicorn", "identity:app", "--port", str(port), "--loop", "asyncio"]
+    with running(*command, port=port):
+        assert httpx.get(f"http://127.0.0.1:{port}/").json()["loop"] == "asyncio.unix_events"
+
+
+@pytest.mark.software("uvicorn")
 def test_uvicorn_workers(port: int) -> None:
     """`--workers 2`: both answer, and one that is killed is replaced."""
     with running(*uvicorn("identity:app", port, "--workers", "2"), port=port) as program:
@@ -101,9 +118,21 @@ def test_fastapi(port: int) -> None:
 
 
 @pytest.mark.software("gunicorn", "uvicorn")
-def test_gunicorn_with_uvicorn_workers(port: int) -> None:
-    """Two workers of a class with `loop` set; all are restarted by SIGHUP."""
-    command = ["-m", "gunicorn", "identity:app", "-k", "gunicorn_worker.HotloopWorker", "-w", "2"]
+@pytest.mark.parametrize("worker", ["hotloop.uvicorn.Worker", "hotloop.gunicorn.Worker", "auto"])
+def test_gunicorn_with_workers(port: int, worker: str) -> None:
+    """Two workers of hotloop's classes, or of uvicorn's under `python -m hotloop`; SIGHUP restarts them."""
+    command = ["-m", "gunicorn", "identity:app", "-k", worker, "-w", "2"]
+    if worker == "auto":
+        command = [
+            "-m",
+            "hotloop",
+            "-m",
+            "gunicorn",
+            *command[2:4],
+            "uvicorn.workers.UvicornWorker",
+            "-w",
+            "2",
+        ]
     with running(*command, "-b", f"127.0.0.1:{port}", port=port) as program:
         base = f"http://127.0.0.1:{port}/"
 
@@ -121,7 +150,7 @@ def test_gunicorn_with_uvicorn_workers(port: int) -> None:
 def test_gunicorn_asgi_worker(port: int) -> None:
     """`python -m hotloop -m gunicorn -k asgi`: its own ASGI worker."""
     command = ["-m", "hotloop", "-m", "gunicorn", "asgi:app", "-k", "asgi", "-b", f"127.0.0.1:{port}"]
-    with running(*command, "--asgi-loop", "asyncio", port=port):
+    with running(*command, port=port):
         exercises.starlette(f"http://127.0.0.1:{port}")
 
 
@@ -154,8 +183,8 @@ def test_granian(port: int) -> None:
 
 @pytest.mark.software("granian")
 def test_granian_command(port: int) -> None:
-    """`python -m hotloop -m granian --loop asyncio`."""
-    command = f"-m hotloop -m granian --interface asgi --loop asyncio --port {port} asgi:app".split()
+    """`python -m hotloop -m granian`."""
+    command = f"-m hotloop -m granian --interface asgi --port {port} asgi:app".split()
     with running(*command, port=port):
         exercises.starlette(f"http://127.0.0.1:{port}")
 

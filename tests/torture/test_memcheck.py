@@ -13,6 +13,7 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 
+import helpers
 import pytest
 
 from torture import other_operations  # noqa: F401 (its operations are in OPERATIONS then)
@@ -22,6 +23,7 @@ from torture.operations import OPERATIONS
 pytestmark = [
     pytest.mark.hotloop_only,
     pytest.mark.skipif(shutil.which("valgrind") is None, reason="valgrind is not installed"),
+    pytest.mark.skipif(helpers.FREE_THREADED, reason="this Python has its own allocator only"),
 ]
 TESTS = pathlib.Path(__file__).parent.parent
 # In `make test` some operations, in `make torture` all of them, many times: memory is used again.

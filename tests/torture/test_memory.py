@@ -63,10 +63,10 @@ def attempts(*arguments):
 
 def innermost(backtrace):
     """The innermost functions of the interpreter, or of the extension, in which a process has crashed."""
-    found = [re.match(r"#\d+ +(?:0x\w+ in )?([\w:<>]+)", line) for line in backtrace]
+    found = [re.match(r"(?:#\d+ +(?:0x\w+ in )?|  Binary.* at )([\w:<>]+)", line) for line in backtrace]
     names = [match[1] for match in found if match]
-    # What the C library does with a block that is freed twice.
-    library = "_*(pthread_kill|GI_|libc_message|malloc_printerr|int_free)|raise|abort|_PyObject_Free"
+    # What the C library does with a block that is freed twice; addresses of functions without a name.
+    library = "_*(pthread_kill|GI_|libc_message|malloc_printerr|int_free)|raise|abort|_PyObject_Free|0x"
     return [name for name in names if not re.match(library, name)][:4]
 
 
@@ -75,9 +75,15 @@ def crash(names, mode, kind, result):
     from torture.memory import crashes
 
     numbers = ",".join([str(result["number"])] * REPEATS)
-    for repeated in attempts("hotloop", names, mode, kind, f"{result['program']}={numbers}", "gdb"):
-        if found := innermost(repeated["backtrace"]):
-            ours = any("hotloop" in line for line in repeated["backtrace"][:5])
+    repeats = attempts("hotloop", names, mode, kind, f"{result['program']}={numbers}", "gdb")
+    backtraces = [repeated["backtrace"] for repeated in repeats]
+    # If it does not crash again: what faulthandler has said, from Python 3.14 on.
+    lines = [line for line in result["log"].splitlines() if line.startswith("  Binary file")]
+    handler = [number for number, line in enumerate(lines) if "libc.so" in line][:1]
+    backtraces += [lines[number + 1 :] for number in handler]
+    for backtrace in backtraces:
+        if found := innermost(backtrace):
+            ours = any("hotloop" in line for line in backtrace[:5])
             known = not ours and set(found[:2]) & crashes.of_this_python()
             return None if known else f"a crash in {' < '.join(found)}"
     return f"a crash with status {result['ended']}"
@@ -112,8 +118,8 @@ def is_of_frame(result):
 
 def is_of_peer(result):
     """Whether a server has refused a connection: asyncio says why only in debug mode."""
-    refused = (result["where"] or "").startswith("ConnectionResetError:  in sslproto.py")
-    return result["program"] == "tls" and refused and "_on_handshake_complete" in result["where"]
+    refused = (result["where"] or "").startswith("ConnectionResetError:  in base_events.py")
+    return result["program"] == "tls" and refused and "_create_connection_transport" in result["where"]
 
 
 def is_of_thread(result):
@@ -128,7 +134,8 @@ def problems(result):
     """What it leaves behind, without what differs from attempt to attempt."""
     tasks = [problem for problem in result["problems"] if problem.startswith("a task is left")]
     excused = tasks if is_of_task(tasks, result) else []
-    if result["leaked"]:
+    if result["leaked"] or excused:
+        # A task that is lost does not close its connection, either.
         excused += [problem for problem in result["problems"] if problem.startswith("a descriptor is left")]
     details = re.compile(r" name='.*?'| (running )?at /\S+:\d+| at 0x\w+| (wait_for|cb)=.*|\[\d+\]")
     return [details.sub("", problem) for problem in result["problems"] if problem not in excused]

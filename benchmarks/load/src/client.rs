@@ -31,6 +31,10 @@ impl Client {
 
     /// Sends what is due until the socket takes no more.
     pub fn flush(&mut self) -> Result<(), String> {
+        match self.socket.flush() {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+            result => result.map_err(lost)?,
+        }
         while self.unsent.requests > 0 {
             match self.socket.send(self.exchange.outgoing(&self.unsent)) {
                 Ok(length) => self.account(length),
@@ -69,6 +73,15 @@ impl Client {
             total += complete;
         }
         Ok(total)
+    }
+}
+
+impl Client {
+    /// Ends a connection that was made for one request. Returns whether its handshake resumed a session.
+    pub fn end(mut self) -> Result<bool, String> {
+        let tls = self.socket.tls().ok_or("only TLS has handshakes")?;
+        tls.end().map_err(lost)?;
+        Ok(tls.is_resumed())
     }
 }
 

@@ -8,6 +8,7 @@ mod options;
 mod report;
 mod run;
 mod socket;
+mod tls;
 
 use std::process::ExitCode;
 

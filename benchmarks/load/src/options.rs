@@ -5,9 +5,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub const USAGE: &str = "usage: load ADDRESS [--connections N] [--size BYTES] [--depth N] [--requests N] \
-[--seconds S] [--warmup S] [--lockstep] [--idle N] [--patience S]
+[--seconds S] [--warmup S] [--lockstep] [--idle N] [--anew full|resumed] [--trust FILE] \
+[--patience S]
 
-ADDRESS is tcp://HOST:PORT, udp://HOST:PORT, unix:PATH or http://HOST:PORT/PATH, the host a numeric address.
+ADDRESS is tcp://HOST:PORT, tls://HOST:PORT, udp://HOST:PORT, unix:PATH, http://HOST:PORT/PATH or
+https://HOST:PORT/PATH, the host a numeric address.
   --connections N   open N connections (default 1)
   --size BYTES      send BYTES in each request to an echo server (default 1024)
   --depth N         keep N requests in flight on each connection (default 1)
@@ -16,13 +18,30 @@ ADDRESS is tcp://HOST:PORT, udp://HOST:PORT, unix:PATH or http://HOST:PORT/PATH,
   --warmup S        do not count the first S seconds (default 0)
   --lockstep        make the next requests when all connections are answered, not each by itself
   --idle N          first open N more connections and keep them open, saying nothing (default 0)
+  --anew HOW        connect anew for each request, over TLS, with a full or a resumed handshake
+  --trust FILE      the server's certificate, of its own making, as PEM: needed for TLS
   --patience S      give up when the server is silent for S seconds (default 10)";
 
 pub enum Address {
     Tcp(SocketAddr),
+    Tls(SocketAddr),
     Udp(SocketAddr),
     Unix(PathBuf),
     Http { host: SocketAddr, path: String },
+    Https { host: SocketAddr, path: String },
+}
+
+impl Address {
+    pub fn has_tls(&self) -> bool {
+        matches!(self, Address::Tls(_) | Address::Https { .. })
+    }
+}
+
+/// The handshake of a connection that is made for one request.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Handshake {
+    Full,
+    Resumed,
 }
 
 /// When a run is over.
@@ -41,6 +60,8 @@ pub struct Options {
     pub warmup: Duration,
     pub lockstep: bool,
     pub idle: usize,
+    pub anew: Option<Handshake>,
+    pub trust: Option<PathBuf>,
     pub patience: Duration,
 }
 
@@ -60,6 +81,8 @@ impl Options {
             warmup: Duration::ZERO,
             lockstep: false,
             idle: 0,
+            anew: None,
+            trust: None,
             patience: Duration::from_secs(10),
         };
         while let Some(name) = args.next() {
@@ -71,6 +94,8 @@ impl Options {
             match name.as_str() {
                 "--connections" => options.connections = positive(&name, &value)?,
                 "--idle" => options.idle = whole(&name, &value)?,
+                "--anew" => options.anew = Some(handshake(&value)?),
+                "--trust" => options.trust = Some(value.into()),
                 "--size" => options.size = positive(&name, &value)?,
                 "--depth" => options.depth = positive(&name, &value)? as u64,
                 "--requests" => options.length = Length::Requests(positive(&name, &value)? as u64),
@@ -80,7 +105,26 @@ impl Options {
                 _ => return Err(format!("no such option: {name}\n{USAGE}")),
             }
         }
+        options.check()?;
         Ok(options)
+    }
+
+    fn check(&self) -> Result<(), String> {
+        if self.address.has_tls() && self.trust.is_none() {
+            return Err(format!("TLS needs --trust\n{USAGE}"));
+        }
+        if self.anew.is_some() && !(self.address.has_tls() && self.depth == 1) {
+            return Err(format!("--anew needs TLS, and a depth of 1\n{USAGE}"));
+        }
+        Ok(())
+    }
+}
+
+fn handshake(text: &str) -> Result<Handshake, String> {
+    match text {
+        "full" => Ok(Handshake::Full),
+        "resumed" => Ok(Handshake::Resumed),
+        _ => Err(format!("no such handshake: {text}\n{USAGE}")),
     }
 }
 
@@ -94,9 +138,12 @@ fn parse_address(text: &str) -> Result<Address, String> {
         Ok(Address::Udp(host(rest)?))
     } else if let Some(rest) = text.strip_prefix("unix:") {
         Ok(Address::Unix(rest.into()))
-    } else if let Some(rest) = text.strip_prefix("http://") {
+    } else if let Some(rest) = text.strip_prefix("tls://") {
+        Ok(Address::Tls(host(rest)?))
+    } else if let Some((scheme @ ("http" | "https"), rest)) = text.split_once("://") {
         let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
-        Ok(Address::Http { host: host(authority)?, path: format!("/{path}") })
+        let (host, path) = (host(authority)?, format!("/{path}"));
+        Ok(if scheme == "http" { Address::Http { host, path } } else { Address::Https { host, path } })
     } else {
         Err(format!("not an address: {text}\n{USAGE}"))
     }
@@ -141,5 +188,14 @@ mod tests {
         assert!(parse("tcp://127.0.0.1:1 --idle some").is_err());
         assert!(parse("tcp://127.0.0.1:1 --connections 0").is_err());
         assert!(parse("tcp://127.0.0.1:1 --connections").is_err());
+    }
+
+    #[test]
+    fn tls_needs_a_certificate_and_only_tls_has_handshakes() {
+        assert!(parse("tls://127.0.0.1:1").is_err());
+        assert!(parse("https://127.0.0.1:1/ --trust a.pem --anew full").is_ok());
+        assert!(parse("tls://127.0.0.1:1 --trust a.pem --anew some").is_err());
+        assert!(parse("tls://127.0.0.1:1 --trust a.pem --anew full --depth 2").is_err());
+        assert!(parse("tcp://127.0.0.1:1 --anew full").is_err());
     }
 }

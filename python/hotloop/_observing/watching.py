@@ -146,8 +146,10 @@ def observe(
     if state is None or loop is None or loop._thread_id is None:
         return
     stack = _stack(sys._current_frames().get(loop._thread_id))
-    if again and state.observed is not None and state.observed.number == number:
-        state.observed.later_stack = stack
+    # The loop's thread may take it meanwhile, to report it.
+    before = state.observed
+    if again and before is not None and before.number == number:
+        before.later_stack = stack
         logger.warning("%s, for %.3f s by now", _still(stack), ran)
         return
     now = time.perf_counter()

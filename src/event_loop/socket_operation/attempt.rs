@@ -1,7 +1,7 @@
 //! One attempt at an operation: the system call, or the socket's own method.
 
 use std::ffi::c_int;
-use std::io::{self, IoSlice};
+use std::io;
 use std::os::fd::RawFd;
 
 use pyo3::exceptions::{PyBlockingIOError, PyBufferError, PyInterruptedError, PyTypeError, PyValueError};
@@ -38,9 +38,8 @@ impl SocketOperation {
             Operation::RecvInto(buffer) => {
                 // The buffer comes first: making it can run Python code, which may close the socket.
                 let descriptor = || self.fileno(py);
-                let received = with_writable_buffer_and(py, buffer, descriptor, |fd, memory| match memory {
-                    [] => Ok(0),
-                    memory => socket::recv(fd, memory),
+                let received = with_writable_buffer_and(py, buffer, descriptor, |fd, memory| {
+                    if memory.is_empty() { Ok(0) } else { socket::recv(fd, memory) }
                 });
                 let received = match received {
                     Err(error)
@@ -88,10 +87,10 @@ impl SocketOperation {
                 // The buffer comes first, as above.
                 let fd = self.fileno(py)?;
                 self.core.request_poll();
-                let rest = &buffer.as_slice()[sent.get()..];
+                let rest = buffer.memory().skip(sent.get());
                 // No bytes are sent, too: they can be a datagram.
-                let result = socket::send(fd, &[IoSlice::new(rest)]);
-                let left = rest.len();
+                let result = socket::send_one(fd, rest);
+                let left = rest.length();
                 view.set(Some(buffer));
                 let Some(count) = ready(py, result)? else { return Ok(None) };
                 sent.set(sent.get() + count);

@@ -7,12 +7,15 @@ use pyo3::prelude::*;
 use pyo3::{Borrowed, ffi};
 
 use super::{Operation, SocketOperation, State, ThisOperation};
+use crate::core::ReadyEntry;
 use crate::cpython::args::Args;
+use crate::cpython::bound_method::BoundMethod;
 use crate::cpython::class::{self, Class, Definition, Native, This, Visitor};
 use crate::cpython::errors::{error_of, new_error};
 use crate::cpython::methods::{self, guard};
 use crate::cpython::module::add;
 use crate::cpython::object::{Object, Resumed, boolean, tuple};
+use crate::cpython::ownership::Owner;
 use crate::cpython::statics;
 use crate::imports::imports;
 use crate::intern;
@@ -54,6 +57,10 @@ impl Native for SocketOperation {
         self.future.set(None);
     }
 
+    fn owner(&self) -> Option<&Owner> {
+        Some(&self.core.owner)
+    }
+
     const FINALIZES: bool = true;
 
     /// One that is done needs none, so that its memory can be used again.
@@ -75,6 +82,10 @@ impl Native for SocketOperation {
             }
             _ => this.finish(&this.object()),
         }
+    }
+
+    fn finalize_elsewhere(this: This<'_, '_, Self>) {
+        this.core.finalize_later(this);
     }
 }
 
@@ -105,9 +116,26 @@ fn throw<'py>(this: ThisOperation<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Obj
     Err(error)
 }
 
+/// The collector of any thread calls it, through coroutines that wait for this one. The loop of another thread does it.
+fn close(this: ThisOperation<'_, '_>) -> PyResult<Object> {
+    let py = this.py();
+    match this.core.owner.enter() {
+        Some(_entered) => this.finish(&this.object()),
+        None if this.state.get() == State::Done => {}
+        None => {
+            let finish = |this: ThisOperation<'_, '_>| {
+                this.finish(&this.object());
+                Ok(())
+            };
+            this.core.push_threadsafe(py, ReadyEntry::Finalize(BoundMethod::new(this, finish)))?;
+        }
+    }
+    Ok(Object::none(py))
+}
+
 unsafe extern "C" fn am_await(instance: *mut ffi::PyObject) -> *mut ffi::PyObject {
     // SAFETY: the instance lives, and its class is that of SocketOperation.
-    unsafe { methods::call_bare::<SocketOperation>(instance, |this| Ok(this.object())) }
+    unsafe { methods::call_bare::<SocketOperation, true>(instance, |this| Ok(this.object())) }
 }
 
 /// `tp_iternext`, by which a coroutine written in Python resumes what it awaits. The end is null, with a StopIteration unless the
@@ -117,6 +145,7 @@ unsafe extern "C" fn iter_next(instance: *mut ffi::PyObject) -> *mut ffi::PyObje
     unsafe {
         guard(std::ptr::null_mut(), |py| {
             let this = This::<SocketOperation>::new(Borrowed::from_ptr(py, instance));
+            let _entered = methods::claim::<SocketOperation, false>(this)?;
             match SocketOperation::resume(this, &Object::none(py))? {
                 Resumed::Yielded(future) => Ok(future.into_ptr()),
                 Resumed::Returned(result) if result.is_none() => Ok(std::ptr::null_mut()),
@@ -148,6 +177,7 @@ unsafe extern "C" fn am_send(
         *result = std::ptr::null_mut();
         guard(ffi::PySendResult::PYGEN_ERROR, |py| {
             let this = This::<SocketOperation>::new(Borrowed::from_ptr(py, instance));
+            let _entered = methods::claim::<SocketOperation, false>(this)?;
             let value = Object::from_borrowed(std::ptr::NonNull::new_unchecked(value));
             Ok(match SocketOperation::resume(this, &value)? {
                 Resumed::Yielded(future) => {
@@ -193,38 +223,31 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
                 throw,
                 "End the coroutine with an exception."
             ),
-            method0!(
-                SocketOperation,
-                "close",
-                |this| {
-                    this.finish(&this.object());
-                    Ok(Object::none(this.py()))
-                },
-                "End the coroutine."
-            ),
+            method0!(any_thread SocketOperation, "close", close, "End the coroutine."),
         ],
         attributes: vec![
-            attribute!(SocketOperation, "__name__", name),
-            attribute!(SocketOperation, "__qualname__", name),
-            attribute!(SocketOperation, "cr_running", |this| Ok(boolean(
+            attribute!(any_thread SocketOperation, "__name__", name),
+            attribute!(any_thread SocketOperation, "__qualname__", name),
+            attribute!(any_thread SocketOperation, "cr_running", |this| Ok(boolean(
                 this.py(),
                 this.state.get() == State::Running
             ))),
-            attribute!(SocketOperation, "cr_suspended", |this| Ok(boolean(
+            attribute!(any_thread SocketOperation, "cr_suspended", |this| Ok(boolean(
                 this.py(),
                 matches!(this.state.get(), State::Waiting(_) | State::Woken)
             ))),
-            attribute!(SocketOperation, "cr_state", |this| Object::from_str(
+            attribute!(any_thread SocketOperation, "cr_state", |this| Object::from_str(
                 this.py(),
                 state_name(this.state.get())
             )),
-            attribute!(SocketOperation, "cr_origin", |this| Ok(Object::none(this.py()))),
-            attribute!(SocketOperation, "cr_await", |this| Ok(this
-                .future
-                .get()
-                .unwrap_or_else(|| Object::none(this.py())))),
-            attribute!(SocketOperation, "cr_frame", |this| Ok(Object::none(this.py()))),
-            attribute!(SocketOperation, "cr_code", |this| Ok(Object::none(this.py()))),
+            attribute!(any_thread SocketOperation, "cr_origin", |this| Ok(Object::none(this.py()))),
+            // Another thread that looks at a task's stack is shown none.
+            attribute!(any_thread SocketOperation, "cr_await", |this| {
+                let future = this.core.owner.try_enter().and_then(|_entered| this.future.get());
+                Ok(future.unwrap_or_else(|| Object::none(this.py())))
+            }),
+            attribute!(any_thread SocketOperation, "cr_frame", |this| Ok(Object::none(this.py()))),
+            attribute!(any_thread SocketOperation, "cr_code", |this| Ok(Object::none(this.py()))),
         ],
         slots: vec![
             slot(ffi::Py_am_await, am_await as *mut c_void),

@@ -17,7 +17,6 @@ mod class;
 
 use std::cell::Cell;
 use std::os::fd::RawFd;
-use std::rc::Rc;
 
 use pyo3::exceptions::{PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
@@ -29,8 +28,12 @@ use crate::cpython::buffer::ReadableBuffer;
 use crate::cpython::class::{Obj, This};
 use crate::cpython::errors::new_error;
 use crate::cpython::object::{Object, ObjectCell, Resumed, resume};
+use crate::cpython::ownership::Shared;
 use crate::imports::{imports, resolve};
 use crate::intern;
+use crate::reactor::published::Published;
+#[cfg(Py_GIL_DISABLED)]
+use crate::reactor::published::Word;
 
 pub use class::register;
 
@@ -88,12 +91,35 @@ enum State {
     Done,
 }
 
+#[cfg(Py_GIL_DISABLED)]
+impl Word for State {
+    fn to_word(self) -> u64 {
+        match self {
+            State::Fresh => 0,
+            State::Running => 1,
+            State::Woken => 2,
+            State::Done => 3,
+            State::Waiting(fd) => 4 + fd as u64,
+        }
+    }
+
+    fn from_word(word: u64) -> State {
+        match word {
+            0 => State::Fresh,
+            1 => State::Running,
+            2 => State::Woken,
+            3 => State::Done,
+            fd => State::Waiting((fd - 4) as RawFd),
+        }
+    }
+}
+
 pub struct SocketOperation {
-    core: Rc<Core>,
+    core: Shared<Core>,
     event_loop: Obj<Loop>,
     socket: Object,
     operation: Operation,
-    state: Cell<State>,
+    state: Published<State>,
     /// Whether the socket overrides the method, so that it is to be called.
     by_method: Cell<bool>,
     /// The descriptor of the present attempt, if the attempt has asked for it.
@@ -109,11 +135,11 @@ type ThisOperation<'a, 'py> = This<'a, 'py, SocketOperation>;
 impl SocketOperation {
     pub fn create(this: ThisLoop<'_, '_>, socket: Object, operation: Operation) -> PyResult<Object> {
         let value = SocketOperation {
-            core: Rc::clone(&this.core),
+            core: Shared::clone(&this.core),
             event_loop: this.obj(),
             socket,
             operation,
-            state: Cell::new(State::Fresh),
+            state: Published::new(State::Fresh),
             by_method: Cell::new(false),
             tried: Cell::new(None),
             future: ObjectCell::default(),

@@ -30,6 +30,14 @@ impl Buffer {
         self.0.iter().filter(|event| event.u64 != WAKER_KEY as u64).map(from_epoll)
     }
 
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    pub fn truncate(&mut self, count: usize) {
+        self.0.truncate(count);
+    }
+
     pub fn clear(&mut self) {
         self.0.clear();
     }

@@ -91,6 +91,22 @@ impl Events {
         self.events().next().is_none()
     }
 
+    /// How many there are, the waker's own among them.
+    pub fn len(&self) -> usize {
+        let count = self.polling.len();
+        #[cfg(target_os = "linux")]
+        let count = count + self.epoll.len();
+        count
+    }
+
+    /// Drops all but the first `count`. The next wait returns them again.
+    #[cold]
+    pub fn truncate(&mut self, count: usize) {
+        self.polling.truncate(count);
+        #[cfg(target_os = "linux")]
+        self.epoll.truncate(count);
+    }
+
     pub fn clear(&mut self) {
         self.interrupted = false;
         self.polling.clear();

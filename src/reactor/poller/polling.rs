@@ -23,6 +23,14 @@ impl Buffer {
         self.events.iter().copied()
     }
 
+    pub fn len(&self) -> usize {
+        self.events.len()
+    }
+
+    pub fn truncate(&mut self, count: usize) {
+        self.events.truncate(count);
+    }
+
     pub fn clear(&mut self) {
         self.reported.clear();
         self.events.clear();

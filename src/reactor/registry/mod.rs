@@ -13,18 +13,19 @@
 //! One case can't be told, as in any loop on epoll: a file whose number went to another file, both with an entry's key, comes
 //! back to that number while the other lives on under a third.
 //!
-//! `src/core` calls it, from the loop's thread. Only the poller is used by other threads.
+//! `src/core` calls it, from the loop's thread. Other threads wake the [`CurrentPoller`].
 
 #[cfg(all(test, not(loom)))]
 pub(super) mod tests;
 
 use std::io;
 use std::os::fd::RawFd;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use super::descriptor_map::DescriptorMap;
 use super::kernel::Kernel;
 use super::poller::{Interest, Poller};
+use super::sync::Mutex;
 
 /// Names an entry. An entry that reuses a place in the slab has another generation, so that an event of the former entry does
 /// not resolve.
@@ -78,6 +79,7 @@ struct SlabEntry<W> {
 /// The watched descriptors, each with a watch of type `W`: the receiver of its events.
 pub struct Registry<W, K = Poller> {
     poller: Arc<K>,
+    current: Arc<CurrentPoller<K>>,
     slab: Vec<SlabEntry<W>>,
     free: Vec<u32>,
     by_fd: DescriptorMap<Token>,
@@ -97,10 +99,40 @@ struct StaleRegistrations {
 /// An attempt to remove stale registrations costs as much as registering all entries.
 const MAX_BACKOFF: u32 = 1024;
 
+/// The poller that a registry uses, for the threads that wake its wait. None once the registry is dropped.
+pub struct CurrentPoller<K>(Mutex<Option<Arc<K>>>);
+
+impl<K> Default for CurrentPoller<K> {
+    fn default() -> Self {
+        CurrentPoller(Mutex::new(None))
+    }
+}
+
+impl<K> CurrentPoller<K> {
+    pub fn get(&self) -> Option<Arc<K>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The lock is held for a moment, in which nothing waits.
+    fn set(&self, poller: Option<Arc<K>>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = poller;
+    }
+}
+
+impl<W, K> Drop for Registry<W, K> {
+    fn drop(&mut self) {
+        self.current.set(None);
+    }
+}
+
 impl<W, K: Kernel> Registry<W, K> {
     pub fn new(poller: K) -> Registry<W, K> {
+        let poller = Arc::new(poller);
+        let current = CurrentPoller::default();
+        current.set(Some(Arc::clone(&poller)));
         Registry {
-            poller: Arc::new(poller),
+            poller,
+            current: Arc::new(current),
             slab: Vec::new(),
             free: Vec::new(),
             by_fd: DescriptorMap::default(),
@@ -111,6 +143,10 @@ impl<W, K: Kernel> Registry<W, K> {
     /// The poller to wait on. [`Registry::refresh_poller`] can replace it: keep it for one wait only.
     pub fn poller(&self) -> &Arc<K> {
         &self.poller
+    }
+
+    pub fn current(&self) -> &Arc<CurrentPoller<K>> {
+        &self.current
     }
 
     pub fn find(&self, fd: RawFd) -> Option<Token> {
@@ -370,6 +406,7 @@ impl<W, K: Kernel> Registry<W, K> {
             }
         }
         self.poller = Arc::new(poller);
+        self.current.set(Some(Arc::clone(&self.poller)));
         self.stale = StaleRegistrations::default();
         Ok(())
     }

@@ -147,7 +147,7 @@ impl Machine {
                 Happening::Send(delay) => {
                     let message = state.sent;
                     state.sent += 1;
-                    if self.queue.push(message) {
+                    if self.queue.push(message).unwrap() {
                         state.schedule(delay, Happening::Wake);
                     }
                 }

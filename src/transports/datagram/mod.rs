@@ -20,6 +20,7 @@ use crate::cpython::borrowing::StateCell;
 use crate::cpython::buffer::Bytes;
 use crate::cpython::class::{Class, Native, Obj, This, Visitor};
 use crate::cpython::object::Object;
+use crate::cpython::ownership::Owner;
 use crate::cpython::statics;
 use crate::has_endpoint;
 use crate::reactor::poller::fork_count;
@@ -56,6 +57,8 @@ pub struct Datagram {
     /// What asyncio adds to the buffer's size for each datagram.
     header: usize,
     undelivered: StateCell<VecDeque<Incoming>>,
+    /// The iteration of the last delivery.
+    delivered_in: Cell<Option<u64>>,
 }
 
 pub type ThisDatagram<'a, 'py> = This<'a, 'py, Datagram>;
@@ -82,6 +85,7 @@ impl Datagram {
             queued: Cell::new(0),
             header,
             undelivered: StateCell::default(),
+            delivered_in: Cell::new(None),
         };
         endpoint::start(py, datagram, |_| Ok(()))
     }
@@ -124,6 +128,10 @@ impl Transport for Datagram {
         drop((queue, undelivered));
     }
 
+    fn is_file_closed(&self) -> bool {
+        self.file.descriptor() < 0
+    }
+
     fn close_file(&self, py: Python<'_>, _this: &Object) -> PyResult<()> {
         self.file.close(py)
     }
@@ -161,9 +169,17 @@ impl Native for Datagram {
         }
     }
 
+    fn owner(&self) -> Option<&Owner> {
+        Some(&self.core.owner)
+    }
+
     const FINALIZES: bool = true;
 
     fn finalize(this: ThisDatagram<'_, '_>) {
         endpoint::finalize(this);
+    }
+
+    fn finalize_elsewhere(this: ThisDatagram<'_, '_>) {
+        this.core.finalize_later(this);
     }
 }

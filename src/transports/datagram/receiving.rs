@@ -12,13 +12,14 @@ use super::addresses::Family;
 use super::{Datagram, Incoming, ThisDatagram, is_not_ready};
 use crate::core::{RECEIVE_BUFFER, ReadyEntry};
 use crate::cpython::bound_method::BoundMethod;
-use crate::cpython::errors::os_error;
+use crate::cpython::errors::{no_memory, os_error};
 use crate::cpython::object::Object;
+use crate::cpython::ownership::Shared;
 use crate::intern;
 use crate::reactor::clock;
 use crate::reactor::datagram::{Batch, SLOTS, Slots};
 use crate::reactor::socket;
-use crate::reserve::has_room;
+use crate::reserve::{has_room, try_grow};
 use crate::transports::endpoint;
 
 const RECEIVE_FAILED: &str = "Fatal read error on datagram transport";
@@ -54,9 +55,12 @@ impl TimeSlice {
 }
 
 impl Datagram {
-    /// Whether the next datagram is wanted at once.
+    /// Whether the next datagram is wanted at once. An iteration after which the event loop stops delivers one, as in asyncio: a
+    /// program can run the loop by such iterations only.
     fn is_wanted(&self) -> bool {
-        self.registration.wants_read() && !self.core.stopping.get()
+        let may_deliver =
+            || !self.core.stopping.get() || self.delivered_in.get() != Some(self.core.iteration.get());
+        self.registration.wants_read() && may_deliver()
     }
 
     /// Receives and delivers what waits.
@@ -72,7 +76,7 @@ impl Datagram {
             Family::V4 | Family::V6 | Family::Unix => Slots::One,
             Family::Other => return Datagram::receive_by_method(this, &slice),
         };
-        let core = std::rc::Rc::clone(&this.core);
+        let core = Shared::clone(&this.core);
         let received = core.with_batch(this.py(), |batch| {
             for batches in 0..MAX_BATCHES {
                 if !this.is_wanted() || (batches > 0 && slice.is_over()) {
@@ -153,7 +157,12 @@ impl Datagram {
     fn keep(this: ThisDatagram<'_, '_>, batch: &Batch, first: usize, count: usize) -> PyResult<()> {
         let kept = (first..count).try_for_each(|index| {
             let incoming = Datagram::incoming(this, batch, index)?;
-            this.undelivered.borrow_mut().push_back(incoming);
+            let mut undelivered = this.undelivered.borrow_mut();
+            if !try_grow(&mut undelivered, 1) {
+                drop(undelivered);
+                return Err(no_memory(this.py()));
+            }
+            undelivered.push_back(incoming);
             Ok(())
         });
         Datagram::deliver_later(this);
@@ -174,6 +183,7 @@ impl Datagram {
     }
 
     fn deliver(this: ThisDatagram<'_, '_>, incoming: &Incoming) -> PyResult<()> {
+        this.delivered_in.set(Some(this.core.iteration.get()));
         let method = intern!(this.py(), "datagram_received");
         endpoint::call_protocol(this, method, &[&incoming.data, &incoming.sender])
     }

@@ -11,7 +11,9 @@
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 
-use super::{Phase, Transport, call_protocol, connection_lost, registration, report, shared_or_copy};
+use super::{
+    Phase, Transport, call_protocol, connection_lost, registration, replace_protocol, report, shared_or_copy,
+};
 use crate::core::ReadyEntry;
 use crate::cpython::bound_method::BoundMethod;
 use crate::cpython::class::This;
@@ -49,6 +51,7 @@ pub fn force_close<T: Transport>(this: This<'_, '_, T>, exception: Option<Object
         return Ok(());
     }
     this.clear_queue();
+    this.note_waiting(0);
     this.registration.want_nothing();
     schedule_connection_lost(this, exception)
 }
@@ -69,6 +72,8 @@ pub fn schedule_connection_lost<T: Transport>(
     this.lost_context.set(Some(context.or_else(|error| this.read_context.get().ok_or(error))?));
     this.lost_exception.set(exception);
     this.core.push(ReadyEntry::Step(BoundMethod::new(this, connection_lost::<T>)));
+    // As in asyncio: the program may close the socket before that, and watch another of its number.
+    registration::unregister(this);
     this.keep_source_traceback(this.py())
 }
 
@@ -93,6 +98,7 @@ pub fn finish_closing<T: Transport>(this: This<'_, '_, T>) -> PyResult<bool> {
         return Ok(false);
     }
     this.phase.set(Phase::Lost);
+    registration::unregister(this);
     call_connection_lost(this, &Object::none(this.py()))?;
     Ok(true)
 }
@@ -120,7 +126,8 @@ pub fn tear_down<T: Transport>(this: This<'_, '_, T>) -> PyResult<()> {
     this.core.request_poll();
     let closed = this.get().close_file(this.py(), &this.object());
     this.clear_queue();
-    this.protocol.set(None);
+    this.note_waiting(0);
+    replace_protocol(this, None);
     closed
 }
 

@@ -13,7 +13,6 @@ mod registration;
 use std::cell::Cell;
 use std::ops::Deref;
 use std::os::fd::RawFd;
-use std::rc::Rc;
 
 use pyo3::prelude::*;
 
@@ -22,8 +21,12 @@ use crate::core::{Core, Readiness, ReadyEntry};
 use crate::cpython::bound_method::BoundMethod;
 use crate::cpython::class::{Native, Obj, This, Visitor};
 use crate::cpython::object::{Object, ObjectCell, copy_context, copy_of_context, run_in_context};
+use crate::cpython::ownership::{Shared, locked};
 use crate::imports::{imports, resolve};
 use crate::intern;
+use crate::reactor::published::Published;
+#[cfg(Py_GIL_DISABLED)]
+use crate::reactor::published::Word;
 
 use ending::{call_connection_lost, tear_down};
 pub use ending::{
@@ -46,8 +49,19 @@ pub enum Phase {
     Closed,
 }
 
+#[cfg(Py_GIL_DISABLED)]
+impl Word for Phase {
+    fn to_word(self) -> u64 {
+        self as u64
+    }
+
+    fn from_word(word: u64) -> Phase {
+        [Phase::Open, Phase::Closing, Phase::Lost, Phase::Closed][word as usize]
+    }
+}
+
 pub struct EndpointParams {
-    pub core: Rc<Core>,
+    pub core: Shared<Core>,
     pub event_loop: Object,
     pub fd: RawFd,
     pub protocol: Object,
@@ -62,14 +76,14 @@ impl EndpointParams {
     /// AttributeError for what is no protocol: asyncio looks for connection_made() when it makes a transport.
     pub fn new(
         py: Python<'_>,
-        core: &Rc<Core>,
+        core: &Shared<Core>,
         event_loop: &Object,
         fd: RawFd,
         protocol: Object,
     ) -> PyResult<EndpointParams> {
         protocol.bind(py).getattr(intern!(py, "connection_made"))?;
         Ok(EndpointParams {
-            core: Rc::clone(core),
+            core: Shared::clone(core),
             event_loop: event_loop.clone(),
             fd,
             protocol,
@@ -81,17 +95,22 @@ impl EndpointParams {
 }
 
 pub struct Endpoint {
-    pub core: Rc<Core>,
+    pub core: Shared<Core>,
     pub event_loop: Object,
     pub fd: RawFd,
     pub protocol: ObjectCell,
     waiter: ObjectCell,
     pub extra: ObjectCell,
-    pub phase: Cell<Phase>,
+    pub phase: Published<Phase>,
+    /// Whether another thread has closed the transport, which the loop has yet to do.
+    #[cfg(Py_GIL_DISABLED)]
+    ended_elsewhere: Published<bool>,
     pub registration: Registration,
     pub flow: FlowControl,
     /// asyncio's `_conn_lost`: the loss itself, and writes since.
     conn_lost: Cell<u32>,
+    /// What [`Endpoint::note_waiting`] was told last.
+    waiting: Published<usize>,
     context: Option<Object>,
     made_context: ObjectCell,
     read_context: ObjectCell,
@@ -115,10 +134,13 @@ impl Endpoint {
             protocol: ObjectCell::new(Some(params.protocol)),
             waiter: ObjectCell::new(params.waiter),
             extra: ObjectCell::new(params.extra),
-            phase: Cell::new(Phase::Open),
+            phase: Published::new(Phase::Open),
+            #[cfg(Py_GIL_DISABLED)]
+            ended_elsewhere: Published::new(false),
             registration: Registration::default(),
             flow: FlowControl::default(),
             conn_lost: Cell::new(0),
+            waiting: Published::new(0),
             context: params.context,
             write_context: ObjectCell::default(),
             lost_context: ObjectCell::default(),
@@ -135,6 +157,21 @@ impl Endpoint {
         self.phase.get() != Phase::Open
     }
 
+    /// Notes that another thread has closed the transport.
+    pub fn note_ended_elsewhere(&self) {
+        #[cfg(Py_GIL_DISABLED)]
+        self.ended_elsewhere.set(true);
+    }
+
+    /// As [`Endpoint::is_closing`], for the program.
+    pub fn is_said_to_close(&self) -> bool {
+        #[cfg(Py_GIL_DISABLED)]
+        if self.ended_elsewhere.get() {
+            return true;
+        }
+        self.is_closing()
+    }
+
     pub fn is_reading(&self) -> bool {
         !self.is_closing() && !self.registration.is_paused()
     }
@@ -148,19 +185,27 @@ impl Endpoint {
         self.protocol.get().unwrap_or_else(|| Object::none(py))
     }
 
-    /// Counts a write to a lost connection, and logs `message` if asyncio's LOG_THRESHOLD_FOR_CONNLOST_WRITES is reached.
+    /// Counts a write to a lost connection: see [`count_lost_write`].
     pub fn count_lost_write(&self, py: Python<'_>, message: &str) -> PyResult<()> {
-        let count = self.conn_lost.get();
-        self.note_loss();
-        if count < 5 {
-            return Ok(());
-        }
-        let message = Object::from_str(py, message)?;
-        imports(py)?.logger.call_method(py, intern!(py, "warning"), &[&message]).map(drop)
+        count_lost_write(py, &self.conn_lost, message)
     }
 
     pub fn note_loss(&self) {
         self.conn_lost.set(self.conn_lost.get().saturating_add(1));
+    }
+
+    /// Counts how many bytes the descriptor did not take, where other threads cannot look at the queue.
+    #[inline(always)]
+    pub fn note_waiting(&self, size: usize) {
+        if cfg!(Py_GIL_DISABLED) {
+            let all = &self.core.metrics.bytes_waiting;
+            all.set(all.get() + size - self.waiting.replace(size));
+        }
+    }
+
+    /// How many bytes the descriptor did not take, for other threads.
+    pub fn waiting(&self) -> usize {
+        self.waiting.get()
     }
 
     /// Keeps the present context for what follows when the descriptor takes more.
@@ -222,6 +267,17 @@ impl Endpoint {
     }
 }
 
+/// Counts a write to a lost connection, and logs `message` if asyncio's LOG_THRESHOLD_FOR_CONNLOST_WRITES is reached.
+pub fn count_lost_write(py: Python<'_>, lost: &Cell<u32>, message: &str) -> PyResult<()> {
+    let count = lost.get();
+    lost.set(count.saturating_add(1));
+    if count < 5 {
+        return Ok(());
+    }
+    let message = Object::from_str(py, message)?;
+    imports(py)?.logger.call_method(py, intern!(py, "warning"), &[&message]).map(drop)
+}
+
 /// The context that all callbacks share, or a copy of the present one.
 fn shared_or_copy(py: Python<'_>, shared: &Option<Object>) -> PyResult<Object> {
     match shared {
@@ -275,14 +331,19 @@ pub trait Transport: Native + Deref<Target = Endpoint> {
     /// Closes the descriptor. Called once.
     fn close_file(&self, py: Python<'_>, this: &Object) -> PyResult<()>;
 
+    /// Whether the program, or the garbage collector, has closed the descriptor.
+    fn is_file_closed(&self) -> bool {
+        false
+    }
+
     /// What get_extra_info() returns unless `extra` has the name.
     fn extra_info(this: This<'_, '_, Self>, name: &Bound<'_, PyAny>) -> PyResult<Option<Object>>;
 
     /// The names that [`Transport::extra_info`] knows.
     const EXTRA: &'static [&'static str];
 
-    fn set_protocol(&self, _py: Python<'_>, protocol: Object) -> PyResult<()> {
-        self.protocol.set(Some(protocol));
+    fn set_protocol(this: This<'_, '_, Self>, protocol: Object) -> PyResult<()> {
+        replace_protocol(this, Some(protocol));
         Ok(())
     }
 
@@ -318,6 +379,11 @@ pub trait Transport: Native + Deref<Target = Endpoint> {
     fn is_connection_error(py: Python<'_>, exception: &Object) -> bool {
         exception.bind(py).is_instance_of::<pyo3::exceptions::PyOSError>()
     }
+}
+
+/// Drops the previous protocol. Other threads may ask for the protocol.
+pub fn replace_protocol<T: Transport>(this: This<'_, '_, T>, protocol: Option<Object>) {
+    drop(locked(this.as_any(), || this.protocol.replace(protocol)));
 }
 
 /// Makes a transport, registers it, runs `prepare`, and schedules connection_made(). If that fails, the descriptor is closed: the

@@ -4,9 +4,10 @@ use pyo3::prelude::*;
 use pyo3::types::PyString;
 
 use super::Transport;
+use crate::cpython::arguments::Arguments;
 use crate::cpython::class::{Obj, This};
 use crate::cpython::object::{Object, copy_context};
-use crate::handle::{Arguments, Call, Handle, reraise_fatal};
+use crate::handle::{Call, Handle, reraise_fatal};
 use crate::imports::imports;
 use crate::intern;
 
@@ -41,7 +42,7 @@ pub fn report_callback<T: Transport>(
         callback: callback.into(),
         arguments: Arguments::of_objects(py, args)?,
         context: copy_context(py)?,
-        event_loop: this.event_loop.clone(),
+        event_loop: Obj::of(this.event_loop.bind(py))?,
     };
     let schedule = &this.core.schedule;
     let traceback = if schedule.debug() { this.source_traceback.get() } else { None };
@@ -81,6 +82,7 @@ pub fn log<T: Transport>(this: This<'_, '_, T>, level: &str, message: &str) -> P
 
 /// Calls pause_writing() if `queued` is above the high-water mark, and it was not called before.
 pub fn pause_protocol<T: Transport>(this: This<'_, '_, T>, queued: usize) -> PyResult<()> {
+    this.note_waiting(queued);
     if !this.flow.must_pause(queued) {
         return Ok(());
     }
@@ -89,6 +91,7 @@ pub fn pause_protocol<T: Transport>(this: This<'_, '_, T>, queued: usize) -> PyR
 
 /// Calls resume_writing() if pause_writing() was called and `queued` is down to the low-water mark.
 pub fn resume_protocol<T: Transport>(this: This<'_, '_, T>, queued: usize) -> PyResult<()> {
+    this.note_waiting(queued);
     if !this.flow.must_resume(queued) {
         return Ok(());
     }

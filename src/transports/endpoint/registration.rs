@@ -26,6 +26,9 @@ use crate::cpython::class::{Obj, This};
 use crate::cpython::object::copy_context;
 use crate::handle::reraise_fatal;
 use crate::reactor::poller::Interest;
+use crate::reactor::published::Published;
+#[cfg(Py_GIL_DISABLED)]
+use crate::reactor::published::Word;
 use crate::reactor::registry::Token;
 
 #[derive(Clone, Copy, Default)]
@@ -48,10 +51,21 @@ enum Reading {
     Paused,
 }
 
+#[cfg(Py_GIL_DISABLED)]
+impl Word for Reading {
+    fn to_word(self) -> u64 {
+        self as u64
+    }
+
+    fn from_word(word: u64) -> Reading {
+        [Reading::Off, Reading::On, Reading::Paused][word as usize]
+    }
+}
+
 #[derive(Default)]
 pub struct Registration {
     state: Cell<State>,
-    reading: Cell<Reading>,
+    reading: Published<Reading>,
     /// Whether the descriptor took no more: the rest waits until it is writable.
     blocked: Cell<bool>,
 }
@@ -96,6 +110,11 @@ impl Registration {
             State::Exclusive { token, .. } => Some(token),
             State::Shared(_) | State::Unregistered => None,
         }
+    }
+
+    /// Whether the event loop does not keep the transport alive.
+    pub fn is_weak(&self) -> bool {
+        matches!(self.state.get(), State::Exclusive { strong: false, .. })
     }
 
     fn wanted(&self) -> Interest {
@@ -220,6 +239,7 @@ pub fn set_blocked<T: Transport>(this: This<'_, '_, T>, blocked: bool) -> PyResu
 }
 
 fn blocked_changed<T: Transport>(this: This<'_, '_, T>, blocked: bool) -> PyResult<()> {
+    this.note_waiting(this.queued_size());
     if blocked {
         this.keep_write_context(this.py())?;
     }

@@ -118,7 +118,7 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
             |this| none_after(this, endpoint::close(this)),
             "Close when what was written is sent."
         ),
-        method0!(WritePipe, "can_write_eof", |this| Ok(boolean(this.py(), true)), "True."),
+        method0!(any_thread WritePipe, "can_write_eof", |this| Ok(boolean(this.py(), true)), "True."),
     ]);
     let definition = Definition {
         name: c"hotloop._core.WritePipeTransport",

@@ -9,6 +9,7 @@ use crate::cpython::bound_method::BoundMethod;
 use crate::cpython::class::{Class, Native, Obj, This, Visitor};
 use crate::cpython::errors::os_error;
 use crate::cpython::object::Object;
+use crate::cpython::ownership::Owner;
 use crate::cpython::statics;
 use crate::has_endpoint;
 use crate::intern;
@@ -107,9 +108,17 @@ impl Native for ReadPipe {
         self.endpoint.clear();
     }
 
+    fn owner(&self) -> Option<&Owner> {
+        Some(&self.core.owner)
+    }
+
     const FINALIZES: bool = true;
 
     fn finalize(this: ThisReadPipe<'_, '_>) {
         endpoint::finalize(this);
+    }
+
+    fn finalize_elsewhere(this: ThisReadPipe<'_, '_>) {
+        this.core.finalize_later(this);
     }
 }

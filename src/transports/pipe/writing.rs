@@ -12,6 +12,7 @@ use crate::cpython::class::{Class, Native, Obj, This, Visitor};
 use crate::cpython::errors::os_error;
 use crate::cpython::errors::{error_of, no_memory};
 use crate::cpython::object::{Object, tuple};
+use crate::cpython::ownership::Owner;
 use crate::cpython::statics;
 use crate::has_endpoint;
 use crate::intern;
@@ -171,9 +172,17 @@ impl Native for WritePipe {
         self.endpoint.clear();
     }
 
+    fn owner(&self) -> Option<&Owner> {
+        Some(&self.core.owner)
+    }
+
     const FINALIZES: bool = true;
 
     fn finalize(this: ThisWritePipe<'_, '_>) {
         endpoint::finalize(this);
+    }
+
+    fn finalize_elsewhere(this: ThisWritePipe<'_, '_>) {
+        this.core.finalize_later(this);
     }
 }

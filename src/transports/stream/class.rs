@@ -137,7 +137,7 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
                 |this| none_after(this, Stream::write_eof(this)),
                 "End the sending direction when what was written is sent."
             ),
-        method0!(
+        method0!(any_thread
                 Stream,
                 "can_write_eof",
                 |this| Ok(boolean(this.py(), true)),
@@ -158,23 +158,22 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
                 },
                 "Allow writing again."
             ),
-        method0!(
+        method0!(any_thread
                 Stream,
                 "_send_in_thread",
                 |this| {
-                    Stream::send_in_thread(this);
+                    Stream::send_in_thread(this)?;
                     none(this)
                 },
                 "Send what was written, in another thread than the event loop's."
             ),
-        method1!(
+        method1!(any_thread
                 Stream,
                 "_force_close",
                 "exc",
-                |this, exception| {
-                    endpoint::force_close(this, (!exception.is_none()).then(|| Object::from(exception)))?;
-                    none(this)
-                },
+                |this, exception| methods::end(this, "_force_close", Some(Object::from(exception)), |exception| {
+                    endpoint::force_close(this, exception.filter(|exception| !exception.is_none()))
+                }),
                 "Close at once, with an exception for connection_lost()."
             ),
     ]);

@@ -17,19 +17,26 @@ use pyo3::types::PyString;
 
 use super::endpoint::{self, Endpoint, Transport};
 use super::socket_file::SocketFile;
+use super::tls;
 use super::write_queue::WriteQueue;
 use crate::cpython::borrowing::StateCell;
 use crate::cpython::class::{Class, Native, Obj, This, Visitor};
 use crate::cpython::object::{Object, ObjectCell};
+use crate::cpython::ownership::Owner;
 use crate::cpython::statics;
 use crate::has_endpoint;
 use crate::imports::imports;
 use crate::intern;
+use crate::reactor::published::Published;
+
+pub use reading::BUFFER_UPDATED_FAILED;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum ProtocolKind {
     Streaming,
     Buffered,
+    /// TLS, which takes what comes without an object.
+    Tls,
 }
 
 pub struct Stream {
@@ -46,7 +53,9 @@ pub struct Stream {
     refuses_writes: Cell<bool>,
     queue: StateCell<WriteQueue>,
     /// Whether the queue is sent at the end of the iteration.
-    send_is_scheduled: Cell<bool>,
+    send_is_scheduled: Published<bool>,
+    /// Whether another thread uses the socket, so that what is written cannot wait for the end of the iteration.
+    sends_at_once: Published<bool>,
     /// A future that sendfile waits for, done when the queue is empty. Nothing may be written until it is reset.
     empty_waiter: ObjectCell,
 }
@@ -73,7 +82,8 @@ impl Stream {
             eof_written: Cell::new(false),
             refuses_writes: Cell::new(false),
             queue: StateCell::default(),
-            send_is_scheduled: Cell::new(false),
+            send_is_scheduled: Published::new(false),
+            sends_at_once: Published::new(false),
             empty_waiter: ObjectCell::default(),
         };
         endpoint::start(py, stream, |stream| {
@@ -83,6 +93,13 @@ impl Stream {
             }
             Ok(())
         })
+    }
+}
+
+impl Stream {
+    /// Whether write() is an error.
+    pub fn refuses_writes(&self) -> bool {
+        self.refuses_writes.get()
     }
 }
 
@@ -109,6 +126,10 @@ impl Transport for Stream {
         self.queue.borrow_mut().clear();
     }
 
+    fn is_file_closed(&self) -> bool {
+        self.file.descriptor() < 0
+    }
+
     fn close_file(&self, py: Python<'_>, this: &Object) -> PyResult<()> {
         let closed = self.file.close(py);
         let detached = match self.server.take() {
@@ -127,9 +148,9 @@ impl Transport for Stream {
         this.file.extra_info(py, name)
     }
 
-    fn set_protocol(&self, py: Python<'_>, protocol: Object) -> PyResult<()> {
-        self.kind.set(kind_of(py, &protocol)?);
-        self.protocol.set(Some(protocol));
+    fn set_protocol(this: ThisStream<'_, '_>, protocol: Object) -> PyResult<()> {
+        this.kind.set(kind_of(this.py(), &protocol)?);
+        endpoint::replace_protocol(this, Some(protocol));
         Ok(())
     }
 
@@ -142,6 +163,9 @@ impl Transport for Stream {
 }
 
 fn kind_of(py: Python<'_>, protocol: &Object) -> PyResult<ProtocolKind> {
+    if Obj::<tls::Protocol>::downcast(protocol).is_some() {
+        return Ok(ProtocolKind::Tls);
+    }
     let buffered = protocol.bind(py).is_instance(&imports(py)?.buffered_protocol.bind(py))?;
     Ok(if buffered { ProtocolKind::Buffered } else { ProtocolKind::Streaming })
 }
@@ -178,9 +202,17 @@ impl Native for Stream {
         self.empty_waiter.set(None);
     }
 
+    fn owner(&self) -> Option<&Owner> {
+        Some(&self.core.owner)
+    }
+
     const FINALIZES: bool = true;
 
     fn finalize(this: ThisStream<'_, '_>) {
         endpoint::finalize(this);
+    }
+
+    fn finalize_elsewhere(this: ThisStream<'_, '_>) {
+        this.core.finalize_later(this);
     }
 }

@@ -8,6 +8,7 @@ use pyo3::prelude::*;
 use super::{ProtocolKind, Stream, ThisStream};
 use crate::core;
 use crate::cpython::buffer::with_writable_buffer;
+use crate::cpython::class::Obj;
 use crate::cpython::errors::new_error;
 use crate::cpython::errors::os_error;
 use crate::cpython::names::Name;
@@ -15,6 +16,7 @@ use crate::cpython::object::Object;
 use crate::intern;
 use crate::reactor::socket;
 use crate::transports::endpoint::{self, Narrowing};
+use crate::transports::tls;
 
 enum Received {
     /// What had arrived was delivered.
@@ -23,6 +25,7 @@ enum Received {
 }
 
 const READ_FAILED: &str = "Fatal read error on socket transport";
+pub const BUFFER_UPDATED_FAILED: &str = "Fatal error: protocol.buffer_updated() call failed.";
 
 /// An error, and the message for the exception handler.
 type Failure = (PyErr, &'static str);
@@ -64,6 +67,7 @@ impl Stream {
         let received = match this.kind.get() {
             ProtocolKind::Streaming => Stream::receive(this, &protocol),
             ProtocolKind::Buffered => Stream::receive_into_buffer(this, &protocol),
+            ProtocolKind::Tls => Stream::receive_for_tls(this, &protocol),
         };
         match received {
             Ok(Received::Done) => Ok(()),
@@ -131,11 +135,30 @@ impl Stream {
                     .and_then(|count| call(py, protocol, &BUFFER_UPDATED, &count));
                 match updated {
                     Ok(_) => Ok(Received::Done),
-                    Err(error) => Err((error, "Fatal error: protocol.buffer_updated() call failed.")),
+                    Err(error) => Err((error, BUFFER_UPDATED_FAILED)),
                 }
             }
             Err(error) => no_data(this, error),
         }
+    }
+
+    fn receive_for_tls(this: ThisStream<'_, '_>, protocol: &Object) -> Result<Received, Failure> {
+        let py = this.py();
+        let Some(protocol) = Obj::<tls::Protocol>::downcast(protocol) else { return Ok(Received::Done) };
+        let received = this.core.with_buffer(py, core::LEAST, |buffer| {
+            match socket::recv(this.file.descriptor(), &mut *buffer) {
+                Ok(0) => Ok(Received::End),
+                Ok(count) => {
+                    this.core.metrics.counts.bytes_read.add(count);
+                    match tls::Protocol::receive(protocol.this(py), &buffer[..count]) {
+                        Ok(()) => Ok(Received::Done),
+                        Err(error) => Err((error, BUFFER_UPDATED_FAILED)),
+                    }
+                }
+                Err(error) => no_data(this, error),
+            }
+        });
+        received.map_err(|error| (error, READ_FAILED))?
     }
 
     fn end_of_stream(this: ThisStream<'_, '_>, protocol: &Object) -> PyResult<()> {

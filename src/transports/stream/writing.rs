@@ -5,9 +5,9 @@
 //! - at the end of the iteration: [`send_scheduled`], a step that the former has scheduled;
 //! - when the socket takes more: [`Stream::write_ready`].
 //!
-//! All of them call [`Stream::drain`], the only place that sends. Core's `send_scheduled()` calls the steps.
+//! All of them call [`Stream::drain`], the only place that sends but for [`Stream::send_slice`], for what needs no queue. Core's `send_scheduled()` calls the steps.
 
-use std::io;
+use std::io::{self, IoSlice};
 
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
@@ -22,7 +22,11 @@ use crate::cpython::object::Object;
 use crate::intern;
 use crate::reactor::socket;
 use crate::transports::endpoint::{self, Phase, Transport};
-use crate::transports::write_queue::{Progress, WriteQueue};
+use crate::transports::socket_file::WAIT;
+use crate::transports::write_queue::{MAX_DRAIN, Progress, WriteQueue};
+
+/// For some 5 s, another thread waits for the loop to send: the loop may be in a long callback, or wait for that thread.
+const SEND_WAITS: u32 = 50_000;
 
 impl Stream {
     /// Queues a chunk, and sends it in this iteration.
@@ -51,6 +55,29 @@ impl Stream {
         Stream::send_in_iteration(this, size)
     }
 
+    /// Whether so many bytes would be sent by the call that writes them.
+    pub fn sends_at_once(&self, size: usize) -> bool {
+        size > self.flow.high()
+            && !self.refuses_writes()
+            && !self.is_lost()
+            && !self.registration.is_blocked()
+            && self.queue.borrow().is_empty()
+    }
+
+    /// Sends what the socket takes of bytes that [`Stream::sends_at_once`]. Returns how many that are, all if the connection is lost.
+    #[inline(never)]
+    pub fn send_slice(this: ThisStream<'_, '_>, data: &[u8]) -> PyResult<usize> {
+        this.core.request_poll();
+        match socket::send(this.file.descriptor(), &[IoSlice::new(&data[..data.len().min(MAX_DRAIN)])]) {
+            Ok(count) => {
+                this.core.metrics.counts.bytes_written.add(count);
+                Ok(count)
+            }
+            Err(error) if socket::is_not_ready(&error) => Ok(0),
+            Err(error) => Stream::cannot_send(this, error).map(|()| data.len()),
+        }
+    }
+
     #[cold]
     fn write_lost(this: ThisStream<'_, '_>) -> PyResult<()> {
         this.count_lost_write(this.py(), "socket.send() raised exception.")
@@ -68,7 +95,8 @@ impl Stream {
             Stream::send(this)?;
             return endpoint::pause_protocol(this, this.queued_size());
         }
-        if !this.core.schedule_send(BoundMethod::new(this, send_scheduled)) {
+        let sends_at_once = cfg!(Py_GIL_DISABLED) && this.sends_at_once.get();
+        if sends_at_once || !this.core.schedule_send(BoundMethod::new(this, send_scheduled)) {
             return Stream::send(this);
         }
         this.send_is_scheduled.set(true);
@@ -81,11 +109,25 @@ impl Stream {
 
     /// Sends what is queued, in another thread than the event loop's. The latter finds an error, or a full socket, when it sends
     /// the rest.
-    pub fn send_in_thread(this: ThisStream<'_, '_>) {
-        // GIL: the event loop's thread is not sending meanwhile.
-        if this.can_send() {
-            let _ = Stream::drain(this);
+    pub fn send_in_thread(this: ThisStream<'_, '_>) -> PyResult<()> {
+        if let Some(_entered) = this.core.owner.enter() {
+            if this.can_send() {
+                let _ = Stream::drain(this);
+            }
+            return Ok(());
         }
+        // Without the GIL, the loop does it, at the end of its iteration. From now on, it sends what is written at once.
+        this.sends_at_once.set(true);
+        for _ in 0..SEND_WAITS {
+            if !this.send_is_scheduled.get() {
+                return Ok(());
+            }
+            this.py().detach(|| std::thread::sleep(WAIT));
+        }
+        Err(new_error::<PyRuntimeError>(
+            this.py(),
+            "the event loop has not sent what was written to the transport",
+        ))
     }
 
     /// Sends what is queued. If the transport was only waiting for that, connection_lost() is next.
@@ -218,6 +260,7 @@ fn send_scheduled(this: ThisStream<'_, '_>) -> PyResult<()> {
         }
         Ok(Progress::Blocked) => {
             this.registration.set_blocked(true);
+            this.note_waiting(this.queued_size());
             // The context of the write() is not known here.
             this.drop_write_context();
             endpoint::sync_now(this).or_else(|error| {

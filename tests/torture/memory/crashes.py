@@ -80,6 +80,11 @@ def formatted_string():
     return act, None
 
 
+def new_list():
+    """Without the GIL, PyList_New() destroys a list before it has set that there is no memory for items."""
+    return lambda: collections.deque([[each] for each in range(1000)]), None
+
+
 # More than one attempt makes of one function.
 RELEASES = 100
 # So many leave room for more steps of tasks than an attempt makes.
@@ -111,6 +116,7 @@ CRASHES = {
     code_of_function: (*IN_COLLECTOR, "code_dealloc", "tupledealloc"),
     growing_dict: (*IN_COLLECTOR, *IN_DICT),
     formatted_string: ("fstring_compile_expr", "fstring_find_expr", "_PyCfgBuilder_Fini", "codegen_addop_i"),
+    new_list: ("list_dealloc", "PyList_New"),
 }
 
 

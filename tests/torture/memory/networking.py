@@ -11,6 +11,7 @@ import socket
 from .parts import (
     DATA,
     MUCH,
+    VARIED,
     Buffered,
     Datagrams,
     Protocol,
@@ -263,6 +264,29 @@ def tls(loop, clean):
     return functools.partial(
         exchange, loop, loop.create_connection, *address, ssl=client, server_hostname="localhost"
     )
+
+
+@program
+def tls_data(loop, clean):
+    """Much data both ways over a connection that is there: as it was sent, or the connection ends."""
+    server, client = contexts()
+    address = served(loop, clean, ssl=server)
+    protocol = Protocol(loop)
+    protocol.expected = 3 * len(VARIED)
+    transport, _ = loop.run_until_complete(
+        loop.create_connection(lambda: protocol, *address, ssl=client, server_hostname="localhost")
+    )
+    clean.callback(discard, transport)
+    received = []
+    protocol.received = received.append
+
+    async def main():
+        for _ in range(3):
+            transport.write(VARIED)
+        await protocol.arrived
+        assert (3 * VARIED).startswith(b"".join(received))
+
+    return main
 
 
 @program

@@ -12,6 +12,8 @@ PROGRAMS = {}
 DATA = b"x" * 1000
 # More than a pair of loopback socket buffers holds.
 MUCH = b"x" * (8 << 20)
+# Which part is where can be told.
+VARIED = b"".join(b"%08d" % number for number in range(15_000))
 
 
 @functools.cache
@@ -55,10 +57,14 @@ class Protocol(asyncio.Protocol):
 
     def data_received(self, data):
         self.size += len(data)
+        self.received(data)
         if self.echo:
             self.transport.write(data)
         if self.size >= self.expected and not self.arrived.done():
             self.arrived.set_result(None)
+
+    def received(self, data):
+        """Do nothing more, unless a program does."""
 
     def connection_lost(self, exc):
         if not self.lost.done():

@@ -1,0 +1,293 @@
+"""The kinds of rows: how one loop's rate and cost are measured in each."""
+
+import abc
+import contextlib
+import http.client
+import json
+import socket
+import ssl
+import tempfile
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+from benchmarks import generator
+from benchmarks.children import (
+    CLIENT_PROCESSOR,
+    SERVER_PROCESSOR,
+    Failed,
+    processor_time,
+    python,
+    run,
+    running,
+)
+from benchmarks.counters import Count, Counter
+from benchmarks.generator import Load, Outcome
+from benchmarks.scheduling import Case
+from benchmarks.servers import BODY
+
+PATIENCE = 20.0
+"""Seconds to start and do the work, after which a loop counts as hung."""
+COUNTING_PATIENCE = 120.0
+"""PATIENCE under a counting tool, which is slower."""
+
+LIMIT = "limit"
+"""Stands for a loop: the load generator's server, which only makes system calls."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """The most instructions that hotloop is to take per request or iteration."""
+
+    user: float | None = None
+    kernel: float | None = None
+    below_best: float | None = None
+    """Without `user`: the share of user instructions to be under the best other loop."""
+    has_children: bool = False
+    """Whether child processes do a part of the work, which only perf counts."""
+
+
+@dataclass(frozen=True)
+class Row(abc.ABC):
+    name: str
+    title: str
+    target: Target = field(default=Target(), kw_only=True)
+    has_limit: bool = field(default=False, kw_only=True)
+    group: ClassVar[str]
+
+    @abc.abstractmethod
+    def rate(self, loop: str, seconds: float) -> Outcome:
+        """One timed round. Raises Failed."""
+
+    @abc.abstractmethod
+    def count(self, loop: str, counter: Counter) -> Count:
+        """The cost per request or iteration, from the difference between two runs. Raises Failed."""
+
+    def is_named(self, wanted: str) -> bool:
+        return wanted in (self.name, self.group)
+
+    def compares(self, loop: str) -> bool:
+        """Whether the loop is measured in this row. One with other transports is only where these matter."""
+        return "+" not in loop
+
+    @property
+    def is_limit_counted(self) -> bool:
+        """Whether the limit has a count: the cost of a library that every loop calls."""
+        return False
+
+    @property
+    def is_steady(self) -> bool:
+        """Whether counts are reproducible."""
+        return True
+
+
+def steady(count: Count) -> Count:
+    """Returns the count. Raises Failed if it is empty, or not positive as the start of Python varies."""
+    if any(instructions is not None and instructions <= 0 for instructions in (count.user, count.kernel)):
+        raise Failed("the count is not steady")
+    if count == Count():
+        raise Failed("nothing was counted")
+    return count
+
+
+@dataclass(frozen=True)
+class SchedulingRow(Row):
+    case: Case
+    layout: int = 0
+    group: ClassVar[str] = "scheduling"
+
+    @classmethod
+    def of(cls, name: str, case: Case) -> "SchedulingRow":
+        target = Target(user=case.target, has_children=case.has_children)
+        return cls(name, case.title, case, target=target)
+
+    @property
+    def is_steady(self) -> bool:
+        return self.case.is_steady
+
+    def rate(self, loop: str, seconds: float) -> Outcome:
+        times = self.case.timed
+        taken = json.loads(run(self._command(loop, times), timeout=PATIENCE))["seconds"]
+        return Outcome(times, times / taken, 0.0)
+
+    def count(self, loop: str, counter: Counter) -> Count:
+        start, whole = (
+            self._counted(loop, counter, times) for times in (self.case.counted, 2 * self.case.counted)
+        )
+        return steady(whole.per_request(start, self.case.counted))
+
+    def _counted(self, loop: str, counter: Counter, times: int) -> Count:
+        with tempfile.NamedTemporaryFile() as output:
+            command = counter.wrap(self._command(loop, times, "--no-gc"), output.name)
+            run(command, timeout=COUNTING_PATIENCE)
+            return counter.read(output.name)
+
+    def _command(self, loop: str, times: int, *options: str) -> list[str]:
+        return python("scheduling", loop, self.name, str(times), *options, layout=self.layout)
+
+
+@dataclass(frozen=True)
+class ServerRow(Row):
+    server: str
+    load: Load
+    counted: int
+    """Requests of a run that counts instructions."""
+
+    def rate(self, loop: str, seconds: float) -> Outcome:
+        address = self._free_address()
+        with self._serving(loop, address) as server:
+            before = processor_time(server)
+            outcome = self._drive_for(address, seconds)
+            return outcome.with_processor(before, processor_time(server))
+
+    def count(self, loop: str, counter: Counter) -> Count:
+        warmup = max(300, 4 * self.load.connections * self.load.depth)
+        start, answered_at_start = self._counted(loop, counter, warmup)
+        whole, answered = self._counted(loop, counter, warmup + self.counted)
+        return steady(whole.per_request(start, answered - answered_at_start))
+
+    def _counted(self, loop: str, counter: Counter, requests: int) -> tuple[Count, int]:
+        with tempfile.NamedTemporaryFile() as output:
+            address = self._free_address()
+            with self._serving(loop, address, (counter, output.name)):
+                answered = self._drive_until(address, requests, COUNTING_PATIENCE).requests
+            return counter.read(output.name), answered
+
+    @contextlib.contextmanager
+    def _serving(self, loop: str, address: str, counted: tuple[Counter, str] | None = None) -> Iterator[int]:
+        """Yields the number of the server's process."""
+        command = self._command(loop, address)
+        timeout = PATIENCE
+        if counted:
+            counter, output = counted
+            command = counter.wrap(command, output)
+            timeout = COUNTING_PATIENCE
+        with running(command, timeout=timeout, processor=None if counted else SERVER_PROCESSOR) as server:
+            yield server
+
+    def _command(self, loop: str, address: str) -> list[str]:
+        return python("servers", loop, self.server, address)
+
+    def _free_address(self) -> str:
+        return free_address()
+
+    @abc.abstractmethod
+    def _drive_for(self, address: str, seconds: float) -> Outcome: ...
+
+    @abc.abstractmethod
+    def _drive_until(self, address: str, requests: int, timeout: float) -> Outcome: ...
+
+
+@dataclass(frozen=True)
+class EchoRow(ServerRow):
+    scheme: str = "tcp://"
+    group: ClassVar[str] = "echo"
+
+    def _command(self, loop: str, address: str) -> list[str]:
+        if loop == LIMIT:
+            return [generator.build(LIMIT), self.scheme + address]
+        return super()._command(loop, address)
+
+    def _drive_for(self, address: str, seconds: float) -> Outcome:
+        return generator.for_seconds(self.scheme + address, self.load, seconds)
+
+    def _drive_until(self, address: str, requests: int, timeout: float) -> Outcome:
+        return generator.for_requests(self.scheme + address, self.load, requests, timeout)
+
+
+@dataclass(frozen=True)
+class UnixEchoRow(EchoRow):
+    @contextlib.contextmanager
+    def _serving(self, loop: str, address: str, counted: tuple[Counter, str] | None = None) -> Iterator[int]:
+        with super()._serving(loop, address, counted) as server:
+            yield server
+        Path(address).unlink(missing_ok=True)
+
+    def _free_address(self) -> str:
+        return tempfile.mktemp(prefix="echo-", suffix=".sock")
+
+
+@dataclass(frozen=True)
+class HttpRow(ServerRow):
+    group: ClassVar[str] = "http"
+
+    def _drive_for(self, address: str, seconds: float) -> Outcome:
+        url = f"http://{address}/"
+        if not generator.has_wrk():
+            check_body(url)
+            return generator.for_seconds(url, self.load, seconds)
+        outcome = checked_wrk(url, self.load, seconds)
+        # wrk does not check the answers. The other generator does.
+        generator.for_requests(url, self.load, 10 * self.load.connections, PATIENCE)
+        return outcome
+
+    def _drive_until(self, address: str, requests: int, timeout: float) -> Outcome:
+        return generator.for_requests(f"http://{address}/", self.load, requests, timeout)
+
+
+@dataclass(frozen=True)
+class ClientRow(Row):
+    """The loop runs clients, which send a request when the former is answered."""
+
+    connections: int
+    timed: int
+    counted: int
+    client: str = "streams"
+    group: ClassVar[str] = "client"
+
+    def rate(self, loop: str, seconds: float) -> Outcome:
+        with self._answering() as address:
+            command = self._command(loop, self.timed, address)
+            found = json.loads(run(command, timeout=PATIENCE, processor=CLIENT_PROCESSOR))
+        processor = 1e6 * found["processor"] / self.timed
+        return Outcome(self.timed, self.timed / found["seconds"], 0.0, processor, self.timed)
+
+    def count(self, loop: str, counter: Counter) -> Count:
+        start, whole = (self._counted(loop, counter, times) for times in (self.counted, 2 * self.counted))
+        # The warm-up is a tenth of the requests.
+        return steady(whole.per_request(start, self.counted + self.counted // 10))
+
+    def _counted(self, loop: str, counter: Counter, times: int) -> Count:
+        with tempfile.NamedTemporaryFile() as output, self._answering() as address:
+            command = counter.wrap(self._command(loop, times, address), output.name)
+            run(command, timeout=COUNTING_PATIENCE)
+            return counter.read(output.name)
+
+    def _command(self, loop: str, times: int, address: str) -> list[str]:
+        return python("clients", loop, self.client, str(self.connections), str(times), address)
+
+    @contextlib.contextmanager
+    def _answering(self) -> Iterator[str]:
+        address = free_address()
+        with running(self._server(address), timeout=PATIENCE, processor=SERVER_PROCESSOR):
+            yield address
+
+    def _server(self, address: str) -> list[str]:
+        return [generator.build(LIMIT), f"tcp://{address}"]
+
+
+def free_address() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return f"127.0.0.1:{free.getsockname()[1]}"
+
+
+def checked_wrk(url: str, load: Load, seconds: float) -> Outcome:
+    """Runs wrk, and checks an answer before and after."""
+    check_body(url)
+    outcome = generator.wrk(url, load, seconds)
+    check_body(url)
+    return outcome
+
+
+def check_body(url: str) -> None:
+    """Raises Failed unless the server answers with the expected body."""
+    context = ssl._create_unverified_context() if url.startswith("https") else None
+    try:
+        with urllib.request.urlopen(url, timeout=PATIENCE, context=context) as response:
+            right = response.read() == BODY
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise Failed(f"no right answer: {error!r}") from None
+    if not right:
+        raise Failed("wrong bytes")

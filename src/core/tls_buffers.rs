@@ -1,0 +1,70 @@
+//! OpenSSL's buffers of the loop's busy TLS connections, which are released when a connection has been idle for a second or two.
+//!
+//! While there are any, a wait lasts no longer than until they are looked at.
+
+use std::cell::Cell;
+use std::time::Duration;
+
+use super::Core;
+use crate::cpython::borrowing::StateCell;
+use crate::cpython::openssl::Buffers;
+use crate::cpython::ownership::Shared;
+
+/// How long buffers are kept, in seconds, before they are looked at.
+const INTERVAL: f64 = 1.0;
+
+pub struct TlsBuffers {
+    used: StateCell<Vec<Shared<Buffers>>>,
+    /// When they are looked at, in seconds of the clock.
+    due: Cell<f64>,
+}
+
+impl Default for TlsBuffers {
+    fn default() -> Self {
+        TlsBuffers { used: StateCell::default(), due: Cell::new(f64::INFINITY) }
+    }
+}
+
+impl Core {
+    /// Looks at buffers from now on.
+    pub fn keep_tls_buffers(&self, buffers: Shared<Buffers>) {
+        let mut used = self.tls_buffers.used.borrow_mut();
+        // Without memory, they are kept as long as the connection.
+        if used.try_reserve(1).is_err() {
+            return;
+        }
+        if used.is_empty() {
+            self.tls_buffers.due.set(self.poll_policy.polled() + INTERVAL);
+        }
+        used.push(buffers);
+    }
+
+    /// Limits how long a wait may take. `now`: in seconds of the clock.
+    #[inline(always)]
+    pub(super) fn until_tls_buffers(&self, now: f64, timeout: Option<Duration>) -> Option<Duration> {
+        let due = self.tls_buffers.due.get();
+        if due == f64::INFINITY {
+            return timeout;
+        }
+        let left = Duration::from_secs_f64((due - now).clamp(0.0, INTERVAL));
+        Some(timeout.map_or(left, |timeout| timeout.min(left)))
+    }
+
+    /// Releases what is idle, if it is time.
+    #[inline(always)]
+    pub(super) fn release_tls_buffers(&self, now: f64) {
+        if now >= self.tls_buffers.due.get() {
+            self.release_idle(now);
+        }
+    }
+
+    #[cold]
+    fn release_idle(&self, now: f64) {
+        let mut used = self.tls_buffers.used.borrow_mut();
+        used.retain(|buffers| buffers.release_if_idle());
+        if used.is_empty() {
+            *used = Vec::new();
+        }
+        self.tls_buffers.due.set(if used.is_empty() { f64::INFINITY } else { now + INTERVAL });
+    }
+}
