@@ -48,8 +48,8 @@ test: test-reactor test-python test-cpython test-wheel ## run all tests that nee
 test-reactor: ## the reactor's tests, without Python
 	cargo test $(REACTOR)
 
-test-python: $(VENV)/.hotloop $(VENV)/.tests $(VENV)/.python-docs ## hotloop's own tests
-	$(BIN)/python -m pytest
+test-python: $(VENV)/.hotloop $(VENV)/.tests $(VENV)/.python-docs ## hotloop's own tests; RERUN=1 runs what failed a second time, alone
+	$(BIN)/python -m pytest $(if $(RERUN),|| $(BIN)/python -m pytest --last-failed --last-failed-no-failures none)
 
 test-cpython: $(VENV)/.hotloop ## CPython's asyncio tests, on hotloop
 	$(BIN)/python tests/cpython/run.py --jobs $(JOBS)

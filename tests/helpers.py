@@ -490,13 +490,18 @@ def script(name, source):
 
 def run_script(name, source, *options, check=True, timeout=30, env=None):
     """Run such a program in a process of its own, and return what it printed and its status."""
-    result = subprocess.run(
-        [sys.executable, *options, "-c", script(name, source)],
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        env={**os.environ, **(env or {})},
-    )
+    try:
+        result = subprocess.run(
+            [sys.executable, *options, "-c", script(name, source)],
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            env={**os.environ, **(env or {})},
+        )
+    except subprocess.TimeoutExpired as error:
+        # Not the error itself, whose text is the program.
+        printed = [(stream or b"").decode(errors="backslashreplace") for stream in (error.stdout, error.stderr)]
+        raise AssertionError(f"not done after {timeout} seconds", *printed) from None
     if check:
         assert result.returncode == 0, (result.returncode, result.stdout, result.stderr)
     return result

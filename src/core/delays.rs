@@ -31,6 +31,9 @@ const READ_EACH: u64 = 8;
 /// In a longer iteration, it is read once for this many callbacks.
 const READ_EVERY: u64 = 8;
 
+/// After an attempt to get memory for a group that failed, the next is made this many callbacks later.
+const ATTEMPT_EVERY: u64 = 1024;
+
 /// Callbacks that became ready at the same time: those behind the group before, up to position `end` of the ready queue.
 #[derive(Clone, Copy, Default)]
 struct Group {
@@ -49,6 +52,8 @@ pub struct Delays {
     front: Cell<Group>,
     more: StateCell<VecDeque<Group>>,
     grouped: Cell<u64>,
+    /// Where there was no memory for a group: the position from which on it is tried again.
+    next_attempt: Cell<u64>,
 }
 
 impl Delays {
@@ -58,6 +63,7 @@ impl Delays {
         self.front.take();
         self.more.borrow_mut().clear();
         self.grouped.set(0);
+        self.next_attempt.set(0);
     }
 
     /// A wait has ended that began with an empty queue.
@@ -155,9 +161,16 @@ impl Delays {
     fn add_group(&self, group: Group) {
         let mut more = self.more.borrow_mut();
         // Without memory, they count as ready since a later reading.
-        if more.try_reserve(1).is_ok() {
-            self.grouped.set(group.end);
-            more.push_back(group);
+        if more.len() == more.capacity() {
+            if group.end < self.next_attempt.get() {
+                return;
+            }
+            if more.try_reserve(1).is_err() {
+                self.next_attempt.set(group.end + ATTEMPT_EVERY);
+                return;
+            }
         }
+        self.grouped.set(group.end);
+        more.push_back(group);
     }
 }

@@ -33,6 +33,8 @@ pub struct ReadyQueue {
     entries: VecDeque<ReadyEntry>,
     /// The position of the first entry: how many were taken out.
     start: u64,
+    /// The position from which on it is tried again to get memory, of which there was too little.
+    next_attempt: u64,
 }
 
 impl Deref for ReadyQueue {
@@ -69,17 +71,18 @@ impl ReadyQueue {
 
     #[cold]
     fn grow(&mut self, count: usize, headroom: usize) -> usize {
-        if self.reserve(count + headroom) { count } else { self.room(headroom).min(count) }
-    }
-
-    /// How many entries there is room for besides `headroom`, where there is little memory.
-    fn room(&mut self, headroom: usize) -> usize {
-        let room = |entries: &VecDeque<_>| entries.capacity() - entries.len();
-        if room(&self.entries) < headroom + HEADROOM {
-            // A failure shows in the capacity.
-            let _ = self.entries.try_reserve(headroom + HEADROOM);
+        // Attempts that fail are dear: as many entries are run first as there is room for.
+        if self.is_empty() || self.start >= self.next_attempt {
+            let mut wanted = count.max(HEADROOM);
+            while !self.reserve(wanted + headroom) {
+                self.next_attempt = self.start + self.entries.capacity() as u64;
+                if wanted == HEADROOM {
+                    break;
+                }
+                wanted = (wanted / 8).max(HEADROOM);
+            }
         }
-        room(&self.entries).saturating_sub(headroom)
+        (self.entries.capacity() - self.entries.len()).saturating_sub(headroom).min(count)
     }
 
     pub fn push_back(&mut self, entry: ReadyEntry) {
