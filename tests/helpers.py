@@ -500,8 +500,10 @@ def run_script(name, source, *options, check=True, timeout=30, env=None):
         )
     except subprocess.TimeoutExpired as error:
         # Not the error itself, whose text is the program.
-        printed = [(stream or b"").decode(errors="backslashreplace") for stream in (error.stdout, error.stderr)]
-        raise AssertionError(f"not done after {timeout} seconds", *printed) from None
+        printed = (error.stdout or b"") + (error.stderr or b"")
+        raise AssertionError(
+            f"not done after {timeout} seconds: {printed.decode(errors='replace')}"
+        ) from None
     if check:
         assert result.returncode == 0, (result.returncode, result.stdout, result.stderr)
     return result

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _socket
 import asyncio
+import contextlib
 import functools
 import os
 import socket
@@ -122,6 +123,8 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
     _accepting: Accepting | None = None
     # Look-ups of names that are under way, by what they ask.
     _look_ups: dict[object, LookUp] | None = None
+    # The sockets that servers were given: other processes may accept from them, too.
+    _given_sockets: weakref.WeakSet[socket.socket] | None = None
     # What encrypts, once that was asked for.
     _tls_engine: str | None = None
 
@@ -472,9 +475,12 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
     def _start_serving(self, protocol_factory: Any, sock: Any, *args: Any, **options: Any) -> None:
         if self._accepting is None:
             self._accepting = Accepting(self)
-        # A patched or overridden accept() is called, by asyncio's own code.
-        start = _core.Loop._start_serving if _has_original_accept(sock) else _UnixLoop._start_serving
-        start(self, protocol_factory, sock, *args, **options)
+        if _has_original_accept(sock):
+            shared = self._given_sockets is not None and sock in self._given_sockets
+            _core.Loop._start_serving(self, protocol_factory, sock, *args, shared=shared, **options)
+        else:
+            # A patched or overridden accept() is called, by asyncio's own code.
+            _UnixLoop._start_serving(self, protocol_factory, sock, *args, **options)
 
     def _stop_serving(self, sock: socket.socket) -> None:
         # Python 3.13 and later list the paths to remove here.
@@ -505,9 +511,28 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
                 else:
                     self.call_soon_threadsafe(_core.Loop._stop_serving, self, sock)
 
-    if not TYPE_CHECKING:  # Their types are AbstractEventLoop's.
+    @_with_signature_of(asyncio.BaseEventLoop.create_server)
+    async def create_server(self, *args: Any, sock: Any = None, **options: Any) -> Any:
+        self._note_given(sock)
+        return await super().create_server(*args, sock=sock, **options)
+
+    @_with_signature_of(_UnixLoop.create_unix_server)
+    async def create_unix_server(self, *args: Any, sock: Any = None, **options: Any) -> Any:
+        self._note_given(sock)
+        return await _UnixLoop.create_unix_server(self, *args, sock=sock, **options)
+
+    create_unix_server.__doc__ = asyncio.AbstractEventLoop.create_unix_server.__doc__
+
+    def _note_given(self, sock: socket.socket | None) -> None:
+        if sock is None:
+            return
+        if self._given_sockets is None:
+            self._given_sockets = weakref.WeakSet()
+        with contextlib.suppress(TypeError):  # What stands for a socket need not be hashable.
+            self._given_sockets.add(sock)
+
+    if not TYPE_CHECKING:  # Its type is AbstractEventLoop's.
         create_unix_connection = _UnixLoop.create_unix_connection
-        create_unix_server = _UnixLoop.create_unix_server
     _accept_connection = _UnixLoop._accept_connection
     _accept_connection2 = _UnixLoop._accept_connection2
 

@@ -9,6 +9,7 @@
 //! The cells and [`StateCell`]s are for the thread that may touch the loop: see [`crate::cpython::ownership`]. Other threads push to
 //! `injected`, wake the loop, and read what is [`Published`].
 
+mod acceptors;
 mod delays;
 mod handshakes;
 mod iterations;
@@ -46,6 +47,7 @@ use crate::reactor::registry::{CurrentPoller, Registry, Token};
 use crate::reactor::run_monitor::RunMonitor;
 use crate::reactor::spin::AdaptiveSpin;
 
+use acceptors::Acceptors;
 use handshakes::Handshakes;
 use iterations::Sending;
 pub use iterations::report_error;
@@ -104,6 +106,7 @@ pub struct Core {
     pub plain_buffer: Cell<Option<Box<[u8]>>>,
     pub output_buffer: Cell<Vec<u8>>,
     tls_buffers: TlsBuffers,
+    acceptors: Acceptors,
     pub handshakes: Handshakes,
     /// How many bytes sock_recv() usually gets.
     pub recv_size_hint: Cell<usize>,

@@ -64,6 +64,7 @@ impl Core {
             self.metrics.iteration_ended(now.ticks, &self.poll_policy.tick);
             let timeout = self.time_left(py, event_loop, now.seconds)?;
             let timeout = self.until_tls_buffers(now.seconds, timeout);
+            let timeout = self.until_acceptors(now.seconds, timeout);
             self.poll(py, event_loop, now, timeout, callbacks_wait)?;
             now = self.poll_policy.instant();
         } else if self.poll_policy.poll_is_due(now.seconds) {
@@ -74,6 +75,7 @@ impl Core {
             }
         }
         self.release_tls_buffers(now.seconds);
+        self.renew_acceptors(now.seconds);
         self.queue_due_timers(self.loop_time(py, event_loop, now.seconds)?, now.ticks);
         Ok(now)
     }

@@ -26,13 +26,15 @@ pub enum Waiter {
     Handle(Obj<Handle>, Object),
     /// A step of a socket operation, a listener or a pipe transport.
     Step(BoundMethod),
+    /// A step of a listener whose socket other processes accept from, too. See [`super::acceptors`].
+    Acceptor(BoundMethod),
 }
 
 impl Waiter {
     fn to_ready(&self) -> ReadyEntry {
         match self {
             Waiter::Handle(handle, _) => ReadyEntry::Handle(handle.clone()),
-            Waiter::Step(step) => ReadyEntry::Step(step.clone()),
+            Waiter::Step(step) | Waiter::Acceptor(step) => ReadyEntry::Step(step.clone()),
         }
     }
 
@@ -44,7 +46,7 @@ impl Waiter {
                 handle.as_object().call_method(py, intern!(py, "cancel"), &[])?;
                 Ok(true)
             }
-            Some(Waiter::Step(_)) => Ok(true),
+            Some(Waiter::Step(_) | Waiter::Acceptor(_)) => Ok(true),
         }
     }
 
@@ -55,7 +57,7 @@ impl Waiter {
     pub fn object(&self) -> &Object {
         match self {
             Waiter::Handle(handle, _) => handle.as_object(),
-            Waiter::Step(step) => step.instance(),
+            Waiter::Step(step) | Waiter::Acceptor(step) => step.instance(),
         }
     }
 }
@@ -100,11 +102,13 @@ impl Watch {
     }
 
     /// What the waiters wait for. A transport sets its interest itself.
-    fn wanted(&self) -> Interest {
+    pub(super) fn wanted(&self) -> Interest {
         match self {
-            Watch::Waiters { reader, writer, .. } => {
-                Interest { readable: reader.is_some(), writable: writer.is_some() }
-            }
+            Watch::Waiters { reader, writer, .. } => Interest {
+                readable: reader.is_some(),
+                writable: writer.is_some(),
+                exclusive: matches!(reader, Some(Waiter::Acceptor(_))) && writer.is_none(),
+            },
             Watch::Transport { .. } => Interest::NONE,
         }
     }
@@ -431,9 +435,13 @@ impl Core {
             interest.readable |= wanted.readable;
             interest.writable |= wanted.writable;
             match direction {
-                Direction::Read => interest.readable = true,
+                Direction::Read => {
+                    interest.readable = true;
+                    interest.exclusive = matches!(waiter, Some(Waiter::Acceptor(_)));
+                }
                 Direction::Write => interest.writable = true,
             }
+            interest.exclusive &= !interest.writable;
             let taken = || io::Error::other("the descriptor belongs to a transport");
             registry.get_mut(token).and_then(|watch| watch.waiter(direction)).ok_or_else(taken)?;
             let token = match registry.renew_or_move(token, interest) {

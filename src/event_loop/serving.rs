@@ -16,8 +16,10 @@ use crate::{method, method0, method1};
 
 fn start_serving<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
     let py = this.py();
-    let ([protocol_factory, socket], [tls, server, backlog, handshake_timeout, shutdown_timeout, context]) =
-        args.parse()?;
+    let (
+        [protocol_factory, socket],
+        [tls, server, backlog, handshake_timeout, shutdown_timeout, context, shared],
+    ) = args.parse()?;
     this.check_closed(py)?;
     let fd = super::descriptor(&socket.bind(py))?;
     let params = ListenerParams {
@@ -35,6 +37,10 @@ fn start_serving<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<
         handshake_timeout: handshake_timeout.unwrap_or_else(|| Object::none(py)),
         shutdown_timeout: shutdown_timeout.unwrap_or_else(|| Object::none(py)),
         context: given(context),
+        shared: match given(shared) {
+            Some(shared) => shared.bind(py).is_truthy()?,
+            None => false,
+        },
     };
     Listener::start(py, params)?;
     Ok(Object::none(py))
@@ -69,9 +75,9 @@ pub fn methods() -> Vec<PyMethodDef> {
         method!(
             Loop,
             "_start_serving",
-            "protocol_factory, sock, sslcontext=None, server=None, backlog=100, ssl_handshake_timeout=None, ssl_shutdown_timeout=None, context=None",
+            "protocol_factory, sock, sslcontext=None, server=None, backlog=100, ssl_handshake_timeout=None, ssl_shutdown_timeout=None, context=None, shared=False",
             start_serving,
-            "Accept the connections of a listening socket."
+            "Accept the connections of a listening socket. If it is shared, other processes may accept from it, too."
         ),
         method0!(any_thread Loop, "_take_accepted",
             take_accepted,

@@ -49,7 +49,8 @@ pub trait Kernel: Wait + Sized {
     /// Registers a descriptor; `interest` is not empty. EEXIST if its file is registered under this number.
     fn add(&self, fd: RawFd, key: usize, interest: Interest) -> io::Result<()>;
 
-    /// Changes the key and the interest, which is not empty. ENOENT if the descriptor's file is not registered.
+    /// Changes the key and the interest, which is not empty. ENOENT if the descriptor's file is not registered. EINVAL if the interest
+    /// is or was exclusive.
     fn modify(&self, fd: RawFd, key: usize, interest: Interest) -> io::Result<()>;
 
     fn delete(&self, fd: RawFd) -> io::Result<()>;

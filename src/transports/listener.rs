@@ -45,6 +45,8 @@ pub struct ListenerParams {
     pub shutdown_timeout: Object,
     /// Each connection gets a copy for all its callbacks. None for a context per callback. Servers give one from 3.15 on.
     pub context: Option<Object>,
+    /// Whether other processes may accept from the socket, too.
+    pub shared: bool,
 }
 
 /// A listening socket whose connections become transports.
@@ -55,6 +57,8 @@ pub struct Listener {
     /// How many connections to accept in a row. Accepting until there are no more costs a further call each time, which is wasted
     /// if connections arrive singly.
     batch: Cell<usize>,
+    /// Whether other processes may accept from the socket, too. It also shows when one has taken the connection of an event.
+    shared: Cell<bool>,
     /// What each connection's context is a copy of.
     context: Object,
     stopped: Cell<bool>,
@@ -81,6 +85,7 @@ impl Listener {
         let listener = Listener {
             place: DescriptorPlace::find(py, &params.socket, params.fd)?,
             batch: Cell::new(1),
+            shared: Cell::new(params.shared && cfg!(target_os = "linux")),
             context: match &params.context {
                 Some(context) => context.clone(),
                 None => copy_context(py)?,
@@ -113,8 +118,12 @@ impl Listener {
     }
 
     fn listen(this: ThisListener<'_, '_>) -> PyResult<()> {
-        let waiter = Waiter::Step(BoundMethod::new(this, Listener::accept_batch));
-        this.params.core.add_waiter(this.py(), this.params.fd, Direction::Read, waiter).map(drop)
+        let (py, core, fd) = (this.py(), &this.params.core, this.params.fd);
+        let step = BoundMethod::new(this, Listener::accept_batch);
+        if this.shared.get() {
+            return core.add_acceptor(py, fd, step);
+        }
+        core.add_waiter(py, fd, Direction::Read, Waiter::Step(step)).map(drop)
     }
 
     /// Accepts no more until [`Listener::listen`].
@@ -145,8 +154,8 @@ impl Listener {
         self.place.is_some_and(|place| unsafe { place.get() } < 0)
     }
 
-    /// Accepts connections that wait, twice as many each time until there are no more, and no more than the backlog holds. The
-    /// poller reports the rest.
+    /// Accepts connections that wait, twice as many each time until there are no more, and no more than the backlog holds; one if
+    /// other processes could take the others. The poller reports the rest.
     fn accept_batch(this: ThisListener<'_, '_>) -> PyResult<()> {
         if this.is_socket_closed() {
             // The program has closed it, and the number can be another file's.
@@ -155,8 +164,10 @@ impl Listener {
             return Ok(());
         }
         let batch = this.batch.get();
-        this.batch.set((2 * batch).min(this.params.backlog + 1));
-        for _ in 0..batch {
+        if !this.shared.get() {
+            this.batch.set((2 * batch).min(this.params.backlog + 1));
+        }
+        for attempt in 0..batch {
             // A protocol factory may have closed the server.
             if this.stopped.get() {
                 return Ok(());
@@ -164,11 +175,18 @@ impl Listener {
             match this.accept(this.py())? {
                 Accepted::Connection(fd, peer) => {
                     this.params.core.metrics.counts.accepted.add(1);
+                    if this.shared.get() {
+                        this.params.core.requeue_acceptor(this.params.fd);
+                    }
                     Listener::serve(this, fd, peer)?;
                 }
                 Accepted::Aborted => {}
                 Accepted::None => {
                     this.batch.set(1);
+                    if attempt == 0 && !this.shared.get() && cfg!(target_os = "linux") {
+                        this.shared.set(true);
+                        return Listener::listen(this);
+                    }
                     return Ok(());
                 }
                 Accepted::Exhausted(error) => return Listener::pause_accepting(this, error),

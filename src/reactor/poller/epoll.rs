@@ -170,9 +170,26 @@ pub fn mask_priority(set: &Set, fd: RawFd, key: usize, interest: Interest) -> io
     if interest.writable {
         events |= libc::EPOLLOUT as u32;
     }
+    control(set, libc::EPOLL_CTL_MOD, fd, key, events)
+}
+
+/// Registers a descriptor for [`Interest::ACCEPTING`], without EPOLLPRI, which EPOLLEXCLUSIVE does not go with. Of the sets in which
+/// the file is, this one becomes the last to be woken.
+pub fn add_exclusive(set: &Set, fd: RawFd, key: usize) -> io::Result<()> {
+    let readable = libc::EPOLLIN as u32;
+    match control(set, libc::EPOLL_CTL_ADD, fd, key, readable | libc::EPOLLEXCLUSIVE as u32) {
+        // Linux before 4.5 has no EPOLLEXCLUSIVE.
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+            control(set, libc::EPOLL_CTL_ADD, fd, key, readable)
+        }
+        result => result,
+    }
+}
+
+fn control(set: &Set, operation: libc::c_int, fd: RawFd, key: usize, events: u32) -> io::Result<()> {
     let mut event = libc::epoll_event { events, u64: key as u64 };
     // SAFETY: `event` is a valid epoll_event for the duration of the call.
-    match unsafe { libc::epoll_ctl(set.as_raw_fd(), libc::EPOLL_CTL_MOD, fd, &mut event) } {
+    match unsafe { libc::epoll_ctl(set.as_raw_fd(), operation, fd, &mut event) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }

@@ -34,7 +34,7 @@ use std::time::Duration;
 use ::polling::{PollMode, Poller as Set};
 
 #[cfg(target_os = "linux")]
-use epoll::{mask_priority, replace_inherited};
+use epoll::{add_exclusive, mask_priority, replace_inherited};
 #[cfg(not(target_os = "linux"))]
 use polling::{mask_priority, replace_inherited};
 
@@ -46,12 +46,15 @@ use super::kernel::{Kernel, Wait};
 pub struct Interest {
     pub readable: bool,
     pub writable: bool,
+    /// Of the processes that wait for the file like this, an event wakes one. Not for writing, and on Linux only.
+    pub exclusive: bool,
 }
 
 impl Interest {
-    pub const NONE: Interest = Interest { readable: false, writable: false };
-    pub const READABLE: Interest = Interest { readable: true, writable: false };
-    pub const WRITABLE: Interest = Interest { readable: false, writable: true };
+    pub const NONE: Interest = Interest { readable: false, writable: false, exclusive: false };
+    pub const READABLE: Interest = Interest { readable: true, ..Interest::NONE };
+    pub const WRITABLE: Interest = Interest { writable: true, ..Interest::NONE };
+    pub const ACCEPTING: Interest = Interest { exclusive: true, ..Interest::READABLE };
 
     pub fn is_none(self) -> bool {
         self == Interest::NONE
@@ -276,6 +279,10 @@ impl Kernel for Poller {
     fn add(&self, fd: RawFd, key: usize, interest: Interest) -> io::Result<()> {
         faults::attempt(Call::EpollAdd)?;
         let source = borrow(fd)?.as_raw_fd();
+        #[cfg(target_os = "linux")]
+        if interest.exclusive {
+            return add_exclusive(&self.set, source, key);
+        }
         // SAFETY: epoll and kqueue drop a registration with its file, and a stale one is harmless (see above).
         unsafe { self.set.add_with_mode(source, to_polling(key, interest), PollMode::Level) }
     }

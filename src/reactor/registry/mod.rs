@@ -5,8 +5,8 @@
 //! Invariants:
 //! - There is at most one entry for a number.
 //! - [`Registry::registered`] is what the kernel's set has under the entry's key, as far as the kernel has said. A request
-//!   that fails changes neither, unless the kernel says that the number no longer stands for the file in the set: the
-//!   entry then has nothing in it.
+//!   that fails changes neither, unless the kernel says that the number no longer stands for the file in the set, or an exclusive
+//!   interest was to be replaced: the entry then has nothing in it.
 //! - Anything else in the set is stale: the registration of a file that the program has closed and that is still open under
 //!   another number. After an event of it, the next [`Registry::refresh_poller`] removes it, by making another set.
 //!
@@ -214,7 +214,8 @@ impl<W, K: Kernel> Registry<W, K> {
         if self.registered(token) == interest { Ok(()) } else { self.renew_interest(token, interest) }
     }
 
-    /// Asks the kernel for `interest` even if that is registered: the number may stand for another file by now.
+    /// Asks the kernel for `interest` even if that is registered: the number may stand for another file by now. An exclusive interest
+    /// then comes behind those that other processes have in the file.
     pub fn renew_interest(&mut self, token: Token, interest: Interest) -> io::Result<()> {
         self.refresh_poller()?;
         match self.request(token, interest) {
@@ -241,15 +242,23 @@ impl<W, K: Kernel> Registry<W, K> {
                     if poller.is_own(fd) {
                         return Err(io::Error::from_raw_os_error(libc::EBADF));
                     }
-                    poller.modify(fd, key, interest)?;
+                    // An exclusive registration can't be modified.
+                    poller.delete(fd)?;
+                    poller.add(fd, key, interest)?;
                 }
                 result => result?,
             }
             entry.registered = interest;
             return Ok(());
         }
-        let result = if interest.is_none() { poller.delete(fd) } else { poller.modify(fd, key, interest) };
+        let replaced = !interest.is_none() && (entry.registered.exclusive || interest.exclusive);
+        let result =
+            if interest.is_none() || replaced { poller.delete(fd) } else { poller.modify(fd, key, interest) };
         match result {
+            Ok(()) if replaced => {
+                entry.registered = Interest::NONE;
+                return self.request(token, interest);
+            }
             Ok(()) => entry.registered = interest,
             Err(error) if is_gone(&error) => {
                 // If the file is open under another number, it is still in the set, with this key.
@@ -277,7 +286,18 @@ impl<W, K: Kernel> Registry<W, K> {
             self.renew_interest(token, interest)?;
             return Ok(token);
         }
-        match self.poller.modify(entry.fd, token.key(), interest) {
+        let replaced = entry.registered.exclusive || interest.exclusive;
+        let result = if replaced {
+            self.poller.delete(entry.fd)
+        } else {
+            self.poller.modify(entry.fd, token.key(), interest)
+        };
+        match result {
+            Ok(()) if replaced => {
+                entry.registered = Interest::NONE;
+                self.renew_interest(token, interest)?;
+                return Ok(token);
+            }
             Ok(()) => {
                 entry.registered = interest;
                 return Ok(token);

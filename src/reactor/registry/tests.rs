@@ -25,8 +25,10 @@ fn readable_pair() -> (UnixStream, UnixStream) {
 /// Descriptors that tests running beside this one do not get by chance, one for each use.
 const HIGH: [RawFd; 3] = [900, 901, 902];
 
+const HIGH_EXCLUSIVE: RawFd = 903;
+
 fn duplicate_to(stream: &UnixStream, fd: RawFd) {
-    // SAFETY: `fd` is one of HIGH, which only this test uses.
+    // SAFETY: `fd` is one of these, which only one test uses.
     assert_eq!(unsafe { libc::dup2(stream.as_raw_fd(), fd) }, fd);
 }
 
@@ -51,6 +53,52 @@ fn events_find_their_watch() {
     assert_eq!(registry.remove(token), None);
     assert_eq!(poll(&registry), []);
     assert_eq!(registry.find(here.as_raw_fd()), None);
+}
+
+#[test]
+fn an_exclusive_interest_is_replaced() {
+    let mut registry = registry();
+    let (here, _there) = readable_pair();
+    let token = registry.insert(here.as_raw_fd(), "watch");
+    let both = Interest { writable: true, ..Interest::READABLE };
+    for interest in [Interest::ACCEPTING, Interest::ACCEPTING, both, Interest::ACCEPTING, Interest::READABLE]
+    {
+        registry.renew_interest(token, interest).unwrap();
+        assert_eq!(registry.registered(token), interest);
+        assert_eq!(poll(&registry), [Some("watch")]);
+        assert_eq!(registry.renew_or_move(token, Interest::ACCEPTING).unwrap(), token);
+        assert_eq!(registry.renew_or_move(token, interest).unwrap(), token);
+        registry.rebuild().unwrap();
+        assert_eq!(poll(&registry), [Some("watch")]);
+    }
+    registry.set_interest(token, Interest::ACCEPTING).unwrap();
+    registry.set_interest(token, Interest::NONE).unwrap();
+    assert_eq!(poll(&registry), []);
+}
+
+#[test]
+fn an_exclusive_interest_moves_to_another_file_of_the_number() {
+    let mut registry = registry();
+    let [first, second] = [readable_pair(), readable_pair()];
+    let fd = HIGH_EXCLUSIVE;
+    duplicate_to(&first.0, fd);
+    let token = registry.insert(fd, "watch");
+    registry.set_interest(token, Interest::ACCEPTING).unwrap();
+    // The first is in the set as long as it is open anywhere.
+    duplicate_to(&second.0, fd);
+    let moved = registry.renew_or_move(token, Interest::ACCEPTING).unwrap();
+    assert_ne!(moved, token);
+    assert!(poll(&registry).contains(&Some("watch")));
+    registry.suspect_stale();
+    registry.refresh_poller().unwrap();
+    assert_eq!(poll(&registry), [Some("watch")]);
+    // Closed and duplicated, it is in the set under this number without an entry's knowledge.
+    registry.remove(moved);
+    let token = registry.insert(fd, "another");
+    registry.poller().add(fd, 1 << 40, Interest::ACCEPTING).unwrap();
+    registry.set_interest(token, Interest::READABLE).unwrap();
+    assert_eq!(poll(&registry), [Some("another")]);
+    close(fd);
 }
 
 #[test]

@@ -41,7 +41,9 @@ impl Watch {
 
     fn wanted(&self) -> Interest {
         match self.by {
-            By::Waiters { reader, writer, .. } => Interest { readable: reader, writable: writer },
+            By::Waiters { reader, writer, .. } => {
+                Interest { readable: reader, writable: writer, ..Interest::NONE }
+            }
             By::Transport => Interest::NONE,
         }
     }
@@ -153,7 +155,10 @@ impl EventLoop {
             result = self.registry.recover(error).and_then(|()| self.poll_nonblocking(&mut events));
         }
         let polled = result.map(|()| {
-            let timed_out = events.is_empty()
+            // Also by a wake-up that comes late, when its message was taken.
+            #[expect(clippy::len_zero, reason = "is_empty() passes over the waker's event")]
+            let is_woken = events.len() > 0;
+            let timed_out = !is_woken
                 && !events.interrupted
                 && !is_recovered
                 && timeout.is_some_and(|timeout| timeout > Duration::ZERO);

@@ -20,6 +20,7 @@ pub const PRI: u32 = libc::EPOLLPRI as u32;
 pub const HUP: u32 = libc::EPOLLHUP as u32;
 pub const ERR: u32 = libc::EPOLLERR as u32;
 pub const ET: u32 = libc::EPOLLET as u32;
+pub const EXCLUSIVE: u32 = libc::EPOLLEXCLUSIVE as u32;
 
 /// Numbers from here on are not given out.
 const LIMIT: RawFd = 48;
@@ -339,7 +340,15 @@ impl State {
             (Operation::Add, true) => return Err(error(libc::EEXIST)),
             (Operation::Modify | Operation::Delete, false) => return Err(error(libc::ENOENT)),
             (Operation::Delete, true) => _ = registrations.remove(&of),
-            (Operation::Modify, true) => _ = registrations.insert(of, registration),
+            (Operation::Modify, true) => {
+                if (events | registrations[&of].events) & EXCLUSIVE != 0 {
+                    return Err(error(libc::EINVAL));
+                }
+                registrations.insert(of, registration);
+            }
+            (Operation::Add, false) if events & EXCLUSIVE != 0 && events & PRI != 0 => {
+                return Err(error(libc::EINVAL));
+            }
             (Operation::Add, false) => {
                 if self.accept_add > 0 {
                     self.accept_add -= 1;

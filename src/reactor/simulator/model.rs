@@ -9,7 +9,7 @@ use super::super::clock::simulated;
 use super::super::poller::Interest;
 use super::super::timers::TimerKey;
 use super::event_loop::{EventLoop, Polled};
-use super::machine::{ERR, FileId, HUP, Happening, IN, Kind, Machine, OUT};
+use super::machine::{ERR, EXCLUSIVE, FileId, HUP, Happening, IN, Kind, Machine, OUT};
 use super::program::{Direction, Step};
 
 /// The clock moves by this many nanoseconds with each reading.
@@ -208,9 +208,9 @@ impl Model {
                     self.entries.remove(&fd);
                 }
             }
-            Step::SetInterest(which, readable, writable) => {
+            Step::SetInterest(which, interest) => {
                 if let Some(fd) = self.used(which) {
-                    self.set_interest(fd, Interest { readable, writable });
+                    self.set_interest(fd, interest);
                 }
             }
             Step::StartTimer(delay) => {
@@ -481,7 +481,7 @@ impl Model {
                 let is_own =
                     registry.resolve(registration.key as usize).is_some_and(|found| found.0 == token);
                 let asked = |flag: u32| is_own && registration.events & flag != 0;
-                Interest { readable: asked(IN), writable: asked(OUT) }
+                Interest { readable: asked(IN), writable: asked(OUT), exclusive: asked(EXCLUSIVE) }
             });
             check(registered == kernels, || format!("{fd}: {registered:?} for {kernels:?}: {entry:?}"))?;
         }

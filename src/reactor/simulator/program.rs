@@ -2,6 +2,7 @@
 
 use std::os::fd::RawFd;
 
+use super::super::poller::Interest;
 use super::machine::{ERR, HUP, IN, OUT, PRI};
 use super::random::Random;
 
@@ -24,7 +25,7 @@ pub enum Step {
     Take(usize, Direction),
     Attach(usize),
     Detach(usize),
-    SetInterest(usize, bool, bool),
+    SetInterest(usize, Interest),
     StartTimer(u64),
     CancelTimer(usize),
     /// Another thread sends a message after the first number of nanoseconds, and wakes the poller after the second.
@@ -87,7 +88,11 @@ fn step(random: &mut Random, hostile: bool) -> Step {
         47..=49 => Step::Take(which, direction),
         50..=53 => Step::Attach(which),
         54..=55 => Step::Detach(which),
-        56..=60 => Step::SetInterest(which, random.flip(), random.flip()),
+        56..=59 => {
+            let (readable, writable) = (random.flip(), random.flip());
+            Step::SetInterest(which, Interest { readable, writable, ..Interest::NONE })
+        }
+        60 => Step::SetInterest(which, Interest::ACCEPTING),
         61..=64 => Step::StartTimer(delay),
         65 => Step::CancelTimer(which),
         66..=71 => Step::Send(delay, random.choose(&[0, 500, 30_000, 200_000])),

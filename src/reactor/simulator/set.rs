@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::super::clock::simulated;
 use super::super::kernel::{Kernel, Wait};
 use super::super::poller::{Events, Interest};
-use super::machine::{ET, FileId, IN, Kind, Machine, OUT, Operation, PRI};
+use super::machine::{ET, EXCLUSIVE, FileId, IN, Kind, Machine, OUT, Operation, PRI};
 
 const WAKER_KEY: u64 = u64::MAX - 1;
 /// The key of the notifier and of the timer of `polling`.
@@ -101,8 +101,11 @@ impl Set {
     }
 }
 
-/// What `polling` asks for.
+/// What `polling` asks for, or the poller itself.
 fn flags(interest: Interest, priority: u32) -> u32 {
+    if interest.exclusive {
+        return IN | EXCLUSIVE;
+    }
     let readable = if interest.readable { IN | priority } else { 0 };
     readable | if interest.writable { OUT } else { 0 }
 }

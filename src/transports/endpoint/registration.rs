@@ -118,7 +118,7 @@ impl Registration {
     }
 
     fn wanted(&self) -> Interest {
-        Interest { readable: self.wants_read(), writable: self.is_blocked() }
+        Interest { readable: self.wants_read(), writable: self.is_blocked(), ..Interest::NONE }
     }
 }
 

@@ -1,0 +1,101 @@
+//! Listening sockets from which other processes accept, too.
+//!
+//! In the kernel, the processes that wait for such a socket form a queue, and a connection wakes the first one that is idle
+//! ([`Interest::exclusive`](crate::reactor::poller::Interest)). A process that has accepted goes to the end, by registering the
+//! socket anew, so that idle processes take turns.
+//!
+//! A process that was woken and then does not come to accept (its callbacks block, it is stopped or killed) leaves the connection
+//! waiting while the others sleep. Registering looks for connections, so each process does it every [`INTERVAL`].
+
+use std::cell::Cell;
+use std::os::fd::RawFd;
+use std::time::Duration;
+
+use pyo3::prelude::*;
+
+use super::watching::Watch;
+use super::{Core, Direction, Waiter};
+use crate::cpython::borrowing::StateCell;
+use crate::cpython::bound_method::BoundMethod;
+
+/// The longest time, in seconds, for which a connection waits while a process is idle.
+const INTERVAL: f64 = 0.5;
+
+pub struct Acceptors {
+    sockets: StateCell<Vec<RawFd>>,
+    /// When they are registered anew, in seconds of the clock.
+    due: Cell<f64>,
+}
+
+impl Default for Acceptors {
+    fn default() -> Self {
+        Acceptors { sockets: StateCell::default(), due: Cell::new(f64::INFINITY) }
+    }
+}
+
+impl Core {
+    /// Waits for the connections of a listening socket together with other processes: as [`Core::add_waiter`].
+    pub fn add_acceptor(&self, py: Python<'_>, fd: RawFd, step: BoundMethod) -> PyResult<()> {
+        let former = self.add_waiter(py, fd, Direction::Read, Waiter::Acceptor(step))?;
+        {
+            let mut sockets = self.acceptors.sockets.borrow_mut();
+            // Without memory, the socket is registered anew only after it was accepted from.
+            if !sockets.contains(&fd) && sockets.try_reserve(1).is_ok() {
+                sockets.push(fd);
+            }
+            let due = self.poll_policy.polled() + INTERVAL;
+            self.acceptors.due.set(self.acceptors.due.get().min(due));
+        }
+        drop(former);
+        Ok(())
+    }
+
+    /// Goes to the end of the queue of the processes that wait for a socket.
+    pub fn requeue_acceptor(&self, fd: RawFd) {
+        self.request_poll();
+        self.register_acceptor(fd);
+    }
+
+    /// False if it is none any more. After an error, [`Core::renew_acceptors`] tries again.
+    fn register_acceptor(&self, fd: RawFd) -> bool {
+        let mut borrowed = self.registry.borrow_mut();
+        let Some(registry) = &mut *borrowed else { return false };
+        let Some(token) = registry.find(fd) else { return false };
+        let Some(watch) = registry.get(token).filter(|watch| watch.has_acceptor()) else { return false };
+        let interest = watch.wanted();
+        let _ = registry.renew_interest(token, interest);
+        true
+    }
+
+    /// Limits how long a wait may take. `now`: in seconds of the clock.
+    #[inline(always)]
+    pub(super) fn until_acceptors(&self, now: f64, timeout: Option<Duration>) -> Option<Duration> {
+        let due = self.acceptors.due.get();
+        if due == f64::INFINITY {
+            return timeout;
+        }
+        let left = Duration::from_secs_f64((due - now).clamp(0.0, INTERVAL));
+        Some(timeout.map_or(left, |timeout| timeout.min(left)))
+    }
+
+    /// Registers the sockets anew, if it is time.
+    #[inline(always)]
+    pub(super) fn renew_acceptors(&self, now: f64) {
+        if now >= self.acceptors.due.get() {
+            self.renew_due_acceptors(now);
+        }
+    }
+
+    #[cold]
+    fn renew_due_acceptors(&self, now: f64) {
+        let mut sockets = self.acceptors.sockets.borrow_mut();
+        sockets.retain(|fd| self.register_acceptor(*fd));
+        self.acceptors.due.set(if sockets.is_empty() { f64::INFINITY } else { now + INTERVAL });
+    }
+}
+
+impl Watch {
+    fn has_acceptor(&self) -> bool {
+        matches!(self, Watch::Waiters { reader: Some(Waiter::Acceptor(_)), .. })
+    }
+}
