@@ -155,7 +155,7 @@ def test_a_loop_that_is_woken_and_then_blocks_leaves_the_connection_to_another(l
             ending = loop.create_future()
             stack.callback(loop.call_soon_threadsafe, ending.set_result, None)
             async with await loop.create_server(Protocol, sock=sock.dup()):
-                ready.wait()
+                ready.wait(20)
                 await ending
 
         def run():
@@ -165,26 +165,27 @@ def test_a_loop_that_is_woken_and_then_blocks_leaves_the_connection_to_another(l
 
         for _ in range(2):
             thread = threading.Thread(target=run)
-            thread.start()
+            # The loops are ended before that.
             stack.callback(thread.join)
-        ready.wait()
-        stack = stack.pop_all()  # the loops end before their threads are waited for
-        try:
-            late = 0
-            for turn in range(6):
-                time.sleep(0.05)
-                client = socket.socket()
+            thread.start()
+        ready.wait(20)
+
+        def block(unblocked):
+            time.sleep(2)
+            unblocked.set()
+
+        late = 0
+        for turn in range(6):
+            time.sleep(0.05)
+            unblocked = threading.Event()
+            with socket.socket() as client:
                 client.setblocking(False)
                 client.connect_ex(sock.getsockname())
-                loops[turn % 2].call_soon_threadsafe(time.sleep, 2)
-                start = time.monotonic()
-                late += not select.select([client], [], [], 1.8)[0]
-                client.close()
-                time.sleep(max(0, start + 2.1 - time.monotonic()))
-            # Now and then it has accepted just before, and then blocks.
-            assert late < 3, late
-        finally:
-            stack.close()
+                loops[turn % 2].call_soon_threadsafe(block, unblocked)
+                late += not select.select([client], [], [], 1.5)[0]
+            assert unblocked.wait(20)
+        # Now and then it has accepted just before, and then blocks.
+        assert late < 3, late
 
 
 def test_a_socket_that_the_loop_made_and_gave_away(loop_name):

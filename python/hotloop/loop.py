@@ -476,8 +476,8 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
         if self._accepting is None:
             self._accepting = Accepting(self)
         if _has_original_accept(sock):
-            shared = self._given_sockets is not None and sock in self._given_sockets
-            _core.Loop._start_serving(self, protocol_factory, sock, *args, shared=shared, **options)
+            options["shared"] = self._given_sockets is not None and sock in self._given_sockets
+            _core.Loop._start_serving(self, protocol_factory, sock, *args, **options)
         else:
             # A patched or overridden accept() is called, by asyncio's own code.
             _UnixLoop._start_serving(self, protocol_factory, sock, *args, **options)
