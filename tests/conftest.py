@@ -5,6 +5,7 @@ HOTLOOP_TESTS_LOOPS names the loops to run on (`asyncio`, `hotloop`, or both wit
 """
 
 import asyncio
+import contextlib
 import gc
 import inspect
 import logging
@@ -14,6 +15,7 @@ import socket
 
 import helpers
 import helpers_leaks
+import helpers_limits
 import pytest
 import trustme
 
@@ -243,6 +245,17 @@ def write_pipe(loop):
     for transport in transports:
         if not loop.is_closed() and not transport.is_closing():
             transport.abort()
+
+
+@pytest.fixture
+def clients():
+    """Makes sockets that connect, closed after the test: `clients(address, 3)`."""
+    with contextlib.ExitStack() as stack:
+
+        def clients(address, count=1):
+            return [stack.enter_context(helpers_limits.connect(address)) for _ in range(count)]
+
+        yield clients
 
 
 @pytest.fixture

@@ -57,6 +57,7 @@ def test_all_that_there_is(loop, reader, provider):
     assert values["web", "time", "idle"] <= metrics.idle
     assert values["web", "timers", "fired"] == values["web", "timers", "cancelled"] == 1
     assert values["web", "tasks", None] == metrics.tasks_created
+    assert values["web", "accept.pauses", None] == values["web", "accept.paused", None] == 0
     assert 0 < values["web", "callbacks", None] <= metrics.callbacks
     assert values["web", "transports", None] == 0
     assert values["web", "network.io", "receive"] == values["web", "network.io", "transmit"] == 0

@@ -55,6 +55,7 @@ def test_a_scrape_of_a_loop_that_runs(loop, registry, scrape):
     assert value["hotloop_tasks_created_total"] == metrics.tasks_created
     assert 0.05 <= value["hotloop_busy_seconds_total"] <= metrics.busy
     assert value["hotloop_open_transports"] == 0
+    assert value["hotloop_accept_pauses_total"] == value["hotloop_accept_paused_seconds_total"] == 0
     assert value["hotloop_delay_seconds_count"] == value["hotloop_callbacks_total"]
     assert value["hotloop_iteration_duration_seconds_sum"] > 0.04
 

@@ -11,11 +11,12 @@ from __future__ import annotations as _annotations
 
 import asyncio as _asyncio
 
-from ._core import __version__
+from ._core import Limit, __version__
+from ._limits import limit
 from ._policy import HAS_POLICIES as _HAS_POLICIES
 from .loop import Loop
 
-__all__ = ["Loop", "__version__", "new_event_loop", "run"]
+__all__ = ["Limit", "Loop", "__version__", "limit", "new_event_loop", "run"]
 
 # Importing typing takes longer than importing this package.
 TYPE_CHECKING = False

@@ -38,11 +38,15 @@ them, anyio for one, make hotloop's event loop; uvicorn, gunicorn and granian ch
 which to take. FILE can be -, for standard input, or a directory or zip file
 with a __main__.py.
 
-  --debug              turn asyncio's debug mode on, as PYTHONASYNCIODEBUG=1 does
-  --watch[=SECONDS]    report callbacks that block an event loop for so long, or 0.1 seconds, and where
-  --stats              print what each event loop did when it is closed
-  --stats-signal=NAME  print it, with the tasks, at this signal; with --watch and --stats it is SIGUSR2
-  --version            print the versions of hotloop and of Python, and how the loop waits for events
+  --debug                   turn asyncio's debug mode on, as PYTHONASYNCIODEBUG=1 does
+  --watch[=SECONDS]         report callbacks that block an event loop for so long, or 0.1 seconds, and where
+  --stats                   print what each event loop did when it is closed
+  --stats-signal=NAME       print it, with the tasks, at this signal; with --watch and --stats it is SIGUSR2
+  --limit-connections=N     have each server pause accepting while it has N connections or more
+  --limit-delay=SECONDS     have each server pause accepting while its event loop is later than that
+  --version                 print the versions of hotloop and of Python, and how the loop waits for events
+
+The limits are those of hotloop.limit(). Each process of a server has its own.
 
 top shows what a process does that was started with --watch: the one with that number, or at that socket, or
 the only one. It needs the package rich: pip install 'hotloop[top]'. A program of that name is ./top.
@@ -85,8 +89,15 @@ def parse(arguments: list[str], name: str) -> Callable[[], None] | None:
     """Return a function that runs the program; None for --help and --version, which are done here."""
     if arguments[:1] == ["top"]:
         return lambda: top(arguments[1:], name)
-    for position, argument in enumerate(arguments):
-        rest = arguments[position + 1 :]
+    position = 0
+    while position < len(arguments):
+        argument = arguments[position]
+        position += 1
+        if argument in LIMITS and position < len(arguments):
+            # Their values may stand apart from them.
+            argument = f"{argument}={arguments[position]}"
+            position += 1
+        rest = arguments[position:]
         if argument in ("-h", "--help"):
             print(USAGE.format(name=name), end="")
             return None
@@ -106,7 +117,7 @@ def parse(arguments: list[str], name: str) -> Callable[[], None] | None:
             if not rest:
                 break
             return lambda: run_file(*rest)
-        if parse_observing_option(argument, name):
+        if parse_observing_option(argument, name) or parse_limit(argument, name):
             continue
         if argument != "--debug":
             raise CommandError(f"unknown option {argument} ({name} --help)")
@@ -139,6 +150,35 @@ def parse_observing_option(argument: str, name: str) -> bool:
     else:
         return False
     return True
+
+
+LIMITS = {"--limit-connections": "connections", "--limit-delay": "delay"}
+
+limits: dict[str, Any] = {}
+"""The arguments of hotloop.limit() for every server."""
+
+
+def parse_limit(argument: str, name: str) -> bool:
+    """Record an option that limits servers; return whether the argument is one."""
+    option, _, value = argument.partition("=")
+    if option == "--limit-connections":
+        if not (value.isdecimal() and int(value)):
+            raise CommandError(f"{option} takes a number of connections, not {value!r} ({name} --help)")
+        limits["connections"] = int(value)
+    elif option == "--limit-delay":
+        limits["delay"] = seconds(option, value, name)
+    else:
+        return False
+    return True
+
+
+def apply_limits(arguments: dict[str, Any]) -> None:
+    """Limit all servers. Processes that multiprocessing starts inherit the limits."""
+    if arguments:
+        from ._limits import limit_all
+
+        limits.update(arguments)
+        limit_all(**arguments)
 
 
 def observe(options: dict[str, float | int]) -> None:
@@ -268,6 +308,7 @@ def prepare(directory: str, name: str, arguments: tuple[str, ...], *, in_safe_mo
     install()
     adapt_servers()
     observe(observing)
+    apply_limits(limits)
     # After __main__ is set: multiprocessing.spawn gives it a second name when it is imported.
     install_in_spawned()
 
@@ -361,14 +402,15 @@ def innermost_code(traceback: TracebackType | None) -> CodeType | None:
 class Installation:
     """Installs hotloop in the process that unpickles this, with this process's options."""
 
-    def __reduce__(self) -> tuple[Callable[[dict[str, float | int]], None], tuple[dict[str, float | int]]]:
-        return install_in_child, (observing,)
+    def __reduce__(self) -> tuple[Callable[..., None], tuple[dict[str, Any], dict[str, Any]]]:
+        return install_in_child, (observing, limits)
 
 
-def install_in_child(options: dict[str, float | int]) -> None:
+def install_in_child(options: dict[str, float | int], limit_arguments: dict[str, Any]) -> None:
     install()
     adapt_servers()
     observe(options)
+    apply_limits(limit_arguments)
     install_in_spawned()
 
 

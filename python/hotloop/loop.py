@@ -134,6 +134,9 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
     # Called with each new loop.
     _on_created: Callable[[Loop], object] | None = None
 
+    # Called with each server, or None, whose socket is about to be served.
+    _on_serving: Callable[[Any], object] | None = None
+
     # The state of watch_blocking(); None if it is off.
     _blocking: Watch | None = None
 
@@ -475,12 +478,14 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
     def _start_serving(self, protocol_factory: Any, sock: Any, *args: Any, **options: Any) -> None:
         if self._accepting is None:
             self._accepting = Accepting(self)
-        if _has_original_accept(sock):
-            options["shared"] = self._given_sockets is not None and sock in self._given_sockets
-            _core.Loop._start_serving(self, protocol_factory, sock, *args, **options)
-        else:
+        if not has_original_accept(sock):
             # A patched or overridden accept() is called, by asyncio's own code.
             _UnixLoop._start_serving(self, protocol_factory, sock, *args, **options)
+            return
+        if Loop._on_serving is not None:
+            Loop._on_serving(args[1] if len(args) > 1 else options.get("server"))
+        options["shared"] = self._given_sockets is not None and sock in self._given_sockets
+        _core.Loop._start_serving(self, protocol_factory, sock, *args, **options)
 
     def _stop_serving(self, sock: socket.socket) -> None:
         # Python 3.13 and later list the paths to remove here.
@@ -505,7 +510,7 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
                 _core.Loop._stop_serving(self, sock)
             except RuntimeError:
                 # Another thread runs the loop. The address is free at once nevertheless.
-                if _has_original_accept(sock):
+                if has_original_accept(sock):
                     self.call_soon_threadsafe(self._forget_listener, sock, sock.fileno())
                     sock.close()
                 else:
@@ -549,7 +554,8 @@ def _patched_select() -> Callable[..., object] | None:
     return None if isinstance(replaced, BuiltinFunctionType) or hasattr(module, "epoll") else replaced
 
 
-def _has_original_accept(sock: Any) -> bool:
+def has_original_accept(sock: Any) -> bool:
+    """Whether connections of a listening socket are accepted by the extension."""
     accept = getattr(sock, "accept", None)
     return _socket_accept is not None and getattr(accept, "__func__", None) is _socket_accept
 

@@ -108,6 +108,10 @@ class Metrics:
     """Bytes written to transports and not sent yet."""
     accepted: int
     """Connections accepted by servers."""
+    accept_pauses: int
+    """Times that hotloop.limit() paused the accepting of a server."""
+    accept_paused: float
+    """Time for which it did, summed over servers."""
     connected: int
     """Outgoing connections."""
 
@@ -137,6 +141,7 @@ class Metrics:
             for name in (
                 *("io_events", "timers_fired", "timers_cancelled", "tasks_created", "wakeups"),
                 *("idle", "busy", "bytes_read", "bytes_written", "accepted", "connected"),
+                *("accept_pauses", "accept_paused"),
             )
         }
         return replace(

@@ -52,6 +52,18 @@ _COUNTERS: dict[str, tuple[str, str, str, Observe]] = {
         "direction",
         lambda m: {"inbound": m.accepted, "outbound": m.connected},
     ),
+    "accept.pauses": (
+        "{pause}",
+        "Times that a limit paused the accepting of a server",
+        "",
+        lambda m: m.accept_pauses,
+    ),
+    "accept.paused": (
+        "s",
+        "Time for which limits paused accepting, summed over servers",
+        "",
+        lambda m: m.accept_paused,
+    ),
 }
 _LEVELS: dict[str, tuple[str, str, str, Observe]] = {
     "ready": ("{callback}", "Callbacks ready to be run", "", lambda m: m.ready),

@@ -38,6 +38,8 @@ _COUNTERS = {
     "bytes_read": ("hotloop_read_bytes", "Bytes received by transports"),
     "bytes_written": ("hotloop_written_bytes", "Bytes sent by transports"),
     "accepted": ("hotloop_connections_accepted", "Connections that came in"),
+    "accept_pauses": ("hotloop_accept_pauses", "Times that a limit paused the accepting of a server"),
+    "accept_paused": ("hotloop_accept_paused_seconds", "Time for which limits did, summed over servers"),
     "connected": ("hotloop_connections_made", "Connections made to others"),
 }
 _GAUGES = {

@@ -55,9 +55,46 @@ counts! {
     /// Waits that another thread ended.
     wakeups,
     accepted,
+    /// Times that the limit of a server paused its accepting.
+    accept_pauses,
     connected,
     bytes_read,
     bytes_written,
+}
+
+/// The time of pauses, of which several can be under way: each counts.
+#[derive(Default)]
+pub struct Pauses {
+    under_way: Published<usize>,
+    /// Seconds until `counted`, in seconds of the clock.
+    seconds: Published<f64>,
+    counted: Published<f64>,
+}
+
+impl Pauses {
+    pub fn begin(&self, now: f64) {
+        self.count(now);
+        self.under_way.set(self.under_way.get() + 1);
+    }
+
+    pub fn end(&self, now: f64) {
+        self.count(now);
+        self.under_way.set(self.under_way.get().saturating_sub(1));
+    }
+
+    fn count(&self, now: f64) {
+        self.seconds.set(self.seconds_until(now));
+        self.counted.set(now);
+    }
+
+    pub fn seconds_until(&self, now: f64) -> f64 {
+        self.seconds.get() + self.under_way.get() as f64 * (now - self.counted.get()).max(0.0)
+    }
+
+    fn reset(&self, now: f64) {
+        self.seconds.set(0.0);
+        self.counted.set(now);
+    }
 }
 
 #[derive(Default)]
@@ -66,6 +103,8 @@ pub struct Metrics {
     /// How long iterations take.
     pub iterations: Histogram,
     pub delays: Delays,
+    /// How long limits have paused servers.
+    pub accept_paused: Pauses,
     /// Open transports.
     pub transports: Published<usize>,
     /// How many callbacks the last iteration began with, for other threads.
@@ -206,6 +245,7 @@ impl Metrics {
         self.ran.set(0.0);
         self.idle.set(0.0);
         let now = Instant::now();
+        self.accept_paused.reset(now.seconds);
         self.run_began.set(self.run_began.get().map(|_| now.seconds));
         if self.iteration_began.get().is_some() {
             self.iteration_began.set(NonZeroU64::new(now.ticks));

@@ -11,6 +11,7 @@
 
 mod acceptors;
 mod delays;
+mod gates;
 mod handshakes;
 mod iterations;
 mod metrics;
@@ -48,6 +49,8 @@ use crate::reactor::run_monitor::RunMonitor;
 use crate::reactor::spin::AdaptiveSpin;
 
 use acceptors::Acceptors;
+use gates::Gates;
+pub use gates::{Admitted, Gate};
 use handshakes::Handshakes;
 use iterations::Sending;
 pub use iterations::report_error;
@@ -108,6 +111,8 @@ pub struct Core {
     tls_buffers: TlsBuffers,
     acceptors: Acceptors,
     pub handshakes: Handshakes,
+    /// Those of servers that are limited.
+    pub gates: Gates,
     /// How many bytes sock_recv() usually gets.
     pub recv_size_hint: Cell<usize>,
     /// Taken out by [`Core::with_batch`] for one receive of datagrams at a time.
@@ -350,7 +355,7 @@ impl Core {
         if let Some(mut registry) = registry {
             drop(registry.drain());
         }
-        drop((self.bytes_pool.take(), self.spare.take()));
+        drop((self.bytes_pool.take(), self.spare.take(), self.gates.take_all()));
         flushed.and(finalized)
     }
 
@@ -370,7 +375,7 @@ impl Core {
         let registry = self.registry.try_borrow_mut().ok().and_then(|mut registry| registry.take());
         let ready = self.ready.try_borrow_mut().map(|mut ready| ready.take_all());
         let unsent = self.unsent.try_borrow_mut().map(|mut unsent| std::mem::take(&mut *unsent));
-        drop((ready, unsent, self.injected.take_all(), self.overridden_wait.take()));
+        drop((ready, unsent, self.injected.take_all(), self.overridden_wait.take(), self.gates.take_all()));
         self.drop_timers();
         if let Some(mut registry) = registry {
             drop(registry.drain());
@@ -391,6 +396,7 @@ impl Core {
         }
         self.injected.try_for_each(|(entry, _)| entry.traverse(visitor));
         visitor.cell(&self.overridden_wait);
+        self.gates.traverse(visitor);
         if let Ok(registry) = self.registry.try_borrow()
             && let Some(registry) = &*registry
         {

@@ -65,6 +65,7 @@ impl Core {
             let timeout = self.time_left(py, event_loop, now.seconds)?;
             let timeout = self.until_tls_buffers(now.seconds, timeout);
             let timeout = self.until_acceptors(now.seconds, timeout);
+            let timeout = self.until_gates(now.seconds, timeout);
             self.poll(py, event_loop, now, timeout, callbacks_wait)?;
             now = self.poll_policy.instant();
         } else if self.poll_policy.poll_is_due(now.seconds) {
@@ -77,6 +78,7 @@ impl Core {
         self.release_tls_buffers(now.seconds);
         self.renew_acceptors(now.seconds);
         self.queue_due_timers(self.loop_time(py, event_loop, now.seconds)?, now.ticks);
+        self.move_gates(now.seconds);
         Ok(now)
     }
 

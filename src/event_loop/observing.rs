@@ -11,6 +11,7 @@ use crate::core::watchdog;
 use crate::cpython::args::Args;
 use crate::cpython::errors::{new_error, no_memory};
 use crate::cpython::object::{Object, dict, tuple, tuple_of};
+use crate::reactor::clock;
 use crate::reactor::histogram::{Counted, Histogram};
 use crate::transports;
 use crate::{method, method0};
@@ -48,6 +49,8 @@ fn metrics(this: ThisLoop<'_, '_>) -> PyResult<Object> {
         }
         None => (metrics.ready.get(), metrics.bytes_waiting.get()),
     };
+    let paused = metrics.accept_paused.seconds_until(clock::now());
+    set("accept_paused", Object::from_float(py, paused)?)?;
     set("timers_cancelled", to_int(py, core.schedule.timers_cancelled.get())?)?;
     set("idle", Object::from_float(py, idle)?)?;
     set("busy", Object::from_float(py, busy)?)?;

@@ -2,15 +2,17 @@
 
 use std::os::fd::RawFd;
 
+use pyo3::exceptions::PyTypeError;
 use pyo3::ffi::PyMethodDef;
 use pyo3::prelude::*;
 
 use super::{Loop, ThisLoop, given};
 use crate::cpython::args::Args;
-use crate::cpython::errors::no_memory;
+use crate::cpython::errors::{new_error, no_memory};
 use crate::cpython::object::{Object, tuple_of};
 use crate::cpython::ownership::Shared;
 use crate::intern;
+use crate::transports::limit::Limit;
 use crate::transports::listener::{Listener, ListenerParams};
 use crate::{method, method0, method1};
 
@@ -50,7 +52,7 @@ fn stop_serving<'py>(this: ThisLoop<'_, 'py>, sock: pyo3::Borrowed<'_, 'py, PyAn
     let py = this.py();
     let sock = Object::from(sock);
     let fd: RawFd = sock.call_method(py, intern!(py, "fileno"), &[])?.bind(py).extract()?;
-    Listener::stop(py, &this.core, fd)?;
+    Listener::stop(py, &this.core, &sock, fd)?;
     sock.call_method(py, intern!(py, "close"), &[])?;
     Ok(Object::none(py))
 }
@@ -58,8 +60,21 @@ fn stop_serving<'py>(this: ThisLoop<'_, 'py>, sock: pyo3::Borrowed<'_, 'py, PyAn
 fn forget_listener<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
     let py = this.py();
     let ([socket, fd], []) = args.parse()?;
-    Listener::forget(&this.core, &socket, fd.bind(py).extract()?);
+    Listener::forget(py, &this.core, &socket, fd.bind(py).extract()?);
     Ok(Object::none(py))
+}
+
+/// Limits a server, and returns its Limit.
+fn limit<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {
+    let py = this.py();
+    let ([server, connections, delay], []) = args.parse()?;
+    this.check_closed(py)?;
+    let (connections, delay) = (connections.bind(py).extract()?, delay.bind(py).extract()?);
+    let Some(limit) = Limit::of(py, &this.core, &this.object(), &server)? else {
+        return Err(new_error::<PyTypeError>(py, "the server takes no attributes"));
+    };
+    Limit::set(limit.this(py), connections, delay)?;
+    Ok(limit.into_object())
 }
 
 fn take_accepted(this: ThisLoop<'_, '_>) -> PyResult<Object> {
@@ -78,6 +93,13 @@ pub fn methods() -> Vec<PyMethodDef> {
             "protocol_factory, sock, sslcontext=None, server=None, backlog=100, ssl_handshake_timeout=None, ssl_shutdown_timeout=None, context=None, shared=False",
             start_serving,
             "Accept the connections of a listening socket. If it is shared, other processes may accept from it, too."
+        ),
+        method!(
+            Loop,
+            "_limit",
+            "server, connections, delay",
+            limit,
+            "Limit a server's connections and the loop's delay, each unless it is None, and return its Limit."
         ),
         method0!(any_thread Loop, "_take_accepted",
             take_accepted,

@@ -18,6 +18,7 @@ use crate::reactor::socket;
 use crate::transports::address::Address;
 use crate::transports::datagram::Datagram;
 use crate::transports::endpoint::EndpointParams;
+use crate::transports::limit::AdmittedServer;
 use crate::transports::pipe::{ReadPipe, WritePipe};
 use crate::transports::socket_file::SocketFile;
 use crate::transports::sockets_are_patched;
@@ -42,7 +43,8 @@ fn make_socket_transport<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> P
     // Before params(), which can run Python code that closes the socket.
     let file = SocketFile::of_python(py, sock, fd, peer)?;
     let params = EndpointParams { context: given(context), ..params(this, fd, protocol, waiter, extra)? };
-    Ok(Stream::create(py, params, file, given(server))?.into_object())
+    let (server, admitted) = AdmittedServer::split(given(server));
+    Ok(Stream::create(py, params, file, server, admitted)?.into_object())
 }
 
 fn make_datagram_transport<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> {

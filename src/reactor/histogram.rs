@@ -103,6 +103,18 @@ impl Histogram {
         }
     }
 
+    /// How many there are, and how many are in buckets from each of the bounds on, in seconds.
+    pub fn count_from<const N: usize>(&self, bounds: [f64; N]) -> (u64, [u64; N]) {
+        let starts = bounds.map(|seconds| {
+            let bucket = (seconds.clamp(SHORTEST, LONGEST).to_bits() >> SHIFT) as usize - FIRST;
+            // One that begins before the bound does not count.
+            if bound(bucket) < seconds { (bucket + 1).min(BUCKETS) } else { bucket }
+        });
+        let count_of = |counts: &[Published<u64>]| counts.iter().map(Published::get).sum::<u64>();
+        let all = self.short.get() + count_of(&self.counts[..]);
+        (all, starts.map(|start| count_of(&self.counts[start..])))
+    }
+
     pub fn is_empty(&self) -> bool {
         self.short.get() == 0 && self.longest.get() == 0.0
     }
@@ -167,6 +179,22 @@ mod tests {
         for long in [LONGEST * 1.001, 1e6] {
             assert_eq!(bucket_of(long), (LONGEST, f64::INFINITY));
         }
+    }
+
+    #[test]
+    fn counts_from_bounds() {
+        let histogram = Histogram::default();
+        let tick = nanosecond();
+        for milliseconds in 1..=100 {
+            histogram.record(milliseconds * 1_000_000, &tick);
+        }
+        histogram.record(100, &tick);
+        let (all, [some, none]) = histogram.count_from([0.05, 0.11]);
+        assert_eq!((all, none), (101, 0));
+        assert!((47..=50).contains(&some), "{some}");
+        assert_eq!(histogram.count_from([1e-9, 1e-6, 1e9]), (101, [100, 100, 0]));
+        histogram.record(5_000_000_000_000, &tick);
+        assert_eq!(histogram.count_from([4096.0, f64::INFINITY]), (102, [1, 1]));
     }
 
     #[test]

@@ -26,6 +26,7 @@ pub mod faults;
 pub mod histogram;
 pub mod inject_queue;
 pub mod kernel;
+pub mod limits;
 pub mod memory;
 #[cfg(any(Py_GIL_DISABLED, test))]
 pub mod owner;

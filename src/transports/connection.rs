@@ -152,7 +152,7 @@ fn transport<'py>(
         waiter: Some(made.clone()),
         ..EndpointParams::new(py, &this.core, &this.event_loop, this.fd, protocol.clone())?
     };
-    let transport = Stream::create(py, params, file, None)?.into_object();
+    let transport = Stream::create(py, params, file, None, None)?.into_object();
     tuple(py, &[&transport, &protocol, &made])
 }
 

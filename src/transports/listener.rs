@@ -3,6 +3,8 @@
 //! Resolving addresses, binding, and the server object are asyncio's: it starts and stops a listener by the event loop's
 //! `_start_serving()` and `_stop_serving()`.
 //!
+//! Whether a server that is limited accepts is decided by its gate (`core/gates.rs`), which is asked before each accept().
+//!
 //! Invariant: every accepted socket goes through [`set_options`], whichever transport it gets.
 
 use std::cell::Cell;
@@ -13,10 +15,11 @@ use pyo3::prelude::*;
 
 use super::address::Address;
 use super::endpoint::EndpointParams;
+use super::limit::{AdmittedServer, Limit};
 use super::socket_file::{SocketFile, socket_of};
 use super::sockets_are_patched;
 use super::stream::Stream;
-use crate::core::{Core, Direction, Waiter};
+use crate::core::{Admitted, Core, Direction, Gate, Waiter};
 use crate::cpython::bound_method::BoundMethod;
 use crate::cpython::class::{self, Class, Definition, Native, Obj, This, Visitor};
 use crate::cpython::errors::os_error;
@@ -62,9 +65,13 @@ pub struct Listener {
     /// What each connection's context is a copy of.
     context: Object,
     stopped: Cell<bool>,
+    /// Whether it accepts no more until the gate of its server opens.
+    held: Cell<bool>,
+    /// The server's limit, if it has a server.
+    limit: Option<Obj<Limit>>,
 }
 
-type ThisListener<'a, 'py> = This<'a, 'py, Listener>;
+pub type ThisListener<'a, 'py> = This<'a, 'py, Listener>;
 
 /// What became of one attempt to accept.
 enum Accepted {
@@ -90,31 +97,85 @@ impl Listener {
                 Some(context) => context.clone(),
                 None => copy_context(py)?,
             },
+            limit: match &params.server {
+                Some(server) => Limit::of(py, &params.core, &params.event_loop, server)?,
+                None => None,
+            },
             params,
             stopped: Cell::new(false),
+            held: Cell::new(false),
         };
-        Listener::listen(Obj::new(py, listener)?.this(py))
+        let listener = Obj::new(py, listener)?;
+        let this = listener.this(py);
+        Listener::listen(this)?;
+        match &listener.limit {
+            Some(limit) => Limit::add(limit.this(py), listener.clone()).inspect_err(|_| {
+                Listener::unlisten(this);
+                Listener::end(this);
+            }),
+            None => Ok(()),
+        }
     }
 
     /// Stops the listener of a socket. The caller has to close the socket.
-    pub fn stop(py: Python<'_>, core: &Core, fd: RawFd) -> PyResult<()> {
+    pub fn stop(py: Python<'_>, core: &Core, socket: &Object, fd: RawFd) -> PyResult<()> {
         let waiter = core.remove_waiter(fd, Direction::Read, None);
-        if let Some(listener) = waiter.as_ref().and_then(|waiter| Obj::<Listener>::downcast(waiter.object()))
-        {
-            listener.stopped.set(true);
+        let listener = waiter.as_ref().and_then(|waiter| Obj::<Listener>::downcast(waiter.object()));
+        if let Some(listener) = listener.or_else(|| Listener::not_listening(core, socket)) {
+            Listener::end(listener.this(py));
         }
         Waiter::dismiss(py, waiter).map(drop)
     }
 
     /// Stops the listener of a socket that another thread has closed. Its number can be another file's by now.
-    pub fn forget(core: &Core, socket: &Object, fd: RawFd) {
-        let Some(reader) = core.reader_of(fd) else { return };
-        if let Some(listener) = Obj::<Listener>::downcast(&reader)
-            && listener.params.socket.is(socket)
+    pub fn forget(py: Python<'_>, core: &Core, socket: &Object, fd: RawFd) {
+        let reader = core.reader_of(fd);
+        if let Some(listener) = reader.as_ref().and_then(Obj::<Listener>::downcast)
+            && listener.is_of(socket)
         {
-            listener.stopped.set(true);
-            drop(core.remove_waiter(fd, Direction::Read, Some(&reader)));
+            drop(core.remove_waiter(fd, Direction::Read, reader.as_ref()));
+            Listener::end(listener.this(py));
+        } else if let Some(listener) = Listener::not_listening(core, socket) {
+            Listener::end(listener.this(py));
         }
+    }
+
+    /// The listener of a socket, of a server with a limit, that accepts no more for the time being.
+    fn not_listening(core: &Core, socket: &Object) -> Option<Obj<Listener>> {
+        core.gates.find(|limit| Obj::<Limit>::downcast(limit)?.listener_of(socket))
+    }
+
+    pub fn is_of(&self, socket: &Object) -> bool {
+        self.params.socket.is(socket)
+    }
+
+    /// Notes that it accepts no more for good.
+    fn end(this: ThisListener<'_, '_>) {
+        if !this.stopped.replace(true)
+            && let Some(limit) = &this.limit
+        {
+            Limit::remove(limit.this(this.py()), this);
+        }
+    }
+
+    pub fn is_held(&self) -> bool {
+        self.held.get()
+    }
+
+    /// Accepts no more until [`Listener::release`].
+    fn hold(this: ThisListener<'_, '_>) {
+        this.held.set(true);
+        Listener::unlisten(this);
+    }
+
+    /// Accepts again. If that fails, it is reported and tried again.
+    pub fn release(this: ThisListener<'_, '_>) -> PyResult<()> {
+        let py = this.py();
+        this.held.set(false);
+        let Err(error) = resume(this) else { return Ok(()) };
+        let exception = reraise_fatal(py, error).inspect_err(|_| this.held.set(true))?;
+        let arguments = [&this.params.event_loop, &exception, &this.params.socket, &this.object()];
+        imports(py)?.report_accept.call(py, &arguments).map(drop)
     }
 
     fn listen(this: ThisListener<'_, '_>) -> PyResult<()> {
@@ -159,17 +220,23 @@ impl Listener {
     fn accept_batch(this: ThisListener<'_, '_>) -> PyResult<()> {
         if this.is_socket_closed() {
             // The program has closed it, and the number can be another file's.
-            this.stopped.set(true);
             Listener::unlisten(this);
+            Listener::end(this);
             return Ok(());
         }
-        let batch = this.batch.get();
-        if !this.shared.get() {
+        let gate = this.get().limit.as_ref().map(|limit| &limit.gate);
+        let is_single = this.shared.get() || gate.is_some_and(|gate| gate.is_slow());
+        let batch = if is_single { 1 } else { this.batch.get() };
+        if !is_single {
             this.batch.set((2 * batch).min(this.params.backlog + 1));
         }
         for attempt in 0..batch {
             // A protocol factory may have closed the server.
             if this.stopped.get() {
+                return Ok(());
+            }
+            if gate.is_some_and(|gate| gate.is_paused()) {
+                Listener::hold(this);
                 return Ok(());
             }
             match this.accept(this.py())? {
@@ -178,7 +245,7 @@ impl Listener {
                     if this.shared.get() {
                         this.params.core.requeue_acceptor(this.params.fd);
                     }
-                    Listener::serve(this, fd, peer)?;
+                    Listener::serve(this, fd, peer, gate.map(Gate::enter))?;
                 }
                 Accepted::Aborted => {}
                 Accepted::None => {
@@ -191,6 +258,10 @@ impl Listener {
                 }
                 Accepted::Exhausted(error) => return Listener::pause_accepting(this, error),
             }
+        }
+        if this.shared.get() && !this.stopped.get() && gate.is_some_and(|gate| gate.is_paused()) {
+            // Now, so that the next connection wakes another process.
+            Listener::hold(this);
         }
         Ok(())
     }
@@ -210,7 +281,12 @@ impl Listener {
 
     /// Makes a transport of a connection, in a context of its own. An error is reported in debug mode only, as in asyncio: any
     /// peer can cause one.
-    fn serve(this: ThisListener<'_, '_>, fd: OwnedFd, peer: Address) -> PyResult<()> {
+    fn serve(
+        this: ThisListener<'_, '_>,
+        fd: OwnedFd,
+        peer: Address,
+        admitted: Option<Admitted>,
+    ) -> PyResult<()> {
         let py = this.py();
         let context = copy_of_context(py, &this.context)?;
         let result = run_in_context(py, &context, || {
@@ -219,9 +295,9 @@ impl Listener {
             }
             set_options(&fd, &peer);
             if this.params.tls.is_none() && !sockets_are_patched() {
-                Listener::serve_natively(this, fd, peer, &context)
+                Listener::serve_natively(this, fd, peer, admitted, &context)
             } else {
-                Listener::serve_as_asyncio(this, fd, &peer, &context)
+                Listener::serve_as_asyncio(this, fd, &peer, admitted, &context)
             }
         });
         let Err(error) = result else { return Ok(()) };
@@ -246,6 +322,7 @@ impl Listener {
         this: ThisListener<'_, '_>,
         fd: OwnedFd,
         peer: Address,
+        admitted: Option<Admitted>,
         context: &Object,
     ) -> PyResult<()> {
         let py = this.py();
@@ -256,7 +333,7 @@ impl Listener {
             ..EndpointParams::new(py, &params.core, &params.event_loop, fd.as_raw_fd(), protocol)?
         };
         let file = SocketFile::new(fd, Some(peer));
-        let transport = Stream::create(py, endpoint, file, params.server.clone())?;
+        let transport = Stream::create(py, endpoint, file, params.server.clone(), admitted)?;
         if let Some(token) = transport.registration.token() {
             params.core.note_accepted(token);
         }
@@ -268,6 +345,7 @@ impl Listener {
         this: ThisListener<'_, '_>,
         fd: OwnedFd,
         peer: &Address,
+        admitted: Option<Admitted>,
         context: &Object,
     ) -> PyResult<()> {
         let py = this.py();
@@ -281,12 +359,18 @@ impl Listener {
         let extra = Object::from(extra);
         let none = Object::none(py);
         let params = &this.params;
+        let server = match (&params.server, admitted) {
+            (Some(server), Some(admitted)) => {
+                AdmittedServer::make(py, &params.core, server.clone(), admitted)?
+            }
+            (server, _) => server.clone().unwrap_or(none),
+        };
         let mut arguments = vec![
             &params.protocol_factory,
             &connection,
             &extra,
             &params.tls,
-            params.server.as_ref().unwrap_or(&none),
+            &server,
             &params.handshake_timeout,
             &params.shutdown_timeout,
         ];
@@ -311,11 +395,16 @@ fn set_options(fd: &OwnedFd, peer: &Address) {
     }
 }
 
-/// Listens again after [`Listener::pause_accepting`].
+/// Listens again after [`Listener::pause_accepting`]. While it is held, the gate of the server decides.
 fn resume(this: ThisListener<'_, '_>) -> PyResult<Object> {
     let py = this.py();
+    if this.held.get() {
+        return Ok(Object::none(py));
+    }
     let fd: RawFd = this.params.socket.call_method(py, intern!(py, "fileno"), &[])?.bind(py).extract()?;
-    if !this.stopped.get() && fd == this.params.fd {
+    if fd != this.params.fd {
+        Listener::end(this);
+    } else if !this.stopped.get() {
         Listener::listen(this)?;
     }
     Ok(Object::none(py))
@@ -332,6 +421,9 @@ impl Native for Listener {
         visitor.object(&self.params.socket);
         visitor.optional(&self.params.server);
         visitor.optional(&self.params.context);
+        if let Some(limit) = &self.limit {
+            visitor.object(limit.as_object());
+        }
         visitor.object(&self.context);
         visitor.object(&self.params.tls);
         visitor.object(&self.params.handshake_timeout);

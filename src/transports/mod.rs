@@ -5,6 +5,7 @@ pub mod connection;
 pub mod datagram;
 pub mod endpoint;
 pub mod flow;
+pub mod limit;
 pub mod listener;
 mod methods;
 pub mod pipe;
@@ -58,5 +59,6 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     datagram::class::register(module)?;
     pipe::class::register(module)?;
     connection::register(module)?;
+    limit::register(module)?;
     listener::register(module)
 }

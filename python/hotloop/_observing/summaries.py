@@ -87,6 +87,9 @@ def summary(name: str, metrics: Metrics) -> str:
         f"{metrics.connected:,} made",
         f"  {io}, {metrics.bytes_waiting:,} waiting",
     ]
+    if metrics.accept_pauses:
+        times = "once" if metrics.accept_pauses == 1 else f"{metrics.accept_pauses:,} times"
+        lines.append(f"  accepting paused {times} by limits, for {duration(metrics.accept_paused)}")
     return "\n".join(lines)
 
 

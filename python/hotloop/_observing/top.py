@@ -262,6 +262,9 @@ def _rates(metrics: Metrics, total: Metrics, seconds: float, *, columns: int) ->
         ("connected", rate(metrics.connected)),
         ("most ready", f"{total.ready_highest:,}"),
     ]
+    if total.accept_pauses:
+        rows.append(("accept pauses", f"{total.accept_pauses:,}"))
+        rows.append(("paused", f"{metrics.accept_paused / seconds:.0%}" if seconds else "-"))
     rows += [("", "")] * (-len(rows) % columns)
     for start in range(0, len(rows), columns):
         table.add_row(*(cell for row in rows[start : start + columns] for cell in row))

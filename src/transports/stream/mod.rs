@@ -19,6 +19,7 @@ use super::endpoint::{self, Endpoint, Transport};
 use super::socket_file::SocketFile;
 use super::tls;
 use super::write_queue::WriteQueue;
+use crate::core::Admitted;
 use crate::cpython::borrowing::StateCell;
 use crate::cpython::class::{Class, Native, Obj, This, Visitor};
 use crate::cpython::object::{Object, ObjectCell};
@@ -44,6 +45,8 @@ pub struct Stream {
     file: SocketFile,
     kind: Cell<ProtocolKind>,
     server: ObjectCell,
+    /// Until the connection is closed, it counts as one of the server's.
+    admitted: Cell<Option<Admitted>>,
     /// About how many bytes a receive yields: follows peaks.
     recv_size_hint: Cell<usize>,
     /// The errno of a failed receive, which can have followed data in the same event; 0 for none.
@@ -71,12 +74,14 @@ impl Stream {
         params: endpoint::EndpointParams,
         file: SocketFile,
         server: Option<Object>,
+        admitted: Option<Admitted>,
     ) -> PyResult<Obj<Stream>> {
         let stream = Stream {
             kind: Cell::new(kind_of(py, &params.protocol)?),
             endpoint: Endpoint::new(py, params)?,
             file,
             server: ObjectCell::default(),
+            admitted: Cell::new(admitted),
             recv_size_hint: Cell::new(0),
             read_error: Cell::new(0),
             eof_written: Cell::new(false),
@@ -132,6 +137,7 @@ impl Transport for Stream {
 
     fn close_file(&self, py: Python<'_>, this: &Object) -> PyResult<()> {
         let closed = self.file.close(py);
+        drop(self.admitted.take());
         let detached = match self.server.take() {
             Some(server) => call_server(py, &server, intern!(py, "_detach"), this),
             None => Ok(()),
@@ -171,7 +177,7 @@ fn kind_of(py: Python<'_>, protocol: &Object) -> PyResult<ProtocolKind> {
 }
 
 /// Calls a method by which a server keeps its connections; before 3.13 it only counts them.
-fn call_server(
+pub fn call_server(
     py: Python<'_>,
     server: &Object,
     method: &Bound<'_, PyString>,
