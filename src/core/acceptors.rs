@@ -7,12 +7,11 @@
 //! A process that was woken and then does not come to accept (its callbacks block, it is stopped or killed) leaves the connection
 //! waiting while the others sleep. Registering looks for connections, so each process does it every [`INTERVAL`].
 
-use std::cell::Cell;
 use std::os::fd::RawFd;
-use std::time::Duration;
 
 use pyo3::prelude::*;
 
+use super::due::Due;
 use super::watching::Watch;
 use super::{Core, Direction, Waiter};
 use crate::cpython::borrowing::StateCell;
@@ -21,16 +20,11 @@ use crate::cpython::bound_method::BoundMethod;
 /// The longest time, in seconds, for which a connection waits while a process is idle.
 const INTERVAL: f64 = 0.5;
 
+#[derive(Default)]
 pub struct Acceptors {
     sockets: StateCell<Vec<RawFd>>,
-    /// When they are registered anew, in seconds of the clock.
-    due: Cell<f64>,
-}
-
-impl Default for Acceptors {
-    fn default() -> Self {
-        Acceptors { sockets: StateCell::default(), due: Cell::new(f64::INFINITY) }
-    }
+    /// When they are registered anew.
+    pub(super) due: Due,
 }
 
 impl Core {
@@ -43,8 +37,7 @@ impl Core {
             if !sockets.contains(&fd) && sockets.try_reserve(1).is_ok() {
                 sockets.push(fd);
             }
-            let due = self.poll_policy.polled() + INTERVAL;
-            self.acceptors.due.set(self.acceptors.due.get().min(due));
+            self.acceptors.due.set_by(self.poll_policy.polled() + INTERVAL);
         }
         drop(former);
         Ok(())
@@ -67,21 +60,10 @@ impl Core {
         true
     }
 
-    /// Limits how long a wait may take. `now`: in seconds of the clock.
-    #[inline(always)]
-    pub(super) fn until_acceptors(&self, now: f64, timeout: Option<Duration>) -> Option<Duration> {
-        let due = self.acceptors.due.get();
-        if due == f64::INFINITY {
-            return timeout;
-        }
-        let left = Duration::from_secs_f64((due - now).clamp(0.0, INTERVAL));
-        Some(timeout.map_or(left, |timeout| timeout.min(left)))
-    }
-
     /// Registers the sockets anew, if it is time.
     #[inline(always)]
     pub(super) fn renew_acceptors(&self, now: f64) {
-        if now >= self.acceptors.due.get() {
+        if self.acceptors.due.has_come(now) {
             self.renew_due_acceptors(now);
         }
     }
@@ -90,7 +72,11 @@ impl Core {
     fn renew_due_acceptors(&self, now: f64) {
         let mut sockets = self.acceptors.sockets.borrow_mut();
         sockets.retain(|fd| self.register_acceptor(*fd));
-        self.acceptors.due.set(if sockets.is_empty() { f64::INFINITY } else { now + INTERVAL });
+        if sockets.is_empty() {
+            self.acceptors.due.clear();
+        } else {
+            self.acceptors.due.set(now + INTERVAL);
+        }
     }
 }
 

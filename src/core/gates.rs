@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use pyo3::prelude::*;
 
+use super::due::Due;
 use super::{Core, ReadyEntry};
 use crate::cpython::borrowing::StateCell;
 use crate::cpython::bound_method::BoundMethod;
@@ -206,8 +207,8 @@ pub struct Engaged {
 /// The gates of a loop that are engaged.
 pub struct Gates {
     engaged: StateCell<Vec<Engaged>>,
-    /// When the delay is compared next, in seconds of the clock.
-    due: Cell<f64>,
+    /// When the delay is compared next.
+    due: Due,
     /// Whether a wait ends by then. A loop that has had no callbacks for a second, and is not late, sleeps on.
     awake: Cell<bool>,
     /// Whether a gate may be opened because connections have ended.
@@ -218,7 +219,7 @@ impl Default for Gates {
     fn default() -> Self {
         Gates {
             engaged: StateCell::default(),
-            due: Cell::new(f64::INFINITY),
+            due: Due::default(),
             awake: Cell::new(false),
             requested: AtomicBool::new(false),
         }
@@ -247,7 +248,7 @@ impl Gates {
         let engaged = self.engaged.try_borrow_mut().map(|mut engaged| std::mem::take(&mut *engaged));
         let engaged = engaged.unwrap_or_default();
         engaged.iter().for_each(|engaged| engaged.gate.open());
-        self.due.set(f64::INFINITY);
+        self.due.clear();
         engaged
     }
 }
@@ -270,7 +271,7 @@ impl Core {
         gate.compare_connections();
         gate.compare_delays(clock::now(), &self.metrics.delays.histogram);
         if gate.latest().is_some() {
-            self.gates.due.set(self.gates.due.get().min(clock::now() + INTERVAL));
+            self.gates.due.set_by(clock::now() + INTERVAL);
         }
         self.gates.awake.set(true);
         true
@@ -292,18 +293,13 @@ impl Core {
         if self.gates.requested.load(Ordering::Relaxed) {
             return Some(Duration::ZERO);
         }
-        let due = self.gates.due.get();
-        if due == f64::INFINITY || !self.gates.awake.get() {
-            return timeout;
-        }
-        let left = Duration::from_secs_f64((due - now).clamp(0.0, INTERVAL));
-        Some(timeout.map_or(left, |timeout| timeout.min(left)))
+        if self.gates.awake.get() { self.gates.due.limit(now, timeout) } else { timeout }
     }
 
     /// Opens gates and pauses them, if it is time, or if one was requested.
     #[inline(always)]
     pub(super) fn move_gates(&self, now: f64) {
-        if now >= self.gates.due.get() || self.gates.requested.load(Ordering::Relaxed) {
+        if self.gates.due.has_come(now) || self.gates.requested.load(Ordering::Relaxed) {
             self.compare_gates(now);
         }
     }
@@ -311,7 +307,7 @@ impl Core {
     #[cold]
     fn compare_gates(&self, now: f64) {
         self.gates.requested.store(false, Ordering::SeqCst);
-        let is_due = now >= self.gates.due.get();
+        let is_due = self.gates.due.has_come(now);
         let mut awake = self.ready_length() > 0;
         let (mut compares_delays, mut late) = (false, false);
         let engaged = self.gates.engaged.borrow();
@@ -330,7 +326,11 @@ impl Core {
             }
         }
         if is_due {
-            self.gates.due.set(if compares_delays { now + INTERVAL } else { f64::INFINITY });
+            if compares_delays {
+                self.gates.due.set(now + INTERVAL);
+            } else {
+                self.gates.due.clear();
+            }
             self.gates.awake.set(awake | late);
         }
     }

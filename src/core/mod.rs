@@ -11,6 +11,7 @@
 
 mod acceptors;
 mod delays;
+mod due;
 mod gates;
 mod handshakes;
 mod iterations;

@@ -63,8 +63,8 @@ impl Core {
         if !callbacks_wait {
             self.metrics.iteration_ended(now.ticks, &self.poll_policy.tick);
             let timeout = self.time_left(py, event_loop, now.seconds)?;
-            let timeout = self.until_tls_buffers(now.seconds, timeout);
-            let timeout = self.until_acceptors(now.seconds, timeout);
+            let timeout = self.tls_buffers.due.limit(now.seconds, timeout);
+            let timeout = self.acceptors.due.limit(now.seconds, timeout);
             let timeout = self.until_gates(now.seconds, timeout);
             self.poll(py, event_loop, now, timeout, callbacks_wait)?;
             now = self.poll_policy.instant();

@@ -2,10 +2,8 @@
 //!
 //! While there are any, a wait lasts no longer than until they are looked at.
 
-use std::cell::Cell;
-use std::time::Duration;
-
 use super::Core;
+use super::due::Due;
 use crate::cpython::borrowing::StateCell;
 use crate::cpython::openssl::Buffers;
 use crate::cpython::ownership::Shared;
@@ -13,16 +11,11 @@ use crate::cpython::ownership::Shared;
 /// How long buffers are kept, in seconds, before they are looked at.
 const INTERVAL: f64 = 1.0;
 
+#[derive(Default)]
 pub struct TlsBuffers {
     used: StateCell<Vec<Shared<Buffers>>>,
-    /// When they are looked at, in seconds of the clock.
-    due: Cell<f64>,
-}
-
-impl Default for TlsBuffers {
-    fn default() -> Self {
-        TlsBuffers { used: StateCell::default(), due: Cell::new(f64::INFINITY) }
-    }
+    /// When they are looked at.
+    pub(super) due: Due,
 }
 
 impl Core {
@@ -39,21 +32,10 @@ impl Core {
         used.push(buffers);
     }
 
-    /// Limits how long a wait may take. `now`: in seconds of the clock.
-    #[inline(always)]
-    pub(super) fn until_tls_buffers(&self, now: f64, timeout: Option<Duration>) -> Option<Duration> {
-        let due = self.tls_buffers.due.get();
-        if due == f64::INFINITY {
-            return timeout;
-        }
-        let left = Duration::from_secs_f64((due - now).clamp(0.0, INTERVAL));
-        Some(timeout.map_or(left, |timeout| timeout.min(left)))
-    }
-
     /// Releases what is idle, if it is time.
     #[inline(always)]
     pub(super) fn release_tls_buffers(&self, now: f64) {
-        if now >= self.tls_buffers.due.get() {
+        if self.tls_buffers.due.has_come(now) {
             self.release_idle(now);
         }
     }
@@ -64,7 +46,9 @@ impl Core {
         used.retain(|buffers| buffers.release_if_idle());
         if used.is_empty() {
             *used = Vec::new();
+            self.tls_buffers.due.clear();
+        } else {
+            self.tls_buffers.due.set(now + INTERVAL);
         }
-        self.tls_buffers.due.set(if used.is_empty() { f64::INFINITY } else { now + INTERVAL });
     }
 }
