@@ -53,7 +53,7 @@ async def test_accepting_pauses_while_the_loop_is_late(loop, clients):
         await until(lambda: not limit.paused, PATIENCE)
         metrics = loop.metrics()
         assert metrics.accept_pauses >= 1
-        assert metrics.accept_paused > 0.1
+        assert metrics.accept_paused > 0.05
 
 
 async def test_a_loop_without_callbacks_is_not_paused_for_ever(loop, clients):

@@ -54,6 +54,16 @@ _socket_accept = None if _Socket is None else _Socket.accept
 _UnixLoop: Any = asyncio.SelectorEventLoop
 
 
+# The sockets that servers were given: other processes may accept from them, too.
+_given_sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+
+
+def _note_given(sock: socket.socket | None) -> None:
+    if sock is not None:
+        with contextlib.suppress(TypeError):  # What stands for a socket need not be hashable.
+            _given_sockets.add(sock)
+
+
 def _with_signature_of(function: _Function) -> Callable[[Callable[..., Any]], _Function]:
     """functools.wraps() for a method with the parameters that another has in the running Python."""
     # wraps() keeps the method's own signature for type checkers. This returns the other's.
@@ -123,8 +133,6 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
     _accepting: Accepting | None = None
     # Look-ups of names that are under way, by what they ask.
     _look_ups: dict[object, LookUp] | None = None
-    # The sockets that servers were given: other processes may accept from them, too.
-    _given_sockets: weakref.WeakSet[socket.socket] | None = None
     # What encrypts, once that was asked for.
     _tls_engine: str | None = None
 
@@ -484,7 +492,7 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
             return
         if Loop._on_serving is not None:
             Loop._on_serving(args[1] if len(args) > 1 else options.get("server"))
-        options["shared"] = self._given_sockets is not None and sock in self._given_sockets
+        options["shared"] = sock in _given_sockets
         _core.Loop._start_serving(self, protocol_factory, sock, *args, **options)
 
     def _stop_serving(self, sock: socket.socket) -> None:
@@ -518,23 +526,15 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
 
     @_with_signature_of(asyncio.BaseEventLoop.create_server)
     async def create_server(self, *args: Any, sock: Any = None, **options: Any) -> Any:
-        self._note_given(sock)
+        _note_given(sock)
         return await super().create_server(*args, sock=sock, **options)
 
     @_with_signature_of(_UnixLoop.create_unix_server)
     async def create_unix_server(self, *args: Any, sock: Any = None, **options: Any) -> Any:
-        self._note_given(sock)
+        _note_given(sock)
         return await _UnixLoop.create_unix_server(self, *args, sock=sock, **options)
 
     create_unix_server.__doc__ = asyncio.AbstractEventLoop.create_unix_server.__doc__
-
-    def _note_given(self, sock: socket.socket | None) -> None:
-        if sock is None:
-            return
-        if self._given_sockets is None:
-            self._given_sockets = weakref.WeakSet()
-        with contextlib.suppress(TypeError):  # What stands for a socket need not be hashable.
-            self._given_sockets.add(sock)
 
     if not TYPE_CHECKING:  # Its type is AbstractEventLoop's.
         create_unix_connection = _UnixLoop.create_unix_connection
