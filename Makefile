@@ -7,6 +7,8 @@ HOST ?= 127.0.0.1
 PORT ?= 8000
 # A release build; `BUILD=` makes a debug build, which checks assertions.
 BUILD ?= --release
+# What `make wheel-portable` builds wheels for.
+INTERPRETERS ?= $(BIN)/python
 # CPython's test modules that run at a time.
 JOBS ?= 2
 
@@ -21,10 +23,11 @@ REACTOR := --no-default-features
 SOURCES := build.rs Cargo.toml Cargo.lock pyproject.toml README.md LICENSE-APACHE LICENSE-MIT $(shell find src python -name '*.rs' -o -name '*.py' -o -name '*.pyi')
 LINTERS := 'ruff>=0.17,<0.18' 'mypy>=2.4,<2.5' 'check-jsonschema>=0.33' prometheus-client opentelemetry-api rich
 MATURIN := 'maturin>=1.9.4,<2'
+ZIG := 'ziglang>=0.17,<0.18'
 
 .PHONY: help run build wheel sdist test test-reactor test-python test-cpython test-wheel test-sdist test-ecosystem test-suites \
-  compatibility torture torture-reactor torture-python torture-faults torture-debug torture-debug-python lint format docs bench \
-  bench-threads bench-check clean
+  test-aarch64 test-portable wheel-portable compatibility torture torture-reactor torture-python torture-faults torture-debug \
+  torture-debug-python lint format docs bench bench-threads bench-check clean
 .NOTPARALLEL:
 
 help: ## list these targets
@@ -38,6 +41,10 @@ build: $(VENV)/.hotloop ## build a release and install it in .venv
 wheel: $(VENV)/.wheel ## build a wheel, into dist/
 	@mkdir -p dist
 	cp $(VENV)/wheel/*.whl dist
+
+wheel-portable: $(VENV)/.wheel-portable ## build a wheel for Linux with glibc 2.17 or newer, into dist/
+	@mkdir -p dist
+	cp $(VENV)/wheel-portable/*.whl dist
 
 sdist: $(VENV)/.sdist ## build a source distribution, into dist/
 	@mkdir -p dist
@@ -65,6 +72,12 @@ test-ecosystem: $(VENV)/.hotloop $(VENV)/.ecosystem ## other people's servers, c
 
 test-suites: $(VENV)/.hotloop $(VENV)/.ecosystem ## other projects' test suites; SUITES=janus,redis for a part, PAGE=1 notes how it went
 	$(BIN)/python tests/suites/run.py $(if $(PAGE),--page docs/compatibility.md) $(ARGS) $(subst $(COMMA), ,$(SUITES))
+
+test-aarch64: ## hotloop's and CPython's tests on an emulated aarch64, for hours; PARTS='reactor smoke python cpython' are all parts
+	tests/systems/aarch64.sh $(PARTS)
+
+test-portable: $(VENV)/.wheel-portable ## the portable wheel in an old Debian; for Python 3.11
+	tests/systems/portable.sh $(VENV)/wheel-portable/*.whl
 
 compatibility: $(VENV)/.hotloop $(VENV)/.ecosystem ## what test-ecosystem does, and docs/compatibility.md says how it went
 	$(BIN)/python -m pytest tests/ecosystem --compatibility docs/compatibility.md
@@ -130,6 +143,16 @@ $(VENV)/.maturin: | $(VENV)/pyvenv.cfg
 $(VENV)/.wheel: $(SOURCES) | $(VENV)/.maturin
 	@rm -rf $(VENV)/wheel
 	$(BIN)/maturin build $(BUILD) --locked --interpreter $(BIN)/python --out $(VENV)/wheel
+	@touch $@
+
+# Zig's linker knows which symbols each version of glibc has. It would link its own unwinder into the extension, which cannot
+# read what glibc's pthread_exit() passes to Rust's frames: with that of GCC, the system's is used, as by other linkers.
+$(VENV)/.wheel-portable: $(SOURCES) | $(VENV)/.maturin
+	$(BIN)/pip install --quiet $(ZIG)
+	@rm -rf $(VENV)/wheel-portable
+	RUSTFLAGS="-C link-arg=$$(cc -print-file-name=libgcc_s.so.1)" CARGO_TARGET_DIR=$(CARGO_TARGET_DIR)/portable \
+	  PATH="$(abspath $(BIN)):$$PATH" $(BIN)/maturin build $(BUILD) --locked --zig --compatibility manylinux_2_17 \
+	  --interpreter $(INTERPRETERS) --out $(VENV)/wheel-portable
 	@touch $@
 
 $(VENV)/.sdist: $(SOURCES) | $(VENV)/.maturin

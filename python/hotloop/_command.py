@@ -336,8 +336,8 @@ def run_source(source: str | bytes, filename: str, **attributes: object) -> None
             source = textwrap.dedent(source)
         code = compile(source, filename, "exec", dont_inherit=True)
         if isinstance(source, str) and sys.version_info >= (3, 13):
-            # For tracebacks of code from -c.
-            key = code if sys.version_info >= (3, 14) else filename
+            # For tracebacks of code from -c. The first releases of 3.13 have a file name as the key.
+            key = code if hasattr(_linecache, "_interactive_cache") else filename
             _linecache._register_code(key, source, filename)
         exec(code, main_namespace(attributes))
 

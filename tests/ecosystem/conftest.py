@@ -67,7 +67,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     path = session.config.getoption("--compatibility")
     if path is not None:
         former = path.read_text() if path.exists() else ""
-        # The suites write a section of their own.
+        # The suites write a section of their own; those after it are written by hand.
         _, heading, suites = former.partition(SUITES)
         path.write_text(page(list(session.config.stash[EXERCISES].values())) + heading + suites)
 

@@ -32,7 +32,7 @@ HEAD = """\
 
 def rows(page: str) -> dict[str, str]:
     """The rows of the table in a page, by the packages that they are of."""
-    table = page.partition(HEADING)[2]
+    table = page.partition(HEADING)[2].partition("\n## ")[0]
     return {row.split()[1]: row for row in table.splitlines() if re.match(r"\| \w+ \d", row)}
 
 
@@ -63,5 +63,7 @@ def write(path: Path, results: list[Result]) -> None:
         f"CPython {platform.python_version()}, {platform.system()} {platform.machine()}\n\n"
     )
     lines = [table[suite.package] for suite in SUITES if suite.package in table]
-    first = former.partition(HEADING)[0].rstrip()
-    path.write_text(f"{first}\n\n{TEXT}{facts}{HEAD}" + "\n".join(lines) + "\n")
+    first, _, rest = former.partition(HEADING)
+    # What follows is written by hand.
+    _, heading, by_hand = rest.partition("\n## ")
+    path.write_text(f"{first.rstrip()}\n\n{TEXT}{facts}{HEAD}" + "\n".join(lines) + "\n" + heading + by_hand)

@@ -119,6 +119,13 @@ fn wait_for_milliseconds(
     unsafe { libc::epoll_wait(epoll, events.as_mut_ptr(), events.capacity() as libc::c_int, timeout) }
 }
 
+/// What epoll_pwait2() reads. The C library's timespec is half as large on 32-bit processors.
+#[repr(C)]
+struct KernelTimespec {
+    seconds: i64,
+    nanoseconds: i64,
+}
+
 /// epoll_pwait2(), whose timeout can have a fraction of a millisecond. epoll_wait() is a third cheaper.
 #[inline(never)]
 fn wait_precisely(epoll: RawFd, events: &mut Vec<libc::epoll_event>, timeout: Duration) -> libc::c_int {
@@ -126,10 +133,8 @@ fn wait_precisely(epoll: RawFd, events: &mut Vec<libc::epoll_event>, timeout: Du
     static HAS_PWAIT2: AtomicBool = AtomicBool::new(true);
 
     if HAS_PWAIT2.load(Ordering::Relaxed) {
-        let timespec = libc::timespec {
-            tv_sec: timeout.as_secs() as libc::time_t,
-            tv_nsec: timeout.subsec_nanos() as libc::c_long,
-        };
+        let timespec =
+            KernelTimespec { seconds: timeout.as_secs() as i64, nanoseconds: timeout.subsec_nanos().into() };
         // SAFETY: the memory of `events` has room for its capacity; `timespec` outlives the call; a null mask leaves
         // the signal mask alone.
         let mut pwait2 = || unsafe {

@@ -13,9 +13,9 @@ use super::super::kernel::{Kernel, Wait};
 use super::super::poller::{Events, Interest};
 use super::machine::{ET, EXCLUSIVE, FileId, IN, Kind, Machine, OUT, Operation, PRI};
 
-const WAKER_KEY: u64 = u64::MAX - 1;
+const WAKER_KEY: u64 = (usize::MAX - 1) as u64;
 /// The key of the notifier and of the timer of `polling`.
-const NOTIFIER_KEY: u64 = u64::MAX;
+const NOTIFIER_KEY: u64 = usize::MAX as u64;
 
 /// How long another thread keeps the processor that was offered to it, in nanoseconds.
 const YIELD: u64 = 3_000;
