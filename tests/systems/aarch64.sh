@@ -26,7 +26,7 @@ ARGS=${ARGS:-}
 make_builder() {
   rm --recursive --force "$CACHE/builder"
   debootstrap --variant=minbase --include=ca-certificates,python3-pip,python3-venv "$SUITE" "$CACHE/builder" "$(mirror)"
-  use_network builder
+  prepare builder
   # The packages named -web have a newer Rust than the others, for building browsers.
   in_system builder "
     dpkg --add-architecture arm64
@@ -43,7 +43,7 @@ make_aarch64() {
   debootstrap --foreign --arch=arm64 --variant=minbase --include=ca-certificates,netbase,openssl,procps,python3,python3-venv \
     "$SUITE" "$CACHE/aarch64" "$(mirror)"
   chroot "$CACHE/aarch64" /debootstrap/debootstrap --second-stage
-  use_network aarch64
+  prepare aarch64
   in_system aarch64 '
     apt-get update --quiet --quiet
     apt-get install --quiet --yes --no-install-recommends lib$(readlink /usr/bin/python3)-testsuite

@@ -41,8 +41,10 @@ in_system() {
   ' - "$CACHE/$1" "$HERE" "$2" </dev/null
 }
 
-# use_network NAME: has a system use this machine's name server and certificates.
-use_network() {
+# prepare NAME: has a new system use this machine's name server and certificates. It gets this machine's devices when it is
+# used; among those that debootstrap makes are links into /proc, which Cargo would follow.
+prepare() {
+  find "$CACHE/$1/dev" -xdev -mindepth 1 -delete
   cp /etc/resolv.conf "$CACHE/$1/etc/resolv.conf"
   cp /etc/ssl/certs/ca-certificates.crt "$CACHE/$1/etc/ssl/certs/"
   if [[ -e /etc/pip.conf ]]; then cp /etc/pip.conf "$CACHE/$1/etc/pip.conf"; fi

@@ -17,7 +17,7 @@ make_old() {
   rm --recursive --force "$CACHE/old"
   debootstrap --variant=minbase --include=ca-certificates,gcc,libbz2-dev,libc6-dev,libffi-dev,liblzma-dev,libssl-dev,make \
     "$SUITE" "$CACHE/old" "$(mirror)"
-  use_network old
+  prepare old
   echo "deb-src $(mirror) $SUITE_OF_PYTHON main" >"$CACHE/old/etc/apt/sources.list.d/source.list"
   in_system old '
     apt-get update --quiet --quiet
