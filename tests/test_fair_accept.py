@@ -213,20 +213,43 @@ def test_a_socket_that_the_loop_made_and_gave_away(loop_name):
         )
         await loop.run_in_executor(None, child.stdout.readline)
 
-        def shares(count):
+        def connect():
+            with socket.create_connection(listening.getsockname()) as client:
+                return client.recv(1)[0]
+
+        def shares():
             got = [0, 0]
-            for _ in range(count):
-                with socket.create_connection(listening.getsockname()) as client:
-                    got[client.recv(1)[0]] += 1
+            for _ in range(200):
+                got[connect()] += 1
                 time.sleep(0.001)
             return got
 
+        reader, writer = socket.socketpair()
+
+        def continue_child():
+            reader.recv(1)
+            child.send_signal(signal.SIGCONT)
+            time.sleep(0.2)
+
+        loop.add_reader(reader, continue_child)
+
+        async def lose_one():
+            # The loop sees a connection that the child then takes.
+            child.send_signal(signal.SIGSTOP)
+            os.waitid(os.P_PID, child.pid, os.WSTOPPED | os.WNOWAIT)
+            writer.send(b"x")
+            with socket.create_connection(listening.getsockname()) as client:
+                client.setblocking(False)
+                await loop.sock_recv(client, 1)
+
         for _ in range(5):
-            got = await loop.run_in_executor(None, shares, 200)
+            await lose_one()
+            got = await loop.run_in_executor(None, shares)
             if min(got) >= 60:
                 break
         else:
             raise AssertionError(got)
+        loop.remove_reader(reader)
         child.kill()
         child.wait()
         server.close()
