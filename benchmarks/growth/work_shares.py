@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import time
+from typing import cast
 
 from benchmarks import loops
 
@@ -21,7 +22,7 @@ SETTLING = 0.3
 async def serve(sock: socket.socket, number: int) -> None:
     class Answer(asyncio.Protocol):
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
-            transport.write(bytes([number]))  # type: ignore[attr-defined]
+            cast(asyncio.Transport, transport).write(bytes([number]))
 
     server = await asyncio.get_running_loop().create_server(Answer, sock=sock)
     await server.serve_forever()

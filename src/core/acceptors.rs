@@ -16,6 +16,7 @@ use super::watching::Watch;
 use super::{Core, Direction, Waiter};
 use crate::cpython::borrowing::StateCell;
 use crate::cpython::bound_method::BoundMethod;
+use crate::cpython::errors::no_memory;
 
 /// The longest time, in seconds, for which a connection waits while a process is idle.
 const INTERVAL: f64 = 0.5;
@@ -30,11 +31,14 @@ pub struct Acceptors {
 impl Core {
     /// Waits for the connections of a listening socket together with other processes: as [`Core::add_waiter`].
     pub fn add_acceptor(&self, py: Python<'_>, fd: RawFd, step: BoundMethod) -> PyResult<()> {
+        if self.acceptors.sockets.borrow_mut().try_reserve(1).is_err() {
+            drop(step);
+            return Err(no_memory(py));
+        }
         let former = self.add_waiter(py, fd, Direction::Read, Waiter::Acceptor(step))?;
         {
             let mut sockets = self.acceptors.sockets.borrow_mut();
-            // Without memory, the socket is registered anew only after it was accepted from.
-            if !sockets.contains(&fd) && sockets.try_reserve(1).is_ok() {
+            if !sockets.contains(&fd) {
                 sockets.push(fd);
             }
             self.acceptors.due.set_by(self.poll_policy.polled() + INTERVAL);

@@ -172,3 +172,36 @@ def test_kernel_without_epoll_pwait2(name):
         assert calls["epoll_wait"] < 30, calls
         """,
     )
+
+
+@pytest.mark.parametrize("name", ["ENOMEM", "ENOSPC"])
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_shared_socket_that_cannot_be_registered_anew(name, times):
+    """The next connection waits until that is tried again."""
+    helpers.run_script(
+        "hotloop",
+        f"""
+        import errno
+        from hotloop import _core
+
+        class Protocol(asyncio.Protocol):
+            def connection_made(self, transport):
+                transport.write(b"x")
+
+        def connect(address):
+            with socket.create_connection(address, timeout=10) as client:
+                assert client.recv(1) == b"x"
+
+        async def main():
+            loop = asyncio.get_running_loop()
+            sock = socket.socket()
+            sock.bind(("127.0.0.1", 0))
+            async with await loop.create_server(Protocol, sock=sock):
+                _core._inject("epoll_add", errno.{name}, 0, {times})
+                for _ in range(4):
+                    await loop.run_in_executor(None, connect, sock.getsockname())
+            _core._reset_faults()
+
+        run(main())
+        """,
+    )
