@@ -52,6 +52,9 @@ imports! { |py, asyncio, support|
     get_running_loop: Object = asyncio.getattr(intern!(py, "_get_running_loop"))?.into(),
     /// The type of the callable that asyncio's C task passes to call_soon() for a step.
     pub task_step: Object = support.call_method0(intern!(py, "task_step_type"))?.into(),
+    /// functools.partial.
+    pub partial: Object = import(py, "functools")?.getattr(intern!(py, "partial"))?.into(),
+    pub name_of: Object = attribute(&support, "name_of")?,
     pub report_entry: Object = attribute(&support, "report_entry")?,
     pub report_handle: Object = attribute(&support, "report_handle")?,
     pub report_slow: Object = attribute(&support, "report_slow")?,

@@ -57,6 +57,21 @@ c_task: Any = getattr(asyncio.tasks, "_CTask", None) or type(None)
 c_future: Any = getattr(asyncio.futures, "_CFuture", None) or type(None)
 
 
+def name_of(subject: Any) -> tuple[str, str, int]:
+    """Return the name, the file and the line of a function, a method, a code object or any object's class.
+
+    What was not written in Python has the name of its module for the file.
+    """
+    function = getattr(subject, "__func__", subject)
+    code = function if isinstance(function, types.CodeType) else getattr(function, "__code__", None)
+    if type(code) is types.CodeType:
+        return code.co_qualname, code.co_filename, code.co_firstlineno
+    if isinstance(function, types.BuiltinFunctionType):
+        return str(function.__qualname__), str(function.__module__ or ""), 0
+    kind = type(subject)
+    return kind.__qualname__, str(kind.__module__), 0
+
+
 def task_step_type() -> type:
     """The type of the callable that asyncio's C task passes to call_soon() for its next step."""
     seen: list[type] = [type(None)]

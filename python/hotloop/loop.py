@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from ._observing.watching import Watch
     from .blocking import Block
     from .metrics import Metrics
+    from .recording import Recording
 
     _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -147,6 +148,8 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
 
     # The state of watch_blocking(); None if it is off.
     _blocking: Watch | None = None
+    # The seconds of record(); None if it is off.
+    _recorded_seconds: float | None = None
 
     # Only for programs: the loop waits in the extension.
     _selector = _Selector()
@@ -318,6 +321,28 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
         from ._observing import watching
 
         watching.watch(self, threshold, handler)
+
+    def record(self, seconds: float | None = 10.0, *, memory: int = 8 * 1024 * 1024) -> None:
+        """Record what the loop does, for recording(), which reaches back *seconds*; None turns that off.
+
+        A record has 32 bytes: there are some five for a request to a server. They are kept in *memory* bytes, or
+        less, and the oldest are overwritten. Called again, it starts anew.
+
+        Raise ValueError for a number that is not positive, and MemoryError if there is no memory.
+        """
+        from . import recording
+
+        recording.record(self, seconds, memory)
+
+    def recording(self) -> Recording:
+        """Return what the loop did in the last seconds, as record() was told to keep it. Its save() writes a file.
+
+        May be called from any thread, also while the loop runs, and when it is closed. Raise RuntimeError if
+        the loop does not record.
+        """
+        from .recording import Recording
+
+        return Recording(self)
 
     # --- Names ---
 

@@ -6,10 +6,11 @@
 use pyo3::exceptions::PyException;
 use pyo3::prelude::*;
 
+use super::recorder::{Beginning, Kind};
 use super::{Core, ReadyEntry};
 use crate::cpython::bound_method::BoundMethod;
 use crate::cpython::module::import;
-use crate::cpython::object::Object;
+use crate::cpython::object::{Object, thread_ident};
 use crate::handle::reraise_fatal;
 use crate::imports::imports;
 use crate::intern;
@@ -41,6 +42,7 @@ impl Core {
         self.poll_policy.request_poll();
         let now = Instant::now();
         self.metrics.begin_run(now, !self.overridden_clock.get());
+        self.recorder.note_run(Kind::RunBegan, thread_ident());
         if let Some(run_monitor) = &*self.run_monitor.borrow() {
             run_monitor.set_thread();
         }
@@ -51,6 +53,7 @@ impl Core {
             }
         };
         self.metrics.end_run(&self.poll_policy.tick);
+        self.recorder.note_run(Kind::RunEnded, 0);
         result
     }
 
@@ -88,8 +91,17 @@ impl Core {
             let result = if self.schedule.is_plain() {
                 entry.run(py, event_loop)
             } else {
-                let began = if position == positions.start { started.ticks } else { clock::ticks() };
-                self.run_observed(py, event_loop, &entry, began)
+                let is_first = position == positions.start;
+                let ticks = if is_first { started.ticks } else { clock::ticks() };
+                let queue_end = self.ready.borrow().end();
+                let beginning = Beginning { ticks, position, queue_end, is_first };
+                if !self.schedule.is_plainly_recorded() {
+                    self.run_observed(py, event_loop, &entry, beginning)
+                } else if self.recorder.note_known(py, &entry, beginning) {
+                    entry.run(py, event_loop)
+                } else {
+                    self.run_named(py, event_loop, &entry, beginning)
+                }
             };
             if let Err(error) = result {
                 report_error(py, event_loop, entry.object(), error)?;
@@ -107,35 +119,54 @@ impl Core {
         Ok(())
     }
 
-    /// Runs a callback in debug mode, while the loop is watched, or by the program's `Handle._run()`. `began`: now, in ticks.
+    /// Runs a callback whose name is not at hand, and records it.
+    #[inline(never)]
+    fn run_named(
+        &self,
+        py: Python<'_>,
+        event_loop: &Object,
+        entry: &ReadyEntry,
+        beginning: Beginning,
+    ) -> PyResult<()> {
+        let recorded = self.recorder.note_named(py, entry, beginning);
+        let result = entry.run(py, event_loop);
+        match recorded {
+            Ok(()) => result,
+            Err(error) => result.and(unraisable(py, error)),
+        }
+    }
+
+    /// Runs a callback in debug mode, while the loop is watched or recorded, or by the program's `Handle._run()`.
     #[inline(never)]
     fn run_observed(
         &self,
         py: Python<'_>,
         event_loop: &Object,
         entry: &ReadyEntry,
-        began: u64,
+        beginning: Beginning,
     ) -> PyResult<()> {
+        let is_recorded = self.schedule.is_recorded();
+        let recorded = if is_recorded { self.recorder.note_callback(py, entry, beginning) } else { Ok(()) };
         let by_method = self.schedule.is_by_method();
-        let run = || match self.schedule.debug() {
-            true => entry.run_watched(py, event_loop, by_method),
-            false if by_method => entry.run_by_method(py, event_loop),
-            false => entry.run(py, event_loop),
+        let run = || {
+            let result = match self.schedule.debug() {
+                true => entry.run_watched(py, event_loop, by_method),
+                false if by_method => entry.run_by_method(py, event_loop),
+                false => entry.run(py, event_loop),
+            };
+            result.and(recorded.or_else(|error| unraisable(py, error)))
         };
+        if !self.schedule.is_watched() {
+            return run();
+        }
         let Some(run_monitor) = self.run_monitor() else { return run() };
-        run_monitor.begin(began);
+        run_monitor.begin(beginning.ticks);
         let result = run();
         let Some(run) = run_monitor.end() else { return result };
         let seconds = self.poll_policy.tick.seconds(clock::ticks().wrapping_sub(run.began));
-        let reported = report_end(py, event_loop, run.number, entry.object(), seconds).or_else(|error| {
-            // An error in the report must not reach the program; KeyboardInterrupt and SystemExit must.
-            if error.is_instance_of::<PyException>(py) {
-                error.write_unraisable(py, None);
-                return Ok(());
-            }
-            Err(error)
-        });
-        result.and(reported)
+        self.recorder.note_blocked(clock::ticks().wrapping_sub(run.began));
+        let reported = report_end(py, event_loop, run.number, entry.object(), seconds);
+        result.and(reported.or_else(|error| unraisable(py, error)))
     }
 
     /// Asks for `step` to be called at the end of the iteration. Returns false if the transport is to send now.
@@ -165,6 +196,7 @@ impl Core {
 
     fn send_unsent(&self, py: Python<'_>, event_loop: &Object) -> PyResult<()> {
         let mut unsent = self.unsent.take();
+        self.recorder.note_sending(unsent.len());
         let mut result = Ok(());
         for step in unsent.drain(..) {
             if let Err(error) = step.call(py, ())
@@ -180,6 +212,16 @@ impl Core {
         }
         result
     }
+}
+
+/// An error of what observes the loop must not reach the program; KeyboardInterrupt and SystemExit must.
+#[cold]
+fn unraisable(py: Python<'_>, error: PyErr) -> PyResult<()> {
+    if error.is_instance_of::<PyException>(py) {
+        error.write_unraisable(py, None);
+        return Ok(());
+    }
+    Err(error)
 }
 
 /// Tells the watchdog's Python half that a callback which it has noticed is over.

@@ -19,6 +19,7 @@ mod metrics;
 mod polling;
 mod ready;
 mod receiving;
+pub mod recorder;
 mod tls_buffers;
 pub mod watchdog;
 mod watching;
@@ -57,6 +58,7 @@ use iterations::Sending;
 pub use iterations::report_error;
 pub use metrics::{Count, Metrics};
 use ready::ReadyQueue;
+use recorder::Recorder;
 pub use ready::{OnReady, Readiness, ReadyEntry};
 pub use receiving::{LEAST, Received};
 use tls_buffers::TlsBuffers;
@@ -128,6 +130,7 @@ pub struct Core {
     wait_failed: Cell<bool>,
     spin: AdaptiveSpin,
     pub metrics: Metrics,
+    pub recorder: Recorder,
     /// Shared with the watchdog's thread; None if the loop is not watched.
     run_monitor: StateCell<Option<Arc<RunMonitor>>>,
 }
@@ -294,6 +297,7 @@ impl Core {
             let position = ready.end();
             ready.push_back(entry);
             self.metrics.delays.queued_since(pushed_at, position..ready.end());
+            self.recorder.note_injected(pushed_at, position);
         };
         if room == count {
             self.injected.take_all().into_iter().for_each(queue);

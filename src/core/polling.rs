@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use pyo3::prelude::*;
 
+use super::recorder::{WAITED, WOKEN};
 use super::{Core, ReadyEntry, report_error};
 use crate::cpython::errors::os_error;
 use crate::cpython::object::{Object, has_other_threads, tuple};
@@ -106,6 +107,7 @@ impl Core {
         timeout: Option<Duration>,
         callbacks_wait: bool,
     ) -> PyResult<()> {
+        let recorded = self.recorder.is_on().then(|| (self.ready.borrow().end(), self.metrics.counts.wakeups.get()));
         self.poll_policy.start_poll(now);
         let by_program = self.has_overridden_wait() && self.wait_by_program(py, timeout)?;
         let mut events = self.events.take().unwrap_or_default();
@@ -119,6 +121,7 @@ impl Core {
             }
             _ => (self.wait(py, now.seconds, &mut events, timeout), true),
         };
+        let ended = if recorded.is_some() { clock::ticks() } else { 0 };
         if !callbacks_wait {
             self.metrics.delays.wait_ended(self.poll_policy.instant().ticks);
         }
@@ -127,6 +130,13 @@ impl Core {
         self.take_injected();
         // If a signal handler raised, the next poll returns the events again.
         let in_vain = handled.is_ok() && result.is_ok() && self.dispatch_events(py, &mut events);
+        if let Some((queue_end, wakeups)) = recorded {
+            let woken = self.metrics.counts.wakeups.get() > wakeups;
+            let flags = if waited { WAITED } else { 0 } | if woken { WOKEN } else { 0 };
+            let queue = [queue_end, self.ready.borrow().end()];
+            self.recorder.note_poll(now.ticks, ended, queue, flags, events.len());
+            self.note_counts(now);
+        }
         self.events.set(Some(events));
         handled?;
         if in_vain {
@@ -295,6 +305,9 @@ impl Core {
         {
             timer.set_fired();
             self.metrics.timer_due(&mut due, timer.when(), ready.end(), tick);
+            if self.recorder.is_on() {
+                self.recorder.note_timer(ticks, tick.ticks((now - timer.when()).max(0.0)), ready.end());
+            }
             ready.push_back(ReadyEntry::Timer(timer));
         }
         self.metrics.end_timers(&due, &ready, tick);

@@ -10,6 +10,7 @@ use std::os::fd::RawFd;
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 
+use super::recorder::{READABLE, WRITABLE};
 use super::{Core, OnReady, Readiness, ReadyEntry};
 use crate::cpython::bound_method::{BoundMethod, InstanceFn, WeakMethod};
 use crate::cpython::class::{Native, Obj, This, Visitor};
@@ -17,6 +18,7 @@ use crate::cpython::errors::{OrOsError, new_error, no_memory};
 use crate::cpython::object::Object;
 use crate::handle::Handle;
 use crate::intern;
+use crate::reactor::clock;
 use crate::reactor::poller::{self, Interest};
 use crate::reactor::registry::{Registry, Token};
 
@@ -242,6 +244,10 @@ impl Core {
                 readable: event.readable && asked.readable,
                 writable: event.writable && asked.writable,
             };
+            if self.recorder.is_on() {
+                let flags = if readiness.readable { READABLE } else { 0 } | if readiness.writable { WRITABLE } else { 0 };
+                self.recorder.note_ready(clock::ticks(), registry.descriptor(token), ready.end(), flags);
+            }
             match watch {
                 Watch::Transport { on_ready, begun } => {
                     if let Some(on_ready) = on_ready.get() {

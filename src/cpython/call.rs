@@ -123,7 +123,7 @@ unsafe fn vectorcall(callable: &Object, args: *const *mut ffi::PyObject, count: 
 
 unsafe extern "C" {
     /// The type of bound methods.
-    static mut PyMethod_Type: ffi::PyTypeObject;
+    pub(super) static mut PyMethod_Type: ffi::PyTypeObject;
 }
 
 /// What a callable of the program returned, or SystemError if it has also left an exception set, which a later call would

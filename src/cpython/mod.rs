@@ -57,6 +57,8 @@ pub mod coroutine_method;
 mod counts;
 pub mod errors;
 pub mod free_list;
+pub mod getter;
+pub mod identity;
 pub mod interpreter;
 pub mod methods;
 pub mod module;

@@ -11,6 +11,7 @@ use pyo3::{Borrowed, ffi};
 
 use super::counts;
 use super::errors::{fetch, new_error};
+use super::identity::Identity;
 
 /// A strong reference.
 ///
@@ -207,6 +208,12 @@ impl ObjectCell {
 
     pub fn is_some(&self) -> bool {
         self.peek().is_some()
+    }
+
+    /// What a callable in the cell is known by.
+    #[inline(always)]
+    pub fn identity(&self) -> Option<Identity> {
+        self.peek().map(Identity::of)
     }
 
     pub fn replace(&self, object: Option<Object>) -> Option<Object> {

@@ -7,6 +7,7 @@ mod connecting;
 mod observing;
 mod overrides;
 mod queues;
+mod recording;
 mod running;
 mod scheduling;
 mod serving;
@@ -67,8 +68,10 @@ impl Loop {
         allow(clippy::arc_with_non_send_sync, reason = "the owner alone touches what is not")
     )]
     fn new(py: Python<'_>) -> PyResult<Loop> {
+        let core = Core::new(Backend::from_environment()).or_os_error(py)?;
+        core.recorder.set_transports(recording::TRANSPORTS);
         Ok(Loop {
-            core: Shared::new(Core::new(Backend::from_environment()).or_os_error(py)?),
+            core: Shared::new(core),
             // BaseEventLoop.__init__() sets it to False. Until then there is nothing to close.
             closed: Published::new(true),
             thread: Published::new(None),
@@ -143,6 +146,7 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     methods.extend(tasks::methods());
     methods.extend(queues::methods());
     methods.extend(observing::methods());
+    methods.extend(recording::methods());
     methods.extend(watchers::methods());
     methods.extend(sockets::methods());
     methods.extend(serving::methods());

@@ -25,6 +25,7 @@ use crate::cpython::borrowing::StateCell;
 use crate::cpython::bound_method::BoundMethod;
 use crate::cpython::class::{Class, Native, Obj, This, Visitor};
 use crate::cpython::errors::{made, no_memory};
+use crate::cpython::identity::Identity;
 use crate::cpython::object::{Object, ObjectCell, run_in_context};
 use crate::cpython::ownership::locked;
 use crate::cpython::statics;
@@ -35,7 +36,7 @@ use crate::reactor::published::Published;
 use crate::reactor::timers::{TimerKey, Timers};
 
 pub use class::register;
-pub use task_step::{TaskStep, is_of_task};
+pub use task_step::{TaskStep, is_of_task, is_step, known_task_of, task_of};
 pub use thread_safe::ThreadSafeHandle;
 
 /// What an event loop shares with its handles.
@@ -50,7 +51,10 @@ pub struct Schedule {
     watched: Published<bool>,
     /// Whether the program has replaced asyncio.Handle's `_run()`, which runs handles then.
     by_method: Published<bool>,
-    /// True if `debug`, `watched` or `by_method`: running a callback takes the slow path.
+    /// Whether the flight recorder records callbacks, and whether nothing else takes the slow path.
+    recorded: Published<bool>,
+    plainly_recorded: Published<bool>,
+    /// True if `debug`, `watched`, `by_method` or `recorded`: running a callback takes the slow path.
     observed: Published<bool>,
     /// Whether a subclass has overridden `_timer_handle_cancelled()`, which cancelling a timer calls then.
     pub tell_cancelled: Published<bool>,
@@ -84,9 +88,27 @@ impl Schedule {
         !self.observed.get()
     }
 
+    pub fn is_watched(&self) -> bool {
+        self.watched.get()
+    }
+
     pub fn set_watched(&self, watched: bool) {
         self.watched.set(watched);
         self.note_slow_paths();
+    }
+
+    pub fn set_recorded(&self, recorded: bool) {
+        self.recorded.set(recorded);
+        self.note_slow_paths();
+    }
+
+    pub fn is_recorded(&self) -> bool {
+        self.recorded.get()
+    }
+
+    /// Whether callbacks are run as they are otherwise, but for the records.
+    pub fn is_plainly_recorded(&self) -> bool {
+        self.plainly_recorded.get()
     }
 
     pub fn set_by_method(&self, by_method: bool) {
@@ -107,7 +129,10 @@ impl Schedule {
     fn note_slow_paths(&self) {
         let debug = self.debug.get();
         self.careful.set(debug || self.queued_by_method.get());
-        self.observed.set(debug || self.watched.get() || self.by_method.get());
+        let recorded = self.recorded.get();
+        let otherwise = debug || self.watched.get() || self.by_method.get();
+        self.observed.set(otherwise || recorded);
+        self.plainly_recorded.set(recorded && !otherwise);
     }
 
     /// In debug mode, the stack of the calling Python code.
@@ -178,6 +203,12 @@ impl Handle {
 
     pub fn is_cancelled(&self) -> bool {
         self.cancelled.get()
+    }
+
+    /// What the callback is known by, for the thread that may touch the loop. None if the handle is cancelled.
+    #[inline(always)]
+    pub fn identity(&self) -> Option<Identity> {
+        self.callback.identity()
     }
 
     /// Runs the callback in its context, unless it is cancelled. An exception goes to the event loop's exception
@@ -252,7 +283,7 @@ impl Handle {
         drop((self.arguments.take(), self.callback.take()));
     }
 
-    fn callback<T: Native>(&self, this: This<'_, '_, T>) -> Option<Object> {
+    pub fn callback<T: Native>(&self, this: This<'_, '_, T>) -> Option<Object> {
         locked(this.as_any(), || self.callback.get())
     }
 

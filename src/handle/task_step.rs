@@ -4,6 +4,8 @@
 //! handle is made only in debug mode, where a subclass overrides call_soon(), and for reports of errors.
 
 use std::ffi::CStr;
+use std::ptr::NonNull;
+use std::sync::atomic::AtomicU8;
 use std::sync::atomic::Ordering::Relaxed;
 
 use pyo3::Borrowed;
@@ -16,6 +18,7 @@ use crate::cpython::class::{Obj, Visitor};
 use crate::cpython::object::{Object, run_in_context};
 use crate::cpython::statics::TASK_WAKEUP;
 use crate::imports::imports;
+use crate::intern;
 
 /// A task's step, or its wake-up with the future that it waited for.
 #[derive(Clone)]
@@ -39,6 +42,65 @@ pub fn is_of_task(py: Python<'_>, callback: &Object, argument: Option<&Object>) 
     }
     is_wakeup(py, callback)
 }
+
+/// Whether a callable is a task's step or wake-up: its `__self__` is the task.
+pub fn is_step(py: Python<'_>, callable: &Object) -> PyResult<bool> {
+    if is_wakeup_class(callable) {
+        return is_wakeup(py, callable);
+    }
+    // SAFETY: the object lives.
+    let class = unsafe { ffi::Py_TYPE(callable.as_ptr()) };
+    Ok(class.cast() == imports(py)?.task_step.as_ptr())
+}
+
+/// The task that a step or wake-up is of. None if it is not known where steps of this Python keep it.
+#[inline(always)]
+pub fn known_task_of(_py: Python<'_>, step: &Object) -> Option<Object> {
+    // SAFETY: the object lives, and keeps its task alive; a wake-up has an owner. A step is at least as large as was found.
+    unsafe {
+        let task = if is_wakeup_class(step) {
+            ffi::PyCFunction_GetSelf(step.as_ptr())
+        } else if STEP_LAYOUT.load(Relaxed) == KNOWN {
+            *owner_place(step)
+        } else {
+            return None;
+        };
+        NonNull::new(task).map(|task| Object::from_borrowed(task))
+    }
+}
+
+/// The task that a step or wake-up is of.
+pub fn task_of(py: Python<'_>, step: &Object) -> PyResult<Object> {
+    if let Some(task) = known_task_of(py, step) {
+        return Ok(task);
+    }
+    let task = Object::from(step.bind(py).getattr(intern!(py, "__self__"))?);
+    if STEP_LAYOUT.load(Relaxed) == NOT_LOOKED_AT {
+        // SAFETY: the object lives, and has the place if its class says that it is as large. The word there is compared, not used.
+        let is_there = unsafe {
+            let size = (*ffi::Py_TYPE(step.as_ptr())).tp_basicsize as usize;
+            size >= size_of::<ffi::PyObject>() + size_of::<usize>() && *owner_place(step) == task.as_ptr()
+        };
+        STEP_LAYOUT.store(if is_there { KNOWN } else { UNKNOWN }, Relaxed);
+    }
+    Ok(task)
+}
+
+fn is_wakeup_class(step: &Object) -> bool {
+    // SAFETY: the object lives.
+    (unsafe { ffi::Py_TYPE(step.as_ptr()) }) == (&raw mut ffi::PyCFunction_Type)
+}
+
+/// Where asyncio's C step keeps its task: its first field.
+fn owner_place(step: &Object) -> *mut *mut ffi::PyObject {
+    step.as_ptr().wrapping_add(1).cast()
+}
+
+/// Whether that is so in this Python.
+static STEP_LAYOUT: AtomicU8 = AtomicU8::new(NOT_LOOKED_AT);
+const NOT_LOOKED_AT: u8 = 0;
+const KNOWN: u8 = 1;
+const UNKNOWN: u8 = 2;
 
 fn is_wakeup(py: Python<'_>, callback: &Object) -> PyResult<bool> {
     // SAFETY: the callable was found to be exactly a PyCFunction, whose definition outlives it.

@@ -37,6 +37,10 @@ impl ThreadSafeHandle {
         self.handle.is_cancelled()
     }
 
+    pub fn handle(&self) -> &Handle {
+        &self.handle
+    }
+
     pub fn run(&self, py: Python<'_>, this: &Object) -> PyResult<()> {
         let (running, thread) = (&self.running, thread_ident());
         let _run = loop {

@@ -16,6 +16,7 @@ use super::inject_queue::InjectQueue;
 use super::kernel::Wait;
 use super::owner::Owner;
 use super::poller::Events;
+use super::ring::{self, Ring};
 use super::run_lock::RunLock;
 use super::run_monitor::RunMonitor;
 use super::spin::spin_for_wakeup;
@@ -233,5 +234,22 @@ fn a_loop_has_one_owner_at_a_time() {
         let entered = other.join().unwrap();
         assert!(ran || entered, "one of them must get it");
         assert!(shared.0.enter(OTHER, |_| unreachable!("nobody is the owner")).is_some());
+    });
+}
+
+#[test]
+fn records_that_are_copied_while_others_are_written_are_whole() {
+    loom::model(|| {
+        let ring = Arc::new(Ring::new(2 * ring::SIZE).unwrap());
+        let writer = {
+            let ring = Arc::clone(&ring);
+            thread::spawn(move || (1..=3).for_each(|number| ring.push([number; 4])))
+        };
+        let copied = ring.copy().unwrap();
+        for (record, number) in copied.records().iter().zip(copied.first + 1..) {
+            assert_eq!(*record, [number; 4]);
+        }
+        writer.join().unwrap();
+        assert_eq!(ring.copy().unwrap().records(), [[3; 4]]);
     });
 }

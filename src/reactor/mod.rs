@@ -12,6 +12,7 @@
 //! - [`timers`]: the heap of timers.
 //! - [`clock`]: the time, in seconds and in the processor's ticks.
 //! - [`histogram`]: durations, counted by size.
+//! - [`ring`]: a ring of records of what a loop did.
 //! - [`run_monitor`]: lets a watchdog see a callback that runs for long.
 //! - [`run_lock`]: keeps other threads from a handle while its callback runs.
 //! - [`memory`]: memory that others may write to meanwhile.
@@ -35,6 +36,7 @@ pub mod poll_policy;
 pub mod poller;
 pub mod published;
 pub mod registry;
+pub mod ring;
 pub mod run_lock;
 pub mod run_monitor;
 pub mod socket;

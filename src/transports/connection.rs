@@ -17,6 +17,7 @@ use super::address::Address;
 use super::endpoint::EndpointParams;
 use super::socket_file::SocketFile;
 use super::stream::Stream;
+use crate::core::recorder::Kind;
 use crate::core::{Core, Direction, Waiter};
 use crate::cpython::audit;
 use crate::cpython::borrowing::StateCell;
@@ -146,6 +147,7 @@ fn transport<'py>(
     let Some(file) = this.file.take() else {
         return Err(new_error::<PyRuntimeError>(py, "the connection is a transport's already, or closed"));
     };
+    this.core.recorder.note(Kind::Connected, this.fd);
     socket::set_nodelay(file.descriptor());
     let made = this.event_loop.call_method(py, intern!(py, "create_future"), &[])?;
     let params = EndpointParams {

@@ -19,6 +19,7 @@ use super::limit::{AdmittedServer, Limit};
 use super::socket_file::{SocketFile, socket_of};
 use super::sockets_are_patched;
 use super::stream::Stream;
+use crate::core::recorder::Kind;
 use crate::core::{Admitted, Core, Direction, Gate, Waiter};
 use crate::cpython::bound_method::BoundMethod;
 use crate::cpython::class::{self, Class, Definition, Native, Obj, This, Visitor};
@@ -242,6 +243,7 @@ impl Listener {
             match this.accept(this.py())? {
                 Accepted::Connection(fd, peer) => {
                     this.params.core.metrics.counts.accepted.add(1);
+                    this.params.core.recorder.note(Kind::Accepted, fd.as_raw_fd());
                     if this.shared.get() {
                         this.params.core.requeue_acceptor(this.params.fd);
                     }

@@ -22,7 +22,7 @@ use crate::cpython::class::Obj;
 use crate::cpython::object::Object;
 use datagram::Datagram;
 use endpoint::Transport;
-use pipe::WritePipe;
+use pipe::{ReadPipe, WritePipe};
 use stream::Stream;
 
 /// Whether the program has replaced socket.socket, or a method of it that asyncio's transports call. Set by `event_loop::overrides`.
@@ -41,6 +41,21 @@ pub fn queued_size(object: &Object) -> usize {
         .or_else(|| size_of::<Datagram>(object))
         .or_else(|| size_of::<WritePipe>(object))
         .unwrap_or(0)
+}
+
+/// The protocol of a transport: over TLS, the program's.
+pub fn protocol_of(object: &Object) -> Option<Object> {
+    fn of<T: Transport>(object: &Object) -> Option<Object> {
+        Obj::<T>::downcast(object)?.protocol.get()
+    }
+    let protocol = of::<Stream>(object)
+        .or_else(|| of::<Datagram>(object))
+        .or_else(|| of::<ReadPipe>(object))
+        .or_else(|| of::<WritePipe>(object))?;
+    match Obj::<tls::Protocol>::downcast(&protocol) {
+        Some(tls) => tls.program_protocol().or(Some(protocol)),
+        None => Some(protocol),
+    }
 }
 
 /// Whether an object is a transport that waits for nothing, and whose descriptor is closed: garbage that the event loop has yet to

@@ -8,6 +8,7 @@ use pyo3::exceptions::{PyBlockingIOError, PyBufferError, PyInterruptedError, PyT
 use pyo3::prelude::*;
 
 use super::{Operation, SocketOperation};
+use crate::core::recorder::Kind;
 use crate::core::{RECEIVE_BUFFER, Received};
 use crate::cpython::buffer::{ReadableBuffer, new_bytes, with_writable_buffer_and};
 use crate::cpython::errors::{new_error, numbered, os_error};
@@ -17,6 +18,11 @@ use crate::intern;
 use crate::reactor::socket;
 
 impl SocketOperation {
+    fn note_connected(&self) {
+        self.core.metrics.counts.connected.add(1);
+        self.core.recorder.note(Kind::Connected, self.tried.get().unwrap_or(-1));
+    }
+
     pub(super) fn fileno(&self, py: Python<'_>) -> PyResult<RawFd> {
         let fd = self.socket.call_method(py, intern!(py, "fileno"), &[])?.bind(py).extract()?;
         self.tried.set(Some(fd));
@@ -105,6 +111,10 @@ impl SocketOperation {
                 if let Some(accepted) = &accepted {
                     self.core.metrics.counts.accepted.add(1);
                     let connection = Object::from(accepted.bind(py).get_item(0)?);
+                    if self.core.recorder.is_on() {
+                        let fd = connection.call_method(py, intern!(py, "fileno"), &[])?.bind(py).extract()?;
+                        self.core.recorder.note(Kind::Accepted, fd);
+                    }
                     connection.call_method(py, intern!(py, "setblocking"), &[&boolean(py, false)])?;
                     // asyncio's result is a pair, as accept()'s is.
                 }
@@ -115,7 +125,9 @@ impl SocketOperation {
                 if !begun.replace(true) {
                     let connected =
                         unless_blocked(py, socket.call_method(py, intern!(py, "connect"), &[address]))?;
-                    self.core.metrics.counts.connected.add(usize::from(connected.is_some()));
+                    if connected.is_some() {
+                        self.note_connected();
+                    }
                     return Ok(connected);
                 }
                 let option = [libc::SOL_SOCKET, libc::SO_ERROR];
@@ -128,7 +140,7 @@ impl SocketOperation {
                     let message = format!("Connect call failed {}", address.bind(py).str()?);
                     return Err(numbered(py, error, &message));
                 }
-                self.core.metrics.counts.connected.add(1);
+                self.note_connected();
                 Ok(Some(Object::none(py)))
             }
         }

@@ -167,6 +167,11 @@ impl<W, K: Kernel> Registry<W, K> {
         self.get(token).map(|watch| (token, watch))
     }
 
+    /// The descriptor of an entry; -1 if it was removed.
+    pub fn descriptor(&self, token: Token) -> RawFd {
+        self.entry(token).map_or(-1, |entry| entry.fd)
+    }
+
     /// What the kernel has been asked for.
     pub fn registered(&self, token: Token) -> Interest {
         self.entry(token).map_or(Interest::NONE, |entry| entry.registered)

@@ -15,6 +15,7 @@ use super::{
     Phase, Transport, call_protocol, connection_lost, registration, replace_protocol, report, shared_or_copy,
 };
 use crate::core::ReadyEntry;
+use crate::core::recorder::Kind;
 use crate::cpython::bound_method::BoundMethod;
 use crate::cpython::class::This;
 use crate::cpython::errors::new_error;
@@ -115,6 +116,7 @@ pub fn call_connection_lost<T: Transport>(this: This<'_, '_, T>, exception: &Obj
 pub fn unregister<T: Transport>(this: This<'_, '_, T>) {
     if this.phase.replace(Phase::Closed) != Phase::Closed {
         this.core.metrics.close_transport();
+        this.core.recorder.note(Kind::Closed, this.fd);
     }
     registration::unregister(this);
 }

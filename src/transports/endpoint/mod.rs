@@ -17,6 +17,7 @@ use std::os::fd::RawFd;
 use pyo3::prelude::*;
 
 use super::flow::FlowControl;
+use crate::core::recorder::Kind;
 use crate::core::{Core, Readiness, ReadyEntry};
 use crate::cpython::bound_method::BoundMethod;
 use crate::cpython::class::{Native, Obj, This, Visitor};
@@ -394,7 +395,10 @@ pub fn start<T: Transport>(
     prepare: impl FnOnce(&Obj<T>) -> PyResult<()>,
 ) -> PyResult<Obj<T>> {
     let transport = Obj::new(py, transport)?;
-    let opened = transport.core.open_transport(py);
+    let opened = transport.core.open_transport(py).and_then(|()| {
+        let recorder = &transport.core.recorder;
+        recorder.note_transport(py, Kind::Opened, transport.fd, transport.protocol.get())
+    });
     attach(py, &transport)?;
     // The first error is the one to return.
     match opened.and_then(|()| prepare(&transport)).and_then(|()| schedule_made(py, &transport)) {

@@ -206,6 +206,11 @@ impl Protocol {
         self.core.schedule.debug()
     }
 
+    /// The protocol that is called with what was decrypted.
+    pub fn program_protocol(&self) -> Option<Object> {
+        self.protocol.get()
+    }
+
     fn set_protocol(this: ThisProtocol<'_, '_>, protocol: Object) -> PyResult<()> {
         this.is_buffered.set(is_buffered(this.py(), &protocol)?);
         replace(this, &this.protocol, Some(protocol));

@@ -1,0 +1,76 @@
+//! Attributes of classes written in C, read by what is behind them.
+//!
+//! A look-up by name takes some 200 instructions, which a record of a task cannot afford.
+
+use std::ffi::c_void;
+
+#[allow(deprecated, reason = "coroutines have such a field until 3.11")]
+use pyo3::ffi::structmember::T_OBJECT;
+use pyo3::ffi::structmember::T_OBJECT_EX;
+use pyo3::ffi;
+use pyo3::prelude::*;
+use pyo3::types::PyString;
+
+use super::object::Object;
+use crate::intern;
+
+/// An attribute of the instances of one class.
+pub struct Getter {
+    class: *mut ffi::PyTypeObject,
+    kind: Kind,
+}
+
+/// The class of coroutines.
+pub fn coroutine_class(py: Python<'_>) -> Object {
+    // SAFETY: a static class.
+    unsafe { Object::from(pyo3::Borrowed::from_ptr(py, (&raw mut ffi::PyCoro_Type).cast())) }
+}
+
+enum Kind {
+    Function(ffi::getter, *mut c_void),
+    /// A field with a reference, at this offset.
+    Field(isize),
+}
+
+impl Getter {
+    /// None if the class has no such attribute, or not one that is written in C. The class must never be destroyed.
+    pub fn new(py: Python<'_>, class: &Object, name: &Bound<'_, PyString>) -> PyResult<Option<Getter>> {
+        let attributes = class.bind(py).getattr(intern!(py, "__dict__"))?;
+        let Ok(descriptor) = attributes.get_item(name) else { return Ok(None) };
+        let descriptor = descriptor.as_ptr();
+        // SAFETY: the descriptor lives. What is read fits the class that was looked at, and lives as long as the class.
+        let kind = unsafe {
+            let class = ffi::Py_TYPE(descriptor);
+            if class == &raw mut ffi::PyGetSetDescr_Type {
+                let definition = (*descriptor.cast::<ffi::PyGetSetDescrObject>()).d_getset;
+                (*definition).get.map(|get| Kind::Function(get, (*definition).closure))
+            } else if class == &raw mut ffi::PyMemberDescr_Type {
+                let definition = (*descriptor.cast::<ffi::PyMemberDescrObject>()).d_member;
+                #[allow(deprecated, reason = "see above")]
+                let is_reference = [T_OBJECT_EX, T_OBJECT].contains(&(*definition).type_code);
+                is_reference.then(|| Kind::Field((*definition).offset))
+            } else {
+                None
+            }
+        };
+        Ok(kind.map(|kind| Getter { class: class.as_ptr().cast(), kind }))
+    }
+
+    /// None if the object is of another class.
+    #[inline(always)]
+    pub fn get(&self, py: Python<'_>, object: &Object) -> Option<PyResult<Object>> {
+        // SAFETY: the object lives. The function and the field are those of its class.
+        unsafe {
+            if ffi::Py_TYPE(object.as_ptr()) != self.class {
+                return None;
+            }
+            Some(match self.kind {
+                Kind::Function(get, closure) => Object::from_owned(py, get(object.as_ptr(), closure)),
+                Kind::Field(offset) => {
+                    let field = *object.as_ptr().byte_offset(offset).cast::<*mut ffi::PyObject>();
+                    Ok(Object::from_borrowed(std::ptr::NonNull::new(field)?))
+                }
+            })
+        }
+    }
+}
