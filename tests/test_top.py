@@ -17,6 +17,7 @@ import textwrap
 import threading
 import time
 
+import helpers_recording as traces
 import hotloop
 import pytest
 from hotloop._observing import asking
@@ -489,3 +490,18 @@ def test_children_have_sockets_of_their_own(start, environment, method):
     assert sorted(sockets) == sorted([f"{child}.sock", f"{process.pid}.sock"])
     # The child's is gone, the parent's is not.
     assert second == [str(process.pid), f"{process.pid}.sock"]
+
+
+def test_a_recording_is_saved_by_a_key(start, terminal, tmp_path):
+    shown = terminal(start(SERVING).pid)
+    shown.read_until("utilization")
+    shown.press(b"r")
+    shown.read_until("nothing was recorded yet: it is from now on")
+    shown.press(b"r")
+    shown.read_until(r"saved .*-top\.json")
+    path = next(tmp_path.glob("hotloop-*-top.json"))
+    assert any(
+        "main" in name for name in traces.tracks(traces.check(json.loads(path.read_text())["traceEvents"]))
+    )
+    shown.press(b"q")
+    assert shown.end() == 0

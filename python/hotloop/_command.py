@@ -42,9 +42,15 @@ with a __main__.py.
   --watch[=SECONDS]         report callbacks that block an event loop for so long, or 0.1 seconds, and where
   --stats                   print what each event loop did when it is closed
   --stats-signal=NAME       print it, with the tasks, at this signal; with --watch and --stats it is SIGUSR2
+  --record[=SECONDS]        record what each event loop does, and keep the last 10 seconds, or as many
+  --record-to=FOLDER        save recordings there, not in the current folder
+  --record-signal=NAME      save at this signal, in place of SIGUSR1
   --limit-connections=N     have each server pause accepting while it has N connections or more
   --limit-delay=SECONDS     have each server pause accepting while its event loop is later than that
   --version                 print the versions of hotloop and of Python, and how the loop waits for events
+
+Recordings are saved at the signal, when the program ends, and, with --watch, when a callback has blocked a
+loop; https://ui.perfetto.dev shows them.
 
 The limits are those of hotloop.limit(). Each process of a server has its own.
 
@@ -127,8 +133,9 @@ def parse(arguments: list[str], name: str) -> Callable[[], None] | None:
     raise CommandError(f"there is no program to run ({name} --help)")
 
 
-observing: dict[str, float | int] = {}
-"""Options that observe loops: "watch" in seconds, "stats", "signal" as a number."""
+observing: dict[str, Any] = {}
+"""Options that observe loops: "watch" and "record" in seconds, "stats", "record-to", and "signal" and
+"record-signal" as numbers."""
 
 
 def parse_observing_option(argument: str, name: str) -> bool:
@@ -137,14 +144,15 @@ def parse_observing_option(argument: str, name: str) -> bool:
     if option == "--watch":
         observing["watch"] = seconds(option, value, name) if given else 0.1
     elif option == "--stats-signal":
-        import signal
-
-        try:
-            observing["signal"] = signal.Signals[value]
-        except KeyError:
-            raise CommandError(
-                f"--stats-signal takes the name of a signal, not {value!r} ({name} --help)"
-            ) from None
+        observing["signal"] = signal_number(option, value, name)
+    elif option == "--record":
+        observing["record"] = seconds(option, value, name) if given else 10.0
+    elif option == "--record-signal":
+        observing["record-signal"] = signal_number(option, value, name)
+    elif option == "--record-to":
+        if not value:
+            raise CommandError(f"{option} takes a folder ({name} --help)")
+        observing["record-to"] = os.path.abspath(value)
     elif argument == "--stats":
         observing["stats"] = 1
     else:
@@ -181,7 +189,7 @@ def apply_limits(arguments: dict[str, Any]) -> None:
         limit_all(**arguments)
 
 
-def observe(options: dict[str, float | int]) -> None:
+def observe(options: dict[str, Any]) -> None:
     """Apply options that observe loops. Processes that multiprocessing starts inherit them."""
     if not options:
         return
@@ -197,6 +205,11 @@ def observe(options: dict[str, float | int]) -> None:
     if "stats" in options:
         summaries.print_at_end()
     summaries.print_on_signal(int(options.get("signal", signal.SIGUSR2)))
+    if "record" in options or "record-to" in options or "record-signal" in options:
+        from ._observing import saving
+
+        number = int(options.get("record-signal", signal.SIGUSR1))
+        saving.record_all(options.get("record", 10.0), options.get("record-to", os.getcwd()), number)
 
 
 def top(arguments: list[str], name: str) -> None:
@@ -230,6 +243,16 @@ def top(arguments: list[str], name: str) -> None:
     except KeyboardInterrupt:
         # Python's own exit status for Ctrl-C, without the traceback.
         raise SystemExit(130) from None
+
+
+def signal_number(option: str, value: str, name: str) -> int:
+    """Parse an option's name of a signal."""
+    import signal
+
+    try:
+        return signal.Signals[value]
+    except KeyError:
+        raise CommandError(f"{option} takes the name of a signal, not {value!r} ({name} --help)") from None
 
 
 def seconds(option: str, value: str, name: str) -> float:
@@ -406,7 +429,7 @@ class Installation:
         return install_in_child, (observing, limits)
 
 
-def install_in_child(options: dict[str, float | int], limit_arguments: dict[str, Any]) -> None:
+def install_in_child(options: dict[str, Any], limit_arguments: dict[str, Any]) -> None:
     install()
     adapt_servers()
     observe(options)

@@ -325,8 +325,8 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
     def record(self, seconds: float | None = 10.0, *, memory: int = 8 * 1024 * 1024) -> None:
         """Record what the loop does, for recording(), which reaches back *seconds*; None turns that off.
 
-        A record has 32 bytes: there are some five for a request to a server. They are kept in *memory* bytes, or
-        less, and the oldest are overwritten. Called again, it starts anew.
+        A record has 32 bytes: there are some five for a request to a server. They are kept in *memory*
+        bytes, or less, and the oldest are overwritten. Called again, it starts anew.
 
         Raise ValueError for a number that is not positive, and MemoryError if there is no memory.
         """
@@ -335,7 +335,7 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
         recording.record(self, seconds, memory)
 
     def recording(self) -> Recording:
-        """Return what the loop did in the last seconds, as record() was told to keep it. Its save() writes a file.
+        """Return what the loop did in the last seconds, as record() keeps it. Its save() writes a file.
 
         May be called from any thread, also while the loop runs, and when it is closed. Raise RuntimeError if
         the loop does not record.

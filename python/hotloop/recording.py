@@ -102,8 +102,8 @@ class Recording:
     records: int
     """How many records there are of that time."""
     lost: int
-    """How many records were overwritten since loop.record() was called, if there was not enough memory for all of that time; 0
-    if the recording is complete."""
+    """How many records were overwritten since loop.record() was called, if the memory was too small for all
+    of that time; 0 if the recording is complete."""
 
     def __init__(self, loop: Loop, name: str = "") -> None:
         recorded = loop._recorded()
@@ -116,7 +116,10 @@ class Recording:
         self._name = name or f"{id(loop):#x}"
         self._collections = list(_collections)
         # By address. Another thread can be making tasks meanwhile.
-        self._live = {id(task): task.get_name() for task in asyncio.all_tasks(loop)}
+        self._live = {
+            id(task): (task.get_name(), _name_of_coroutine(task)) for task in asyncio.all_tasks(loop)
+        }
+        self._thread = loop._thread_id
         begin = self._since_when(records)
         self._bytes = records[begin * RECORD :]
         self.records = len(self._bytes) // RECORD
@@ -136,7 +139,7 @@ class Recording:
         )
 
     def _trace(self, base: int) -> Trace:
-        return Trace(self._bytes, self._names, self._clock, base=base, live=self._live)
+        return Trace(self._bytes, self._names, self._clock, base=base, live=self._live, thread=self._thread)
 
     def _events(self, base: int) -> Iterator[dict[str, Any]]:
         return self._trace(base).finish(self._name, self._collections, self._since)
@@ -146,17 +149,26 @@ class Recording:
         return list(_process_name()) + list(self._events(0))
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the recording in the Trace Event format, which https://ui.perfetto.dev and chrome://tracing open.
+        """Write the recording in the Trace Event format, which https://ui.perfetto.dev opens.
 
-        The file is compressed if its name ends in ".gz". It takes some seconds for a large recording: on a loop
-        that is to go on, call it with asyncio.to_thread(). Raise OSError if the file can't be written; a former
-        one stays then.
+        The file is compressed if its name ends in ".gz". It takes some seconds for a large recording: on a
+        loop that is to go on, call it with asyncio.to_thread(). Raise OSError if the file can't be written;
+        a former one stays then.
         """
         save([self], path)
 
     def __repr__(self) -> str:
         lost = f", {self.lost:,} lost" if self.lost else ""
         return f"<Recording of {self.seconds:.3f} s, {self.records:,} records{lost}>"
+
+
+def _name_of_coroutine(task: asyncio.Task[Any]) -> str:
+    coroutine: Any = task.get_coro()
+    for attribute in ("cr_code", "gi_code", "ag_code"):
+        code = getattr(coroutine, attribute, None)
+        if code is not None:
+            return str(code.co_qualname)
+    return type(coroutine).__qualname__
 
 
 def _process_name() -> Iterator[dict[str, Any]]:

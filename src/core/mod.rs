@@ -58,9 +58,9 @@ use iterations::Sending;
 pub use iterations::report_error;
 pub use metrics::{Count, Metrics};
 use ready::ReadyQueue;
-use recorder::Recorder;
 pub use ready::{OnReady, Readiness, ReadyEntry};
 pub use receiving::{LEAST, Received};
+use recorder::Recorder;
 use tls_buffers::TlsBuffers;
 pub use watching::{Direction, Waiter, Watch};
 

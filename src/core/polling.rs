@@ -107,7 +107,8 @@ impl Core {
         timeout: Option<Duration>,
         callbacks_wait: bool,
     ) -> PyResult<()> {
-        let recorded = self.recorder.is_on().then(|| (self.ready.borrow().end(), self.metrics.counts.wakeups.get()));
+        let recorded =
+            self.recorder.is_on().then(|| (self.ready.borrow().end(), self.metrics.counts.wakeups.get()));
         self.poll_policy.start_poll(now);
         let by_program = self.has_overridden_wait() && self.wait_by_program(py, timeout)?;
         let mut events = self.events.take().unwrap_or_default();

@@ -245,7 +245,8 @@ impl Core {
                 writable: event.writable && asked.writable,
             };
             if self.recorder.is_on() {
-                let flags = if readiness.readable { READABLE } else { 0 } | if readiness.writable { WRITABLE } else { 0 };
+                let flags = if readiness.readable { READABLE } else { 0 }
+                    | if readiness.writable { WRITABLE } else { 0 };
                 self.recorder.note_ready(clock::ticks(), registry.descriptor(token), ready.end(), flags);
             }
             match watch {

@@ -4,10 +4,10 @@
 
 use std::ffi::c_void;
 
+use pyo3::ffi;
 #[allow(deprecated, reason = "coroutines have such a field until 3.11")]
 use pyo3::ffi::structmember::T_OBJECT;
 use pyo3::ffi::structmember::T_OBJECT_EX;
-use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::PyString;
 

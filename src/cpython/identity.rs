@@ -30,9 +30,8 @@ impl Guard {
             return Ok(Guard(reference));
         }
         // SAFETY: returns a new reference, or null with an exception. Without a callback, it is exactly a weakref.ref.
-        let reference = unsafe {
-            Object::from_owned(py, ffi::PyWeakref_NewRef(object.as_ptr(), std::ptr::null_mut()))?
-        };
+        let reference =
+            unsafe { Object::from_owned(py, ffi::PyWeakref_NewRef(object.as_ptr(), std::ptr::null_mut()))? };
         Ok(Guard(reference))
     }
 
@@ -167,7 +166,9 @@ impl Check {
     #[inline(always)]
     pub fn holds(&self, identity: Identity) -> bool {
         match (self, identity) {
-            (Check::Guarded(guard), Identity::Code(address) | Identity::Class(address)) => guard.is_of(address),
+            (Check::Guarded(guard), Identity::Code(address) | Identity::Class(address)) => {
+                guard.is_of(address)
+            }
             // SAFETY: a callable that is at hand has this definition.
             (Check::Named(name), Identity::Definition(address)) => unsafe {
                 libc::strcmp(name_of_definition(address), name.as_ptr()) == 0

@@ -62,8 +62,19 @@ fn forget_recorded(this: ThisLoop<'_, '_>) -> PyResult<Object> {
 
 pub fn methods() -> Vec<PyMethodDef> {
     vec![
-        method!(Loop, "_record", "memory", record, "Record into so many bytes of memory; with None, no more."),
+        method!(
+            Loop,
+            "_record",
+            "memory",
+            record,
+            "Record into so many bytes of memory; with None, no more."
+        ),
         method0!(any_thread Loop, "_recorded", recorded, "Return what hotloop.recording.Recording is made of."),
-        method0!(Loop, "_forget_recorded", forget_recorded, "Leave what is recorded so far out of recordings."),
+        method0!(
+            Loop,
+            "_forget_recorded",
+            forget_recorded,
+            "Leave what is recorded so far out of recordings."
+        ),
     ]
 }

@@ -15,6 +15,8 @@ from .serving import folders, is_private
 
 # Seconds to wait for an answer. SIGSTOP, or a C function that holds the GIL, keeps a process from answering.
 TIMEOUT = 5.0
+# And to wait for a recording, which can be large.
+SAVING = 120.0
 
 
 class Unavailable(Exception):
@@ -105,6 +107,23 @@ class Process:
 
     def close(self) -> None:
         self.socket.close()
+
+
+def save_recording(path: str) -> str:
+    """Have the process at a socket save its recording. Return what became of it, in one line."""
+    try:
+        process = Process(path)
+    except Unavailable as error:
+        return str(error)
+    try:
+        process.socket.settimeout(SAVING)
+        process.socket.sendall(b"record\n")
+        answer = json.loads(process.socket.makefile("rb").readline())
+    except (OSError, ValueError):
+        return "the process has not answered"
+    finally:
+        process.close()
+    return f"saved {answer['saved']}" if "saved" in answer else str(answer.get("failed", "it can't record"))
 
 
 def find(target: str) -> str:

@@ -59,8 +59,14 @@ class _Handler(socketserver.StreamRequestHandler):
     def handle(self) -> None:
         # The client may have closed the connection, or have been idle for too long.
         with suppress(OSError):
-            while self.rfile.readline(1024):
-                self.wfile.write(json.dumps(state()).encode() + b"\n")
+            while line := self.rfile.readline(1024):
+                if line == b"record\n":
+                    from . import saving
+
+                    answer = saving.answer()
+                else:
+                    answer = state()
+                self.wfile.write(json.dumps(answer).encode() + b"\n")
 
 
 class _Server(socketserver.ThreadingUnixStreamServer):

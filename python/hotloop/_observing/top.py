@@ -6,6 +6,7 @@ import os
 import re
 import select
 import sys
+import threading
 import time
 from collections import deque
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from .asking import TIMEOUT, Process, State, Unavailable, find, find_all
+from .asking import TIMEOUT, Process, State, Unavailable, find, find_all, save_recording
 from .summaries import duration
 
 if TYPE_CHECKING:
@@ -44,7 +45,8 @@ def watch(target: str | None, interval: float, *, once: bool, picture: str | Non
     Without a target, show the only process that answers. Raise Unavailable if there is no such process, or
     the picture can't be written.
     """
-    process = Process(find(target) if target else _only())
+    path = find(target) if target else _only()
+    process = Process(path)
     console = Console(record=picture is not None, width=100 if picture else None)
     try:
         view = View(process, interval)
@@ -57,7 +59,12 @@ def watch(target: str | None, interval: float, *, once: bool, picture: str | Non
             return
         with _keys() as pressed, Live(console=console, screen=True, auto_refresh=False) as live:
             ended = None
-            while ended is None and not pressed(interval):
+            while ended is None:
+                key = pressed(interval)
+                if key == "q":
+                    break
+                if key == "r":
+                    view.save_recording(path)
                 try:
                     view.update()
                 except Unavailable as error:
@@ -93,31 +100,33 @@ def _only() -> str:
 
 
 @contextmanager
-def _keys() -> Iterator[Callable[[float], bool]]:
-    """Yield a function that waits for up to some seconds, and returns whether the user quits."""
+def _keys() -> Iterator[Callable[[float], str | None]]:
+    """Yield a function that waits for up to some seconds, and returns "q" to quit, "r" to record, or None."""
     import termios
     import tty
 
     if not sys.stdin.isatty():
 
-        def never(seconds: float) -> bool:
+        def never(seconds: float) -> str | None:
             time.sleep(seconds)
-            return False
+            return None
 
         yield never
         return
     terminal = sys.stdin.fileno()
     former = termios.tcgetattr(terminal)
 
-    def pressed(seconds: float) -> bool:
+    def pressed(seconds: float) -> str | None:
         deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0:
             if select.select([terminal], [], [], left)[0]:
                 keys = os.read(terminal, 64)
                 # No bytes: the terminal is closed. \x03, \x04 and \x1b: Ctrl-C, Ctrl-D and Escape.
                 if keys in (b"", b"q", b"Q", b"\x03", b"\x04", b"\x1b"):
-                    return True
-        return False
+                    return "q"
+                if keys in (b"r", b"R"):
+                    return "r"
+        return None
 
     try:
         tty.setcbreak(terminal)
@@ -139,6 +148,8 @@ class View:
         self.interval = interval
         self.silent_since: float | None = None
         self.history: dict[str, deque[tuple[float, float]]] = {}
+        # What became of the last recording that was asked for.
+        self.recorded = ""
 
     def update(self) -> None:
         """Query the process."""
@@ -155,6 +166,15 @@ class View:
             past = self.history.setdefault(name, deque(maxlen=max(1, round(HISTORY / self.interval))))
             past.append((metrics.utilization, metrics.delay.percentile(99)))
 
+    def save_recording(self, path: str) -> None:
+        """Have the process save its recording, and tell what became of it when it has."""
+        self.recorded = "saving the recording"
+
+        def save() -> None:
+            self.recorded = save_recording(path)
+
+        threading.Thread(target=save, daemon=True).start()
+
     def render(self, width: int) -> RenderableType:
         """Draw the state for a terminal *width* columns wide."""
         fields = self.state.fields
@@ -162,9 +182,11 @@ class View:
             ("hotloop top", "bold"),
             f"  process {fields['process']}, Python {fields['python']}, ",
             time.strftime("%H:%M:%S", time.localtime(fields["time"])),
-            ("  q: quit", "dim"),
+            ("  q: quit, r: save a recording", "dim"),
         )
         parts: list[RenderableType] = [title, Text(fields["command"], style="dim", overflow="ellipsis")]
+        if self.recorded:
+            parts.append(Text(self.recorded, style="green"))
         if self.silent_since is not None:
             silent = time.monotonic() - self.silent_since
             parts.append(

@@ -1,8 +1,9 @@
 """Turns what the flight recorder has recorded into the Trace Event format, which Perfetto and Chrome open.
 
 The records are described in src/core/recorder/mod.rs. The format is that of
-https://docs.google.com/document/d/1CvAClvFfyA5R-PhYUmn5OOQtYMH4h6I0nSsKchNAySU: times are in microseconds, and
-a track is a "thread". A loop has the track 1, and the wake-ups by other threads 2; each task has one of its own.
+https://docs.google.com/document/d/1CvAClvFfyA5R-PhYUmn5OOQtYMH4h6I0nSsKchNAySU: times are in
+microseconds, and a track is a "thread". A loop has the track 1, and the wake-ups by other threads 2; each
+task has one of its own.
 """
 
 from __future__ import annotations
@@ -98,7 +99,8 @@ class Trace:
         clock: Clock,
         *,
         base: int,
-        live: Mapping[int, str],
+        live: Mapping[int, tuple[str, str]],
+        thread: int | None,
     ) -> None:
         self.names = names
         self.clock = clock
@@ -124,12 +126,12 @@ class Trace:
         self.lateness: dict[int, float] = {}
         self.flows = 0
         self.last_ready: int | None = None
-        self.thread: int | None = None
+        self.thread = thread
         for words in RECORD.iter_unpack(records):
             self._read(*words)
         self._end(clock.seconds, unfinished=True)
         for task in list(self.tasks.values()):
-            self._end_task(task, clock.seconds if task.address in live else task.ended)
+            self._end_task(task, clock.seconds if self._is_live(task) else task.ended)
 
     def _read(self, ticks: int, first: int, second: int, last: int) -> None:
         kind, flags, number = last & 0xFF, last >> 8 & 0xFF, last >> 32
@@ -269,16 +271,25 @@ class Trace:
         former = self.tasks.get(address)
         if former is not None:
             # Its memory is another task's by now.
-            self._end_task(former, former.ended)
+            del self.tasks[address]
+            self._end_task(former, former.ended, was_replaced=True)
         self.task_count += 1
         task = _Task(FIRST_TASK + self.task_count, self._name(number), at, at, address)
         self.tasks[address] = task
         return task
 
-    def _end_task(self, task: _Task, at: float) -> None:
-        del self.tasks[task.address]
+    def _is_live(self, task: _Task) -> bool:
+        """Whether it is not done. The address can be a later task's, which has not begun."""
+        name = self.live.get(task.address)
+        return name is not None and name[1] == task.name
+
+    def _end_task(self, task: _Task, at: float, *, was_replaced: bool = False) -> None:
         # The name that the task has itself is known of those that live.
-        name = f"{self.live[task.address]}: {task.name}" if at > task.ended else task.name
+        name = (
+            f"{self.live[task.address][0]}: {task.name}"
+            if not was_replaced and self._is_live(task)
+            else task.name
+        )
         self._slice(task.track, name, "task", task.began, at, {})
         self._describe("thread_name", task.track, name=name)
         self._describe("thread_sort_index", task.track, sort_index=self.base + task.track)
@@ -292,7 +303,9 @@ class Trace:
         self, track: int, name: str, category: str, began: float, ended: float, arguments: dict[str, Any]
     ) -> None:
         event = {"ph": "X", "name": name, "cat": category, "ts": _micro(began)}
-        event |= {"dur": _micro(max(ended - began, 0.0)), "pid": self.process, "tid": self.base + track}
+        # The difference of what is written, so that slices end where others do.
+        duration = round(max(_micro(ended) - _micro(began), 0.0), 3)
+        event |= {"dur": duration, "pid": self.process, "tid": self.base + track}
         if arguments:
             event["args"] = arguments
         self.events.append(event)

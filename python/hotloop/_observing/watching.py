@@ -96,6 +96,9 @@ class Watch:
         loop._blocking = None
 
 
+# What is called at the end of each block, reported or not, on the loop's thread.
+on_block: list[Callable[[Loop, Block], object]] = []
+
 _watches: weakref.WeakValueDictionary[int, Watch] = weakref.WeakValueDictionary()
 _collecting_since: dict[int, float] = {}
 
@@ -219,6 +222,8 @@ def end(loop: Loop, number: int, what: Any, seconds: float) -> None:
     )
     state.count += 1
     state.remembered.append(_remembered(block))
+    for act in on_block:
+        act(loop, block)
     if now - state.last_report < REPORT_INTERVAL:
         state.unreported += 1
         return

@@ -177,7 +177,13 @@ impl Recorder {
 
     /// Records that a transport was made or closed. The first time for a class of protocols, Python code can run.
     #[inline(always)]
-    pub fn note_transport(&self, py: Python<'_>, kind: Kind, fd: RawFd, protocol: Option<Object>) -> PyResult<()> {
+    pub fn note_transport(
+        &self,
+        py: Python<'_>,
+        kind: Kind,
+        fd: RawFd,
+        protocol: Option<Object>,
+    ) -> PyResult<()> {
         if !self.is_on() {
             return Ok(());
         }
@@ -191,7 +197,6 @@ impl Recorder {
 
     pub fn note_run(&self, kind: Kind, thread: u64) {
         if self.is_on() {
-
             self.note_now(kind, thread, 0, 0);
         }
     }
@@ -263,7 +268,9 @@ impl Recorder {
                 let callback = handle.bind(py).getattr_opt(intern!(py, "_callback"))?;
                 (Sort::Callback, callback.map(Object::from))
             }
-            ReadyEntry::Step(step) | ReadyEntry::Finalize(step) => (Sort::Step, Some(step.instance().clone())),
+            ReadyEntry::Step(step) | ReadyEntry::Finalize(step) => {
+                (Sort::Step, Some(step.instance().clone()))
+            }
             ReadyEntry::Event(on_ready, _) => (Sort::Event, Some(on_ready.instance().clone())),
         };
         // A cancelled handle has none.

@@ -101,7 +101,9 @@ impl Names {
         let identity = Identity::of_class(object);
         match self.find(identity) {
             Some(number) => Ok(number),
-            None => self.add(py, identity, object, |py| Guard::new(py, &class_of(object)).map(Check::Guarded)),
+            None => {
+                self.add(py, identity, object, |py| Guard::new(py, &class_of(object)).map(Check::Guarded))
+            }
         }
     }
 
@@ -231,7 +233,8 @@ impl Names {
         }
         let bound = coroutine.bind(py);
         for name in [intern!(py, "cr_code"), intern!(py, "gi_code"), intern!(py, "ag_code")] {
-            let Some(code) = bound.getattr_opt(name)? else { continue };
+            // A socket operation has none.
+            let Some(code) = bound.getattr_opt(name)?.filter(|code| !code.is_none()) else { continue };
             return self.name_code(py, &code.into());
         }
         self.of_class(py, coroutine)
@@ -271,11 +274,15 @@ impl Names {
         if self.cache.get().is_none() {
             let mut cache = Vec::new();
             if cache.try_reserve_exact(CACHED).is_ok() {
-                cache.resize(CACHED, Cell::new(Cached { address: 0, number: UNNAMED, guard: Reference::NONE }));
+                cache.resize(
+                    CACHED,
+                    Cell::new(Cached { address: 0, number: UNNAMED, guard: Reference::NONE }),
+                );
                 let _ = self.cache.set(cache.into());
             }
         }
-        let has_room = names.try_reserve(1).is_ok() && checks.try_reserve(1).is_ok() && numbers.try_reserve(1).is_ok();
+        let has_room =
+            names.try_reserve(1).is_ok() && checks.try_reserve(1).is_ok() && numbers.try_reserve(1).is_ok();
         if !has_room {
             drop((names, checks, numbers));
             return Ok(UNNAMED);

@@ -18,9 +18,13 @@ use crate::intern;
 use crate::reactor::socket;
 
 impl SocketOperation {
-    fn note_connected(&self) {
+    fn note_connected(&self, py: Python<'_>) -> PyResult<()> {
         self.core.metrics.counts.connected.add(1);
-        self.core.recorder.note(Kind::Connected, self.tried.get().unwrap_or(-1));
+        if self.core.recorder.is_on() {
+            let fd = self.socket.call_method(py, intern!(py, "fileno"), &[])?.bind(py).extract()?;
+            self.core.recorder.note(Kind::Connected, fd);
+        }
+        Ok(())
     }
 
     pub(super) fn fileno(&self, py: Python<'_>) -> PyResult<RawFd> {
@@ -112,7 +116,8 @@ impl SocketOperation {
                     self.core.metrics.counts.accepted.add(1);
                     let connection = Object::from(accepted.bind(py).get_item(0)?);
                     if self.core.recorder.is_on() {
-                        let fd = connection.call_method(py, intern!(py, "fileno"), &[])?.bind(py).extract()?;
+                        let fd =
+                            connection.call_method(py, intern!(py, "fileno"), &[])?.bind(py).extract()?;
                         self.core.recorder.note(Kind::Accepted, fd);
                     }
                     connection.call_method(py, intern!(py, "setblocking"), &[&boolean(py, false)])?;
@@ -126,7 +131,7 @@ impl SocketOperation {
                     let connected =
                         unless_blocked(py, socket.call_method(py, intern!(py, "connect"), &[address]))?;
                     if connected.is_some() {
-                        self.note_connected();
+                        self.note_connected(py)?;
                     }
                     return Ok(connected);
                 }
@@ -140,7 +145,7 @@ impl SocketOperation {
                     let message = format!("Connect call failed {}", address.bind(py).str()?);
                     return Err(numbered(py, error, &message));
                 }
-                self.note_connected();
+                self.note_connected(py)?;
                 Ok(Some(Object::none(py)))
             }
         }

@@ -1,0 +1,156 @@
+"""Files of recordings: at a signal, after a block, at the end, and when `hotloop top` asks."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from typing import TYPE_CHECKING
+
+# Not in the signal handler, which may run during another import.
+from .. import recording
+from ..loop import Loop
+from . import watching
+from .loops import name_loop, on_loop_created, open_loops
+from .stderr import print_error
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from ..blocking import Block
+
+# Seconds between two files because of blocks.
+BLOCK_INTERVAL = 30.0
+# Loops that were closed, of which the recordings are kept for the file at the end.
+CLOSED = 4
+
+
+class Saver:
+    """Records all loops of this process, and writes their recordings into a folder."""
+
+    def __init__(self, seconds: float, folder: str) -> None:
+        self.seconds = seconds
+        self.folder = folder
+        self.last_block = float("-inf")
+        self.number = 0
+        self.closed: deque[recording.Recording] = deque(maxlen=CLOSED)
+        self.lock = threading.Lock()
+        # The process that saves when it ends: this one, or one that was forked.
+        self.ending: int | None = None
+
+    def start(self, number: int) -> None:
+        """Record loops that are made from now on; save at this signal."""
+        on_loop_created(name_loop)
+        on_loop_created(lambda loop: loop.record(self.seconds))
+        on_loop_created(self._note_end)
+        watching.on_block.append(self._on_block)
+        signal.signal(number, self._on_signal)
+        signal.siginterrupt(number, False)
+        original = Loop.close
+
+        keep = self._keep
+
+        def close(self: Loop) -> None:
+            if not self.is_running():
+                keep(self)
+            original(self)
+
+        Loop.close = close  # type: ignore[method-assign]
+        atexit.register(self._at_end)
+        os.register_at_fork(after_in_child=self._after_fork)
+
+    def _after_fork(self) -> None:
+        self.lock = threading.Lock()
+        self.closed.clear()
+        self.last_block = float("-inf")
+        self.number = 0
+
+    def _note_end(self, _: Loop) -> None:
+        if self.ending != os.getpid():
+            self.ending = os.getpid()
+            if "multiprocessing.util" in sys.modules:
+                # Children of multiprocessing do not run atexit functions.
+                sys.modules["multiprocessing.util"].Finalize(None, self._at_end, exitpriority=0)
+
+    def _keep(self, loop: Loop) -> None:
+        for name, each in open_loops():
+            if each is loop and loop._recorded_seconds is not None:
+                self.closed.append(recording.Recording(loop, name))
+
+    def _on_signal(self, _: int, __: FrameType | None) -> None:
+        self._save_apart(take(), "signal")
+
+    def _on_block(self, _: Loop, __: Block) -> None:
+        now = time.monotonic()
+        if now - self.last_block >= BLOCK_INTERVAL:
+            self.last_block = now
+            self._save_apart(take(), "block")
+
+    def _at_end(self) -> None:
+        if self.ending != os.getpid():
+            return
+        self.ending = None
+        recordings = [*self.closed, *take()]
+        if any(each.records for each in recordings):
+            self._save(recordings, "end")
+
+    def _save_apart(self, recordings: list[recording.Recording], reason: str) -> None:
+        """Save in a thread, as it takes long; the program ends when that is done."""
+        thread = threading.Thread(target=self._save, args=(recordings, reason), name="hotloop-recording")
+        try:
+            thread.start()
+        except RuntimeError:
+            self._save(recordings, reason)
+
+    def _save(self, recordings: list[recording.Recording], reason: str) -> None:
+        try:
+            path = self.save(recordings, reason)
+        except OSError as error:
+            print_error(f"hotloop: the recording can't be saved: {error}")
+        else:
+            print_error(f"hotloop: recorded {path}: open it at https://ui.perfetto.dev")
+
+    def save(self, recordings: list[recording.Recording], reason: str) -> str:
+        """Write a file; return its path."""
+        with self.lock:
+            self.number += 1
+            name = f"hotloop-{os.getpid()}-{self.number}-{reason}.json"
+        path = os.path.join(self.folder, name)
+        os.makedirs(self.folder, exist_ok=True)
+        recording.save(recordings, path)
+        return path
+
+
+_saver: Saver | None = None
+
+
+def record_all(seconds: float, folder: str, number: int) -> None:
+    """Record all loops, and save at this signal, after blocks and at the end."""
+    global _saver
+    _saver = Saver(seconds, os.path.abspath(folder))
+    _saver.start(number)
+
+
+def take() -> list[recording.Recording]:
+    """Return recordings of all loops that record."""
+    return [
+        recording.Recording(loop, name) for name, loop in open_loops() if loop._recorded_seconds is not None
+    ]
+
+
+def answer() -> dict[str, str]:
+    """Save for `hotloop top`. Loops that did not record do so from now on."""
+    recordings = take()
+    if recordings:
+        saver = _saver or Saver(0.0, os.getcwd())
+        try:
+            return {"saved": saver.save(recordings, "top")}
+        except OSError as error:
+            return {"failed": f"the recording can't be saved: {error}"}
+    for _, loop in open_loops():
+        loop.call_soon_threadsafe(loop.record)
+    return {"failed": "nothing was recorded yet: it is from now on"}
