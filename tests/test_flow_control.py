@@ -210,6 +210,9 @@ async def test_an_echo_server_with_flow_control(loop, attach):
     )
     data = os.urandom(20 << 20)
     sending = loop.create_task(loop.sock_sendall(peer, data))
+    while not flow(protocol):
+        # What the server sends back is not read yet.
+        await asyncio.sleep(0.01)
     await asyncio.sleep(0.02)
     assert not sending.done()
     assert await helpers.read_exactly(peer, len(data)) == data

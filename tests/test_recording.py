@@ -458,12 +458,7 @@ def test_connections(recorded):
         each["fd"] for each in opened
     )
     assert {"Echo", "Client"} <= set(traces.names(events, "event"))
-    transports = [
-        event["args"]["transports"]
-        for event in events
-        if event["ph"] == "C" and event["name"] == "transports"
-    ]
-    assert max(transports) <= 2
+    assert max(traces.counted(events, "transports")) <= 2
 
 
 def test_socket_operations(recorded):
@@ -520,12 +515,7 @@ def test_bytes_that_wait(recorded):
             await asyncio.sleep(0)
 
     loop.run_until_complete(main())
-    waiting = [
-        event["args"]["bytes waiting"]
-        for event in events_of(loop)
-        if event["ph"] == "C" and event["name"] == "bytes waiting"
-    ]
-    assert max(waiting) > 1_000_000
+    assert max(traces.counted(events_of(loop), "bytes waiting")) > 1_000_000
 
 
 # --- The ring ---

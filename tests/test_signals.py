@@ -56,7 +56,7 @@ async def test_a_handler_is_called_by_the_loop_not_in_between(loop):
 def test_a_signal_wakes_an_idle_loop(loop):
     calls = []
     loop.add_signal_handler(SIGNAL, lambda: (calls.append(1), loop.stop()))
-    timer = threading.Timer(0.03, send)
+    timer = threading.Timer(0.2, send)
     timer.start()
     start = time.monotonic()
     loop.call_later(20, loop.stop)
@@ -684,7 +684,7 @@ def test_data_that_come_with_an_exception_of_a_handler_are_received_in_the_next_
 
     signal.signal(SIGNAL, interrupt)
     loop.add_reader(reader, receive)
-    timer = threading.Timer(0.03, send)
+    timer = threading.Timer(0.2, send)
     timer.start()
     with pytest.raises(Interrupted):
         loop.run_forever()
@@ -699,7 +699,7 @@ def test_data_that_come_with_an_exception_of_a_handler_are_received_in_the_next_
 def test_a_handler_that_is_added_after_an_interrupt_is_for_the_next_one(loop):
     """As of a program that cleans up then, and stops doing so if it is interrupted again."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    timer = threading.Timer(0.03, send, (signal.SIGINT,))
+    timer = threading.Timer(0.2, send, (signal.SIGINT,))
     timer.start()
     with pytest.raises(KeyboardInterrupt):
         loop.run_forever()

@@ -249,12 +249,16 @@ class Trace:
         self._end(began)
         arguments = {"events": number} | ({"woken": True} if flags & WOKEN else {})
         self._slice(MAIN, "wait" if flags & WAITED else "poll", "loop", began, ended, arguments)
-        ready = (after - self.position - 1) & 0xFFFFFFFF
-        if ready != self.last_ready and ready < 1 << 31:
-            self._counter("ready", ended, ready)
-            self.last_ready = ready
+        self._count_ready(began, before)
+        self._count_ready(ended, after)
         self.queue_end = None
         self.polled = ended
+
+    def _count_ready(self, at: float, queue_end: int) -> None:
+        ready = (queue_end - self.position - 1) & 0xFFFFFFFF
+        if ready != self.last_ready and ready < 1 << 31:
+            self._counter("ready", at, ready)
+            self.last_ready = ready
 
     def _note_queued(self, queue_end: int) -> None:
         """Note that the callback that is running has queued what is between the ends of the queue."""
@@ -302,9 +306,10 @@ class Trace:
     def _slice(
         self, track: int, name: str, category: str, began: float, ended: float, arguments: dict[str, Any]
     ) -> None:
-        event = {"ph": "X", "name": name, "cat": category, "ts": _micro(began)}
-        # The difference of what is written, so that slices end where others do.
-        duration = round(max(_micro(ended) - _micro(began), 0.0), 3)
+        # Whole nanoseconds, so that a slice ends where the next one begins.
+        start = round(began * 1e9)
+        duration = max(round(ended * 1e9) - start, 0) / 1000
+        event: Event = {"ph": "X", "name": name, "cat": category, "ts": start / 1000}
         event |= {"dur": duration, "pid": self.process, "tid": self.base + track}
         if arguments:
             event["args"] = arguments
@@ -316,7 +321,7 @@ class Trace:
 
     def _counter(self, name: str, at: float, value: int) -> None:
         event = {"ph": "C", "name": name, "ts": _micro(at), "pid": self.process, "tid": self.base + MAIN}
-        self.events.append({**event, "id": self.base, "args": {name: value}})
+        self.events.append({**event, "id": self.base, "args": {"value": value}})
 
     def _flow(self, cause: tuple[float, int], at: float) -> None:
         self.flows += 1
@@ -332,8 +337,9 @@ class Trace:
         """Yield all events, with the names of the tracks, and the garbage collections since then."""
         self._describe("thread_name", MAIN, name=f"loop {name}")
         self._describe("thread_sort_index", MAIN, sort_index=self.base + MAIN)
-        self._describe("thread_name", THREADS, name=f"other threads of loop {name}")
-        self._describe("thread_sort_index", THREADS, sort_index=self.base + THREADS)
+        if any(event["ph"] == "X" and event["tid"] == self.base + THREADS for event in self.events):
+            self._describe("thread_name", THREADS, name=f"other threads of loop {name}")
+            self._describe("thread_sort_index", THREADS, sort_index=self.base + THREADS)
         elsewhere = False
         for collection in collections:
             if collection.began < since:
@@ -346,7 +352,11 @@ class Trace:
         if elsewhere:
             self._describe("thread_name", COLLECTOR, name="garbage collections by other threads")
             self._describe("thread_sort_index", COLLECTOR, sort_index=self.base + COLLECTOR)
-        yield from self.events
+        # Of slices that begin and end at the same time, the outer one, which was added last, comes first.
+        slices = [event for event in reversed(self.events) if event["ph"] == "X"]
+        slices.sort(key=lambda event: (event["ts"], -event["dur"]))
+        yield from slices
+        yield from (event for event in self.events if event["ph"] != "X")
 
 
 def _descriptor(word: int) -> int:
@@ -354,4 +364,4 @@ def _descriptor(word: int) -> int:
 
 
 def _micro(seconds: float) -> float:
-    return round(seconds * 1e6, 3)
+    return round(seconds * 1e9) / 1000
