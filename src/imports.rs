@@ -54,6 +54,8 @@ imports! { |py, asyncio, support|
     pub task_step: Object = support.call_method0(intern!(py, "task_step_type"))?.into(),
     /// functools.partial.
     pub partial: Object = import(py, "functools")?.getattr(intern!(py, "partial"))?.into(),
+    /// The callback of the weak references in asyncio's set of all tasks; None if it has none.
+    pub forget_task: Object = attribute(&support, "forget_task")?,
     pub name_of: Object = attribute(&support, "name_of")?,
     pub report_entry: Object = attribute(&support, "report_entry")?,
     pub report_handle: Object = attribute(&support, "report_handle")?,

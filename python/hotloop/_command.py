@@ -31,6 +31,7 @@ usage: {name} [OPTION ...] FILE [ARGUMENT ...]
        {name} [OPTION ...] -m MODULE [ARGUMENT ...]
        {name} [OPTION ...] -c CODE [ARGUMENT ...]
        {name} top [--interval=SECONDS] [--once] [--picture=FILE] [PID | SOCKET]
+       {name} record [--seconds SECONDS] PID | SOCKET
        {name} --version | --help
 
 Run a Python program on hotloop: asyncio.run(), asyncio.Runner, asyncio.new_event_loop() and what builds on
@@ -55,7 +56,11 @@ loop; https://ui.perfetto.dev shows them.
 The limits are those of hotloop.limit(). Each process of a server has its own.
 
 top shows what a process does that was started with --watch: the one with that number, or at that socket, or
-the only one. It needs the package rich: pip install 'hotloop[top]'. A program of that name is ./top.
+the only one. From Python 3.14 on, it can be any process on hotloop with that number. It needs the package
+rich: pip install 'hotloop[top]'.
+
+record has such a process record for 5 seconds, or as many, and save the recording in its current folder.
+Programs of these names are ./top and ./record.
 
   --interval=SECONDS   how often it looks: every second
   --once               look once, and print what there is to see
@@ -95,6 +100,8 @@ def parse(arguments: list[str], name: str) -> Callable[[], None] | None:
     """Return a function that runs the program; None for --help and --version, which are done here."""
     if arguments[:1] == ["top"]:
         return lambda: top(arguments[1:], name)
+    if arguments[:1] == ["record"]:
+        return lambda: record(arguments[1:], name)
     position = 0
     while position < len(arguments):
         argument = arguments[position]
@@ -242,6 +249,31 @@ def top(arguments: list[str], name: str) -> None:
         raise CommandError(str(error)) from None
     except KeyboardInterrupt:
         # Python's own exit status for Ctrl-C, without the traceback.
+        raise SystemExit(130) from None
+
+
+def record(arguments: list[str], name: str) -> None:
+    """Have a process record for some seconds, and print where its recording is."""
+    length, targets = 5.0, []
+    given = iter(arguments)
+    for argument in given:
+        option, equals, value = argument.partition("=")
+        if option == "--seconds":
+            value = value if equals else next(given, "")
+            length = seconds(option, value, name)
+        elif argument.startswith("-"):
+            raise CommandError(f"unknown option {argument} of record ({name} --help)")
+        else:
+            targets.append(argument)
+    if len(targets) != 1:
+        raise CommandError(f"record takes one process, not {len(targets)} ({name} --help)")
+    from ._observing.asking import Unavailable, find, save_recording
+
+    try:
+        print(save_recording(find(targets[0]), length))
+    except Unavailable as error:
+        raise CommandError(str(error)) from None
+    except KeyboardInterrupt:
         raise SystemExit(130) from None
 
 

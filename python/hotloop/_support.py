@@ -56,6 +56,10 @@ original_extra_info = original_or_none(transports.BaseTransport.get_extra_info, 
 c_task: Any = getattr(asyncio.tasks, "_CTask", None) or type(None)
 c_future: Any = getattr(asyncio.futures, "_CFuture", None) or type(None)
 
+# The callback of the weak references that asyncio's set of all tasks has until 3.13.
+_all_tasks = getattr(asyncio.tasks, "_scheduled_tasks", None) or getattr(asyncio.tasks, "_all_tasks", None)
+forget_task = getattr(_all_tasks, "_remove", None)
+
 
 def name_of(subject: Any) -> tuple[str, str, int]:
     """Return the name, the file and the line of a function, a method, a code object or any object's class.

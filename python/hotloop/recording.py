@@ -138,11 +138,9 @@ class Recording:
             key=lambda index: self._clock.time(self._ticks(records, index)),
         )
 
-    def _trace(self, base: int) -> Trace:
-        return Trace(self._bytes, self._names, self._clock, base=base, live=self._live, thread=self._thread)
-
     def _events(self, base: int) -> Iterator[dict[str, Any]]:
-        return self._trace(base).finish(self._name, self._collections, self._since)
+        trace = Trace(self._names, self._clock, base=base, live=self._live, thread=self._thread)
+        return trace.read(self._bytes, self._name, self._collections, self._since)
 
     def events(self) -> list[dict[str, Any]]:
         """Return the events in the Trace Event format, as save() writes them."""

@@ -20,15 +20,13 @@ struct WeakReference {
     head: ffi::PyObject,
     /// None once the object is gone.
     object: *mut ffi::PyObject,
+    #[cfg(not(Py_3_14))]
+    callback: *mut ffi::PyObject,
 }
 
 impl Guard {
     /// TypeError if there can be no weak references to the object.
     pub fn new(py: Python<'_>, object: &Object) -> PyResult<Guard> {
-        #[cfg(not(Py_3_14))]
-        if let Some(reference) = existing_reference(object) {
-            return Ok(Guard(reference));
-        }
         // SAFETY: returns a new reference, or null with an exception. Without a callback, it is exactly a weakref.ref.
         let reference =
             unsafe { Object::from_owned(py, ffi::PyWeakref_NewRef(object.as_ptr(), std::ptr::null_mut()))? };
@@ -48,15 +46,25 @@ impl Guard {
         self.is_of(unsafe { ffi::Py_None() } as usize)
     }
 
+    /// As [`Guard::new`], for a task: until 3.13, asyncio's set of all tasks has a weakref.ref to each, with this callback.
+    pub fn of_task(py: Python<'_>, task: &Object, _callback: &Object) -> PyResult<Guard> {
+        #[cfg(not(Py_3_14))]
+        if let Some(reference) = existing_reference(task, _callback) {
+            return Ok(Guard(reference));
+        }
+        Guard::new(py, task)
+    }
+
     /// For [`Reference::is_of`], as long as the guard lives.
     pub fn reference(&self) -> Reference {
         Reference(self.0.as_ptr().cast())
     }
 }
 
-/// A weakref.ref that the object has already: until 3.13, asyncio's list of all tasks has one for each.
+/// The newest weakref.ref of an object, if it has this callback. Keeping one has its callback called when the object is gone, also if
+/// who has made it has dropped it: it must be one that does no harm then.
 #[cfg(not(Py_3_14))]
-fn existing_reference(object: &Object) -> Option<Object> {
+fn existing_reference(object: &Object, callback: &Object) -> Option<Object> {
     // SAFETY: the object lives. If its class has weak references, the head of its list is there; those in the list live.
     unsafe {
         let offset = (*ffi::Py_TYPE(object.as_ptr())).tp_weaklistoffset;
@@ -65,7 +73,9 @@ fn existing_reference(object: &Object) -> Option<Object> {
         }
         let head = *object.as_ptr().byte_offset(offset).cast::<*mut ffi::PyObject>();
         let head = std::ptr::NonNull::new(head)?;
-        (ffi::Py_TYPE(head.as_ptr()) == &raw mut ffi::_PyWeakref_RefType).then(|| Object::from_borrowed(head))
+        let is_wanted = ffi::Py_TYPE(head.as_ptr()) == &raw mut ffi::_PyWeakref_RefType
+            && (*head.as_ptr().cast::<WeakReference>()).callback == callback.as_ptr();
+        is_wanted.then(|| Object::from_borrowed(head))
     }
 }
 

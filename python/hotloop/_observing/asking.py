@@ -11,6 +11,7 @@ from typing import Any
 
 from .. import __version__
 from ..metrics import Histogram, Metrics
+from .attaching import CantAttach, attach
 from .serving import folders, is_private
 
 # Seconds to wait for an answer. SIGSTOP, or a C function that holds the GIL, keeps a process from answering.
@@ -109,33 +110,39 @@ class Process:
         self.socket.close()
 
 
-def save_recording(path: str) -> str:
-    """Have the process at a socket save its recording. Return what became of it, in one line."""
+def save_recording(path: str, seconds: float = 0.0) -> str:
+    """Have the process at a socket save its recording, or record for some seconds. Return the file's path.
+
+    Raise Unavailable if there is none.
+    """
+    process = Process(path)
     try:
-        process = Process(path)
-    except Unavailable as error:
-        return str(error)
-    try:
-        process.socket.settimeout(SAVING)
-        process.socket.sendall(b"record\n")
+        process.socket.settimeout(seconds + SAVING)
+        process.socket.sendall(f"record {seconds}\n".encode() if seconds else b"record\n")
         answer = json.loads(process.socket.makefile("rb").readline())
     except (OSError, ValueError):
-        return "the process has not answered"
+        raise Unavailable("the process has not answered") from None
     finally:
         process.close()
-    return f"saved {answer['saved']}" if "saved" in answer else str(answer.get("failed", "it can't record"))
+    if "saved" not in answer:
+        raise Unavailable(str(answer.get("failed", "the process can't record")))
+    return str(answer["saved"])
 
 
 def find(target: str) -> str:
-    """Return the socket's path for a process number, or a path itself. Raise Unavailable if there is none."""
+    """Return the socket's path for a process number, or a path itself. Raise Unavailable if there is none.
+
+    A process that has none is attached to.
+    """
     if not target.isdecimal():
         return target
     for path in _paths():
         if os.path.basename(path) == f"{target}.sock":
             return path
-    raise Unavailable(
-        f"no process {target} of this user was started with `hotloop --watch` and has made an event loop"
-    )
+    try:
+        return attach(int(target))
+    except CantAttach as error:
+        raise Unavailable(str(error)) from None
 
 
 def find_all() -> list[tuple[str, State]]:

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 # Not in the signal handler, which may run during another import.
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 # Seconds between two files because of blocks.
 BLOCK_INTERVAL = 30.0
+# What recordings reach back to, unless the user says otherwise.
+SECONDS = 10.0
 # Loops that were closed, of which the recordings are kept for the file at the end.
 CLOSED = 4
 
@@ -142,15 +145,30 @@ def take() -> list[recording.Recording]:
     ]
 
 
-def answer() -> dict[str, str]:
-    """Save for `hotloop top`. Loops that did not record do so from now on."""
+def answer(arguments: list[str]) -> dict[str, str]:
+    """Save for another process. Loops that did not record do so from now on, or for so many seconds."""
+    seconds = float(arguments[0]) if arguments else 0.0
+    if seconds:
+        started = [loop for _, loop in open_loops() if loop._recorded_seconds is None]
+        _call_in(started, seconds)
+        time.sleep(seconds)
     recordings = take()
-    if recordings:
-        saver = _saver or Saver(0.0, os.getcwd())
-        try:
-            return {"saved": saver.save(recordings, "top")}
-        except OSError as error:
-            return {"failed": f"the recording can't be saved: {error}"}
-    for _, loop in open_loops():
-        loop.call_soon_threadsafe(loop.record)
-    return {"failed": "nothing was recorded yet: it is from now on"}
+    if seconds:
+        _call_in(started, None)
+    elif not recordings:
+        _call_in([loop for _, loop in open_loops()], SECONDS)
+        return {"failed": "nothing was recorded yet: it is from now on"}
+    if not recordings:
+        return {"failed": "no event loop has run a callback in that time"}
+    saver = _saver or Saver(SECONDS, os.getcwd())
+    try:
+        return {"saved": saver.save(recordings, "asked")}
+    except OSError as error:
+        return {"failed": f"the recording can't be saved: {error}"}
+
+
+def _call_in(loops: list[Loop], seconds: float | None) -> None:
+    for loop in loops:
+        # It may have been closed.
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(loop.record, seconds)

@@ -60,10 +60,10 @@ class _Handler(socketserver.StreamRequestHandler):
         # The client may have closed the connection, or have been idle for too long.
         with suppress(OSError):
             while line := self.rfile.readline(1024):
-                if line == b"record\n":
+                if line.startswith(b"record"):
                     from . import saving
 
-                    answer = saving.answer()
+                    answer = saving.answer(line.decode().split()[1:])
                 else:
                     answer = state()
                 self.wfile.write(json.dumps(answer).encode() + b"\n")
@@ -102,10 +102,22 @@ _lock = threading.Lock()
 
 def serve_on_first_loop() -> None:
     """Open the socket when this process, or one forked from it, makes its first loop."""
+    global _is_prepared
+    _is_prepared = True
     on_loop_created(name_loop)
     on_loop_created(_serve)
     atexit.register(_close)
     os.register_at_fork(after_in_child=_close_in_child)
+
+
+_is_prepared = False
+
+
+def serve_now(loop: Loop) -> None:
+    """Open the socket, unless it is open."""
+    if not _is_prepared:
+        serve_on_first_loop()
+    _serve(loop)
 
 
 def _serve(_: Loop) -> None:

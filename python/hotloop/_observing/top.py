@@ -171,7 +171,10 @@ class View:
         self.recorded = "saving the recording"
 
         def save() -> None:
-            self.recorded = save_recording(path)
+            try:
+                self.recorded = f"saved {save_recording(path)}"
+            except Unavailable as error:
+                self.recorded = str(error)
 
         threading.Thread(target=save, daemon=True).start()
 

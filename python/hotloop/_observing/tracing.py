@@ -53,6 +53,8 @@ TRACKS = 10_000_000
 # Seconds from which on a timer is called late.
 LATE = 1e-3
 RECORD = struct.Struct("=4Q")
+# Events that are kept before they are yielded.
+SEVERAL = 256
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,6 @@ class Trace:
 
     def __init__(
         self,
-        records: bytes,
         names: tuple[tuple[str, str, int], ...],
         clock: Clock,
         *,
@@ -107,7 +108,9 @@ class Trace:
         self.base = base
         self.live = live
         self.process = os.getpid()
+        # What is to be yielded, and the callbacks of the iteration that is read, which comes first.
         self.events: list[Event] = []
+        self.within: list[Event] = []
         self.tasks: dict[int, _Task] = {}
         self.task_count = 0
         self.running: _Slice | None = None
@@ -127,11 +130,26 @@ class Trace:
         self.flows = 0
         self.last_ready: int | None = None
         self.thread = thread
+        self.has_threads = False
+
+    def read(
+        self, records: bytes, name: str, collections: Iterable[Collection], since: float
+    ) -> Iterator[Event]:
+        """Yield the events of the records, and the garbage collections since a time."""
         for words in RECORD.iter_unpack(records):
             self._read(*words)
-        self._end(clock.seconds, unfinished=True)
+            if len(self.events) >= SEVERAL:
+                yield from self._take()
+        now = self.clock.seconds
+        self._end(now, unfinished=True)
         for task in list(self.tasks.values()):
-            self._end_task(task, clock.seconds if self._is_live(task) else task.ended)
+            self._end_task(task, now if self._is_live(task) else task.ended)
+        self._finish(name, collections, since)
+        yield from self._take()
+
+    def _take(self) -> list[Event]:
+        events, self.events = self.events, []
+        return events
 
     def _read(self, ticks: int, first: int, second: int, last: int) -> None:
         kind, flags, number = last & 0xFF, last >> 8 & 0xFF, last >> 32
@@ -146,6 +164,7 @@ class Trace:
             self.lateness[second & 0xFFFFFFFF] = first * self.clock.tick
         elif kind == INJECTED:
             position = second & 0xFFFFFFFF
+            self.has_threads = True
             self._slice(THREADS, "call_soon_threadsafe", "wake-up", at, at + 1e-6, {})
             self.causes[position] = (at, THREADS)
         elif kind == SENDING:
@@ -217,7 +236,8 @@ class Trace:
         running, self.running = self.running, None
         if running is None:
             return
-        self._slice(MAIN, running.name, running.category, running.began, at, running.arguments)
+        callback = self._event(MAIN, running.name, running.category, running.began, at, running.arguments)
+        self.within.append(callback)
         task = running.task
         if task is not None:
             self._slice(task.track, "step", "task", running.began, at, {})
@@ -225,13 +245,15 @@ class Trace:
 
     def _end_sending(self, at: float) -> None:
         if self.sending is not None:
-            self._slice(MAIN, "send", "loop", self.sending, at, {})
+            self.within.append(self._event(MAIN, "send", "loop", self.sending, at, {}))
             self.sending = None
 
     def _end_iteration(self, at: float) -> None:
         iteration, self.iteration = self.iteration, None
         if iteration is not None:
             self._slice(MAIN, iteration.name, iteration.category, iteration.began, at, {})
+        self.events += self.within
+        self.within.clear()
 
     def _end(self, at: float, *, unfinished: bool = False) -> None:
         if unfinished and self.running is not None:
@@ -294,7 +316,8 @@ class Trace:
             if not was_replaced and self._is_live(task)
             else task.name
         )
-        self._slice(task.track, name, "task", task.began, at, {})
+        # It begins a nanosecond or two before its first step, so that the step is within it.
+        self._slice(task.track, name, "task", task.began - 1.5e-9, at, {})
         self._describe("thread_name", task.track, name=name)
         self._describe("thread_sort_index", task.track, sort_index=self.base + task.track)
 
@@ -306,14 +329,17 @@ class Trace:
     def _slice(
         self, track: int, name: str, category: str, began: float, ended: float, arguments: dict[str, Any]
     ) -> None:
+        self.events.append(self._event(track, name, category, began, ended, arguments))
+
+    def _event(
+        self, track: int, name: str, category: str, began: float, ended: float, arguments: dict[str, Any]
+    ) -> Event:
         # Whole nanoseconds, so that a slice ends where the next one begins.
         start = round(began * 1e9)
         duration = max(round(ended * 1e9) - start, 0) / 1000
-        event: Event = {"ph": "X", "name": name, "cat": category, "ts": start / 1000}
-        event |= {"dur": duration, "pid": self.process, "tid": self.base + track}
-        if arguments:
-            event["args"] = arguments
-        self.events.append(event)
+        event: Event = {"ph": "X", "name": name, "cat": category, "ts": start / 1000, "dur": duration}
+        event |= {"pid": self.process, "tid": self.base + track}
+        return event | {"args": arguments} if arguments else event
 
     def _instant(self, name: str, at: float, arguments: dict[str, Any]) -> None:
         event = {"ph": "i", "s": "t", "name": name, "cat": "loop", "ts": _micro(at)}
@@ -333,11 +359,11 @@ class Trace:
         event = {"ph": "M", "name": what, "pid": self.process, "tid": self.base + track}
         self.events.append({**event, "args": arguments})
 
-    def finish(self, name: str, collections: Iterable[Collection], since: float) -> Iterator[Event]:
-        """Yield all events, with the names of the tracks, and the garbage collections since then."""
+    def _finish(self, name: str, collections: Iterable[Collection], since: float) -> None:
+        """Add the garbage collections, and the names of the tracks."""
         self._describe("thread_name", MAIN, name=f"loop {name}")
         self._describe("thread_sort_index", MAIN, sort_index=self.base + MAIN)
-        if any(event["ph"] == "X" and event["tid"] == self.base + THREADS for event in self.events):
+        if self.has_threads:
             self._describe("thread_name", THREADS, name=f"other threads of loop {name}")
             self._describe("thread_sort_index", THREADS, sort_index=self.base + THREADS)
         elsewhere = False
@@ -352,11 +378,6 @@ class Trace:
         if elsewhere:
             self._describe("thread_name", COLLECTOR, name="garbage collections by other threads")
             self._describe("thread_sort_index", COLLECTOR, sort_index=self.base + COLLECTOR)
-        # Of slices that begin and end at the same time, the outer one, which was added last, comes first.
-        slices = [event for event in reversed(self.events) if event["ph"] == "X"]
-        slices.sort(key=lambda event: (event["ts"], -event["dur"]))
-        yield from slices
-        yield from (event for event in self.events if event["ph"] != "X")
 
 
 def _descriptor(word: int) -> int:

@@ -13,6 +13,7 @@ use std::cell::Cell;
 use std::os::fd::RawFd;
 use std::sync::{Arc, Mutex};
 
+use pyo3::exceptions::PyException;
 use pyo3::prelude::*;
 
 use super::{Core, ReadyEntry};
@@ -256,9 +257,20 @@ impl Recorder {
         if self.note_known(py, entry, beginning) { Ok(()) } else { self.note_named(py, entry, beginning) }
     }
 
-    /// As [`Recorder::note_callback`], for any entry.
+    /// As [`Recorder::note_callback`], for any entry. Only KeyboardInterrupt and SystemExit are errors.
     #[inline(never)]
     pub fn note_named(&self, py: Python<'_>, entry: &ReadyEntry, beginning: Beginning) -> PyResult<()> {
+        self.name_and_note(py, entry, beginning).or_else(|error| {
+            if !error.is_instance_of::<PyException>(py) {
+                return Err(error);
+            }
+            // Out of memory, for example.
+            self.push_callback(beginning, Sort::Callback as u8, 0, UNNAMED);
+            Ok(())
+        })
+    }
+
+    fn name_and_note(&self, py: Python<'_>, entry: &ReadyEntry, beginning: Beginning) -> PyResult<()> {
         let (sort, subject) = match entry {
             ReadyEntry::Task(step) => return self.note_task(py, &step.callback, beginning),
             ReadyEntry::Handle(handle) => (Sort::Callback, handle.callback(handle.this(py))),

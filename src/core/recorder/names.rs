@@ -193,7 +193,7 @@ impl Names {
             None => task.call_method(py, intern!(py, "get_coro"), &[])?,
         };
         let name = self.name_coroutine(py, &coroutine)?;
-        let new = Task { guard: Guard::new(py, task)?, name };
+        let new = Task { guard: Guard::of_task(py, task, &imports(py)?.forget_task)?, name };
         let address = task.as_ptr() as usize;
         let mut tasks = self.tasks.borrow_mut();
         let former = match tasks.get_mut(&address) {
