@@ -15,10 +15,16 @@ from .parts import PROGRAMS, contexts
 # What is done without a loop that was made before.
 LOOPLESS = {"import", "make"}
 # What asyncio does not have.
-HOTLOOP_ONLY = {"import", "metrics", "watching"}
+HOTLOOP_ONLY = {"import", "metrics", "recording", "watching"}
 
 # The modules with dataclasses, which they import.
-MODULES = ("hotloop.metrics", "hotloop.blocking", "hotloop._observing.watching")
+MODULES = (
+    "hotloop.metrics",
+    "hotloop.blocking",
+    "hotloop._observing.watching",
+    "hotloop._observing.tracing",
+    "hotloop.recording",
+)
 
 __all__ = ["HOTLOOP_ONLY", "LOOPLESS", "PROGRAMS", "prepare"]
 
@@ -29,7 +35,7 @@ def prepare(name):
         contexts()
     if name in ("tls", "getaddrinfo"):
         "localhost".encode("idna")  # imports a module with functions: see crashes.code_of_function()
-    if name in ("metrics", "watching"):
+    if name in ("metrics", "recording", "watching"):
         compile_dataclasses()
 
 

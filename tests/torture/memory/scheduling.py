@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import importlib
 import signal
 import socket
@@ -224,5 +225,30 @@ def watching(loop, clean):
         loop.call_soon(time.sleep, 0.003)
         loop.call_soon(loop.stop)
         loop.run_forever()
+
+    return act
+
+
+class Callable:
+    def __call__(self):
+        pass
+
+
+@program
+def recording(loop, clean):
+    if not hasattr(loop, "record"):
+        return None
+
+    def act():
+        loop.record(memory=32 * 256)
+        try:
+            loop.call_soon(abs, 1)
+            loop.call_soon(functools.partial(max, 1, 2))
+            loop.call_soon(Callable())
+            loop.call_later(0, loop.stop)
+            loop.run_forever()
+            loop.recording().events()
+        finally:
+            loop.record(None)
 
     return act
