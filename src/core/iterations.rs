@@ -3,6 +3,8 @@
 //! Called by the methods of the Loop class. A step's or event's error ends in [`report_error`], a handle's in [`crate::handle`];
 //! only SystemExit and KeyboardInterrupt leave the run.
 
+use std::ops::Range;
+
 use pyo3::exceptions::PyException;
 use pyo3::prelude::*;
 
@@ -88,20 +90,12 @@ impl Core {
             }
             // A callback may have taken entries out.
             let Some(entry) = self.ready.borrow_mut().pop_front() else { break };
-            let result = if self.schedule.is_plain() {
+            let result = if self.schedule.is_plain()
+                || self.note_known(py, &entry, position, &positions, started.ticks)
+            {
                 entry.run(py, event_loop)
             } else {
-                let is_first = position == positions.start;
-                let ticks = if is_first { started.ticks } else { clock::ticks() };
-                let queue_end = self.ready.borrow().end();
-                let beginning = Beginning { ticks, position, queue_end, is_first };
-                if !self.schedule.is_plainly_recorded() {
-                    self.run_observed(py, event_loop, &entry, beginning)
-                } else if self.recorder.note_known(py, &entry, beginning) {
-                    entry.run(py, event_loop)
-                } else {
-                    self.run_named(py, event_loop, &entry, beginning)
-                }
+                self.run_observed(py, event_loop, &entry, self.beginning(position, &positions, started.ticks))
             };
             if let Err(error) = result {
                 report_error(py, event_loop, entry.object(), error)?;
@@ -119,21 +113,24 @@ impl Core {
         Ok(())
     }
 
-    /// Runs a callback whose name is not at hand, and records it.
-    #[inline(never)]
-    fn run_named(
+    fn beginning(&self, position: u64, positions: &Range<u64>, started: u64) -> Beginning {
+        let is_first = position == positions.start;
+        let ticks = if is_first { started } else { clock::ticks() };
+        Beginning { ticks, position, queue_end: self.ready.borrow().end(), is_first }
+    }
+
+    /// Records a callback, if that is all that is to be done for it, and its name is at hand.
+    #[inline(always)]
+    fn note_known(
         &self,
         py: Python<'_>,
-        event_loop: &Object,
         entry: &ReadyEntry,
-        beginning: Beginning,
-    ) -> PyResult<()> {
-        let recorded = self.recorder.note_named(py, entry, beginning);
-        let result = entry.run(py, event_loop);
-        match recorded {
-            Ok(()) => result,
-            Err(error) => result.and(unraisable(py, error)),
-        }
+        position: u64,
+        positions: &Range<u64>,
+        started: u64,
+    ) -> bool {
+        self.schedule.is_plainly_recorded()
+            && self.recorder.note_known(py, entry, self.beginning(position, positions, started))
     }
 
     /// Runs a callback in debug mode, while the loop is watched or recorded, or by the program's `Handle._run()`.
@@ -145,6 +142,12 @@ impl Core {
         entry: &ReadyEntry,
         beginning: Beginning,
     ) -> PyResult<()> {
+        if self.schedule.is_plainly_recorded() {
+            // Its name is not at hand.
+            let recorded = self.recorder.note_named(py, entry, beginning);
+            let result = entry.run(py, event_loop);
+            return result.and(recorded);
+        }
         let is_recorded = self.schedule.is_recorded();
         let recorded = if is_recorded { self.recorder.note_callback(py, entry, beginning) } else { Ok(()) };
         let by_method = self.schedule.is_by_method();
@@ -154,7 +157,7 @@ impl Core {
                 false if by_method => entry.run_by_method(py, event_loop),
                 false => entry.run(py, event_loop),
             };
-            result.and(recorded.or_else(|error| unraisable(py, error)))
+            result.and(recorded)
         };
         if !self.schedule.is_watched() {
             return run();

@@ -102,13 +102,17 @@ const NOT_LOOKED_AT: u8 = 0;
 const KNOWN: u8 = 1;
 const UNKNOWN: u8 = 2;
 
+#[inline(always)]
 fn is_wakeup(py: Python<'_>, callback: &Object) -> PyResult<bool> {
     // SAFETY: the callable was found to be exactly a PyCFunction, whose definition outlives it.
     let definition = unsafe { (*callback.as_ptr().cast::<ffi::PyCFunctionObject>()).m_ml };
     let known = TASK_WAKEUP.load(Relaxed);
-    if !known.is_null() {
-        return Ok(definition == known);
-    }
+    if known.is_null() { find_wakeup(py, callback, definition) } else { Ok(definition == known) }
+}
+
+/// The first time that one is looked at.
+#[cold]
+fn find_wakeup(py: Python<'_>, callback: &Object, definition: *mut ffi::PyMethodDef) -> PyResult<bool> {
     // SAFETY: definitions have names; the owner of a builtin method, if any, is borrowed from it.
     let (name, owner) =
         unsafe { (CStr::from_ptr((*definition).ml_name), ffi::PyCFunction_GetSelf(callback.as_ptr())) };
