@@ -87,12 +87,15 @@ impl Reference {
     /// Of no guard.
     pub const NONE: Reference = Reference(std::ptr::null_mut());
 
-    /// As [`Guard::is_of`].
+    /// As [`Guard::is_of`]; false for [`Reference::NONE`].
     ///
     /// # Safety
-    /// The guard lives.
+    /// The guard lives, if there is one.
     #[inline(always)]
     pub unsafe fn is_of(self, address: usize) -> bool {
+        if self.0.is_null() {
+            return false;
+        }
         // SAFETY: a weakref.ref begins like that. Another thread can clear the place meanwhile, as one word.
         let object = unsafe { AtomicPtr::from_ptr(&raw mut (*self.0).object) };
         object.load(Relaxed) as usize == address

@@ -20,6 +20,7 @@ from typing import Any, assert_type
 
 import hotloop
 import hotloop.metrics
+import hotloop.recording
 from hotloop.blocking import Block
 
 
@@ -273,6 +274,12 @@ async def observing(loop: hotloop.Loop) -> None:
     assert_type(loop.metrics().since(metrics), hotloop.metrics.Metrics)
     assert_type(metrics.accept_pauses, int)
     assert_type(metrics.accept_paused, float)
+    loop.record(5.0, memory=1 << 16)
+    recording = loop.recording()
+    assert_type(recording, hotloop.recording.Recording)
+    assert_type(recording.seconds, float)
+    assert_type(recording.lost, int)
+    loop.record(None)
     loop.reset_metrics()
     server = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0, start_serving=False)
     limit = hotloop.limit(server, connections=10, delay=0.5)

@@ -131,7 +131,7 @@ impl Names {
         }
         let is_same = match identity {
             Identity::Definition(_) => self.checks.borrow().get(cached.number as usize - 1)?.holds(identity),
-            // SAFETY: the guard of a place that is filled in for these lives.
+            // SAFETY: guards are not dropped before the cache. What was a definition's address can be a code's by now.
             Identity::Code(_) | Identity::Class(_) => unsafe { cached.guard.is_of(address) },
         };
         is_same.then_some(cached.number)
