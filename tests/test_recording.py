@@ -461,6 +461,40 @@ def test_connections(recorded):
     assert max(traces.counted(events, "transports")) <= 2
 
 
+def test_a_class_that_can_not_be_named_keeps_no_connection_from_being_made(recorded):
+    loop = recorded
+
+    class Nameless(type):
+        def __getattribute__(cls, name):
+            if name == "__qualname__":
+                raise ZeroDivisionError
+            return super().__getattribute__(name)
+
+    class Protocol(asyncio.Protocol, metaclass=Nameless):
+        def data_received(self, data):
+            received.append(data)
+
+    class Call(metaclass=Nameless):
+        def __call__(self):
+            received.append("called")
+
+    received = []
+
+    async def main():
+        near, far = socket.socketpair()
+        with far:
+            transport, _ = await loop.create_connection(Protocol, sock=near)
+            far.send(b"data")
+            loop.call_soon(Call())
+            await asyncio.sleep(0.01)
+            transport.close()
+            await asyncio.sleep(0)
+
+    loop.run_until_complete(main())
+    assert sorted(map(str, received)) == ["b'data'", "called"]
+    assert "unnamed" in traces.names(events_of(loop))
+
+
 def test_socket_operations(recorded):
     loop = recorded
 

@@ -7,6 +7,7 @@ import bisect
 import contextlib
 import gc
 import gzip
+import io
 import json
 import os
 import sys
@@ -185,8 +186,7 @@ def save(recordings: Iterable[Recording], path: str | os.PathLike[str]) -> None:
                 with gzip.open(raw, "wt", encoding="utf-8", compresslevel=3) as file:
                     _write(recordings, file)
             else:
-                file = open(raw.fileno(), "w", encoding="utf-8", closefd=False)  # noqa: SIM115
-                with file:
+                with io.TextIOWrapper(raw, encoding="utf-8") as file:
                     _write(recordings, file)
         mask = os.umask(0)
         os.umask(mask)

@@ -62,6 +62,7 @@ class Saver:
                 keep(self)
             original(self)
 
+        # As for --stats: this is for all loops of the process.
         Loop.close = close  # type: ignore[method-assign]
         atexit.register(self._at_end)
         os.register_at_fork(after_in_child=self._after_fork)
@@ -91,7 +92,11 @@ class Saver:
         now = time.monotonic()
         if now - self.last_block >= BLOCK_INTERVAL:
             self.last_block = now
-            self._save_apart(take(), "block")
+            try:
+                self._save_apart(take(), "block")
+            except Exception as error:
+                # The block is reported nevertheless.
+                print_error(f"hotloop: the recording can't be saved: {error!r}")
 
     def _at_end(self) -> None:
         if self.ending != os.getpid():

@@ -23,7 +23,7 @@ use crate::cpython::object::Object;
 use crate::handle::{is_step, known_task_of, task_of};
 use crate::imports::imports;
 use crate::intern;
-use crate::reactor::clock::Instant;
+use crate::reactor::clock::{self, Instant};
 use crate::reactor::ring::{Record, Ring};
 pub use names::{Names, UNNAMED};
 
@@ -31,6 +31,9 @@ pub use names::{Names, UNNAMED};
 const COUNTING: f64 = 10e-3;
 /// And for each open transport, as each is looked at.
 const COUNTING_EACH: f64 = 10e-6;
+
+/// A functools.partial is named by its function. One can be made its own function, so that this has to end.
+const PARTIALS: usize = 8;
 
 /// What a record is of. `number` is the upper half of the last word.
 #[derive(Clone, Copy)]
@@ -173,7 +176,7 @@ impl Recorder {
 
     #[cold]
     fn note_now(&self, kind: Kind, first: u64, second: u64, number: usize) {
-        self.push([crate::reactor::clock::ticks(), first, second, last_word(kind, 0, number)]);
+        self.push([clock::ticks(), first, second, last_word(kind, 0, number)]);
     }
 
     /// Records that a transport was made or closed. The first time for a class of protocols, Python code can run.
@@ -188,12 +191,14 @@ impl Recorder {
         if !self.is_on() {
             return Ok(());
         }
-        let name = match protocol {
-            Some(protocol) => self.names.of_class(py, &protocol)?,
-            None => UNNAMED,
+        let named = protocol.map_or(Ok(UNNAMED), |protocol| self.names.of_class(py, &protocol));
+        // A class that cannot be named is no reason for a transport not to be made.
+        let (name, error) = match named {
+            Ok(name) => (name, None),
+            Err(error) => (UNNAMED, (!error.is_instance_of::<PyException>(py)).then_some(error)),
         };
         self.note_now(kind, fd as u64, 0, name as usize);
-        Ok(())
+        error.map_or(Ok(()), Err)
     }
 
     pub fn note_run(&self, kind: Kind, thread: u64) {
@@ -299,7 +304,10 @@ impl Recorder {
             _ => {
                 let partial = &imports(py)?.partial;
                 let mut callable = subject;
-                while class_of(&callable).is(partial) {
+                for _ in 0..PARTIALS {
+                    if !class_of(&callable).is(partial) {
+                        break;
+                    }
                     callable = callable.bind(py).getattr(intern!(py, "func"))?.into();
                 }
                 self.names.of_callable(py, &callable)?
