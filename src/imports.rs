@@ -57,6 +57,7 @@ imports! { |py, asyncio, support|
     /// The callback of the weak references in asyncio's set of all tasks; None if it has none.
     pub forget_task: Object = attribute(&support, "forget_task")?,
     pub name_of: Object = attribute(&support, "name_of")?,
+    pub find_chain: Object = attribute(&support, "find_chain")?,
     pub report_entry: Object = attribute(&support, "report_entry")?,
     pub report_handle: Object = attribute(&support, "report_handle")?,
     pub report_slow: Object = attribute(&support, "report_slow")?,

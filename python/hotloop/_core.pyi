@@ -228,6 +228,17 @@ class Loop:
     # Metrics and the watchdog
     def _metrics(self, /) -> dict[str, Any]: ...
     def _forget_recorded(self, /) -> None: ...
+    def _account(self, slow: float | None) -> None: ...
+    def _accounts(
+        self, chains: int
+    ) -> tuple[
+        tuple[tuple[str, str, int], ...],
+        tuple[
+            tuple[int, int, int, float, float, float, int, float, float, float, int, float],
+            ...,
+        ],
+        tuple[float, ...],
+    ]: ...
     def _record(self, memory: int | None) -> None: ...
     def _recorded(
         self, /

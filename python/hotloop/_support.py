@@ -76,6 +76,13 @@ def name_of(subject: Any) -> tuple[str, str, int]:
     return kind.__qualname__, str(kind.__module__), 0
 
 
+def find_chain(task: Any, number: int) -> int | None:
+    """Return the number of the chain of who awaits a task, for the accounts of its loop; None for no more."""
+    from .accounting import find_chain
+
+    return find_chain(task, number)
+
+
 def task_step_type() -> type:
     """The type of the callable that asyncio's C task passes to call_soon() for its next step."""
     seen: list[type] = [type(None)]

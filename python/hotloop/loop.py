@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from ._observing.watching import Watch
     from .blocking import Block
     from .metrics import Metrics
+    from .accounting import Accounted, Accounting
     from .recording import Recording
 
     _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -150,6 +151,8 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
     _blocking: Watch | None = None
     # The seconds of record(); None if it is off.
     _recorded_seconds: float | None = None
+    # The state of account(); None if it is off.
+    _accounted: Accounted | None = None
 
     # Only for programs: the loop waits in the extension.
     _selector = _Selector()
@@ -343,6 +346,27 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
         from .recording import Recording
 
         return Recording(self)
+
+    def account(self, on: bool = True, *, slow: float = 0.01) -> None:
+        """Count how much of the loop's time each coroutine, callback and protocol takes, for accounting().
+
+        A step or a callback is slow that takes *slow* seconds or longer. Called again, it starts anew.
+
+        Raise ValueError unless *slow* is a positive number.
+        """
+        from . import accounting
+
+        accounting.account(self, on, slow)
+
+    def accounting(self) -> Accounting:
+        """Return who has used the loop since account() was called.
+
+        May be called from any thread, also while the loop runs, and when it is closed; times are then up to
+        a millisecond of work old. Raise RuntimeError if the loop keeps no accounts.
+        """
+        from .accounting import Accounting
+
+        return Accounting.of(self)
 
     # --- Names ---
 

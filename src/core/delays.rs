@@ -54,6 +54,10 @@ pub struct Delays {
     grouped: Cell<u64>,
     /// Where there was no memory for a group: the position from which on it is tried again.
     next_attempt: Cell<u64>,
+    /// The delay that was recorded last, in ticks.
+    latest: Cell<u64>,
+    /// Whether the clock is read before each callback of a long iteration, too: accounts need that.
+    reads_each: Cell<bool>,
 }
 
 impl Delays {
@@ -64,6 +68,17 @@ impl Delays {
         self.more.borrow_mut().clear();
         self.grouped.set(0);
         self.next_attempt.set(0);
+    }
+
+    pub fn set_reads_each(&self, each: bool) {
+        self.reads_each.set(each);
+    }
+
+    /// The last reading of the clock, and the delay of the callback that it was read for, in ticks. They are those of the next callback
+    /// if [`Delays::set_reads_each`] was called before the iteration.
+    #[inline(always)]
+    pub fn latest(&self) -> (u64, u64) {
+        (self.last_read.get(), self.latest.get())
     }
 
     /// A wait has ended that began with an empty queue.
@@ -78,7 +93,9 @@ impl Delays {
         if iteration.end - iteration.start == 1 && self.grouped.get() <= iteration.start {
             let ready_since = self.last_read.replace(now);
             self.grouped.set(iteration.end);
-            self.histogram.record(now.wrapping_sub(ready_since), tick);
+            let delay = now.wrapping_sub(ready_since);
+            self.latest.set(delay);
+            self.histogram.record(delay, tick);
             return iteration.end;
         }
         self.begin_long_iteration(now, iteration);
@@ -101,11 +118,13 @@ impl Delays {
         if next > iteration.start {
             self.clock_read(clock::ticks(), queue_end);
         }
-        let step = if iteration.end - iteration.start <= READ_EACH { 1 } else { READ_EVERY };
+        let reads_each = iteration.end - iteration.start <= READ_EACH || self.reads_each.get();
+        let step = if reads_each { 1 } else { READ_EVERY };
         let end = (next + step).min(iteration.end);
         let front = self.front.get();
         if end <= front.end {
             let delay = self.last_read.get().wrapping_sub(front.ready_since);
+            self.latest.set(delay);
             self.histogram.record_several(delay, end - next, tick);
         } else {
             self.record_several_groups(next, end, tick);
@@ -125,6 +144,7 @@ impl Delays {
             }
             let group_end = front.end.min(end);
             let delay = self.last_read.get().wrapping_sub(front.ready_since);
+            self.latest.set(delay);
             self.histogram.record_several(delay, group_end - next, tick);
             next = group_end;
         }

@@ -45,6 +45,7 @@ impl Core {
         let now = Instant::now();
         self.metrics.begin_run(now, !self.overridden_clock.get());
         self.recorder.note_run(Kind::RunBegan, thread_ident());
+        self.recorder.accounts.begin_run(self.metrics.idle(), thread_ident());
         if let Some(run_monitor) = &*self.run_monitor.borrow() {
             run_monitor.set_thread();
         }
@@ -56,6 +57,7 @@ impl Core {
         };
         self.metrics.end_run(&self.poll_policy.tick);
         self.recorder.note_run(Kind::RunEnded, 0);
+        self.recorder.accounts.end_run();
         result
     }
 
@@ -83,6 +85,13 @@ impl Core {
         let tick = &self.poll_policy.tick;
         let mut next_reading = self.metrics.begin_iteration(started.ticks, &positions, tick);
         let mut flushed = started.seconds;
+        let accounts = &self.recorder.accounts;
+        let outer = if accounts.is_on() {
+            accounts.begin_iteration(started.ticks, self.metrics.idle())
+        } else {
+            None
+        };
+        let mut result = Ok(());
         for position in positions.clone() {
             if position == next_reading {
                 let queue_end = self.ready.borrow().end();
@@ -90,33 +99,45 @@ impl Core {
             }
             // A callback may have taken entries out.
             let Some(entry) = self.ready.borrow_mut().pop_front() else { break };
-            let result = if self.schedule.is_plain()
+            let ran = if self.schedule.is_plain()
                 || self.note_known(py, &entry, position, &positions, started.ticks)
             {
                 entry.run(py, event_loop)
             } else {
                 self.run_observed(py, event_loop, &entry, self.beginning(position, &positions, started.ticks))
             };
-            if let Err(error) = result {
-                report_error(py, event_loop, entry.object(), error)?;
-            }
+            result = ran.or_else(|error| report_error(py, event_loop, entry.object(), error));
             drop(entry);
+            if result.is_err() {
+                break;
+            }
             let done = position - positions.start + 1;
             if done.is_multiple_of(FLUSH_CLOCK_CALLBACKS) && !self.unsent.borrow().is_empty() {
                 let now = clock::now();
                 if done.is_multiple_of(FLUSH_CALLBACKS) || now - flushed > FLUSH_INTERVAL {
-                    self.send_scheduled(py, event_loop)?;
+                    result = self.send_scheduled(py, event_loop);
                     flushed = now;
+                    if result.is_err() {
+                        break;
+                    }
                 }
             }
         }
-        Ok(())
+        if accounts.is_on() {
+            accounts.end_iteration(clock::ticks(), self.metrics.idle(), outer);
+        }
+        result
     }
 
     fn beginning(&self, position: u64, positions: &Range<u64>, started: u64) -> Beginning {
         let is_first = position == positions.start;
-        let ticks = if is_first { started } else { clock::ticks() };
-        Beginning { ticks, position, queue_end: self.ready.borrow().end(), is_first }
+        let queue_end = self.ready.borrow().end();
+        let (ticks, delay) = if self.recorder.accounts.is_on() {
+            self.metrics.delays.latest()
+        } else {
+            (if is_first { started } else { clock::ticks() }, 0)
+        };
+        Beginning { ticks, delay, position, queue_end, is_first }
     }
 
     /// Records a callback, if that is all that is to be done for it, and its name is at hand.

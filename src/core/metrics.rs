@@ -170,6 +170,11 @@ impl Metrics {
         }
     }
 
+    /// Seconds of the waits that have ended.
+    pub fn idle(&self) -> f64 {
+        self.idle.get()
+    }
+
     /// Counts a wait, which another thread may have ended.
     pub fn count_wait(&self, seconds: f64, woken: bool) {
         self.idle.set(self.idle.get() + seconds);

@@ -123,6 +123,9 @@ impl Core {
             _ => (self.wait(py, now.seconds, &mut events, timeout), true),
         };
         let ended = if recorded.is_some() { clock::ticks() } else { 0 };
+        if waited && self.recorder.accounts.is_on() {
+            self.recorder.accounts.waited(self.poll_policy.polled() - now.seconds);
+        }
         if !callbacks_wait {
             self.metrics.delays.wait_ended(self.poll_policy.instant().ticks);
         }

@@ -26,6 +26,33 @@ pub fn coroutine_class(py: Python<'_>) -> Object {
     unsafe { Object::from(pyo3::Borrowed::from_ptr(py, (&raw mut ffi::PyCoro_Type).cast())) }
 }
 
+/// What a step of a task is known by: the coroutine's code.
+pub struct StepGetters {
+    pub task_coroutine: Getter,
+    pub coroutine_code: Getter,
+    pub coroutine_suspended: Getter,
+}
+
+impl StepGetters {
+    /// The address of the code of a task's coroutine, and whether the coroutine has started, if it is asked for. None if the task or its
+    /// coroutine is of another class.
+    #[inline(always)]
+    pub fn read(&self, _py: Python<'_>, task: &Object, asks_start: bool) -> Option<(usize, Option<bool>)> {
+        // SAFETY: the task lives and keeps its coroutine alive while its step is about to run, as that does its code. True is never
+        // freed.
+        unsafe {
+            let coroutine = self.task_coroutine.read(task.as_ptr())?;
+            let code = self.coroutine_code.read(coroutine)?;
+            let has_started = if asks_start {
+                Some(self.coroutine_suspended.read(coroutine)? == ffi::Py_True())
+            } else {
+                None
+            };
+            Some((code as usize, has_started))
+        }
+    }
+}
+
 enum Kind {
     Function(ffi::getter, *mut c_void),
     /// A field with a reference, at this offset.
@@ -54,6 +81,33 @@ impl Getter {
             }
         };
         Ok(kind.map(|kind| Getter { class: class.as_ptr().cast(), kind }))
+    }
+
+    /// The attribute of an object, without a reference to it. None if the object is of another class, or has no such attribute now.
+    ///
+    /// # Safety
+    /// The object lives.
+    #[inline(always)]
+    unsafe fn read(&self, object: *mut ffi::PyObject) -> Option<*mut ffi::PyObject> {
+        // SAFETY: see `get`. What is returned has another reference, or is not used.
+        unsafe {
+            if ffi::Py_TYPE(object) != self.class {
+                return None;
+            }
+            let value = match self.kind {
+                Kind::Function(get, closure) => {
+                    let value = get(object, closure);
+                    if value.is_null() {
+                        ffi::PyErr_Clear();
+                        return None;
+                    }
+                    ffi::Py_DECREF(value);
+                    value
+                }
+                Kind::Field(offset) => *object.byte_offset(offset).cast::<*mut ffi::PyObject>(),
+            };
+            (!value.is_null()).then_some(value)
+        }
     }
 
     /// None if the object is of another class.

@@ -3,6 +3,7 @@
 //! `hotloop.Loop` derives from it and from asyncio.BaseEventLoop, which does the rest. One file a chapter of the
 //! documentation of asyncio's AbstractEventLoop, and `observing`, which that does not have.
 
+mod accounting;
 mod connecting;
 mod observing;
 mod overrides;
@@ -147,6 +148,7 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     methods.extend(queues::methods());
     methods.extend(observing::methods());
     methods.extend(recording::methods());
+    methods.extend(accounting::methods());
     methods.extend(watchers::methods());
     methods.extend(sockets::methods());
     methods.extend(serving::methods());

@@ -25,9 +25,8 @@ fn record<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object>
         Some(bytes) => Some(Ring::new(bytes).ok_or_else(|| no_memory(py))?),
         None => None,
     };
-    let is_on = ring.is_some();
     this.core.recorder.set_ring(ring);
-    this.core.schedule.set_recorded(is_on);
+    this.core.schedule.set_recorded(this.core.recorder.notes_callbacks());
     Ok(Object::none(py))
 }
 

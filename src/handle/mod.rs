@@ -36,7 +36,7 @@ use crate::reactor::published::Published;
 use crate::reactor::timers::{TimerKey, Timers};
 
 pub use class::register;
-pub use task_step::{TaskStep, is_of_task, is_step, known_task_of, task_of};
+pub use task_step::{TaskStep, is_of_task, is_step, is_wakeup_class, known_task_of, task_of};
 pub use thread_safe::ThreadSafeHandle;
 
 /// What an event loop shares with its handles.

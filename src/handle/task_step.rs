@@ -86,7 +86,8 @@ pub fn task_of(py: Python<'_>, step: &Object) -> PyResult<Object> {
     Ok(task)
 }
 
-fn is_wakeup_class(step: &Object) -> bool {
+/// Whether a step is a wake-up.
+pub fn is_wakeup_class(step: &Object) -> bool {
     // SAFETY: the object lives.
     (unsafe { ffi::Py_TYPE(step.as_ptr()) }) == (&raw mut ffi::PyCFunction_Type)
 }

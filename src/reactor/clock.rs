@@ -5,13 +5,19 @@ use std::sync::OnceLock;
 
 /// How long all other threads of the process have used a processor, in seconds.
 pub fn processor_time_of_others() -> f64 {
-    let read = |clock: libc::clockid_t| {
-        let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-        // SAFETY: `time` outlives the call.
-        unsafe { libc::clock_gettime(clock, &mut time) };
-        time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9
-    };
-    read(libc::CLOCK_PROCESS_CPUTIME_ID) - read(libc::CLOCK_THREAD_CPUTIME_ID)
+    used(libc::CLOCK_PROCESS_CPUTIME_ID) - processor_time()
+}
+
+/// How long the calling thread has used a processor, in seconds.
+pub fn processor_time() -> f64 {
+    used(libc::CLOCK_THREAD_CPUTIME_ID)
+}
+
+fn used(clock: libc::clockid_t) -> f64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` outlives the call.
+    unsafe { libc::clock_gettime(clock, &mut time) };
+    time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9
 }
 
 /// Seconds since an unspecified start.

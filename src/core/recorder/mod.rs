@@ -1,4 +1,4 @@
-//! The flight recorder: what the loop did last, in records of 32 bytes.
+//! The flight recorder: what the loop did last, in records of 32 bytes. [`Accounts`] of the same callbacks are kept beside.
 //!
 //! It records and does not interpret: `hotloop._observing.tracing` reads the records, whose layout is that of [`Kind`]. A record has
 //! four words: the time in ticks, two words that depend on the kind, and a last one with the kind in its lowest 8 bits, flags in the
@@ -7,6 +7,7 @@
 //! Who has queued a callback is not recorded, it follows: each record of a callback has the end of the queue from before, so that
 //! the positions from there to the end that the next record has are those that it has queued.
 
+pub mod accounts;
 mod names;
 
 use std::cell::Cell;
@@ -20,11 +21,12 @@ use super::{Core, ReadyEntry};
 use crate::cpython::borrowing::StateCell;
 use crate::cpython::identity::class_of;
 use crate::cpython::object::Object;
-use crate::handle::{is_step, known_task_of, task_of};
+use crate::handle::{TaskStep, is_step, is_wakeup_class, known_task_of, task_of};
 use crate::imports::imports;
 use crate::intern;
 use crate::reactor::clock::{self, Instant};
 use crate::reactor::ring::{Record, Ring};
+use accounts::Accounts;
 pub use names::{Names, UNNAMED};
 
 /// Seconds between two countings, at the least.
@@ -100,6 +102,7 @@ pub struct Transports {
 #[derive(Default)]
 pub struct Recorder {
     pub names: Names,
+    pub accounts: Accounts,
     transports: Cell<Option<Transports>>,
     /// None while nothing is recorded.
     ring: StateCell<Option<Arc<Ring>>>,
@@ -113,6 +116,8 @@ pub struct Recorder {
 #[derive(Clone, Copy)]
 pub struct Beginning {
     pub ticks: u64,
+    /// How long the callback was ready, in ticks; known while there are accounts.
+    pub delay: u64,
     pub position: u64,
     pub queue_end: u64,
     pub is_first: bool,
@@ -120,6 +125,14 @@ pub struct Beginning {
 
 fn last_word(kind: Kind, flags: u8, number: usize) -> u64 {
     kind as u64 | u64::from(flags) << 8 | (number.min(u32::MAX as usize) as u64) << 32
+}
+
+fn account_kind(flags: u8) -> accounts::Kind {
+    match flags & !(FIRST | NEW) {
+        sort if sort == Sort::Task as u8 => accounts::Kind::Task,
+        sort if sort == Sort::Step as u8 || sort == Sort::Event as u8 => accounts::Kind::Protocol,
+        _ => accounts::Kind::Callback,
+    }
 }
 
 /// Two positions as one word.
@@ -135,6 +148,11 @@ impl Recorder {
     #[inline(always)]
     pub fn is_on(&self) -> bool {
         self.ring.borrow().is_some()
+    }
+
+    /// Whether callbacks are noted.
+    pub fn notes_callbacks(&self) -> bool {
+        self.is_on() || self.accounts.is_on()
     }
 
     /// Starts with an empty ring, or stops for None.
@@ -247,14 +265,30 @@ impl Recorder {
             ReadyEntry::Timer(timer) => (Sort::Timer, 0, self.names.find_callback(timer.handle().identity())),
             ReadyEntry::Task(step) => {
                 let Some(task) = known_task_of(py, &step.callback) else { return false };
+                if !self.is_on() {
+                    return self.count_known(py, step, &task, beginning);
+                }
                 let address = task.as_ptr() as usize;
                 (Sort::Task, address, self.names.find_task(address))
             }
             _ => return false,
         };
         let Some(name) = name else { return false };
-        self.push_callback(beginning, sort as u8, task, name);
+        if task != 0 && self.accounts.wants_chain(name) {
+            return false;
+        }
+        self.push_callback(beginning, sort as u8, task, name, false);
         true
+    }
+
+    /// Counts a step, if its name is at hand. While only accounts are kept, tasks need not be known.
+    #[inline(always)]
+    fn count_known(&self, py: Python<'_>, step: &TaskStep, task: &Object, beginning: Beginning) -> bool {
+        // A wake-up is not the first step.
+        let Some((name, has_started)) = self.names.find_coroutine(py, task, step.future.is_none()) else {
+            return false;
+        };
+        self.accounts.begin_step(beginning.ticks, beginning.delay, name, has_started == Some(false))
     }
 
     /// Records that a callback begins. The first time for its name, Python code can run.
@@ -270,7 +304,7 @@ impl Recorder {
                 return Err(error);
             }
             // Out of memory, for example.
-            self.push_callback(beginning, Sort::Callback as u8, 0, UNNAMED);
+            self.push_callback(beginning, Sort::Callback as u8, 0, UNNAMED, false);
             Ok(())
         })
     }
@@ -313,24 +347,58 @@ impl Recorder {
                 self.names.of_callable(py, &callable)?
             }
         };
-        self.push_callback(beginning, sort as u8, 0, name);
+        self.push_callback(beginning, sort as u8, 0, name, false);
         Ok(())
     }
 
     fn note_task(&self, py: Python<'_>, step: &Object, beginning: Beginning) -> PyResult<()> {
         let task = task_of(py, step)?;
-        let address = task.as_ptr() as usize;
-        let (flags, name) = match self.names.find_task(address) {
-            Some(name) => (Sort::Task as u8, name),
-            None => (Sort::Task as u8 | NEW, self.names.name_task(py, &task)?),
+        let mut address = 0;
+        let mut flags = Sort::Task as u8;
+        let has_started =
+            if self.accounts.is_on() { Some(self.names.name_coroutine_of(py, &task)?) } else { None };
+        let name = match has_started {
+            Some((name, _)) if !self.is_on() => name,
+            _ => {
+                address = task.as_ptr() as usize;
+                match self.names.find_task(address) {
+                    Some(name) => name,
+                    None => {
+                        flags |= NEW;
+                        self.names.name_task(py, &task)?
+                    }
+                }
+            }
         };
-        self.push_callback(beginning, flags, address, name);
+        // Python code may have ended the recording.
+        let wants_chain = self.accounts.wants_chain(name);
+        let is_first = has_started.is_some_and(|(_, started)| !started) && !is_wakeup_class(step);
+        self.push_callback(beginning, flags, address, name, is_first);
+        if wants_chain {
+            self.find_chain(py, &task, name)?;
+        }
         Ok(())
     }
 
+    /// Has Python code look up who awaits the task, for [`Accounts`].
+    #[cold]
+    fn find_chain(&self, py: Python<'_>, task: &Object, name: u32) -> PyResult<()> {
+        let found = imports(py)?.find_chain.call(py, &[task, &Object::from_size(py, name as usize)?]);
+        let chain = found.and_then(|chain| chain.bind(py).extract::<Option<u32>>());
+        self.accounts.set_chain(*chain.as_ref().unwrap_or(&None));
+        match chain {
+            Err(error) if !error.is_instance_of::<PyException>(py) => Err(error),
+            // The step counts without its chain.
+            _ => Ok(()),
+        }
+    }
+
     #[inline(always)]
-    fn push_callback(&self, beginning: Beginning, flags: u8, task: usize, name: u32) {
-        let Beginning { ticks, position, queue_end, is_first } = beginning;
+    fn push_callback(&self, beginning: Beginning, flags: u8, task: usize, name: u32, is_first_of_task: bool) {
+        let Beginning { ticks, delay, position, queue_end, is_first } = beginning;
+        if self.accounts.is_on() {
+            self.accounts.begin(ticks, delay, name, account_kind(flags), is_first_of_task);
+        }
         let flags = flags | if is_first { FIRST } else { 0 };
         let last = Kind::Callback as u64 | u64::from(flags) << 8 | u64::from(name) << 32;
         self.push([ticks, task as u64, both(position, queue_end), last]);

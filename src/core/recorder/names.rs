@@ -12,14 +12,14 @@ use pyo3::prelude::*;
 
 use crate::cpython::borrowing::StateCell;
 use crate::cpython::errors::no_memory;
-use crate::cpython::getter::{Getter, coroutine_class};
+use crate::cpython::getter::{Getter, StepGetters, coroutine_class};
 use crate::cpython::identity::{Check, Guard, Identity, Reference, class_of};
 use crate::cpython::object::Object;
 use crate::imports::imports;
 use crate::intern;
 
 /// Names of a loop. What comes later is [`UNNAMED`].
-const MOST: usize = 1 << 14;
+pub const MOST: usize = (1 << 14) - 1;
 /// Places of the cache, a power of two.
 const CACHED: usize = 256;
 /// Known tasks from which on those that are gone are looked for.
@@ -42,8 +42,7 @@ pub struct Names {
     /// How many tasks are known when those that are gone are looked for again.
     next_search: Cell<usize>,
     /// How these are got, if not by their names.
-    task_coroutine: OnceCell<Option<Getter>>,
-    coroutine_code: OnceCell<Option<Getter>>,
+    getters: OnceCell<Option<StepGetters>>,
 }
 
 struct Named(Object);
@@ -181,17 +180,44 @@ impl Names {
         })
     }
 
-    /// The number of the name of a task's coroutine. The task is known from now on.
-    pub fn name_task(&self, py: Python<'_>, task: &Object) -> PyResult<u32> {
-        let getter = match self.task_coroutine.get() {
-            Some(getter) => getter,
+    /// The number of the name of a task's coroutine, if it was looked up lately, and whether the coroutine has started, if it is asked for. The
+    /// task need not be known.
+    #[inline(always)]
+    pub fn find_coroutine(
+        &self,
+        py: Python<'_>,
+        task: &Object,
+        asks_start: bool,
+    ) -> Option<(u32, Option<bool>)> {
+        let (code, has_started) = self.getters.get()?.as_ref()?.read(py, task, asks_start)?;
+        Some((self.find_cached(Identity::Code(code))?, has_started))
+    }
+
+    /// The number of the name of a task's coroutine, and whether the coroutine has started. The task is not known thereby.
+    pub fn name_coroutine_of(&self, py: Python<'_>, task: &Object) -> PyResult<(u32, bool)> {
+        let coroutine = self.coroutine_of(py, task)?;
+        let has_started = match coroutine.bind(py).getattr_opt(intern!(py, "cr_suspended"))? {
+            Some(is_suspended) => is_suspended.is_truthy()?,
+            None => false,
+        };
+        Ok((self.name_coroutine(py, &coroutine)?, has_started))
+    }
+
+    fn coroutine_of(&self, py: Python<'_>, task: &Object) -> PyResult<Object> {
+        let getters = match self.getters.get() {
+            Some(getters) => getters,
             None => self.find_getters(py)?,
         };
-        let coroutine = match getter.as_ref().and_then(|getter| getter.get(py, task)) {
-            Some(coroutine) => coroutine?,
+        match getters.as_ref().and_then(|getters| getters.task_coroutine.get(py, task)) {
+            Some(coroutine) => coroutine,
             // A subclass, or a class of the program's.
-            None => task.call_method(py, intern!(py, "get_coro"), &[])?,
-        };
+            None => task.call_method(py, intern!(py, "get_coro"), &[]),
+        }
+    }
+
+    /// The number of the name of a task's coroutine. The task is known from now on.
+    pub fn name_task(&self, py: Python<'_>, task: &Object) -> PyResult<u32> {
+        let coroutine = self.coroutine_of(py, task)?;
         let name = self.name_coroutine(py, &coroutine)?;
         let new = Task { guard: Guard::of_task(py, task, &imports(py)?.forget_task)?, name };
         let address = task.as_ptr() as usize;
@@ -216,18 +242,26 @@ impl Names {
     }
 
     #[cold]
-    fn find_getters(&self, py: Python<'_>) -> PyResult<&Option<Getter>> {
-        let code = Getter::new(py, &coroutine_class(py), intern!(py, "cr_code"))?;
-        self.coroutine_code.get_or_init(|| code);
-        let task = &imports(py)?.c_task;
-        let coroutine = Getter::new(py, task, intern!(py, "_coro"))?;
-        Ok(self.task_coroutine.get_or_init(|| coroutine))
+    fn find_getters(&self, py: Python<'_>) -> PyResult<&Option<StepGetters>> {
+        let coroutine = coroutine_class(py);
+        let getters = (
+            Getter::new(py, &imports(py)?.c_task, intern!(py, "_coro"))?,
+            Getter::new(py, &coroutine, intern!(py, "cr_code"))?,
+            Getter::new(py, &coroutine, intern!(py, "cr_suspended"))?,
+        );
+        let getters = match getters {
+            (Some(task_coroutine), Some(coroutine_code), Some(coroutine_suspended)) => {
+                Some(StepGetters { task_coroutine, coroutine_code, coroutine_suspended })
+            }
+            _ => None,
+        };
+        Ok(self.getters.get_or_init(|| getters))
     }
 
     /// The number of the name of a coroutine.
     fn name_coroutine(&self, py: Python<'_>, coroutine: &Object) -> PyResult<u32> {
-        if let Some(Some(getter)) = self.coroutine_code.get()
-            && let Some(code) = getter.get(py, coroutine)
+        if let Some(Some(getters)) = self.getters.get()
+            && let Some(code) = getters.coroutine_code.get(py, coroutine)
         {
             return self.name_code(py, &code?);
         }
