@@ -43,6 +43,7 @@ with a __main__.py.
   --watch[=SECONDS]         report callbacks that block an event loop for so long, or 0.1 seconds, and where
   --stats                   print what each event loop did when it is closed
   --stats-signal=NAME       print it, with the tasks, at this signal; with --watch and --stats it is SIGUSR2
+  --account                 count who uses each event loop, for --stats, --stats-signal and top
   --record[=SECONDS]        record what each event loop does, and keep the last 10 seconds, or as many
   --record-to=FOLDER        save recordings there, not in the current folder
   --record-signal=NAME      save at this signal, in place of SIGUSR1
@@ -141,8 +142,8 @@ def parse(arguments: list[str], name: str) -> Callable[[], None] | None:
 
 
 observing: dict[str, Any] = {}
-"""Options that observe loops: "watch" and "record" in seconds, "stats", "record-to", and "signal" and
-"record-signal" as numbers."""
+"""Options that observe loops: "watch" and "record" in seconds, "stats", "account", "record-to", and "signal"
+and "record-signal" as numbers."""
 
 
 def parse_observing_option(argument: str, name: str) -> bool:
@@ -160,8 +161,8 @@ def parse_observing_option(argument: str, name: str) -> bool:
         if not value:
             raise CommandError(f"{option} takes a folder ({name} --help)")
         observing["record-to"] = os.path.abspath(value)
-    elif argument == "--stats":
-        observing["stats"] = 1
+    elif argument in ("--stats", "--account"):
+        observing[argument[2:]] = 1
     else:
         return False
     return True
@@ -209,6 +210,8 @@ def observe(options: dict[str, Any]) -> None:
     if "watch" in options:
         on_loop_created(lambda loop: loop.watch_blocking(options["watch"]))
         serving.serve_on_first_loop()
+    if "account" in options:
+        on_loop_created(lambda loop: loop.account())
     if "stats" in options:
         summaries.print_at_end()
     summaries.print_on_signal(int(options.get("signal", signal.SIGUSR2)))

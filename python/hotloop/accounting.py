@@ -26,7 +26,7 @@ UNNAMED = "others"
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """What the loop ran of one kind of work: a coroutine's tasks, a function's callbacks, a class of protocols.
+    """What the loop ran of one kind of work: a coroutine's tasks, a function's callbacks, a protocol's class.
 
     A poll is a step of a task, a call of a callback, or an event of a transport with what its protocol does.
     The names are those of Rust's tokio-metrics. Times are in seconds.
@@ -46,8 +46,8 @@ class Account:
     total_poll_duration: float
     """For how long it ran."""
     total_processor_time: float
-    """For how long its thread computed meanwhile. It is measured for a millisecond of work at a time, or for a
-    longer poll, and otherwise shared among the polls."""
+    """For how long its thread computed meanwhile. That is measured for a millisecond of work, or one longer
+    poll, and shared among its polls."""
     longest_poll_duration: float
     total_slow_poll_count: int
     """Polls of at least the *slow* seconds of loop.account()."""
@@ -86,7 +86,8 @@ class Account:
         return f"{os.path.basename(self.file)}:{self.line}" if self.line else self.file
 
     @property
-    def _key(self) -> tuple[str, str, str, int]:
+    def key(self) -> tuple[str, str, str, int]:
+        """What tells accounts apart."""
         return self.kind, self.name, self.file, self.line
 
 
@@ -135,14 +136,14 @@ class Accounting:
         by_number = {number: _account(names, number, *row) for number, *row in rows}
         merged: dict[tuple[str, str, str, int], Account] = {}
         for account in by_number.values():
-            former = merged.get(account._key)
-            merged[account._key] = combine(former, account) if former else account
+            former = merged.get(account.key)
+            merged[account.key] = combine(former, account) if former else account
         weights: dict[int, float] = {}
         for (number, _), weight in zip(chains, seconds, strict=True):
             weights[number] = weights.get(number, 0.0) + weight
         divided = [
             Chain(
-                by_number[number]._key,
+                by_number[number].key,
                 frames,
                 by_number[number].total_poll_duration * weight / weights[number],
             )
@@ -171,9 +172,9 @@ class Accounting:
 
         The longest durations are those since loop.account().
         """
-        before = {account._key: account for account in earlier.accounts}
+        before = {account.key: account for account in earlier.accounts}
         chains = {(chain.key, chain.frames): chain.duration for chain in earlier.chains}
-        accounts = [_less(account, before.get(account._key)) for account in self.accounts]
+        accounts = [_less(account, before.get(account.key)) for account in self.accounts]
         divided = [
             replace(chain, duration=chain.duration - chains.get((chain.key, chain.frames), 0.0))
             for chain in self.chains
@@ -188,9 +189,10 @@ class Accounting:
         """Write a flame graph of the loop's time, by the chain of who awaits whom.
 
         As an SVG image if the name ends in ".svg", and otherwise as collapsed stacks in microseconds, which
-        https://www.speedscope.app and FlameGraph read. An account's time is exact; how it is divided among
-        chains is estimated by looking at some of its steps, at one in some thousand of many. A chain has tasks
-        that wait for the task, and the coroutines of each. Raise OSError if the file can't be written.
+        https://www.speedscope.app and FlameGraph read. A chain has the tasks that wait for the task, and the
+        coroutines of each. An account's time is exact; how it is divided among chains is estimated by some of
+        its steps: many of the first, and one in some thousand of many. Raise OSError if the file can't be
+        written.
         """
         flames.save(list(self._stacks()), path)
 
@@ -200,8 +202,11 @@ class Accounting:
             divided.add(chain.key)
             yield chain.frames, chain.duration
         for account in self.accounts:
-            if account._key not in divided:
-                yield (frame(account.name, account.file if account.line else ""),), account.total_poll_duration
+            if account.key not in divided:
+                yield (
+                    (frame(account.name, account.file if account.line else ""),),
+                    account.total_poll_duration,
+                )
 
     def __str__(self) -> str:
         return "\n".join(table(self, 20))
@@ -209,9 +214,8 @@ class Accounting:
 
 def _account(names: tuple[tuple[str, str, int], ...], number: int, kind: int, *counted: Any) -> Account:
     if KINDS[kind] == "loop":
-        named = (LOOP, "", 0)
-    else:
-        named = names[number - 1] if number else (UNNAMED, "", 0)
+        return Account(KINDS[kind], LOOP, "", 0, *counted)
+    named = names[number - 1] if number else (UNNAMED, "", 0)
     return Account(KINDS[kind], *named, *counted)
 
 

@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 
     from ._names import LookUp
     from ._observing.watching import Watch
+    from .accounting import Accounted, Accounting
     from .blocking import Block
     from .metrics import Metrics
-    from .accounting import Accounted, Accounting
     from .recording import Recording
 
     _Function = TypeVar("_Function", bound=Callable[..., Any])

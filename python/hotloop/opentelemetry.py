@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING
 from opentelemetry.metrics import Observation, get_meter_provider
 
 from . import __version__
+from ._observing.exported import Exported
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from opentelemetry.metrics import CallbackOptions, MeterProvider
 
+    from .accounting import Account
     from .loop import Loop
     from .metrics import Histogram, Metrics
 
@@ -87,6 +89,15 @@ _GAUGES: dict[str, tuple[str, str, str, Observe]] = {
     ),
 }
 
+# Of each account: see hotloop.accounting.Account.
+_ACCOUNTS: dict[str, tuple[str, str, str]] = {
+    "polls": ("{poll}", "Steps, calls and events of one kind of work", "total_poll_count"),
+    "time": ("s", "For how long they ran", "total_poll_duration"),
+    "processor_time": ("s", "For how long they computed", "total_processor_time"),
+    "slow_polls": ("{poll}", "How many of them were slow", "total_slow_poll_count"),
+    "scheduled_time": ("s", "How long they were ready before", "total_scheduled_duration"),
+}
+
 # Callbacks within this many seconds belong to one collection.
 _ONE_COLLECTION = 0.05
 
@@ -97,9 +108,11 @@ def _statistics(histogram: Histogram) -> dict[str, float]:
 
 
 class _Source:
-    """The last two snapshots of one loop. It does not keep the loop alive."""
+    """The last two snapshots of one loop, and its accounts. It does not keep the loop alive."""
 
-    def __init__(self, loop: Loop, name: str) -> None:
+    def __init__(self, loop: Loop, name: str, accounts: int) -> None:
+        self.exported = Exported(accounts)
+        self.accounts: list[Account] = []
         self.loop = weakref.ref(loop)
         self.name = name
         self.taken = float("-inf")
@@ -116,17 +129,23 @@ class _Source:
             if self.total.callbacks < self.before.callbacks:
                 # reset_metrics() was called.
                 self.before = self.total
+            self.accounts = self.exported.choose_of(loop)
             self.taken = now
         return True
 
 
-def instrument(loop: Loop, name: str = "main", *, meter_provider: MeterProvider | None = None) -> None:
+def instrument(
+    loop: Loop, name: str = "main", *, meter_provider: MeterProvider | None = None, accounts: int = 20
+) -> None:
     """Collect a loop's metrics, with its name as the attribute `hotloop.eventloop.name`.
 
     Counters are cumulative; utilization, delay and duration are those since the previous collection by any
     reader. A loop that is closed or destroyed is not reported any more.
+
+    Of a loop with loop.account(), up to *accounts* accounts that have used it most are collected, and those
+    that were before, up to ten times as many.
     """
-    source = _Source(loop, name)
+    source = _Source(loop, name, accounts)
     meter = (meter_provider or get_meter_provider()).get_meter("hotloop", __version__)
     kinds: tuple[tuple[Callable[..., object], dict[str, tuple[str, str, str, Observe]], bool], ...] = (
         (meter.create_observable_counter, _COUNTERS, False),
@@ -137,6 +156,36 @@ def instrument(loop: Loop, name: str = "main", *, meter_provider: MeterProvider 
         for metric, (unit, text, attribute, observe) in instruments.items():
             callback = _callback(source, attribute, observe, recent)
             create(f"hotloop.eventloop.{metric}", callbacks=[callback], unit=unit, description=text)
+    for metric, (unit, text, field) in _ACCOUNTS.items():
+        meter.create_observable_counter(
+            f"hotloop.eventloop.account.{metric}",
+            callbacks=[_account_callback(source, field)],
+            unit=unit,
+            description=text,
+        )
+
+
+def _account_callback(source: _Source, field: str) -> Callable[[CallbackOptions], Iterable[Observation]]:
+    def observations(_: CallbackOptions) -> Iterable[Observation]:
+        if not source.refresh():
+            return []
+        return [
+            Observation(getattr(account, field), _account_attributes(source.name, account))
+            for account in source.accounts
+        ]
+
+    return observations
+
+
+def _account_attributes(name: str, account: Account) -> dict[str, str | int]:
+    attributes: dict[str, str | int] = {
+        "hotloop.eventloop.name": name,
+        "hotloop.eventloop.account.kind": account.kind,
+        "code.function.name": account.name,
+    }
+    if account.line:
+        attributes |= {"code.file.path": account.file, "code.line.number": account.line}
+    return attributes
 
 
 def _callback(

@@ -15,11 +15,14 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector as _Collector
 from prometheus_client.registry import CollectorRegistry
 
+from ._observing.exported import Exported
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from prometheus_client.metrics_core import Metric
 
+    from .accounting import Account
     from .loop import Loop
     from .metrics import Histogram, Metrics
 
@@ -59,6 +62,15 @@ _HISTOGRAMS = {
     "delay": ("hotloop_delay_seconds", "How late callbacks that were ready, and timers that were due, ran"),
 }
 
+# Of each account: see hotloop.accounting.Account.
+_ACCOUNTS = {
+    "total_poll_count": ("hotloop_account_polls", "Steps, calls and events of one kind of work"),
+    "total_poll_duration": ("hotloop_account_seconds", "For how long they ran"),
+    "total_processor_time": ("hotloop_account_processor_seconds", "For how long they computed"),
+    "total_slow_poll_count": ("hotloop_account_slow_polls", "How many of them were slow"),
+    "total_scheduled_duration": ("hotloop_account_scheduled_seconds", "How long they were ready before"),
+}
+
 # Powers of two, from a microsecond to a minute: bounds of the loop's own buckets.
 _BOUNDS = [2.0**power for power in range(-20, 7)]
 
@@ -67,11 +79,21 @@ class Collector(_Collector):
     """Collects the metrics of event loops, each labelled `loop` with its name.
 
     It does not keep a loop alive. It drops loops that are closed or destroyed.
+
+    Of a loop with loop.account(), up to *accounts* accounts that have used it most are collected, labelled
+    `kind`, `name` and `where`, and those that were before, up to ten times as many.
     """
 
     def __init__(
-        self, loop: Loop | None = None, name: str = "main", *, registry: CollectorRegistry | None = REGISTRY
+        self,
+        loop: Loop | None = None,
+        name: str = "main",
+        *,
+        registry: CollectorRegistry | None = REGISTRY,
+        accounts: int = 20,
     ) -> None:
+        self._accounts = accounts
+        self._exported: dict[str, Exported] = {}
         self._loops: dict[str, weakref.ref[Loop]] = {}
         self._lock = threading.Lock()
         if loop is not None:
@@ -85,6 +107,7 @@ class Collector(_Collector):
             if name in self._open():
                 raise ValueError(f"there is an event loop named {name!r} already")
             self._loops[name] = weakref.ref(loop)
+            self._exported[name] = Exported(self._accounts)
 
     def _open(self) -> dict[str, Loop]:
         loops = {name: reference() for name, reference in self._loops.items()}
@@ -94,15 +117,18 @@ class Collector(_Collector):
 
     def describe(self) -> Iterator[Metric]:
         """Name the metrics, so that registering does not collect them."""
-        return self._families({})
+        return self._families({}, {})
 
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics of all open loops."""
         with self._lock:
             loops = self._open()
-        return self._families({name: loop.metrics() for name, loop in loops.items()})
+            accounts = {name: self._exported[name].choose_of(loop) for name, loop in loops.items()}
+        return self._families({name: loop.metrics() for name, loop in loops.items()}, accounts)
 
-    def _families(self, all_metrics: dict[str, Metrics]) -> Iterator[Metric]:
+    def _families(
+        self, all_metrics: dict[str, Metrics], all_accounts: dict[str, list[Account]]
+    ) -> Iterator[Metric]:
         for field, (name, text) in _COUNTERS.items():
             counter = CounterMetricFamily(name, text, labels=["loop"])
             for loop, metrics in all_metrics.items():
@@ -119,6 +145,15 @@ class Collector(_Collector):
                 counted: Histogram = getattr(metrics, field)
                 histogram.add_metric([loop], _cumulated(counted), counted.sum)
             yield histogram
+        labels = ["loop", "kind", "name", "where"]
+        for field, (name, text) in _ACCOUNTS.items():
+            counter = CounterMetricFamily(name, text, labels=labels)
+            for loop, accounts in all_accounts.items():
+                for account in accounts:
+                    counter.add_metric(
+                        [loop, account.kind, account.name, account.where], getattr(account, field)
+                    )
+            yield counter
 
 
 def _cumulated(histogram: Histogram) -> list[tuple[str, float]]:

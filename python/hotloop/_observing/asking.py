@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .. import __version__
+from ..accounting import Account, Accounting
 from ..metrics import Histogram, Metrics
 from .attaching import CantAttach, attach
 from .serving import folders, is_private
@@ -32,6 +33,17 @@ class State:
     """The answer's JSON: see serving.state()."""
     metrics: dict[str, Metrics]
     """Metrics of each loop, by its name, since it was made or reset."""
+    accountings: dict[str, Accounting]
+    """Of each loop that keeps accounts, since it does."""
+
+    def accountings_since(self, earlier: State) -> dict[str, Accounting]:
+        """Accounts of each loop after an earlier answer, or since it keeps them."""
+        return {
+            name: later.since(before)
+            if (before := earlier.accountings.get(name)) and before.seconds < later.seconds
+            else later
+            for name, later in self.accountings.items()
+        }
 
     def since(self, earlier: State) -> dict[str, tuple[Metrics, float]]:
         """Metrics of each loop after an earlier answer, and the seconds in between."""
@@ -66,7 +78,16 @@ def _parse(line: bytes) -> State:
         raise Unavailable("what answers is not hotloop") from None
     if version != __version__:
         raise Unavailable(f"the process runs hotloop {version}, and this is {__version__}")
-    return State(fields, {name: _metrics(loop["metrics"]) for name, loop in fields["loops"].items()})
+    loops = fields["loops"]
+    return State(
+        fields,
+        {name: _metrics(loop["metrics"]) for name, loop in loops.items()},
+        {name: _accounting(loop["accounting"]) for name, loop in loops.items() if "accounting" in loop},
+    )
+
+
+def _accounting(fields: dict[str, Any]) -> Accounting:
+    return Accounting(fields["seconds"], tuple(Account(**account) for account in fields["accounts"]), ())
 
 
 class Process:
@@ -108,6 +129,18 @@ class Process:
 
     def close(self) -> None:
         self.socket.close()
+
+
+def begin_accounts(path: str) -> None:
+    """Have the loops of the process at a socket keep accounts. Raise Unavailable if it does not answer."""
+    process = Process(path)
+    try:
+        process.socket.sendall(b"account\n")
+        process.socket.makefile("rb").readline()
+    except OSError:
+        raise Unavailable("the process has not answered") from None
+    finally:
+        process.close()
 
 
 def save_recording(path: str, seconds: float = 0.0) -> str:

@@ -24,6 +24,8 @@ _WRAPPERS = ("async_generator_asend", "async_generator_athrow", "anext_awaitable
 _COROUTINES = (CoroutineType, GeneratorType, AsyncGeneratorType)
 # The names of a task's callback for what it awaits: of the task written in C, and of that in Python.
 _WAKEUPS = ("task_wakeup", "__wakeup")
+# Where functions are that wait for futures by callbacks.
+_MODULES = ("asyncio.", "anyio.")
 # Futures, or coroutines, that are followed at most: chains of either can be circular.
 _LONGEST = 1000
 # The flags of the code of coroutines, generators, and asynchronous generators; with types.coroutine(), too.
@@ -90,8 +92,7 @@ def _frames(awaited: Any) -> list[FrameType]:
         if type(awaited).__name__ in _WRAPPERS:
             referents = gc.get_referents(awaited)
             awaited = next((each for each in referents if _is_awaited(each)), None)
-        if awaited is None:
-            break
+            continue
         if _get(awaited, "cr_running") or _get(awaited, "gi_running"):
             return frames + _running_frames(_frame_of(awaited))
         frame = _frame_of(awaited)
@@ -144,8 +145,8 @@ def awaiting_task(task: asyncio.Future[Any]) -> asyncio.Task[Any] | None:
     """Return the task that waits for a task, or a future: the first one found, or None.
 
     It is found by asyncio's own notes from Python 3.14 on. Otherwise, it is if it awaits the task itself, or
-    waits in asyncio's TaskGroup, gather(), shield(), wait(), wait_for() or as_completed(), or in a future that
-    these chain.
+    waits in a TaskGroup of asyncio's or anyio's, in asyncio's gather(), shield(), wait(), wait_for() or
+    as_completed(), or for a future that these chain.
     """
     known = {id(task)}
     # Those closest to the task first. What is in the list stays alive, so that no address is used again.
@@ -197,7 +198,7 @@ def _called(callback: Any) -> Iterator[Any]:
             yield owner
         return
     function = _get(callback, "__func__") or callback
-    if type(function) is not FunctionType or not function.__module__.startswith("asyncio."):
+    if type(function) is not FunctionType or not str(function.__module__).startswith(_MODULES):
         # A callback of the program's can refer to tasks for any reason.
         return
     if owner is not None:
@@ -208,7 +209,8 @@ def _called(callback: Any) -> Iterator[Any]:
             content = cell.cell_contents
         except ValueError:
             continue
-        yield from _followed([content])
+        # The latter is anyio's TaskGroup.
+        yield from _followed([content, _get(_get(content, "cancel_scope"), "_host_task")])
 
 
 def _followed(things: Any) -> Iterator[Any]:

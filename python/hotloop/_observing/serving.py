@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 # Seconds after which an idle connection is closed.
 TIMEOUT = 60.0
+# Accounts of a loop in an answer, those that have used it most.
+ACCOUNTS = 200
 
 
 def folders() -> list[str]:
@@ -64,6 +66,8 @@ class _Handler(socketserver.StreamRequestHandler):
                     from . import saving
 
                     answer = saving.answer(line.decode().split()[1:])
+                elif line == b"account\n":
+                    answer = _account_from_now_on()
                 else:
                     answer = state()
                 self.wfile.write(json.dumps(answer).encode() + b"\n")
@@ -167,6 +171,15 @@ def _close_in_child() -> None:
     _close()
 
 
+def _account_from_now_on() -> dict[str, Any]:
+    for _, loop in open_loops():
+        # It may have been closed.
+        with suppress(RuntimeError):
+            if loop._accounted is None:
+                loop.call_soon_threadsafe(loop.account)
+    return {}
+
+
 def state() -> dict[str, Any]:
     """The state of this process, as sent to clients."""
     return {
@@ -182,6 +195,10 @@ def state() -> dict[str, Any]:
 
 def _state_of(loop: Loop) -> dict[str, Any]:
     state: dict[str, Any] = {"metrics": asdict(loop.metrics()), "running": loop.is_running()}
+    if loop._accounted is not None:
+        accounting = loop.accounting()
+        accounts = [asdict(account) for account in accounting.accounts[:ACCOUNTS]]
+        state["accounting"] = {"seconds": accounting.seconds, "accounts": accounts}
     watch = loop._blocking
     if watch is None:
         return state

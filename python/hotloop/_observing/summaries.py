@@ -65,6 +65,8 @@ def _print_all(*, tasks: bool = False) -> None:
 
 def _print_loop(name: str, loop: Loop, *, tasks: bool = False) -> None:
     text = summary(name, loop.metrics())
+    if loop._accounted is not None:
+        text += "\n" + "\n".join(f"  {line}" for line in str(loop.accounting()).splitlines())
     if tasks:
         text += "\n" + "\n".join(task_lines(loop))
     print_error(text)

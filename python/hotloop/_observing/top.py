@@ -19,7 +19,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from .asking import TIMEOUT, Process, State, Unavailable, find, find_all, save_recording
+from .accounts_view import ORDERS, accounts_table
+from .asking import TIMEOUT, Process, State, Unavailable, begin_accounts, find, find_all, save_recording
 from .summaries import duration
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ HISTORY = 60
 LEVELS = "▁▂▃▄▅▆▇█"
 # Columns that the wide layout needs.
 WIDE = 98
+# What can be pressed, but for the keys that quit.
+KEYS = (b"r", b"a", b"s")
 # Limits of healthy values: see docs/observability.md. Ten times LATE is shown in red.
 BUSY = 0.7
 LATE = 0.01
@@ -54,6 +57,8 @@ def watch(target: str | None, interval: float, *, once: bool, picture: str | Non
             time.sleep(interval)
             view.update()
             console.print(view.render(console.width))
+            if view.accountings:
+                console.print(accounts_table(view.accountings, view.order, rows=10))
             if picture:
                 _save(console, picture)
             return
@@ -65,6 +70,10 @@ def watch(target: str | None, interval: float, *, once: bool, picture: str | Non
                     break
                 if key == "r":
                     view.save_recording(path)
+                elif key == "a":
+                    view.show_accounts(path)
+                elif key == "s":
+                    view.sort_by_next()
                 try:
                     view.update()
                 except Unavailable as error:
@@ -101,7 +110,7 @@ def _only() -> str:
 
 @contextmanager
 def _keys() -> Iterator[Callable[[float], str | None]]:
-    """Yield a function that waits for up to some seconds, and returns "q" to quit, "r" to record, or None."""
+    """Yield a function that waits for up to some seconds, and returns "q" to quit, another key, or None."""
     import termios
     import tty
 
@@ -124,8 +133,8 @@ def _keys() -> Iterator[Callable[[float], str | None]]:
                 # No bytes: the terminal is closed. \x03, \x04 and \x1b: Ctrl-C, Ctrl-D and Escape.
                 if keys in (b"", b"q", b"Q", b"\x03", b"\x04", b"\x1b"):
                     return "q"
-                if keys in (b"r", b"R"):
-                    return "r"
+                if keys.lower() in KEYS:
+                    return keys.decode().lower()
         return None
 
     try:
@@ -145,6 +154,10 @@ class View:
             raise Unavailable(f"the process did not answer within {TIMEOUT:g} s")
         self.state: State = first
         self.changes = first.since(first)
+        # Of the time since the last query. The page is shown by a key.
+        self.accountings = first.accountings
+        self.shows_accounts = False
+        self.order = next(iter(ORDERS))
         self.interval = interval
         self.silent_since: float | None = None
         self.history: dict[str, deque[tuple[float, float]]] = {}
@@ -161,6 +174,7 @@ class View:
             return
         self.silent_since = None
         self.changes = state.since(self.state)
+        self.accountings = state.accountings_since(self.state)
         self.state = state
         for name, (metrics, _) in self.changes.items():
             past = self.history.setdefault(name, deque(maxlen=max(1, round(HISTORY / self.interval))))
@@ -178,6 +192,17 @@ class View:
 
         threading.Thread(target=save, daemon=True).start()
 
+    def show_accounts(self, path: str) -> None:
+        """Show who uses the loops, or no longer. The process keeps accounts from the first time on."""
+        self.shows_accounts = not self.shows_accounts
+        if self.shows_accounts and not self.accountings:
+            begin_accounts(path)
+
+    def sort_by_next(self) -> None:
+        """Sort the accounts by another column."""
+        orders = list(ORDERS)
+        self.order = orders[(orders.index(self.order) + 1) % len(orders)]
+
     def render(self, width: int) -> RenderableType:
         """Draw the state for a terminal *width* columns wide."""
         fields = self.state.fields
@@ -185,7 +210,7 @@ class View:
             ("hotloop top", "bold"),
             f"  process {fields['process']}, Python {fields['python']}, ",
             time.strftime("%H:%M:%S", time.localtime(fields["time"])),
-            ("  q: quit, r: save a recording", "dim"),
+            ("  q: quit, r: save a recording, a: accounts", "dim"),
         )
         parts: list[RenderableType] = [title, Text(fields["command"], style="dim", overflow="ellipsis")]
         if self.recorded:
@@ -199,6 +224,10 @@ class View:
             )
         if not fields["loops"]:
             parts.append(Text("no event loop is open", style="yellow"))
+        if self.shows_accounts:
+            parts.append(Text("a: back, s: sort by another column", style="dim"))
+            parts.append(accounts_table(self.accountings, self.order))
+            return Group(*parts)
         for name, loop in fields["loops"].items():
             parts.append(self._loop(name, loop, is_wide=width >= WIDE))
         parts.append(_blocks(fields["loops"]))
