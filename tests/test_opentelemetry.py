@@ -88,3 +88,36 @@ def test_a_loop_that_is_closed_or_gone(loop, reader, provider):
     assert {name for name, _, _ in read(reader)} == {"one"}
     loop.close()
     assert read(reader) == {}
+
+
+def test_the_accounts_that_have_used_the_loop_most(loop, reader, provider):
+    instrument(loop, "web", meter_provider=provider, accounts=1)
+    loop.account()
+
+    async def busy():
+        await asyncio.sleep(0)
+        time.sleep(0.02)
+
+    loop.run_until_complete(busy())
+    points = {
+        metric.name: point
+        for resource in reader.get_metrics_data().resource_metrics
+        for scope in resource.scope_metrics
+        for metric in scope.metrics
+        for point in metric.data.data_points
+        if metric.name.startswith("hotloop.eventloop.account.")
+    }
+    assert set(points) == {
+        f"hotloop.eventloop.account.{name}"
+        for name in ("polls", "time", "processor_time", "slow_polls", "scheduled_time")
+    }
+    point = points["hotloop.eventloop.account.polls"]
+    assert point.value == 2
+    assert dict(point.attributes) == {
+        "hotloop.eventloop.name": "web",
+        "hotloop.eventloop.account.kind": "task",
+        "code.function.name": busy.__qualname__,
+        "code.file.path": __file__,
+        "code.line.number": busy.__code__.co_firstlineno,
+    }
+    assert 0.02 <= points["hotloop.eventloop.account.time"].value < 0.5

@@ -94,3 +94,66 @@ def test_registering_asks_no_loop(loop, registry):
     loop.metrics = lambda: asked.append(1)
     Collector(loop, registry=registry)
     assert not asked
+
+
+async def busy(seconds):
+    await asyncio.sleep(0)
+    time.sleep(seconds)
+
+
+async def seldom():
+    pass
+
+
+def accounts(registry):
+    """Values of accounts by metric and name."""
+    return {
+        (sample.name.removeprefix("hotloop_account_"), sample.labels["name"]): sample
+        for family in registry.collect()
+        for sample in family.samples
+        if sample.name.startswith("hotloop_account_")
+    }
+
+
+def test_the_accounts_that_have_used_the_loop_most(loop, registry):
+    Collector(loop, "web", registry=registry, accounts=1)
+    assert not accounts(registry)
+    loop.account()
+    loop.run_until_complete(busy(0.02))
+    loop.run_until_complete(seldom())
+    found = accounts(registry)
+    assert {name for _, name in found} == {"busy"}
+    sample = found["polls_total", "busy"]
+    assert sample.value == 2
+    assert sample.labels == {
+        **{"loop": "web", "kind": "task", "name": "busy"},
+        "where": f"test_prometheus.py:{busy.__code__.co_firstlineno}",
+    }
+    assert 0.02 <= found["seconds_total", "busy"].value < 0.5
+    assert found["processor_seconds_total", "busy"].value <= found["seconds_total", "busy"].value
+    assert found["slow_polls_total", "busy"].value == 1
+    assert found["scheduled_seconds_total", "busy"].value >= 0
+    loop.account(False)
+    assert not accounts(registry)
+
+
+def test_an_account_that_was_collected_stays(loop, registry):
+    Collector(loop, "web", registry=registry, accounts=1)
+    loop.account()
+    loop.run_until_complete(busy(0.01))
+    assert {name for _, name in accounts(registry)} == {"busy"}
+
+    async def more():
+        time.sleep(0.05)
+
+    loop.run_until_complete(more())
+    assert {name.rpartition(".")[2] for _, name in accounts(registry)} == {"busy", "more"}
+
+
+def test_no_accounts(loop, registry):
+    Collector(loop, "web", registry=registry, accounts=0)
+    loop.account()
+    loop.run_until_complete(busy(0.01))
+    assert not accounts(registry)
+    with pytest.raises(ValueError, match="negative"):
+        Collector(loop, "other", registry=None, accounts=-1)

@@ -93,6 +93,18 @@ def test_a_summary_when_the_loop_is_closed(tmp_path):
     assert "blocked" not in result.stderr
 
 
+@helpers.whenever_quiet
+def test_the_summary_has_the_accounts(tmp_path):
+    result = run(tmp_path, BLOCKING, "--stats", "--account")
+    assert result.returncode == 0
+    assert re.search(r"^  accounts of \d+\.\d ms, 9\d\.\d% of it used$", result.stderr, re.MULTILINE)
+    found = re.search(
+        r"^ +9\d\.\d% +2\d\d\.\d ms .* 3 .*  task main \(program\.py:7\)$", result.stderr, re.MULTILINE
+    )
+    assert found, result.stderr
+    assert "accounts" not in run(tmp_path, BLOCKING, "--stats").stderr
+
+
 def test_a_summary_when_the_program_ends(tmp_path):
     program = """
         import asyncio

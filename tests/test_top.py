@@ -507,3 +507,26 @@ def test_a_recording_is_saved_by_a_key(start, terminal, tmp_path):
     )
     shown.press(b"q")
     assert shown.end() == 0
+
+
+def test_the_accounts_by_a_key(start, terminal):
+    shown = terminal(start(SERVING).pid)
+    shown.read_until("utilization")
+    shown.press(b"a")
+    shown.read_until("Who uses the loop, by used(.|\n)*used ▼")
+    shown.read_until(r"task main +program\.py:11")
+    shown.read_until("protocol StreamReaderProtocol")
+    shown.press(b"s")
+    shown.read_until("by computing(.|\n)*computing ▼")
+    shown.press(b"a")
+    shown.read_until("utilization")
+    shown.press(b"q")
+    assert shown.end() == 0
+
+
+def test_the_accounts_when_it_looks_once(start, top):
+    begins = "async def main():\n        asyncio.get_running_loop().account()"
+    process = start(SERVING.replace("async def main():", begins))
+    shown = top("--once", process.pid)
+    assert shown.returncode == 0, shown.stderr
+    assert re.search(r" \d+\.\d% +\d+\.\d% +[\d,]+ .* task main +program\.py:11", shown.stdout)

@@ -133,7 +133,7 @@ class Accounting:
             raise RuntimeError("the event loop keeps no accounts: call loop.account() first")
         chains = list(accounted.chains)
         names, rows, seconds = loop._accounts(len(chains))
-        by_number = {number: _account(names, number, *row) for number, *row in rows}
+        by_number = {row[0]: _account(names, *row) for row in rows}
         merged: dict[tuple[str, str, str, int], Account] = {}
         for account in by_number.values():
             former = merged.get(account.key)
