@@ -10,6 +10,7 @@ use pyo3::prelude::*;
 use super::recorder::{Beginning, Kind};
 use super::{Core, ReadyEntry};
 use crate::cpython::bound_method::BoundMethod;
+use crate::cpython::frames;
 use crate::cpython::object::{Object, thread_ident};
 use crate::handle::reraise_fatal;
 use crate::imports::imports;
@@ -43,7 +44,7 @@ impl Core {
         self.metrics.begin_run(now, !self.overridden_clock.get());
         self.recorder.note_run(Kind::RunBegan, thread_ident());
         if let Some(run_monitor) = &*self.run_monitor.borrow() {
-            run_monitor.set_thread();
+            run_monitor.set_thread(frames::thread_state(py));
         }
         let result = loop {
             let result = self.iterate(py, event_loop);

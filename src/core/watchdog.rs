@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use pyo3::prelude::*;
 
 use super::gil;
+use crate::cpython::frames::frames_of;
 use crate::cpython::interpreter::Interpreter;
 use crate::cpython::module::import;
 use crate::cpython::object::{Object, boolean};
@@ -323,15 +324,23 @@ fn observe(run_monitor: &RunMonitor, now: u64, callback: Option<Run>, iteration:
 /// Has `hotloop._observing.watching` look at what the loop is doing.
 fn report(interpreter: Interpreter, run_monitor: &RunMonitor, id: usize, found: &Report, tick: &Tick) {
     let report = |py: Python<'_>| {
-        // The run may have ended during the wait for the GIL.
-        let (run, under_way) = match *found {
-            Report::Callback { run, .. } => (run, run_monitor.callbacks.under_way()),
-            Report::Iteration { run } => (run, run_monitor.iterations.under_way()),
+        let (run, runs) = match *found {
+            Report::Callback { run, .. } => (run, &run_monitor.callbacks),
+            Report::Iteration { run } => (run, &run_monitor.iterations),
         };
-        if under_way != Some(run) {
+        let is_under_way = || runs.under_way() == Some(run);
+        // It may have ended during the wait for the GIL.
+        if !is_under_way() {
             return;
         }
         let observe = || -> PyResult<Object> {
+            let frames = if cfg!(Py_GIL_DISABLED) {
+                // SAFETY: the thread is in a run, which ends before the thread does.
+                unsafe { frames_of(py, run_monitor.interpreter_state(), is_under_way)? }
+            } else {
+                None
+            };
+            let frames = frames.unwrap_or_else(|| Object::none(py));
             let id = Object::from_size(py, id)?;
             let number = Object::from_size(py, run.number as usize)?;
             let module = Object::from(import(py, "hotloop._observing.watching")?);
@@ -339,11 +348,11 @@ fn report(interpreter: Interpreter, run_monitor: &RunMonitor, id: usize, found: 
                 Report::Callback { run, again } => {
                     let ran = tick.seconds(clock::ticks().wrapping_sub(run.began));
                     let ran = Object::from_float(py, ran)?;
-                    let arguments = [&id, &number, &ran, &boolean(py, again)];
+                    let arguments = [&id, &number, &ran, &boolean(py, again), &frames];
                     module.call_method(py, intern!(py, "observe"), &arguments)
                 }
                 Report::Iteration { .. } => {
-                    module.call_method(py, intern!(py, "observe_iteration"), &[&id, &number])
+                    module.call_method(py, intern!(py, "observe_iteration"), &[&id, &number, &frames])
                 }
             }
         };

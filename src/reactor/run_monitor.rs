@@ -15,7 +15,9 @@
 //! has the value of that run. The fences keep this on processors that reorder stores or loads; on x86-64 they cost nothing.
 
 use super::breakdown::Observation;
-use super::sync::atomic::{AtomicU64, Ordering::Acquire, Ordering::Relaxed, Ordering::Release, fence};
+use super::sync::atomic::{
+    AtomicU64, AtomicUsize, Ordering::Acquire, Ordering::Relaxed, Ordering::Release, fence,
+};
 use super::thread_state;
 
 /// Runs of one sort, of which one is under way at a time. Where runs nest, the outer one is not seen after the inner one has begun.
@@ -85,6 +87,8 @@ pub struct RunMonitor {
     threshold: AtomicU64,
     /// The system's number of the loop's thread.
     thread: AtomicU64,
+    /// The interpreter's state of that thread, as an address.
+    interpreter_state: AtomicUsize,
     /// The watchdog locks it while it has its own lock, so that it is not locked over a fork. The loop's thread does so at the end
     /// of a run that was noticed. No Python code runs meanwhile.
     observations: std::sync::Mutex<Observations>,
@@ -100,8 +104,14 @@ impl RunMonitor {
     }
 
     /// Makes the calling thread the loop's.
-    pub fn set_thread(&self) {
+    pub fn set_thread(&self, interpreter_state: usize) {
         self.thread.store(thread_state::current_thread(), Relaxed);
+        self.interpreter_state.store(interpreter_state, Relaxed);
+    }
+
+    /// The interpreter's state of the loop's thread, which is there while a run is under way.
+    pub fn interpreter_state(&self) -> usize {
+        self.interpreter_state.load(Relaxed)
     }
 
     /// The system's number of the loop's thread.

@@ -16,6 +16,7 @@ import logging
 import math
 import os
 import sys
+import sysconfig
 import threading
 import time
 import traceback
@@ -29,11 +30,16 @@ from .. import _core
 from ..blocking import Block, Iteration, where_in
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Iterator
 
     from ..loop import Loop
 
+    # Code, line and globals.
+    _Frame = tuple[CodeType, int, dict[str, Any]]
+
 logger = logging.getLogger("hotloop")
+
+FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 
 # Minimum seconds between two reports of a loop. Blocks in between are counted.
 REPORT_INTERVAL = 1.0
@@ -146,16 +152,17 @@ def _note_collection(phase: str, _: dict[str, int]) -> None:
                 state.collections.append((now, took))
 
 
-def observe(watch_id: int, number: int, ran: float, again: bool) -> None:
+def observe(watch_id: int, number: int, ran: float, again: bool, frames: tuple[_Frame, ...] | None) -> None:
     """Record the stack of a callback that has run for the threshold, or *again*, for ten times that.
 
-    Called by the watchdog thread. *ran* is the callback's duration until now in seconds.
+    Called by the watchdog thread. *ran* is the callback's duration until now in seconds. *frames* are those
+    of the loop's thread, the innermost first, on a free-threaded build.
     """
     state = _watches.get(watch_id)
     loop = None if state is None else state.loop()
     if state is None or loop is None or loop._thread_id is None:
         return
-    stack = _stack(sys._current_frames().get(loop._thread_id))
+    stack = _stack(loop._thread_id, frames)
     # The loop's thread may take it meanwhile, to report it.
     before = state.observed
     if again and before is not None and before.number == number:
@@ -165,12 +172,12 @@ def observe(watch_id: int, number: int, ran: float, again: bool) -> None:
     state.observed = _Observed(number, time.perf_counter() - ran, asyncio.current_task(loop), stack)
 
 
-def observe_iteration(watch_id: int, number: int) -> None:
+def observe_iteration(watch_id: int, number: int, frames: tuple[_Frame, ...] | None) -> None:
     """Record the stack when an iteration has taken the threshold. Called by the watchdog thread."""
     state = _watches.get(watch_id)
     loop = None if state is None else state.loop()
     if state is not None and loop is not None and loop._thread_id is not None:
-        state.observed_iteration = number, _stack(sys._current_frames().get(loop._thread_id))
+        state.observed_iteration = number, _stack(loop._thread_id, frames)
 
 
 def _still(stack: traceback.StackSummary) -> str:
@@ -183,26 +190,31 @@ def _run_forever() -> CodeType:
     return Loop.run_forever.__code__
 
 
-def _stack(frame: FrameType | None) -> traceback.StackSummary:
+def _stack(ident: int, frames: Iterable[_Frame] | None) -> traceback.StackSummary:
     """The frames of the callback: those called by run_forever().
 
     Nothing here releases the GIL, as reading source files would: the callback would go on, and could end.
     """
+    if frames is None:
+        # Without a GIL, the thread would end the frames while they are read.
+        frames = () if FREE_THREADED else _walk(sys._current_frames().get(ident))
     outermost = _run_forever()
-    frames: list[traceback.FrameSummary] = []
-    while frame is not None and frame.f_code is not outermost:
-        code = frame.f_code
+    stack: list[traceback.FrameSummary] = []
+    for code, line, variables in frames:
+        if code is outermost:
+            return traceback.StackSummary.from_list(reversed(stack))
         # Not a frame of the program.
         if code is not _note_collection.__code__:
-            linecache.lazycache(code.co_filename, frame.f_globals)
-            frames.append(
-                traceback.FrameSummary(code.co_filename, frame.f_lineno, code.co_name, lookup_line=False)
-            )
+            linecache.lazycache(code.co_filename, variables)
+            stack.append(traceback.FrameSummary(code.co_filename, line, code.co_name, lookup_line=False))
+    # The callback has ended, and run_forever(), too.
+    return traceback.StackSummary()
+
+
+def _walk(frame: FrameType | None) -> Iterator[_Frame]:
+    while frame is not None:
+        yield frame.f_code, frame.f_lineno, frame.f_globals
         frame = frame.f_back
-    if frame is None:
-        # The callback has ended, and run_forever(), too.
-        return traceback.StackSummary()
-    return traceback.StackSummary.from_list(reversed(frames))
 
 
 def end(
