@@ -28,7 +28,7 @@ class Block:
     before: float
     """Seconds from the beginning of the iteration to its beginning, in which other callbacks ran."""
     processor: float | None
-    """Processor time of its thread in its duration, in seconds. None if it is not known."""
+    """Seconds of its duration in which its thread computed. None if it is not known."""
     collecting: float
     """Seconds spent in garbage collection in its duration, most of which are processor time, too."""
     waiting_for_gil: float | None
