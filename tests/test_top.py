@@ -126,6 +126,27 @@ def socket_of(environment, process):
     return os.path.join(environment["XDG_RUNTIME_DIR"], "hotloop", f"{process.pid}.sock")
 
 
+def test_long_iterations(start, top):
+    process = start(
+        SERVING.replace("        block()\n", "        for _ in range(30): loop.call_soon(short)\n")
+        .replace(
+            "    def block():\n        time.sleep(0.2)\n",
+            "    def short():\n        time.sleep(0.01)\n",
+        )
+        .replace(
+            "    async def main():\n", "    async def main():\n        loop = asyncio.get_running_loop()\n"
+        )
+    )
+    shown = top("--once", process.pid)
+    assert (shown.returncode, shown.stderr) == (0, "")
+    text = shown.stdout
+    assert "0 callbacks blocked a loop for 100.0 ms or longer" in text
+    assert "Longest iterations whose other callbacks took 100.0 ms or longer together" in text
+    assert re.search(r"ended +took +callbacks +computing +asleep +where", text)
+    row = r"\d\d:\d\d:\d\d +3\d\d\.\d ms +3\d +\S+ .s +\d\d\d\.\d ms +program\.py:5 in short +\n"
+    assert re.search(row, text)
+
+
 def test_what_is_shown(start, top):
     process = start(SERVING)
     shown = top("--once", process.pid)
@@ -141,7 +162,9 @@ def test_what_is_shown(start, top):
     # Both ends of the connection.
     assert re.search(r"transports +2 ", text)
     assert "1 callback blocked a loop for 100.0 ms or longer" in text
-    assert re.search(r"\d\d:\d\d:\d\d +2\d\d\.\d ms +\S+ .s +program\.py:5 in block +\n", text)
+    assert re.search(r"\d\d:\d\d:\d\d +2\d\d\.\d ms +\S+ .s +2\d\d\.\d ms +program\.py:5 in block +\n", text)
+    assert re.search(r"ended +took +computing +asleep +where", text)
+    assert "Longest iterations" not in text
     process.communicate("\n", timeout=30)
     assert process.returncode == 0
 

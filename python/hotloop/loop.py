@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from ._names import LookUp
     from ._observing.watching import Watch
     from .accounting import Accounted, Accounting
-    from .blocking import Block
+    from .blocking import Block, Iteration
     from .metrics import Metrics
     from .recording import Recording
 
@@ -324,6 +324,22 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
         from ._observing import watching
 
         watching.watch(self, threshold, handler)
+
+    def worst_iterations(self) -> list[Iteration]:
+        """Return the ten longest iterations that took the threshold of watch_blocking(), the longest first.
+
+        They are those since watching began, or since reset_metrics(); none if the loop is not watched. May
+        be called from any thread.
+        """
+        state = self._blocking
+        return [] if state is None else list(state.worst)
+
+    def reset_metrics(self) -> None:
+        """Restart the counts of metrics(), and forget the worst iterations. May be called from any thread."""
+        super().reset_metrics()
+        state = self._blocking
+        if state is not None:
+            state.worst = []
 
     def record(self, seconds: float | None = 10.0, *, memory: int = 8 * 1024 * 1024) -> None:
         """Record what the loop does, for recording(), which reaches back *seconds*; None turns that off.

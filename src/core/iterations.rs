@@ -5,17 +5,15 @@
 
 use std::ops::Range;
 
-use pyo3::exceptions::PyException;
 use pyo3::prelude::*;
 
 use super::recorder::{Beginning, Kind};
 use super::{Core, ReadyEntry};
 use crate::cpython::bound_method::BoundMethod;
-use crate::cpython::module::import;
+use crate::cpython::frames;
 use crate::cpython::object::{Object, thread_ident};
 use crate::handle::reraise_fatal;
 use crate::imports::imports;
-use crate::intern;
 use crate::reactor::clock::{self, Instant};
 
 /// In a long iteration, what was written is sent after this many callbacks,
@@ -47,7 +45,7 @@ impl Core {
         self.recorder.note_run(Kind::RunBegan, thread_ident());
         self.recorder.accounts.begin_run(self.metrics.idle(), thread_ident());
         if let Some(run_monitor) = &*self.run_monitor.borrow() {
-            run_monitor.set_thread();
+            run_monitor.set_thread(frames::thread_state(py));
         }
         let result = loop {
             let result = self.iterate(py, event_loop);
@@ -74,6 +72,10 @@ impl Core {
         let result = self.run_ready(py, event_loop, started);
         self.sending.set(Sending::AtOnce);
         let flushed = self.send_scheduled(py, event_loop);
+        if self.schedule.is_watched() {
+            let reported = self.end_watched_iteration(py, event_loop);
+            return result.and(flushed).and(reported);
+        }
         result.and(flushed)
     }
 
@@ -104,7 +106,8 @@ impl Core {
             {
                 entry.run(py, event_loop)
             } else {
-                self.run_observed(py, event_loop, &entry, self.beginning(position, &positions, started.ticks))
+                let beginning = self.beginning(position, &positions, started.ticks);
+                self.run_observed(py, event_loop, &entry, beginning, started.ticks)
             };
             result = ran.or_else(|error| report_error(py, event_loop, entry.object(), error));
             drop(entry);
@@ -162,6 +165,7 @@ impl Core {
         event_loop: &Object,
         entry: &ReadyEntry,
         beginning: Beginning,
+        started: u64,
     ) -> PyResult<()> {
         if self.schedule.is_plainly_recorded() {
             // Its name is not at hand.
@@ -184,13 +188,14 @@ impl Core {
             return run();
         }
         let Some(run_monitor) = self.run_monitor() else { return run() };
-        run_monitor.begin(beginning.ticks);
+        if beginning.is_first {
+            run_monitor.begin_iteration(started);
+        }
+        run_monitor.callbacks.begin(beginning.ticks);
         let result = run();
-        let Some(run) = run_monitor.end() else { return result };
-        let seconds = self.poll_policy.tick.seconds(clock::ticks().wrapping_sub(run.began));
-        self.recorder.note_blocked(clock::ticks().wrapping_sub(run.began));
-        let reported = report_end(py, event_loop, run.number, entry.object(), seconds);
-        result.and(reported.or_else(|error| unraisable(py, error)))
+        let Some(run) = run_monitor.callbacks.end() else { return result };
+        let subject = entry.object();
+        result.and(self.end_noticed_callback(py, event_loop, &run_monitor, run, subject, started))
     }
 
     /// Asks for `step` to be called at the end of the iteration. Returns false if the transport is to send now.
@@ -236,24 +241,6 @@ impl Core {
         }
         result
     }
-}
-
-/// An error of what observes the loop must not reach the program; KeyboardInterrupt and SystemExit must.
-#[cold]
-fn unraisable(py: Python<'_>, error: PyErr) -> PyResult<()> {
-    if error.is_instance_of::<PyException>(py) {
-        error.write_unraisable(py, None);
-        return Ok(());
-    }
-    Err(error)
-}
-
-/// Tells the watchdog's Python half that a callback which it has noticed is over.
-#[cold]
-fn report_end(py: Python<'_>, event_loop: &Object, run: u64, subject: &Object, seconds: f64) -> PyResult<()> {
-    let (run, seconds) = (Object::from_size(py, run as usize)?, Object::from_float(py, seconds)?);
-    let module = Object::from(import(py, "hotloop._observing.watching")?);
-    module.call_method(py, intern!(py, "end"), &[event_loop, &run, subject, &seconds]).map(drop)
 }
 
 /// Hands an error of a step or event to the exception handler, with the object that it was for. Returns SystemExit and

@@ -13,8 +13,10 @@ mod acceptors;
 mod delays;
 mod due;
 mod gates;
+mod gil;
 mod handshakes;
 mod iterations;
+mod late;
 mod metrics;
 mod polling;
 mod ready;
@@ -35,6 +37,7 @@ use crate::cpython::borrowing::StateCell;
 use crate::cpython::bound_method::BoundMethod;
 use crate::cpython::class::{Native, This, Visitor};
 use crate::cpython::errors::no_memory;
+use crate::cpython::frames;
 use crate::cpython::object::{Object, ObjectCell};
 use crate::cpython::ownership::Owner;
 use crate::cpython::received::{self, UninitBytes};
@@ -313,10 +316,10 @@ impl Core {
     }
 
     /// Has the watchdog see what the loop does from now on, or no longer.
-    pub fn set_run_monitor(&self, run_monitor: Option<Arc<RunMonitor>>) {
+    pub fn set_run_monitor(&self, py: Python<'_>, run_monitor: Option<Arc<RunMonitor>>) {
         self.schedule.set_watched(run_monitor.is_some());
         if let Some(run_monitor) = &run_monitor {
-            run_monitor.set_thread();
+            run_monitor.set_thread(frames::thread_state(py));
         }
         self.run_monitor.replace(run_monitor);
     }

@@ -1,7 +1,8 @@
-//! The watchdog: one thread that watches all watched loops for callbacks that run long.
+//! The watchdog: one thread that watches all watched loops for callbacks and iterations that run long.
 //!
-//! It sleeps for a part of the shortest threshold, and then reads each loop's [`RunMonitor`] without the GIL. A callback that has run
-//! for too long makes it wait for the GIL, to report what the callback is doing. A C function that holds the GIL releases it
+//! It sleeps for a part of the shortest threshold, and then reads each loop's [`RunMonitor`] without the GIL. While it finds the
+//! same run again it looks more often at what the loop's thread does, for [`super::late`]. A callback or an iteration that has run
+//! for too long makes it wait for the GIL, to report what the loop is doing. A C function that holds the GIL releases it
 //! when it returns, while its caller's frame is still on the same line.
 //!
 //! Invariant: no Python code runs while [`WATCHDOG`] is locked. Called by the Loop's methods and around forks.
@@ -13,17 +14,25 @@ use std::time::{Duration, Instant};
 
 use pyo3::prelude::*;
 
+use super::gil;
+use crate::cpython::frames::frames_of;
 use crate::cpython::interpreter::Interpreter;
 use crate::cpython::module::import;
 use crate::cpython::object::{Object, boolean};
 use crate::intern;
+use crate::reactor::breakdown::Observation;
 use crate::reactor::clock::{self, Tick};
-use crate::reactor::run_monitor::{CallbackRun, RunMonitor};
+use crate::reactor::run_monitor::{Run, RunMonitor};
+use crate::reactor::thread_state;
 
 /// How often monitors are read within a threshold.
 const CHECKS: f64 = 4.0;
 /// The longest time between two checks, in seconds.
 const LONGEST_PAUSE: f64 = 0.25;
+/// Seconds between two samples of what the thread of a run does that was seen twice,
+const SAMPLE_INTERVAL: f64 = 5e-3;
+/// or this part of the time since it was first seen, if that is longer.
+const SAMPLE_PART: f64 = 0.02;
 /// If a check is this many seconds late, the process was stopped, and callbacks are timed anew.
 const STOPPED: f64 = 0.5;
 /// A callback that still runs after this many thresholds is reported again.
@@ -33,20 +42,43 @@ struct Watched {
     run_monitor: Weak<RunMonitor>,
     /// The loop's number in `hotloop._observing.watching`.
     id: usize,
-    seen: Option<Seen>,
+    callback: Option<Seen>,
+    iteration: Option<Seen>,
 }
 
-/// A callback that was running at the last check.
+/// A run that was under way at the last check.
 #[derive(Clone, Copy)]
 struct Seen {
-    run: CallbackRun,
+    run: Run,
     /// When it was first seen, in ticks.
     at: u64,
-    /// The processor time of its thread by then.
-    processor: Option<f64>,
     /// When it began, or when the process went on after it was stopped.
     since: u64,
+    /// Whether it was found again.
+    again: bool,
     reports: u32,
+}
+
+impl Seen {
+    /// Notes what is under way in `place`. Returns it if it was at the last check, too.
+    fn update(place: &mut Option<Seen>, run: Option<Run>, now: u64, was_stopped: bool) -> Option<&mut Seen> {
+        if was_stopped || place.map(|seen| seen.run) != run {
+            let since = |run: Run| if was_stopped { now } else { run.began };
+            *place = run.map(|run| Seen { run, at: now, since: since(run), again: false, reports: 0 });
+            return None;
+        }
+        let seen = place.as_mut()?;
+        seen.again = true;
+        Some(seen)
+    }
+}
+
+/// What is to be reported.
+enum Report {
+    /// A callback runs for long; the second time if it has run for [`AGAIN`] thresholds.
+    Callback { run: Run, again: bool },
+    /// An iteration does, without such a callback.
+    Iteration { run: Run },
 }
 
 #[derive(Default)]
@@ -132,13 +164,21 @@ fn of_this_process(watchdog: &mut Option<Watchdog>) -> &mut Watchdog {
 
 /// Watches a loop from now on.
 pub fn watch(py: Python<'_>, run_monitor: &Arc<RunMonitor>, id: usize) {
-    with_watchdog(py, |watchdog| {
+    let learns = with_watchdog(py, |watchdog| {
         let state = of_this_process(watchdog);
         state.watched.retain(|watched| watched.id != id && watched.run_monitor.strong_count() > 0);
-        state.watched.push(Watched { run_monitor: Arc::downgrade(run_monitor), id, seen: None });
+        state.watched.push(Watched {
+            run_monitor: Arc::downgrade(run_monitor),
+            id,
+            callback: None,
+            iteration: None,
+        });
+        // The interpreter is ending, and another thread goes on meanwhile.
+        if state.stopping {
+            return false;
+        }
+        let learns = gil::want();
         match &state.thread {
-            // The interpreter is ending, and another thread goes on meanwhile.
-            _ if state.stopping => {}
             Some(thread) => thread.thread().unpark(),
             None => {
                 let interpreter = Interpreter::of(py);
@@ -148,7 +188,11 @@ pub fn watch(py: Python<'_>, run_monitor: &Arc<RunMonitor>, id: usize) {
                 state.thread = spawned.ok();
             }
         }
+        learns && state.thread.is_some()
     });
+    if learns {
+        gil::learn(py);
+    }
 }
 
 /// Watches a loop no more.
@@ -177,19 +221,21 @@ pub fn stop(py: Python<'_>) {
 fn run(interpreter: Interpreter) {
     let tick = Tick::default();
     loop {
-        let Some(pause) = pause() else { return };
+        // SAFETY: the thread is joined before the interpreter ends (see `stop`).
+        unsafe { gil::wait_if_wanted(interpreter) };
+        let Some(pause) = pause(&tick) else { return };
         let start = Instant::now();
         std::thread::park_timeout(Duration::from_secs_f64(pause));
         let was_stopped = start.elapsed().as_secs_f64() > pause + STOPPED;
         tick.learn(clock::Instant::now());
-        for (run_monitor, id, seen) in check(&tick, was_stopped) {
-            report(interpreter, &run_monitor, id, seen, &tick);
+        for (run_monitor, id, found) in check(&tick, was_stopped) {
+            report(interpreter, &run_monitor, id, &found, &tick);
         }
     }
 }
 
 /// Seconds until the next check. None if the thread is to end.
-fn pause() -> Option<f64> {
+fn pause(tick: &Tick) -> Option<f64> {
     let mut guard = watchdog();
     let state = guard.as_mut()?;
     state.watched.retain(|watched| watched.run_monitor.strong_count() > 0);
@@ -198,68 +244,117 @@ fn pause() -> Option<f64> {
         state.thread = None;
         return None;
     }
-    let thresholds =
-        state.watched.iter().filter_map(|watched| Some(watched.run_monitor.upgrade()?.threshold()));
-    Some((thresholds.fold(f64::INFINITY, f64::min) / CHECKS).min(LONGEST_PAUSE))
+    let now = clock::ticks();
+    let pauses = state.watched.iter().filter_map(|watched| {
+        let pause = watched.run_monitor.upgrade()?.threshold() / CHECKS;
+        let seen = watched.callback.or(watched.iteration).filter(|seen| seen.again);
+        Some(seen.map_or(pause, |seen| {
+            let observed = tick.seconds(now.wrapping_sub(seen.at));
+            pause.min(SAMPLE_INTERVAL.max(observed * SAMPLE_PART))
+        }))
+    });
+    Some(pauses.fold(LONGEST_PAUSE, f64::min))
 }
 
-/// Reads all monitors, and returns the callbacks to report.
-fn check(tick: &Tick, was_stopped: bool) -> Vec<(Arc<RunMonitor>, usize, Seen)> {
+/// Reads all monitors, and returns what is to be reported.
+fn check(tick: &Tick, was_stopped: bool) -> Vec<(Arc<RunMonitor>, usize, Report)> {
     let mut found = Vec::new();
     let mut guard = watchdog();
     let Some(state) = guard.as_mut() else { return found };
-    let now = clock::ticks();
     for watched in &mut state.watched {
         let Some(run_monitor) = watched.run_monitor.upgrade() else { continue };
-        let Some(run) = run_monitor.under_way() else {
-            watched.seen = None;
-            continue;
-        };
-        let seen = match &mut watched.seen {
-            Some(seen) if seen.run == run && !was_stopped => seen,
-            place => {
-                let since = if was_stopped { now } else { run.began };
-                let processor = run_monitor.processor_time();
-                *place = Some(Seen { run, at: now, processor, since, reports: 0 });
+        let now = clock::ticks();
+        let (callback, iteration) = (run_monitor.callbacks.under_way(), run_monitor.iterations.under_way());
+        let callback_seen = Seen::update(&mut watched.callback, callback, now, was_stopped);
+        let iteration_seen = Seen::update(&mut watched.iteration, iteration, now, was_stopped);
+        observe(&run_monitor, now, callback, iteration);
+        let ran = |seen: &Seen| tick.seconds(now.wrapping_sub(seen.since));
+        let threshold = run_monitor.threshold();
+        if let Some(seen) = callback_seen {
+            let due = threshold * if seen.reports == 0 { 1.0 } else { AGAIN };
+            if ran(seen) >= due && seen.reports < 2 {
+                seen.reports += 1;
+                run_monitor.callbacks.notice(seen.run);
+                let again = seen.reports == 2;
+                found.push((Arc::clone(&run_monitor), watched.id, Report::Callback { run: seen.run, again }));
+                // The iteration has been under way for at least as long.
+                if let Some(run) = iteration {
+                    run_monitor.iterations.notice(run);
+                }
+                if let Some(iteration) = &mut watched.iteration {
+                    iteration.reports = 1;
+                }
                 continue;
             }
-        };
-        let ran = tick.seconds(now.wrapping_sub(seen.since));
-        let due = run_monitor.threshold() * if seen.reports == 0 { 1.0 } else { AGAIN };
-        if ran >= due && seen.reports < 2 {
-            seen.reports += 1;
-            run_monitor.notice(run);
-            found.push((run_monitor, watched.id, *seen));
+        }
+        if let Some(seen) = iteration_seen
+            && seen.reports == 0
+            && ran(seen) >= threshold
+        {
+            seen.reports = 1;
+            run_monitor.iterations.notice(seen.run);
+            found.push((run_monitor, watched.id, Report::Iteration { run: seen.run }));
         }
     }
     found
 }
 
-/// Has `hotloop._observing.watching` look at what the callback is doing.
-fn report(interpreter: Interpreter, run_monitor: &RunMonitor, id: usize, seen: Seen, tick: &Tick) {
+/// Looks at what the thread does of the runs that are under way.
+fn observe(run_monitor: &RunMonitor, now: u64, callback: Option<Run>, iteration: Option<Run>) {
+    let thread = run_monitor.thread();
+    let (mut times, mut sample) = (None, None);
+    let mut observations = run_monitor.observations();
+    let observations = &mut *observations;
+    for (observation, run) in
+        [(&mut observations.callback, callback), (&mut observations.iteration, iteration)]
+    {
+        // What has ended is the loop's thread's to take.
+        let Some(run) = run else { continue };
+        let observation = match observation {
+            Some(observation) if observation.run == run && observation.thread == thread => observation,
+            place => {
+                let times = *times.get_or_insert_with(|| thread_state::times(thread));
+                place.insert(Observation::new(run, thread, now, times))
+            }
+        };
+        observation.add(now, *sample.get_or_insert_with(|| gil::sample(thread)));
+    }
+}
+
+/// Has `hotloop._observing.watching` look at what the loop is doing.
+fn report(interpreter: Interpreter, run_monitor: &RunMonitor, id: usize, found: &Report, tick: &Tick) {
     let report = |py: Python<'_>| {
-        // The callback may have ended during the wait for the GIL.
-        if run_monitor.under_way() != Some(seen.run) {
+        let (run, runs) = match *found {
+            Report::Callback { run, .. } => (run, &run_monitor.callbacks),
+            Report::Iteration { run } => (run, &run_monitor.iterations),
+        };
+        let is_under_way = || runs.under_way() == Some(run);
+        // It may have ended during the wait for the GIL.
+        if !is_under_way() {
             return;
         }
-        let now = clock::ticks();
-        let ran = tick.seconds(now.wrapping_sub(seen.run.began));
-        let observed = tick.seconds(now.wrapping_sub(seen.at));
         let observe = || -> PyResult<Object> {
-            let processor = match seen.processor {
-                Some(seconds) => Object::from_float(py, seconds)?,
-                None => Object::none(py),
+            let frames = if cfg!(Py_GIL_DISABLED) {
+                // SAFETY: the thread is in a run, which ends before the thread does.
+                unsafe { frames_of(py, run_monitor.interpreter_state(), is_under_way)? }
+            } else {
+                None
             };
-            let arguments = [
-                &Object::from_size(py, id)?,
-                &Object::from_size(py, seen.run.number as usize)?,
-                &Object::from_float(py, ran)?,
-                &Object::from_float(py, observed)?,
-                &processor,
-                &boolean(py, seen.reports == 2),
-            ];
+            let frames = frames.unwrap_or_else(|| Object::none(py));
+            let id = Object::from_size(py, id)?;
+            let number = Object::from_size(py, run.number as usize)?;
             let module = Object::from(import(py, "hotloop._observing.watching")?);
-            module.call_method(py, intern!(py, "observe"), &arguments)
+            match *found {
+                Report::Callback { run, again } => {
+                    let ran = tick.seconds(clock::ticks().wrapping_sub(run.began));
+                    let ran = Object::from_float(py, ran)?;
+                    let arguments = [&id, &number, &ran, &boolean(py, again), &frames];
+                    module.call_method(py, intern!(py, "observe"), &arguments)
+                }
+                Report::Iteration { .. } => {
+                    module.call_method(py, intern!(py, "observe_iteration"), &[&id, &number, &frames])
+                }
+            }
         };
         if let Err(error) = observe() {
             error.write_unraisable(py, None);

@@ -56,6 +56,7 @@ pub mod class;
 pub mod coroutine_method;
 mod counts;
 pub mod errors;
+pub mod frames;
 pub mod free_list;
 pub mod getter;
 pub mod identity;

@@ -77,7 +77,7 @@ fn watch<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> 
     let threshold: Option<f64> = threshold.bind(py).extract()?;
     let Some(threshold) = threshold else {
         watchdog::unwatch(py, id);
-        this.core.set_run_monitor(None);
+        this.core.set_run_monitor(py, None);
         return Ok(Object::none(py));
     };
     if !(threshold > 0.0 && threshold.is_finite()) {
@@ -85,7 +85,7 @@ fn watch<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> 
     }
     let run_monitor = this.core.run_monitor().unwrap_or_default();
     run_monitor.set_threshold(threshold);
-    this.core.set_run_monitor(Some(Arc::clone(&run_monitor)));
+    this.core.set_run_monitor(py, Some(Arc::clone(&run_monitor)));
     watchdog::watch(py, &run_monitor, id);
     Ok(Object::none(py))
 }

@@ -18,7 +18,7 @@ use super::owner::Owner;
 use super::poller::Events;
 use super::ring::{self, Ring};
 use super::run_lock::RunLock;
-use super::run_monitor::RunMonitor;
+use super::run_monitor::RunSequence;
 use super::spin::spin_for_wakeup;
 
 /// A kernel without descriptors, which can only be woken.
@@ -133,7 +133,7 @@ fn a_run_that_is_seen_is_whole() {
         100 * number
     }
     loom::model(|| {
-        let monitor = Arc::new(RunMonitor::default());
+        let monitor = Arc::new(RunSequence::default());
         let watcher = {
             let monitor = Arc::clone(&monitor);
             thread::spawn(move || {

@@ -13,13 +13,16 @@
 //! - [`clock`]: the time, in seconds and in the processor's ticks.
 //! - [`histogram`]: durations, counted by size.
 //! - [`ring`]: a ring of records of what a loop did.
-//! - [`run_monitor`]: lets a watchdog see a callback that runs for long.
+//! - [`run_monitor`]: lets a watchdog see a callback or an iteration that runs for long.
+//! - [`thread_state`]: what a thread does, as the system tells.
+//! - [`breakdown`]: where the time of a run went.
 //! - [`run_lock`]: keeps other threads from a handle while its callback runs.
 //! - [`memory`]: memory that others may write to meanwhile.
 //! - [`socket`], [`datagram`], [`pipe`]: the system calls that transports make.
 //! - [`faults`]: system calls that fail on demand.
 //! - [`sync`]: the standard library's primitives, or loom's.
 
+pub mod breakdown;
 pub mod clock;
 pub mod datagram;
 mod descriptor_map;
@@ -42,6 +45,7 @@ pub mod run_monitor;
 pub mod socket;
 pub mod spin;
 mod sync;
+pub mod thread_state;
 pub mod timers;
 
 #[cfg(all(loom, test))]

@@ -1,40 +1,97 @@
-//! Lets another thread see whether a callback runs for long.
+//! Lets another thread see whether a callback or an iteration runs for long.
 //!
 //! It does not measure, and does not report: the watchdog of `src/core` does.
 //!
-//! The loop's thread numbers the runs of callbacks:
+//! The loop's thread numbers the runs of callbacks, and those of iterations:
 //!
 //! ```text
-//! even: no callback runs -- begin() --> odd: a callback runs -- end() --> the next even number
+//! even: nothing runs -- begin() --> odd: a run is under way -- end() --> the next even number
 //! ```
 //!
-//! The watchdog reads the number. If it finds an odd number again, that callback still runs; it records the number as noticed,
-//! and [`RunMonitor::end`] returns the run.
+//! The watchdog reads the number. If it finds an odd number again, that run is still under way; it records the number as noticed,
+//! and [`RunSequence::end`] returns the run.
 //!
 //! Invariant: the number is a sequence lock for `began`. A reader that finds the same odd number before and after it read `began`
 //! has the value of that run. The fences keep this on processors that reorder stores or loads; on x86-64 they cost nothing.
 
-use super::sync::atomic::{AtomicU64, Ordering::Acquire, Ordering::Relaxed, Ordering::Release, fence};
+use super::breakdown::Observation;
+use super::sync::atomic::{
+    AtomicU64, AtomicUsize, Ordering::Acquire, Ordering::Relaxed, Ordering::Release, fence,
+};
+use super::thread_state;
 
+/// Runs of one sort, of which one is under way at a time. Where runs nest, the outer one is not seen after the inner one has begun.
 #[derive(Default)]
-pub struct RunMonitor {
+pub struct RunSequence {
     number: AtomicU64,
     /// When the last run began, in ticks.
     began: AtomicU64,
     /// The number of the run that the watchdog noticed last.
     noticed: AtomicU64,
+}
+
+/// The run of a callback or an iteration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    pub number: u64,
+    /// In ticks.
+    pub began: u64,
+}
+
+impl RunSequence {
+    /// Begins a run.
+    pub fn begin(&self, ticks: u64) {
+        // A reader that sees the new value must see that the previous run is over.
+        fence(Release);
+        self.began.store(ticks, Relaxed);
+        self.number.store(self.number.load(Relaxed) | 1, Release);
+    }
+
+    /// Ends a run. Returns it if it was noticed.
+    pub fn end(&self) -> Option<Run> {
+        let number = self.number.load(Relaxed);
+        self.number.store((number | 1) + 1, Release);
+        let noticed = self.noticed.load(Relaxed) == number;
+        noticed.then(|| Run { number, began: self.began.load(Relaxed) })
+    }
+
+    /// The run under way.
+    pub fn under_way(&self) -> Option<Run> {
+        let number = self.number.load(Acquire);
+        let began = self.began.load(Relaxed);
+        // The number must not be read again before `began`. If it has changed, the run was not a long one.
+        fence(Acquire);
+        (number % 2 == 1 && self.number.load(Relaxed) == number).then_some(Run { number, began })
+    }
+
+    /// Makes [`RunSequence::end`] return this run.
+    pub fn notice(&self, run: Run) {
+        self.noticed.store(run.number, Relaxed);
+    }
+}
+
+/// What the watchdog has seen of the runs under way.
+#[derive(Default)]
+pub struct Observations {
+    pub callback: Option<Observation>,
+    pub iteration: Option<Observation>,
+}
+
+#[derive(Default)]
+pub struct RunMonitor {
+    pub callbacks: RunSequence,
+    pub iterations: RunSequence,
+    /// The number of `callbacks` when the iteration began. Only the loop's thread uses it.
+    first_callback: AtomicU64,
     /// Seconds after which a run is long, as the bits of a float.
     threshold: AtomicU64,
     /// The system's number of the loop's thread.
     thread: AtomicU64,
-}
-
-/// The run of a callback.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct CallbackRun {
-    pub number: u64,
-    /// In ticks.
-    pub began: u64,
+    /// The interpreter's state of that thread, as an address.
+    interpreter_state: AtomicUsize,
+    /// The watchdog locks it while it has its own lock, so that it is not locked over a fork. The loop's thread does so at the end
+    /// of a run that was noticed. No Python code runs meanwhile.
+    observations: std::sync::Mutex<Observations>,
 }
 
 impl RunMonitor {
@@ -47,82 +104,48 @@ impl RunMonitor {
     }
 
     /// Makes the calling thread the loop's.
-    pub fn set_thread(&self) {
-        self.thread.store(current_thread(), Relaxed);
+    pub fn set_thread(&self, interpreter_state: usize) {
+        self.thread.store(thread_state::current_thread(), Relaxed);
+        self.interpreter_state.store(interpreter_state, Relaxed);
     }
 
-    /// Begins a run.
-    pub fn begin(&self, ticks: u64) {
-        // A reader that sees the new value must see that the previous run is over.
-        fence(Release);
-        self.began.store(ticks, Relaxed);
-        self.number.store(self.number.load(Relaxed) | 1, Release);
+    /// The interpreter's state of the loop's thread, which is there while a run is under way.
+    pub fn interpreter_state(&self) -> usize {
+        self.interpreter_state.load(Relaxed)
     }
 
-    /// Ends a run. Returns it if it was noticed.
-    pub fn end(&self) -> Option<CallbackRun> {
-        let number = self.number.load(Relaxed);
-        self.number.store((number | 1) + 1, Release);
-        let noticed = self.noticed.load(Relaxed) == number;
-        noticed.then(|| CallbackRun { number, began: self.began.load(Relaxed) })
+    /// The system's number of the loop's thread.
+    pub fn thread(&self) -> u64 {
+        self.thread.load(Relaxed)
     }
 
-    /// The run under way.
-    pub fn under_way(&self) -> Option<CallbackRun> {
-        let number = self.number.load(Acquire);
-        let began = self.began.load(Relaxed);
-        // The number must not be read again before `began`. If it has changed, the run was not a long one.
-        fence(Acquire);
-        (number % 2 == 1 && self.number.load(Relaxed) == number).then_some(CallbackRun { number, began })
+    pub fn begin_iteration(&self, ticks: u64) {
+        self.first_callback.store(self.callbacks.number.load(Relaxed), Relaxed);
+        self.iterations.begin(ticks);
     }
 
-    /// Makes [`RunMonitor::end`] return this run.
-    pub fn notice(&self, run: CallbackRun) {
-        self.noticed.store(run.number, Relaxed);
+    /// Ends the iteration, if one was begun. Returns it, and how many callbacks it had, if it was noticed.
+    pub fn end_iteration(&self) -> Option<(Run, u64)> {
+        if self.iterations.number.load(Relaxed).is_multiple_of(2) {
+            return None;
+        }
+        let run = self.iterations.end()?;
+        let callbacks = self.callbacks.number.load(Relaxed).wrapping_sub(self.first_callback.load(Relaxed));
+        Some((run, callbacks / 2))
     }
 
-    /// Seconds of processor time that the loop's thread has used; None if the system does not tell.
-    pub fn processor_time(&self) -> Option<f64> {
-        processor_time(self.thread.load(Relaxed))
+    pub fn observations(&self) -> std::sync::MutexGuard<'_, Observations> {
+        self.observations.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
-}
-
-#[cfg(target_os = "linux")]
-fn current_thread() -> u64 {
-    // SAFETY: the call has no arguments and cannot fail.
-    unsafe { libc::syscall(libc::SYS_gettid) as u64 }
-}
-
-#[cfg(not(target_os = "linux"))]
-fn current_thread() -> u64 {
-    0
-}
-
-/// Reads the clock that Linux has for each thread. A thread that has ended has none.
-#[cfg(target_os = "linux")]
-fn processor_time(thread: u64) -> Option<f64> {
-    // Linux derives the clock's number from the thread's: CPUCLOCK_PERTHREAD_MASK | CPUCLOCK_SCHED.
-    const SCHEDULED_OF_THREAD: libc::clockid_t = 0b110;
-    let clock = (!(thread as libc::clockid_t) << 3) | SCHEDULED_OF_THREAD;
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: `time` outlives the call.
-    let read = unsafe { libc::clock_gettime(clock, &mut time) } == 0;
-    read.then_some(time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9)
-}
-
-#[cfg(not(target_os = "linux"))]
-fn processor_time(_thread: u64) -> Option<f64> {
-    None
 }
 
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
-    use std::time::{Duration, Instant};
 
     #[test]
     fn a_run_is_seen_while_it_lasts() {
-        let monitor = RunMonitor::default();
+        let monitor = RunSequence::default();
         assert_eq!(monitor.under_way(), None);
         monitor.begin(7);
         let run = monitor.under_way().unwrap();
@@ -144,24 +167,19 @@ mod tests {
     }
 
     #[test]
-    #[cfg(target_os = "linux")]
-    fn processor_time_is_that_of_the_thread() {
+    fn callbacks_of_a_noticed_iteration_are_counted() {
         let monitor = RunMonitor::default();
-        monitor.set_thread();
-        let before = monitor.processor_time().unwrap();
-        std::thread::sleep(Duration::from_millis(50));
-        let slept = monitor.processor_time().unwrap() - before;
-        assert!(slept < 0.03, "{slept} s while it slept");
-        // Others may have the processors for a while.
-        let deadline = Instant::now() + Duration::from_secs(20);
-        while monitor.processor_time().unwrap() - before < slept + 0.05 {
-            assert!(Instant::now() < deadline, "no processor time while it ran");
-        }
-        let ended = RunMonitor::default();
-        std::thread::scope(|scope| scope.spawn(|| ended.set_thread()).join().unwrap());
-        let deadline = Instant::now() + Duration::from_secs(5);
-        while ended.processor_time().is_some() {
-            assert!(Instant::now() < deadline, "a thread that has ended has no clock");
+        assert_eq!(monitor.end_iteration(), None, "none was begun");
+        for callbacks in [3, 1] {
+            monitor.begin_iteration(7);
+            let iteration = monitor.iterations.under_way().unwrap();
+            for _ in 0..callbacks {
+                monitor.callbacks.begin(8);
+                assert_eq!(monitor.callbacks.end(), None);
+            }
+            monitor.iterations.notice(iteration);
+            assert_eq!(monitor.end_iteration(), Some((iteration, callbacks)));
+            assert_eq!(monitor.end_iteration(), None, "it has ended");
         }
     }
 }

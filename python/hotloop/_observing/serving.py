@@ -21,7 +21,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
-from ..blocking import where_in
+from ..blocking import Iteration, where_in
 from .loops import name_loop, on_loop_created, open_loops
 from .stderr import print_error
 
@@ -204,6 +204,7 @@ def _state_of(loop: Loop) -> dict[str, Any]:
         return state
     blocks = [{**asdict(block), "where": _relative(block.where)} for block in list(watch.remembered)]
     state |= {"threshold": watch.threshold, "blocked": watch.count, "blocks": blocks}
+    state["iterations"] = [_iteration(iteration) for iteration in loop.worst_iterations()]
     observed = watch.observed
     if observed is not None:
         state["blocking"] = {
@@ -211,6 +212,11 @@ def _state_of(loop: Loop) -> dict[str, Any]:
             "where": _relative(where_in(observed.later_stack or observed.stack) or ""),
         }
     return state
+
+
+def _iteration(iteration: Iteration) -> dict[str, Any]:
+    fields = {field: getattr(iteration, field) for field in Iteration.__slots__ if field != "stack"}
+    return {**fields, "where": _relative(where_in(iteration.stack) or "")}
 
 
 def _relative(where: str) -> str:

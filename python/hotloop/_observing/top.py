@@ -19,6 +19,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from . import delays
 from .accounts_view import ORDERS, accounts_table
 from .asking import TIMEOUT, Process, State, Unavailable, begin_accounts, find, find_all, save_recording
 from .summaries import duration
@@ -230,7 +231,10 @@ class View:
             return Group(*parts)
         for name, loop in fields["loops"].items():
             parts.append(self._loop(name, loop, is_wide=width >= WIDE))
-        parts.append(_blocks(fields["loops"]))
+        parts.append(delays.blocks(fields["loops"]))
+        iterations = delays.iterations(fields["loops"])
+        if iterations is not None:
+            parts.append(iterations)
         return Group(*parts)
 
     def _loop(self, name: str, loop: dict[str, Any], *, is_wide: bool) -> RenderableType:
@@ -335,36 +339,3 @@ def _short(value: float) -> str:
         if value >= factor:
             return f"{value / factor:.1f}{unit}"
     return f"{value:.0f}"
-
-
-def _blocks(loops: dict[str, Any]) -> RenderableType:
-    watched = [loop for loop in loops.values() if "threshold" in loop]
-    count = sum(loop["blocked"] for loop in watched)
-    thresholds = sorted({loop["threshold"] for loop in watched})
-    longer = ", ".join(duration(threshold) for threshold in thresholds)
-    table = Table(
-        title=f"{count:,} callback{'s' * (count != 1)} blocked a loop for {longer} or longer",
-        title_justify="left",
-        title_style="bold",
-        box=box.SIMPLE_HEAD,
-        expand=True,
-        pad_edge=False,
-    )
-    for title in ("ended", "took", "computing", "collecting"):
-        table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("where", ratio=1, overflow="fold")
-    for loop in watched:
-        if "blocking" in loop:
-            now = loop["blocking"]
-            table.add_row("now", duration(now["duration"]), "", "", now["where"], style="bold red")
-    blocks = sorted((block for loop in watched for block in loop["blocks"]), key=lambda block: -block["at"])
-    for block in blocks[:10]:
-        processor, collecting = block["processor"], block["collecting"]
-        table.add_row(
-            time.strftime("%H:%M:%S", time.localtime(block["at"])),
-            Text(duration(block["duration"]), style="yellow"),
-            "" if processor is None else duration(processor),
-            duration(collecting) if collecting else "",
-            block["where"],
-        )
-    return table

@@ -36,13 +36,18 @@ Event = dict[str, Any]
     CLOSED,
     COUNTS,
     BLOCKED,
-) = range(1, 15)
+    LONG_ITERATION,
+) = range(1, 16)
 
 # Sorts of callbacks, and their category in the trace.
 CATEGORIES = ("callback", "timer", "from thread", "task", "step", "event")
 FIRST, NEW = 0x80, 0x40
 WAITED, WOKEN = 1, 2
 READABLE, WRITABLE = 1, 2
+
+# The parts of a duration that the watchdog has noticed, in the order of the record; one that is not known.
+PARTS = ("computing ms", "waiting for the GIL ms", "not scheduled ms", "asleep ms")
+UNKNOWN = 0xFFFFFFFF
 
 HAPPENINGS = {ACCEPTED: "accepted", CONNECTED: "connected", OPENED: "opened", CLOSED: "closed"}
 
@@ -178,8 +183,17 @@ class Trace:
             self._counter("bytes waiting", at, first)
         elif kind == BLOCKED:
             if self.running is not None:
-                self.running.arguments["blocked"] = True
+                self.running.arguments |= {
+                    "blocked": True,
+                    "before ms": number / 1e3,
+                    **_parts(first, second),
+                }
             self._end_callback(at)
+        elif kind == LONG_ITERATION:
+            self._end_callback(at)
+            self._end_sending(at)
+            if self.iteration is not None:
+                self.iteration.arguments |= {"long": True, "callbacks": number, **_parts(first, second)}
         elif kind == RUN_BEGAN:
             self.thread = first
             self.outer.append((self.running, self.iteration))
@@ -251,7 +265,7 @@ class Trace:
     def _end_iteration(self, at: float) -> None:
         iteration, self.iteration = self.iteration, None
         if iteration is not None:
-            self._slice(MAIN, iteration.name, iteration.category, iteration.began, at, {})
+            self._slice(MAIN, iteration.name, iteration.category, iteration.began, at, iteration.arguments)
         self.events += self.within
         self.within.clear()
 
@@ -382,6 +396,12 @@ class Trace:
 
 def _descriptor(word: int) -> int:
     return word - 2**64 if word >= 2**63 else word
+
+
+def _parts(first: int, second: int) -> dict[str, float]:
+    """The parts of the duration of a callback or an iteration, of which each word has two."""
+    parts = (first & UNKNOWN, first >> 32, second & UNKNOWN, second >> 32)
+    return {name: part / 1e3 for name, part in zip(PARTS, parts, strict=True) if part != UNKNOWN}
 
 
 def _micro(seconds: float) -> float:

@@ -2,6 +2,7 @@
 
 The extension's watchdog thread calls observe() when a callback has run for the threshold. That records the
 stack of the loop's thread. When the callback has returned, the loop's thread calls end(), which reports it.
+observe_iteration() and end_iteration() are the same for an iteration, which is kept and not reported.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import logging
 import math
 import os
 import sys
+import sysconfig
 import threading
 import time
 import traceback
@@ -25,14 +27,19 @@ from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any
 
 from .. import _core
-from ..blocking import Block, where_in
+from ..blocking import Block, Iteration, where_in
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Iterator
 
     from ..loop import Loop
 
+    # Code, line and globals.
+    _Frame = tuple[CodeType, int, dict[str, Any]]
+
 logger = logging.getLogger("hotloop")
+
+FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 
 # Minimum seconds between two reports of a loop. Blocks in between are counted.
 REPORT_INTERVAL = 1.0
@@ -40,6 +47,8 @@ REPORT_INTERVAL = 1.0
 SHORTEST_COLLECTION = 0.001
 # Blocks per loop that are kept for `hotloop top`.
 REMEMBERED = 20
+# Iterations per loop that are kept: the longest ones.
+WORST = 10
 
 
 @dataclass
@@ -47,11 +56,8 @@ class _Observed:
     """The observation of a callback that still runs."""
 
     number: int
-    # The beginning and the first observation, by time.perf_counter(), and the thread's processor time at the
-    # latter.
+    # By time.perf_counter().
     began: float
-    observed_at: float
-    processor: float | None
     task: asyncio.Task[Any] | None
     stack: traceback.StackSummary
     later_stack: traceback.StackSummary | None = None
@@ -68,8 +74,12 @@ class Remembered:
     where: str
     what: str
     duration: float
+    before: float
     processor: float | None
     collecting: float
+    waiting_for_gil: float | None
+    not_scheduled: float | None
+    asleep: float | None
 
 
 class Watch:
@@ -88,6 +98,12 @@ class Watch:
         # The number of blocks, and the last of them.
         self.count = 0
         self.remembered: deque[Remembered] = deque(maxlen=REMEMBERED)
+        # The longest iterations, the longest first. Replaced as a whole: any thread may read it.
+        self.worst: list[Iteration] = []
+        # The observation of an iteration that is under way: its number, and the stack.
+        self.observed_iteration: tuple[int, traceback.StackSummary] | None = None
+        # Of the blocks since the last iteration that was noticed: their ends, lengths and stacks.
+        self.blocks: deque[tuple[float, float, traceback.StackSummary]] = deque(maxlen=64)
         # Ends and lengths of the last garbage collections of the loop's thread.
         self.collections: deque[tuple[float, float]] = deque(maxlen=64)
 
@@ -136,29 +152,32 @@ def _note_collection(phase: str, _: dict[str, int]) -> None:
                 state.collections.append((now, took))
 
 
-def observe(
-    watch_id: int, number: int, ran: float, observed: float, processor: float | None, again: bool
-) -> None:
+def observe(watch_id: int, number: int, ran: float, again: bool, frames: tuple[_Frame, ...] | None) -> None:
     """Record the stack of a callback that has run for the threshold, or *again*, for ten times that.
 
-    Called by the watchdog thread, which saw it *observed* seconds ago. *ran* is its duration until now in
-    seconds; *processor* is the processor time of the loop's thread when it was seen, in seconds.
+    Called by the watchdog thread. *ran* is the callback's duration until now in seconds. *frames* are those
+    of the loop's thread, the innermost first, on a free-threaded build.
     """
     state = _watches.get(watch_id)
     loop = None if state is None else state.loop()
     if state is None or loop is None or loop._thread_id is None:
         return
-    stack = _stack(sys._current_frames().get(loop._thread_id))
+    stack = _stack(loop._thread_id, frames)
     # The loop's thread may take it meanwhile, to report it.
     before = state.observed
     if again and before is not None and before.number == number:
         before.later_stack = stack
         logger.warning("%s, for %.3f s by now", _still(stack), ran)
         return
-    now = time.perf_counter()
-    state.observed = _Observed(
-        number, now - ran, now - observed, processor, asyncio.current_task(loop), stack
-    )
+    state.observed = _Observed(number, time.perf_counter() - ran, asyncio.current_task(loop), stack)
+
+
+def observe_iteration(watch_id: int, number: int, frames: tuple[_Frame, ...] | None) -> None:
+    """Record the stack when an iteration has taken the threshold. Called by the watchdog thread."""
+    state = _watches.get(watch_id)
+    loop = None if state is None else state.loop()
+    if state is not None and loop is not None and loop._thread_id is not None:
+        state.observed_iteration = number, _stack(loop._thread_id, frames)
 
 
 def _still(stack: traceback.StackSummary) -> str:
@@ -171,56 +190,72 @@ def _run_forever() -> CodeType:
     return Loop.run_forever.__code__
 
 
-def _stack(frame: FrameType | None) -> traceback.StackSummary:
+def _stack(ident: int, frames: Iterable[_Frame] | None) -> traceback.StackSummary:
     """The frames of the callback: those called by run_forever().
 
     Nothing here releases the GIL, as reading source files would: the callback would go on, and could end.
     """
+    if frames is None:
+        # Without a GIL, the thread would end the frames while they are read.
+        frames = () if FREE_THREADED else _walk(sys._current_frames().get(ident))
     outermost = _run_forever()
-    frames: list[traceback.FrameSummary] = []
-    while frame is not None and frame.f_code is not outermost:
-        code = frame.f_code
+    stack: list[traceback.FrameSummary] = []
+    for code, line, variables in frames:
+        if code is outermost:
+            return traceback.StackSummary.from_list(reversed(stack))
         # Not a frame of the program.
         if code is not _note_collection.__code__:
-            linecache.lazycache(code.co_filename, frame.f_globals)
-            frames.append(
-                traceback.FrameSummary(code.co_filename, frame.f_lineno, code.co_name, lookup_line=False)
-            )
+            linecache.lazycache(code.co_filename, variables)
+            stack.append(traceback.FrameSummary(code.co_filename, line, code.co_name, lookup_line=False))
+    # The callback has ended, and run_forever(), too.
+    return traceback.StackSummary()
+
+
+def _walk(frame: FrameType | None) -> Iterator[_Frame]:
+    while frame is not None:
+        yield frame.f_code, frame.f_lineno, frame.f_globals
         frame = frame.f_back
-    if frame is None:
-        # The callback has ended, and run_forever(), too.
-        return traceback.StackSummary()
-    return traceback.StackSummary.from_list(reversed(frames))
 
 
-def end(loop: Loop, number: int, what: Any, seconds: float) -> None:
-    """Report a callback that has ended. Called by the loop's thread."""
+def end(
+    loop: Loop, number: int, what: Any, duration: float, before: float, parts: tuple[float | None, ...]
+) -> None:
+    """Report a callback that has ended. Called by the loop's thread.
+
+    It began *before* seconds after the iteration. The *parts* of its duration are processor time, waiting
+    for the GIL, not being scheduled, and sleep.
+    """
     state = loop._blocking
     if state is None:
         return
+    now = time.perf_counter()
     observed, state.observed = state.observed, None
     if observed is None or observed.number != number:
         # It ended before it was observed.
-        now = time.perf_counter()
-        observed = _Observed(number, now - seconds, now, None, None, traceback.StackSummary())
-    now = time.perf_counter()
+        observed = _Observed(number, now - duration, None, traceback.StackSummary())
     task = observed.task
     if task is None:
         owner = getattr(getattr(what, "_callback", what), "__self__", None)
         task = owner if isinstance(owner, asyncio.Task) else None
     source = getattr(task, "_source_traceback", None) or getattr(what, "_source_traceback", None)
+    processor, waiting_for_gil, not_scheduled, asleep = parts
     block = Block(
         what=_repr(task if task is not None else what),
         task=task,
-        duration=seconds,
-        processor=_processor(observed, now, seconds),
-        collecting=sum(took for ended, took in state.collections if ended >= now - seconds),
+        duration=duration,
+        before=before,
+        processor=processor,
+        collecting=_collecting(state, now - duration),
+        waiting_for_gil=waiting_for_gil,
+        not_scheduled=not_scheduled,
+        asleep=asleep,
         stack=observed.stack,
         later_stack=observed.later_stack,
         created_at=source,
         unreported=state.unreported,
     )
     state.count += 1
+    state.blocks.append((now, duration, block.later_stack or block.stack))
     state.remembered.append(_remembered(block))
     for act in on_block:
         act(loop, block)
@@ -234,6 +269,44 @@ def end(loop: Loop, number: int, what: Any, seconds: float) -> None:
         _log(block)
 
 
+def end_iteration(
+    loop: Loop, number: int, duration: float, callbacks: int, parts: tuple[float | None, ...]
+) -> None:
+    """Keep an iteration that has ended, if it is one of the longest. Called by the loop's thread.
+
+    The *parts* are as for end().
+    """
+    state = loop._blocking
+    if state is None:
+        return
+    began = time.perf_counter() - duration
+    observed, state.observed_iteration = state.observed_iteration, None
+    stack = observed[1] if observed is not None and observed[0] == number else traceback.StackSummary()
+    blocks = [(took, stack) for ended, took, stack in state.blocks if ended >= began]
+    state.blocks.clear()
+    if blocks:
+        stack = max(blocks, key=lambda block: block[0])[1]
+    processor, waiting_for_gil, not_scheduled, asleep = parts
+    iteration = Iteration(
+        at=time.time(),
+        duration=duration,
+        callbacks=callbacks,
+        blocked=sum(took for took, _ in blocks),
+        processor=processor,
+        collecting=_collecting(state, began),
+        waiting_for_gil=waiting_for_gil,
+        not_scheduled=not_scheduled,
+        asleep=asleep,
+        stack=stack,
+    )
+    longest = sorted([*state.worst, iteration], key=lambda each: each.duration, reverse=True)
+    state.worst = longest[:WORST]
+
+
+def _collecting(state: Watch, since: float) -> float:
+    return sum(took for ended, took in state.collections if ended >= since)
+
+
 def _repr(what: object) -> str:
     try:
         return repr(what)
@@ -243,17 +316,18 @@ def _repr(what: object) -> str:
 
 
 def _remembered(block: Block) -> Remembered:
-    where = where_in(block.later_stack or block.stack) or block.what
-    return Remembered(time.time(), where, block.what, block.duration, block.processor, block.collecting)
-
-
-def _processor(observed: _Observed, now: float, seconds: float) -> float | None:
-    """Processor time in seconds, extrapolated from that since the first observation."""
-    if observed.processor is None:
-        return None
-    watched = now - observed.observed_at
-    used = time.thread_time() - observed.processor
-    return min(used / watched, 1.0) * seconds if watched > 0 else None
+    return Remembered(
+        at=time.time(),
+        where=where_in(block.later_stack or block.stack) or block.what,
+        what=block.what,
+        duration=block.duration,
+        before=block.before,
+        processor=block.processor,
+        collecting=block.collecting,
+        waiting_for_gil=block.waiting_for_gil,
+        not_scheduled=block.not_scheduled,
+        asleep=block.asleep,
+    )
 
 
 def _log(block: Block) -> None:

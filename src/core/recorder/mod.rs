@@ -24,6 +24,7 @@ use crate::cpython::object::Object;
 use crate::handle::{TaskStep, is_step, is_wakeup_class, known_task_of, task_of};
 use crate::imports::imports;
 use crate::intern;
+use crate::reactor::breakdown::Breakdown;
 use crate::reactor::clock::{self, Instant};
 use crate::reactor::ring::{Record, Ring};
 use accounts::Accounts;
@@ -66,8 +67,11 @@ pub enum Kind {
     Closed,
     /// The words are how many bytes wait to be sent, and how many transports there are. The number is that of ready callbacks.
     Counts,
-    /// A callback has ended that the watchdog had noticed. The first word is how long it took, in ticks.
+    /// A callback has ended that the watchdog had noticed. The words are the processor time and the wait for the GIL, the time without a
+    /// processor and that asleep (see [`parts`]); the number is how many microseconds after the iteration it began.
     Blocked,
+    /// An iteration has ended that the watchdog had noticed. The words are as for a callback; the number is that of its callbacks.
+    LongIteration,
 }
 
 /// The sort of an entry of the ready queue, in the flags of a callback.
@@ -138,6 +142,12 @@ fn account_kind(flags: u8) -> accounts::Kind {
 /// Two positions as one word.
 fn both(first: u64, second: u64) -> u64 {
     first & 0xffff_ffff | second << 32
+}
+
+/// Two parts of a duration as one word, in microseconds; all bits are set in the half of one that is not known.
+fn parts(first: Option<f64>, second: Option<f64>) -> u64 {
+    let part = |seconds: Option<f64>| seconds.map_or(u32::MAX, |seconds| (seconds * 1e6) as u32);
+    both(u64::from(part(first)), u64::from(part(second)))
 }
 
 impl Recorder {
@@ -231,9 +241,20 @@ impl Recorder {
         }
     }
 
-    pub fn note_blocked(&self, ticks: u64) {
+    /// Records that a callback has blocked the loop, which began `before` seconds after the iteration.
+    pub fn note_blocked(&self, before: f64, breakdown: Breakdown) {
+        self.note_late(Kind::Blocked, (before * 1e6) as usize, breakdown);
+    }
+
+    pub fn note_long_iteration(&self, callbacks: u64, breakdown: Breakdown) {
+        self.note_late(Kind::LongIteration, callbacks as usize, breakdown);
+    }
+
+    fn note_late(&self, kind: Kind, number: usize, breakdown: Breakdown) {
         if self.is_on() {
-            self.note_now(Kind::Blocked, ticks, 0, 0);
+            let Breakdown { processor, waiting_for_gil, not_scheduled, asleep } = breakdown;
+            let first = parts(processor, waiting_for_gil);
+            self.note_now(kind, first, parts(not_scheduled, asleep), number);
         }
     }
 
