@@ -6,6 +6,7 @@ import asyncio
 import os
 import sysconfig
 import traceback
+from contextvars import Context
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +46,10 @@ class Block:
     """In debug mode, the stack that scheduled the callback or made the task."""
     unreported: int
     """Unreported blocks since the last report."""
+    context: Context | None = None
+    """The context variables. Those of a task are as they were at the threshold, from Python 3.12 on and with
+    a GIL: the step may have ended its request since. Otherwise they are those at the end; None for an event
+    of a transport."""
 
     @property
     def line(self) -> traceback.FrameSummary | None:

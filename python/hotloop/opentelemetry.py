@@ -1,6 +1,8 @@
-"""The metrics of event loops for OpenTelemetry. Needs its API: pip install 'hotloop[opentelemetry]'.
+"""Event loops in OpenTelemetry: metrics, and spans of what blocks.
 
-instrument(loop)    # in the program, once, when the meter provider is set up
+Needs its API: pip install 'hotloop[opentelemetry]'.
+
+instrument(loop)    # in the program, once, when the providers are set up
 """
 
 from __future__ import annotations
@@ -9,17 +11,24 @@ import time
 import weakref
 from typing import TYPE_CHECKING
 
+from opentelemetry import trace
+from opentelemetry.context import Context, get_current
 from opentelemetry.metrics import Observation, get_meter_provider
+from opentelemetry.trace import Link, get_tracer_provider
 
 from . import __version__
+from ._observing import watching
 from ._observing.exported import Exported
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from opentelemetry.metrics import CallbackOptions, MeterProvider
+    from opentelemetry.trace import Tracer, TracerProvider
+    from opentelemetry.util.types import AttributeValue
 
     from .accounting import Account
+    from .blocking import Block
     from .loop import Loop
     from .metrics import Histogram, Metrics
 
@@ -135,7 +144,12 @@ class _Source:
 
 
 def instrument(
-    loop: Loop, name: str = "main", *, meter_provider: MeterProvider | None = None, accounts: int = 20
+    loop: Loop,
+    name: str = "main",
+    *,
+    meter_provider: MeterProvider | None = None,
+    tracer_provider: TracerProvider | None = None,
+    accounts: int = 20,
 ) -> None:
     """Collect a loop's metrics, with its name as the attribute `hotloop.eventloop.name`.
 
@@ -144,7 +158,12 @@ def instrument(
 
     Of a loop with loop.account(), up to *accounts* accounts that have used it most are collected, and those
     that were before, up to ten times as many.
+
+    Of a loop with loop.watch_blocking(), each callback that blocks it is a span: `eventloop.slow_step` if it
+    is a step of a task, and otherwise `eventloop.block`. If the context of the callback has a span, such as
+    that of a request, it is its child, and has a link to it.
     """
+    _Spans(loop, name, (tracer_provider or get_tracer_provider()).get_tracer("hotloop", __version__))
     source = _Source(loop, name, accounts)
     meter = (meter_provider or get_meter_provider()).get_meter("hotloop", __version__)
     kinds: tuple[tuple[Callable[..., object], dict[str, tuple[str, str, str, Observe]], bool], ...] = (
@@ -202,3 +221,64 @@ def _callback(
         return [Observation(value, {**named, key: which}) for which, value in values.items()]
 
     return observations
+
+
+class _Spans:
+    """Makes a span of each block of one loop. It does not keep the loop alive."""
+
+    def __init__(self, loop: Loop, name: str, tracer: Tracer) -> None:
+        self.loop = weakref.ref(loop, self._end)
+        self.name = name
+        self.tracer = tracer
+        watching.on_block.append(self._on_block)
+
+    def _end(self, _: object) -> None:
+        watching.on_block.remove(self._on_block)
+
+    def _on_block(self, loop: Loop, block: Block) -> None:
+        if loop is not self.loop():
+            return
+        end = time.time_ns()
+        try:
+            self._make_span(block, end - round(block.duration * 1e9), end)
+        except Exception:
+            # The block is reported nevertheless.
+            watching.logger.exception("no span for a block of the event loop")
+
+    def _make_span(self, block: Block, begin: int, end: int) -> None:
+        context, links = Context(), []
+        if block.context is not None:
+            # In a copy: the context may be entered already.
+            current = block.context.copy().run(get_current)
+            requested = trace.get_current_span(current).get_span_context()
+            if requested.is_valid:
+                context, links = current, [Link(requested)]
+        span = self.tracer.start_span(
+            "eventloop.block" if block.task is None else "eventloop.slow_step",
+            context,
+            links=links,
+            start_time=begin,
+            attributes=_block_attributes(self.name, block),
+        )
+        span.end(end)
+
+
+def _block_attributes(name: str, block: Block) -> dict[str, AttributeValue]:
+    attributes: dict[str, AttributeValue] = {
+        "hotloop.eventloop.name": name,
+        "hotloop.eventloop.block.what": block.what,
+    }
+    if block.line is not None:
+        attributes["code.function.name"] = block.line.name
+        attributes["code.file.path"] = block.line.filename
+        if block.line.lineno is not None:
+            attributes["code.line.number"] = block.line.lineno
+    stack = block.later_stack or block.stack
+    if stack:
+        attributes["code.stacktrace"] = "".join(stack.format())
+    parts = ("before", "processor", "collecting", "waiting_for_gil", "not_scheduled", "asleep")
+    for part in parts:
+        seconds = getattr(block, part)
+        if seconds is not None:
+            attributes[f"hotloop.eventloop.block.{part}"] = seconds
+    return attributes

@@ -194,8 +194,7 @@ impl Core {
         run_monitor.callbacks.begin(beginning.ticks);
         let result = run();
         let Some(run) = run_monitor.callbacks.end() else { return result };
-        let subject = entry.object();
-        result.and(self.end_noticed_callback(py, event_loop, &run_monitor, run, subject, started))
+        result.and(self.end_noticed_callback(py, event_loop, &run_monitor, run, entry, started))
     }
 
     /// Asks for `step` to be called at the end of the iteration. Returns false if the transport is to send now.

@@ -5,7 +5,7 @@
 use pyo3::exceptions::PyException;
 use pyo3::prelude::*;
 
-use super::{Core, gil};
+use super::{Core, ReadyEntry, gil};
 use crate::cpython::module::import;
 use crate::cpython::object::{Object, tuple_of};
 use crate::intern;
@@ -15,7 +15,7 @@ use crate::reactor::run_monitor::{Run, RunMonitor};
 use crate::reactor::thread_state;
 
 impl Core {
-    /// Reports a callback that has ended. `subject` is what was called; the iteration had begun at `iteration_began`, in ticks.
+    /// Reports a callback that has ended. The iteration had begun at `iteration_began`, in ticks.
     #[cold]
     #[inline(never)]
     pub(super) fn end_noticed_callback(
@@ -24,7 +24,7 @@ impl Core {
         event_loop: &Object,
         run_monitor: &RunMonitor,
         run: Run,
-        subject: &Object,
+        entry: &ReadyEntry,
         iteration_began: u64,
     ) -> PyResult<()> {
         let now = clock::ticks();
@@ -37,7 +37,8 @@ impl Core {
             let (duration, before) = (Object::from_float(py, duration)?, Object::from_float(py, before)?);
             let parts = parts(py, breakdown)?;
             let module = Object::from(import(py, "hotloop._observing.watching")?);
-            let arguments = [event_loop, &number, subject, &duration, &before, &parts];
+            let context = entry.context().cloned().unwrap_or_else(|| Object::none(py));
+            let arguments = [event_loop, &number, entry.object(), &context, &duration, &before, &parts];
             module.call_method(py, intern!(py, "end"), &arguments).map(drop)
         };
         report().or_else(|error| unraisable(py, error))

@@ -180,6 +180,20 @@ impl ReadyEntry {
         }
     }
 
+    /// The context that the callback or the task runs in. Python's own handles have theirs as an attribute.
+    pub fn context(&self) -> Option<&Object> {
+        match self {
+            ReadyEntry::Handle(handle) => Some(&handle.context),
+            ReadyEntry::Timer(timer) => Some(&timer.handle().context),
+            ReadyEntry::ThreadSafe(handle) => Some(&handle.handle().context),
+            ReadyEntry::Task(step) => Some(&step.context),
+            ReadyEntry::PythonHandle(_)
+            | ReadyEntry::Step(..)
+            | ReadyEntry::Event(..)
+            | ReadyEntry::Finalize(..) => None,
+        }
+    }
+
     pub(super) fn traverse(&self, visitor: &mut Visitor) {
         match self {
             ReadyEntry::Task(step) => step.traverse(visitor),

@@ -153,7 +153,7 @@ pub struct Handle {
     /// None once the handle is cancelled.
     callback: ObjectCell,
     arguments: ArgumentsCell,
-    context: Object,
+    pub context: Object,
     event_loop: Obj<Loop>,
     source_traceback: Option<Object>,
     /// In debug mode, the repr() from before it was cancelled.

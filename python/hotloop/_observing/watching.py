@@ -22,11 +22,13 @@ import time
 import traceback
 import weakref
 from collections import deque
+from contextvars import Context
 from dataclasses import dataclass
 from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any
 
 from .. import _core
+from .._support import HAS_THREADS
 from ..blocking import Block, Iteration, where_in
 
 if TYPE_CHECKING:
@@ -59,6 +61,8 @@ class _Observed:
     # By time.perf_counter().
     began: float
     task: asyncio.Task[Any] | None
+    # A copy of the task's context at the observation.
+    context: Context | None
     stack: traceback.StackSummary
     later_stack: traceback.StackSummary | None = None
 
@@ -169,7 +173,15 @@ def observe(watch_id: int, number: int, ran: float, again: bool, frames: tuple[_
         before.later_stack = stack
         logger.warning("%s, for %.3f s by now", _still(stack), ran)
         return
-    state.observed = _Observed(number, time.perf_counter() - ran, asyncio.current_task(loop), stack)
+    task = asyncio.current_task(loop)
+    state.observed = _Observed(number, time.perf_counter() - ran, task, _copied_context(task), stack)
+
+
+def _copied_context(task: asyncio.Task[Any] | None) -> Context | None:
+    # Without a GIL, the task may be changing it.
+    if HAS_THREADS or sys.version_info < (3, 12) or not isinstance(task, asyncio.Task):
+        return None
+    return task.get_context().copy()
 
 
 def observe_iteration(watch_id: int, number: int, frames: tuple[_Frame, ...] | None) -> None:
@@ -218,7 +230,13 @@ def _walk(frame: FrameType | None) -> Iterator[_Frame]:
 
 
 def end(
-    loop: Loop, number: int, what: Any, duration: float, before: float, parts: tuple[float | None, ...]
+    loop: Loop,
+    number: int,
+    what: Any,
+    context: Context | None,
+    duration: float,
+    before: float,
+    parts: tuple[float | None, ...],
 ) -> None:
     """Report a callback that has ended. Called by the loop's thread.
 
@@ -232,16 +250,19 @@ def end(
     observed, state.observed = state.observed, None
     if observed is None or observed.number != number:
         # It ended before it was observed.
-        observed = _Observed(number, now - duration, None, traceback.StackSummary())
+        observed = _Observed(number, now - duration, None, None, traceback.StackSummary())
     task = observed.task
     if task is None:
         owner = getattr(getattr(what, "_callback", what), "__self__", None)
         task = owner if isinstance(owner, asyncio.Task) else None
     source = getattr(task, "_source_traceback", None) or getattr(what, "_source_traceback", None)
     processor, waiting_for_gil, not_scheduled, asleep = parts
+    if context is None:
+        context = getattr(what, "_context", None)
     block = Block(
         what=_repr(task if task is not None else what),
         task=task,
+        context=observed.context or context,
         duration=duration,
         before=before,
         processor=processor,
