@@ -118,7 +118,7 @@ def test_what_can_not_be_attached_to(start, environment):
 @pytest.mark.skipif(sys.version_info >= (3, 14), reason="3.14 and later attach")
 def test_pythons_that_can_not_attach(start, environment):
     process = start()
-    for command in ("record", "top"):
+    for command in ("record", "flame", "top"):
         result = hotloop(environment, command, process.pid)
         assert result.returncode == 2
         assert result.stderr == (

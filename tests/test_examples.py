@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import pathlib
+import re
 import signal
 import socket
 import subprocess
@@ -42,3 +43,22 @@ def test_a_server_with_a_thread_and_a_loop_a_core(end):
             program.send_signal(end)
             assert idle.recv(1000) == b"", "a connection that is idle is closed"
         assert program.wait(20) == 0
+
+
+def test_the_slow_service_and_the_mended_one():
+    worst = {}
+    for option in ((), ("--mended",)):
+        with running(EXAMPLES / "slow.py", "--port", "0", *option) as (program, url):
+            port = url.rpartition(":")[2]
+            load = [sys.executable, EXAMPLES / "slow.py", "--load", "--port", port, "--seconds", "3"]
+            printed = subprocess.run(load, capture_output=True, text=True, timeout=60, check=True).stdout
+            found = re.findall(r"^/(\w+) +(\d+) answers, .* 99 % within +([\d.]+) ms$", printed, re.MULTILINE)
+            assert [(path, int(answers) > 5) for path, answers, _ in found] == [
+                ("product", True),
+                ("report", True),
+            ]
+            worst[option] = float(found[0][2])
+            program.send_signal(signal.SIGTERM)
+            assert program.wait(20) == 0
+    assert worst[()] > 10
+    assert worst[("--mended",)] < worst[()]

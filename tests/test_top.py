@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import pathlib
 import pty
 import re
 import select
@@ -553,3 +554,39 @@ def test_the_accounts_when_it_looks_once(start, top):
     shown = top("--once", process.pid)
     assert shown.returncode == 0, shown.stderr
     assert re.search(r" \d+\.\d% +\d+\.\d% +[\d,]+ .* task main +program\.py:11", shown.stdout)
+
+
+def test_a_flame_graph_by_a_key(start, terminal, tmp_path):
+    shown = terminal(start(SERVING).pid)
+    shown.read_until("utilization")
+    shown.press(b"f")
+    shown.read_until(r"there were no accounts yet: they are kept from\s")
+    shown.press(b"f")
+    shown.read_until(r"saved\s")
+    image = next(tmp_path.glob("hotloop-*-flame.svg")).read_text()
+    assert re.search(r"<title>main \(program\.py\): ", image)
+    shown.press(b"q")
+    assert shown.end() == 0
+
+
+def test_a_flame_graph_of_some_seconds(start, environment, tmp_path):
+    process = start(SERVING)
+    command = [sys.executable, "-m", "hotloop", "flame", "--seconds=0.3", socket_of(environment, process)]
+    for _ in range(2):
+        saved = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
+        assert (saved.returncode, saved.stderr) == (0, "")
+        image = pathlib.Path(saved.stdout.strip()).read_text()
+        seconds = float(re.search(r"who awaits whom: ([\d.]+) s<", image)[1])
+        # Only that time, in which it mostly sleeps.
+        assert 0 < seconds < 0.3
+    assert len(list(tmp_path.glob("hotloop-*-flame.svg"))) == 2
+
+
+def test_a_flame_graph_that_cannot_be_saved(start, environment, tmp_path):
+    process = start(SERVING)
+    command = [sys.executable, "-m", "hotloop", "flame", "--seconds=0.1", socket_of(environment, process)]
+    blocked = tmp_path / f"hotloop-{process.pid}-1-flame.svg"
+    blocked.mkdir()
+    failed = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
+    assert failed.returncode == 2
+    assert failed.stderr.startswith("hotloop: the flame graph can't be saved: ")

@@ -32,6 +32,7 @@ usage: {name} [OPTION ...] FILE [ARGUMENT ...]
        {name} [OPTION ...] -c CODE [ARGUMENT ...]
        {name} top [--interval=SECONDS] [--once] [--picture=FILE] [PID | SOCKET]
        {name} record [--seconds SECONDS] PID | SOCKET
+       {name} flame [--seconds SECONDS] PID | SOCKET
        {name} --version | --help
 
 Run a Python program on hotloop: asyncio.run(), asyncio.Runner, asyncio.new_event_loop() and what builds on
@@ -60,8 +61,8 @@ top shows what a process does that was started with --watch: the one with that n
 the only one. From Python 3.14 on, it can be any process on hotloop with that number. It needs the package
 rich: pip install 'hotloop[top]'.
 
-record has such a process record for 5 seconds, or as many, and save the recording in its current folder.
-Programs of these names are ./top and ./record.
+record has such a process record for 5 seconds, or as many, and save the recording in its current folder;
+flame, count who uses its loops, and save a flame graph. Programs of these names are ./top, ./record, ./flame.
 
   --interval=SECONDS   how often it looks: every second
   --once               look once, and print what there is to see
@@ -101,8 +102,8 @@ def parse(arguments: list[str], name: str) -> Callable[[], None] | None:
     """Return a function that runs the program; None for --help and --version, which are done here."""
     if arguments[:1] == ["top"]:
         return lambda: top(arguments[1:], name)
-    if arguments[:1] == ["record"]:
-        return lambda: record(arguments[1:], name)
+    if arguments[:1] in (["record"], ["flame"]):
+        return lambda: save(arguments[0], arguments[1:], name)
     position = 0
     while position < len(arguments):
         argument = arguments[position]
@@ -255,8 +256,8 @@ def top(arguments: list[str], name: str) -> None:
         raise SystemExit(130) from None
 
 
-def record(arguments: list[str], name: str) -> None:
-    """Have a process record for some seconds, and print where its recording is."""
+def save(what: str, arguments: list[str], name: str) -> None:
+    """Have a process record or count for some seconds, and print where it has saved that."""
     length, targets = 5.0, []
     given = iter(arguments)
     for argument in given:
@@ -265,15 +266,15 @@ def record(arguments: list[str], name: str) -> None:
             value = value if equals else next(given, "")
             length = seconds(option, value, name)
         elif argument.startswith("-"):
-            raise CommandError(f"unknown option {argument} of record ({name} --help)")
+            raise CommandError(f"unknown option {argument} of {what} ({name} --help)")
         else:
             targets.append(argument)
     if len(targets) != 1:
-        raise CommandError(f"record takes one process, not {len(targets)} ({name} --help)")
-    from ._observing.asking import Unavailable, find, save_recording
+        raise CommandError(f"{what} takes one process, not {len(targets)} ({name} --help)")
+    from ._observing.asking import Unavailable, find, have_saved
 
     try:
-        print(save_recording(find(targets[0]), length))
+        print(have_saved(what, find(targets[0]), length))
     except Unavailable as error:
         raise CommandError(str(error)) from None
     except KeyboardInterrupt:

@@ -194,9 +194,10 @@ class Accounting:
         its steps: many of the first, and one in some thousand of many. Raise OSError if the file can't be
         written.
         """
-        flames.save(list(self._stacks()), path)
+        flames.save(list(self.stacks()), path)
 
-    def _stacks(self) -> Iterator[tuple[tuple[str, ...], float]]:
+    def stacks(self) -> Iterator[tuple[tuple[str, ...], float]]:
+        """Yield the stacks of flame(), outermost frame first, each with its seconds."""
         divided = set()
         for chain in self.chains:
             divided.add(chain.key)

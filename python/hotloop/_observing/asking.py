@@ -143,22 +143,22 @@ def begin_accounts(path: str) -> None:
         process.close()
 
 
-def save_recording(path: str, seconds: float = 0.0) -> str:
-    """Have the process at a socket save its recording, or record for some seconds. Return the file's path.
+def have_saved(what: str, path: str, seconds: float = 0.0) -> str:
+    """Have the process at a socket save a "record" or a "flame", or begin it and save it after some seconds.
 
-    Raise Unavailable if there is none.
+    Return the file's path. Raise Unavailable if there is none.
     """
     process = Process(path)
     try:
         process.socket.settimeout(seconds + SAVING)
-        process.socket.sendall(f"record {seconds}\n".encode() if seconds else b"record\n")
+        process.socket.sendall(f"{what} {seconds}\n".encode() if seconds else f"{what}\n".encode())
         answer = json.loads(process.socket.makefile("rb").readline())
     except (OSError, ValueError):
         raise Unavailable("the process has not answered") from None
     finally:
         process.close()
     if "saved" not in answer:
-        raise Unavailable(str(answer.get("failed", "the process can't record")))
+        raise Unavailable(str(answer.get("failed", "the process can't do that")))
     return str(answer["saved"])
 
 

@@ -10,18 +10,19 @@ import threading
 import time
 from collections import deque
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 # Not in the signal handler, which may run during another import.
 from .. import recording
 from ..loop import Loop
-from . import watching
+from . import flames, watching
 from .loops import name_loop, on_loop_created, open_loops
 from .stderr import print_error
 
 if TYPE_CHECKING:
     from types import FrameType
 
+    from ..accounting import Accounting
     from ..blocking import Block
 
 # Seconds between two files because of blocks.
@@ -124,16 +125,22 @@ class Saver:
 
     def save(self, recordings: list[recording.Recording], reason: str) -> str:
         """Write a file; return its path."""
-        with self.lock:
-            self.number += 1
-            name = f"hotloop-{os.getpid()}-{self.number}-{reason}.json"
-        path = os.path.join(self.folder, name)
-        os.makedirs(self.folder, exist_ok=True)
+        path = self.path(reason, ".json")
         recording.save(recordings, path)
         return path
 
+    def path(self, reason: str, ending: str) -> str:
+        """Return the path of a new file, in the folder, which is made."""
+        with self.lock:
+            self.number += 1
+            name = f"hotloop-{os.getpid()}-{self.number}-{reason}{ending}"
+        os.makedirs(self.folder, exist_ok=True)
+        return os.path.join(self.folder, name)
+
 
 _saver: Saver | None = None
+# Of a process without --record.
+_asked: Saver | None = None
 
 
 def record_all(seconds: float, folder: str, number: int) -> None:
@@ -141,6 +148,16 @@ def record_all(seconds: float, folder: str, number: int) -> None:
     global _saver
     _saver = Saver(seconds, os.path.abspath(folder))
     _saver.start(number)
+
+
+def _saver_for_others() -> Saver:
+    global _asked
+    if _saver is not None:
+        return _saver
+    # One, so that each file has another number. A forked child has another process number.
+    if _asked is None:
+        _asked = Saver(SECONDS, os.getcwd())
+    return _asked
 
 
 def take() -> list[recording.Recording]:
@@ -155,25 +172,70 @@ def answer(arguments: list[str]) -> dict[str, str]:
     seconds = float(arguments[0]) if arguments else 0.0
     if seconds:
         started = [loop for _, loop in open_loops() if loop._recorded_seconds is None]
-        _call_in(started, seconds)
+        _call(started, "record", seconds)
         time.sleep(seconds)
     recordings = take()
     if seconds:
-        _call_in(started, None)
+        _call(started, "record", None)
     elif not recordings:
-        _call_in([loop for _, loop in open_loops()], SECONDS)
+        _call([loop for _, loop in open_loops()], "record", SECONDS)
         return {"failed": "nothing was recorded yet: it is from now on"}
     if not recordings:
         return {"failed": "no event loop has run a callback in that time"}
-    saver = _saver or Saver(SECONDS, os.getcwd())
+    saver = _saver_for_others()
     try:
         return {"saved": saver.save(recordings, "asked")}
     except OSError as error:
         return {"failed": f"the recording can't be saved: {error}"}
 
 
-def _call_in(loops: list[Loop], seconds: float | None) -> None:
+def answer_with_flames(arguments: list[str]) -> dict[str, str]:
+    """Draw for another process who uses the loops, in so many seconds, or else since they keep accounts."""
+    seconds = float(arguments[0]) if arguments else 0.0
+    started = [loop for _, loop in open_loops() if loop._accounted is None]
+    if seconds:
+        _call(started, "account")
+        # They begin with their next callback.
+        earlier = _accountings()
+        time.sleep(seconds)
+    later = _accountings()
+    if seconds:
+        _call(started, "account", False)
+        later = {
+            loop: accounting.since(earlier[loop]) if loop in earlier else accounting
+            for loop, accounting in later.items()
+        }
+    elif not later:
+        _call(started, "account")
+        return {"failed": "there were no accounts yet: they are kept from now on"}
+    if not any(accounting.busy for accounting in later.values()):
+        return {"failed": "no event loop has run a callback in that time"}
+    saver = _saver_for_others()
+    names = {loop: name for name, loop in open_loops()}
+    stacks = [
+        ((f"loop {names.get(loop, '')}", *frames) if len(later) > 1 else frames, duration)
+        for loop, accounting in later.items()
+        for frames, duration in accounting.stacks()
+    ]
+    path = saver.path("flame", ".svg")
+    try:
+        flames.save(stacks, path)
+    except OSError as error:
+        return {"failed": f"the flame graph can't be saved: {error}"}
+    return {"saved": path}
+
+
+def _accountings() -> dict[Loop, Accounting]:
+    found = {}
+    for _, loop in open_loops():
+        # It keeps none, or no longer.
+        with suppress(RuntimeError):
+            found[loop] = loop.accounting()
+    return found
+
+
+def _call(loops: list[Loop], method: str, *arguments: Any) -> None:
     for loop in loops:
         # It may have been closed.
         with suppress(RuntimeError):
-            loop.call_soon_threadsafe(loop.record, seconds)
+            loop.call_soon_threadsafe(getattr(loop, method), *arguments)

@@ -66,6 +66,10 @@ class _Handler(socketserver.StreamRequestHandler):
                     from . import saving
 
                     answer = saving.answer(line.decode().split()[1:])
+                elif line.startswith(b"flame"):
+                    from . import saving
+
+                    answer = saving.answer_with_flames(line.decode().split()[1:])
                 elif line == b"account\n":
                     answer = _account_from_now_on()
                 else:

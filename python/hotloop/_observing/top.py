@@ -21,7 +21,7 @@ from rich.text import Text
 
 from . import delays
 from .accounts_view import ORDERS, accounts_table
-from .asking import TIMEOUT, Process, State, Unavailable, begin_accounts, find, find_all, save_recording
+from .asking import TIMEOUT, Process, State, Unavailable, begin_accounts, find, find_all, have_saved
 from .summaries import duration
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ LEVELS = "▁▂▃▄▅▆▇█"
 # Columns that the wide layout needs.
 WIDE = 98
 # What can be pressed, but for the keys that quit.
-KEYS = (b"r", b"a", b"s")
+KEYS = (b"r", b"a", b"f", b"s")
 # Limits of healthy values: see docs/observability.md. Ten times LATE is shown in red.
 BUSY = 0.7
 LATE = 0.01
@@ -70,7 +70,9 @@ def watch(target: str | None, interval: float, *, once: bool, picture: str | Non
                 if key == "q":
                     break
                 if key == "r":
-                    view.save_recording(path)
+                    view.save("record", path)
+                elif key == "f":
+                    view.save("flame", path)
                 elif key == "a":
                     view.show_accounts(path)
                 elif key == "s":
@@ -162,7 +164,7 @@ class View:
         self.interval = interval
         self.silent_since: float | None = None
         self.history: dict[str, deque[tuple[float, float]]] = {}
-        # What became of the last recording that was asked for.
+        # What became of the last file that was asked for.
         self.recorded = ""
 
     def update(self) -> None:
@@ -181,13 +183,13 @@ class View:
             past = self.history.setdefault(name, deque(maxlen=max(1, round(HISTORY / self.interval))))
             past.append((metrics.utilization, metrics.delay.percentile(99)))
 
-    def save_recording(self, path: str) -> None:
-        """Have the process save its recording, and tell what became of it when it has."""
-        self.recorded = "saving the recording"
+    def save(self, what: str, path: str) -> None:
+        """Have the process save a "record" or a "flame", and tell what became of it when it has."""
+        self.recorded = "saving"
 
         def save() -> None:
             try:
-                self.recorded = f"saved {save_recording(path)}"
+                self.recorded = f"saved {have_saved(what, path)}"
             except Unavailable as error:
                 self.recorded = str(error)
 
@@ -226,7 +228,7 @@ class View:
         if not fields["loops"]:
             parts.append(Text("no event loop is open", style="yellow"))
         if self.shows_accounts:
-            parts.append(Text("a: back, s: sort by another column", style="dim"))
+            parts.append(Text("a: back, s: sort by another column, f: save a flame graph", style="dim"))
             parts.append(accounts_table(self.accountings, self.order))
             return Group(*parts)
         for name, loop in fields["loops"].items():
