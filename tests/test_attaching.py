@@ -130,7 +130,7 @@ def test_pythons_that_can_not_attach(start, environment):
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        ([], "record takes one process, not 0"),
+        ([], "no process of this user was started with `hotloop --watch`"),
         (["1", "2"], "record takes one process, not 2"),
         (["--seconds=0", "1"], "--seconds takes a number of seconds, not '0'"),
         (["1", "--seconds"], "--seconds takes a number of seconds, not ''"),

@@ -31,8 +31,8 @@ usage: {name} [OPTION ...] FILE [ARGUMENT ...]
        {name} [OPTION ...] -m MODULE [ARGUMENT ...]
        {name} [OPTION ...] -c CODE [ARGUMENT ...]
        {name} top [--interval=SECONDS] [--once] [--picture=FILE] [PID | SOCKET]
-       {name} record [--seconds SECONDS] PID | SOCKET
-       {name} flame [--seconds SECONDS] PID | SOCKET
+       {name} record [--seconds SECONDS] [PID | SOCKET]
+       {name} flame [--seconds SECONDS] [PID | SOCKET]
        {name} --version | --help
 
 Run a Python program on hotloop: asyncio.run(), asyncio.Runner, asyncio.new_event_loop() and what builds on
@@ -269,12 +269,12 @@ def save(what: str, arguments: list[str], name: str) -> None:
             raise CommandError(f"unknown option {argument} of {what} ({name} --help)")
         else:
             targets.append(argument)
-    if len(targets) != 1:
+    if len(targets) > 1:
         raise CommandError(f"{what} takes one process, not {len(targets)} ({name} --help)")
-    from ._observing.asking import Unavailable, find, have_saved
+    from ._observing.asking import Unavailable, find, find_only, have_saved
 
     try:
-        print(have_saved(what, find(targets[0]), length))
+        print(have_saved(what, find(targets[0]) if targets else find_only(), length))
     except Unavailable as error:
         raise CommandError(str(error)) from None
     except KeyboardInterrupt:

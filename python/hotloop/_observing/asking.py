@@ -178,6 +178,17 @@ def find(target: str) -> str:
         raise Unavailable(str(error)) from None
 
 
+def find_only() -> str:
+    """Return the socket's path of the only process that answers. Raise Unavailable if there is not one."""
+    found = find_all()
+    if len(found) == 1:
+        return found[0][0]
+    if not found:
+        raise Unavailable("no process of this user was started with `hotloop --watch`")
+    lines = [f"  {state.fields['process']:>8}  {state.fields['command']}" for _, state in found]
+    raise Unavailable("\n".join(["which process?", *lines]))
+
+
 def find_all() -> list[tuple[str, State]]:
     """Return the socket path and state of each process that answers. Remove sockets of ended processes."""
     found = []

@@ -21,7 +21,7 @@ from rich.text import Text
 
 from . import delays
 from .accounts_view import ORDERS, accounts_table
-from .asking import TIMEOUT, Process, State, Unavailable, begin_accounts, find, find_all, have_saved
+from .asking import TIMEOUT, Process, State, Unavailable, begin_accounts, find, find_only, have_saved
 from .summaries import duration
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def watch(target: str | None, interval: float, *, once: bool, picture: str | Non
     Without a target, show the only process that answers. Raise Unavailable if there is no such process, or
     the picture can't be written.
     """
-    path = find(target) if target else _only()
+    path = find(target) if target else find_only()
     process = Process(path)
     console = Console(record=picture is not None, width=100 if picture else None)
     try:
@@ -99,16 +99,6 @@ def _save(console: Console, picture: str) -> None:
             file.write(image)
     except OSError as error:
         raise Unavailable(f"{picture}: {error.strerror}") from None
-
-
-def _only() -> str:
-    found = find_all()
-    if len(found) == 1:
-        return found[0][0]
-    if not found:
-        raise Unavailable("no process of this user was started with `hotloop --watch`")
-    lines = [f"  {state.fields['process']:>8}  {state.fields['command']}" for _, state in found]
-    raise Unavailable("\n".join(["which process?", *lines]))
 
 
 @contextmanager
