@@ -111,7 +111,8 @@ class Chain:
 
     key: tuple[str, str, str, int]
     frames: tuple[str, ...]
-    duration: float
+    weight: float
+    """Its share of the account's time, if it is divided by the sum of the account's chains."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,15 +139,8 @@ class Accounting:
         for account in by_number.values():
             former = merged.get(account.key)
             merged[account.key] = combine(former, account) if former else account
-        weights: dict[int, float] = {}
-        for (number, _), weight in zip(chains, seconds, strict=True):
-            weights[number] = weights.get(number, 0.0) + weight
         divided = [
-            Chain(
-                by_number[number].key,
-                frames,
-                by_number[number].total_poll_duration * weight / weights[number],
-            )
+            Chain(by_number[number].key, frames, weight)
             for (number, frames), weight in zip(chains, seconds, strict=True)
             if weight and number in by_number
         ]
@@ -173,16 +167,16 @@ class Accounting:
         The longest durations are those since loop.account().
         """
         before = {account.key: account for account in earlier.accounts}
-        chains = {(chain.key, chain.frames): chain.duration for chain in earlier.chains}
+        chains = {(chain.key, chain.frames): chain.weight for chain in earlier.chains}
         accounts = [_less(account, before.get(account.key)) for account in self.accounts]
         divided = [
-            replace(chain, duration=chain.duration - chains.get((chain.key, chain.frames), 0.0))
+            replace(chain, weight=chain.weight - chains.get((chain.key, chain.frames), 0.0))
             for chain in self.chains
         ]
         return Accounting(
             self.seconds - earlier.seconds,
             _sorted(account for account in accounts if account.total_poll_count),
-            tuple(chain for chain in divided if chain.duration > 0),
+            tuple(chain for chain in divided if chain.weight > 0),
         )
 
     def flame(self, path: str | os.PathLike[str]) -> None:
@@ -190,20 +184,22 @@ class Accounting:
 
         As an SVG image if the name ends in ".svg", and otherwise as collapsed stacks in microseconds, which
         https://www.speedscope.app and FlameGraph read. A chain has the tasks that wait for the task, and the
-        coroutines of each. An account's time is exact; how it is divided among chains is estimated by some of
-        its steps: many of the first, and one in some thousand of many. Raise OSError if the file can't be
-        written.
+        coroutines of each. An account's time is exact. How it is divided among chains is exact for coroutines
+        with long steps; for others it is estimated by some steps: many of the first, and then one in some
+        thousand. Raise OSError if the file can't be written.
         """
         flames.save(list(self.stacks()), path)
 
     def stacks(self) -> Iterator[tuple[tuple[str, ...], float]]:
         """Yield the stacks of flame(), outermost frame first, each with its seconds."""
-        divided = set()
+        weights: dict[tuple[str, str, str, int], float] = {}
         for chain in self.chains:
-            divided.add(chain.key)
-            yield chain.frames, chain.duration
+            weights[chain.key] = weights.get(chain.key, 0.0) + chain.weight
+        durations = {account.key: account.total_poll_duration for account in self.accounts}
+        for chain in self.chains:
+            yield chain.frames, durations.get(chain.key, 0.0) * chain.weight / weights[chain.key]
         for account in self.accounts:
-            if account.key not in divided:
+            if account.key not in weights:
                 yield (
                     (frame(account.name, account.file if account.line else ""),),
                     account.total_poll_duration,

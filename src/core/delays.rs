@@ -23,7 +23,7 @@ use std::collections::VecDeque;
 use std::ops::Range;
 
 use crate::cpython::borrowing::StateCell;
-use crate::reactor::clock::{self, Tick};
+use crate::reactor::clock::{self, SHORTEST, Tick};
 use crate::reactor::histogram::Histogram;
 
 /// In an iteration of up to this many callbacks, the clock is read before each.
@@ -58,6 +58,8 @@ pub struct Delays {
     latest: Cell<u64>,
     /// Whether the clock is read before each callback of a long iteration, too: accounts need that.
     reads_each: Cell<bool>,
+    /// Groups that became ready within so many ticks are one.
+    together: Cell<u64>,
 }
 
 impl Delays {
@@ -70,8 +72,10 @@ impl Delays {
         self.next_attempt.set(0);
     }
 
-    pub fn set_reads_each(&self, each: bool) {
+    pub fn set_reads_each(&self, each: bool, tick: &Tick) {
         self.reads_each.set(each);
+        // Shorter delays are counted as one.
+        self.together.set(if each { tick.ticks(SHORTEST) } else { 0 });
     }
 
     /// The last reading of the clock, and the delay of the callback that it was read for, in ticks. They are those of the next callback
@@ -115,11 +119,19 @@ impl Delays {
     /// Records the delays of the next callbacks of the iteration. Returns the position before which this is to be called again.
     #[inline(never)]
     pub fn before_callback(&self, next: u64, iteration: &Range<u64>, queue_end: u64, tick: &Tick) -> u64 {
+        if self.reads_each.get() {
+            self.before_each(next, iteration, queue_end, tick);
+            return next + 1;
+        }
         if next > iteration.start {
             self.clock_read(clock::ticks(), queue_end);
         }
-        let reads_each = iteration.end - iteration.start <= READ_EACH || self.reads_each.get();
-        let step = if reads_each { 1 } else { READ_EVERY };
+        let step = if iteration.end - iteration.start <= READ_EACH { 1 } else { READ_EVERY };
+        let beyond = (next - iteration.start) % step;
+        if beyond > 0 {
+            // Accounts have ended in this iteration: the callbacks up to there are recorded.
+            return (next + step - beyond).min(iteration.end);
+        }
         let end = (next + step).min(iteration.end);
         let front = self.front.get();
         if end <= front.end {
@@ -130,6 +142,31 @@ impl Delays {
             self.record_several_groups(next, end, tick);
         }
         end
+    }
+
+    #[inline(always)]
+    fn before_each(&self, next: u64, iteration: &Range<u64>, queue_end: u64, tick: &Tick) {
+        if next > iteration.start {
+            self.clock_read(clock::ticks(), queue_end);
+        }
+        let mut front = self.front.get();
+        if front.end <= next {
+            let mut more = self.more.borrow_mut();
+            while front.end <= next {
+                let Some(group) = more.pop_front() else { return };
+                front = group;
+            }
+            self.front.set(front);
+        }
+        let delay = self.last_read.get().wrapping_sub(front.ready_since);
+        self.latest.set(delay);
+        // The histogram is the same as without accounts.
+        let (done, left) = (next - iteration.start, iteration.end - next);
+        if done + left <= READ_EACH {
+            self.histogram.record(delay, tick);
+        } else if done.is_multiple_of(READ_EVERY) {
+            self.histogram.record_several(delay, left.min(READ_EVERY), tick);
+        }
     }
 
     #[inline(never)]
@@ -180,6 +217,13 @@ impl Delays {
     #[inline(never)]
     fn add_group(&self, group: Group) {
         let mut more = self.more.borrow_mut();
+        if let Some(last) = more.back_mut()
+            && group.ready_since.wrapping_sub(last.ready_since) < self.together.get()
+        {
+            last.end = group.end;
+            self.grouped.set(group.end);
+            return;
+        }
         // Without memory, they count as ready since a later reading.
         if more.len() == more.capacity() {
             if group.end < self.next_attempt.get() {

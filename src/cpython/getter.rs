@@ -31,7 +31,11 @@ pub struct StepGetters {
     pub task_coroutine: Getter,
     pub coroutine_code: Getter,
     pub coroutine_suspended: Getter,
+    pub coroutine_await: Getter,
 }
+
+/// Coroutines of a chain that are looked at.
+const DEEPEST: usize = 64;
 
 impl StepGetters {
     /// The address of the code of a task's coroutine, and whether the coroutine has started, if it is asked for. None if the task or its
@@ -50,6 +54,24 @@ impl StepGetters {
             };
             Some((code as usize, has_started))
         }
+    }
+}
+
+impl StepGetters {
+    /// A hash of the addresses of the codes of a task's coroutines, each awaited by the one before.
+    pub fn hash_chain(&self, _py: Python<'_>, task: &Object) -> u64 {
+        let mut hash = 0u64;
+        // SAFETY: as in `read`. A coroutine that is suspended keeps alive what it awaits.
+        unsafe {
+            let mut next = self.task_coroutine.read(task.as_ptr());
+            for _ in 0..DEEPEST {
+                let Some(coroutine) = next else { break };
+                let Some(code) = self.coroutine_code.read(coroutine) else { break };
+                hash = (hash ^ code as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(23);
+                next = self.coroutine_await.read(coroutine);
+            }
+        }
+        hash
     }
 }
 

@@ -20,7 +20,8 @@ fn account<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object
         Some(slow) => core.recorder.accounts.start(slow, core.metrics.idle(), thread_ident()),
         None => core.recorder.accounts.stop(),
     }
-    core.metrics.delays.set_reads_each(slow.is_some());
+    core.poll_policy.tick.find_out();
+    core.metrics.delays.set_reads_each(slow.is_some(), &core.poll_policy.tick);
     core.schedule.set_recorded(core.recorder.notes_callbacks());
     Ok(Object::none(py))
 }

@@ -16,6 +16,7 @@
 //! Invariant: the loop's thread writes; what others read is [`Published`]. No Python code runs in here.
 
 use std::cell::Cell;
+use std::collections::HashMap;
 use std::sync::OnceLock;
 
 use super::names::MOST;
@@ -34,6 +35,10 @@ const SETTLING: f64 = 1e-3;
 const LONG_WAIT: f64 = 100e-6;
 /// A chain is looked up for one of so many steps of a coroutine, which takes some 20 µs; and for more of the first ones.
 const LONGEST_GAP: u64 = 1 << 12;
+/// Seconds. If steps that are as long have an eighth of a coroutine's time, few steps tell nothing of it: the chain of each is needed.
+const LONG: f64 = 100e-6;
+/// Seconds. The chains of shorter steps, on average, would take too much of their time.
+const SHORT: f64 = 5e-6;
 
 /// What an account is of.
 #[derive(Clone, Copy)]
@@ -70,6 +75,9 @@ pub struct Account {
     /// The step for which a chain is looked up, and how many steps that one stands for.
     next_sample: Cell<u64>,
     sample_gap: Cell<u64>,
+    /// Ticks of the long steps, and whether the chain of each step is needed.
+    long: Cell<u64>,
+    needs_chains: Cell<bool>,
 }
 
 /// In place of a number.
@@ -96,7 +104,10 @@ pub struct Accounts {
     tick: OnceLock<Tick>,
     /// In ticks.
     slow: Cell<u64>,
+    long: Cell<u64>,
     settling: Cell<u64>,
+    /// Numbers of chains, by the hash of their codes: see [`super::Names::hash_chain`].
+    known_chains: StateCell<HashMap<u64, u32>>,
     /// Numbers of accounts with something to settle, and its sum in ticks.
     unsettled: StateCell<Vec<u32>>,
     unsettled_ticks: Cell<u64>,
@@ -135,6 +146,8 @@ impl Accounts {
             std::thread::sleep(std::time::Duration::from_micros(100));
         }
         self.slow.set(tick.ticks(slow));
+        self.long.set(tick.ticks(slow.min(LONG)));
+        self.known_chains.borrow_mut().clear();
         self.settling.set(tick.ticks(SETTLING));
         self.unsettled.borrow_mut().clear();
         self.unsettled_ticks.set(0);
@@ -245,7 +258,7 @@ impl Accounts {
     #[inline(always)]
     pub fn begin_step(&self, now: u64, delay: u64, number: u32, is_first_of_task: bool) -> bool {
         let Some(account) = self.accounts.get(number) else { return false };
-        if account.polls.get() >= account.next_sample.get() {
+        if account.polls.get() >= account.next_sample.get() || account.needs_chains.get() {
             return false;
         }
         self.close(now);
@@ -278,15 +291,32 @@ impl Accounts {
         self.began.set(now);
     }
 
-    /// Whether a chain is to be looked up for the coroutine's next step.
+    /// Whether a chain is needed for the coroutine's next step.
     #[inline(always)]
     pub fn wants_chain(&self, number: u32) -> bool {
-        let is_next = |account: &Account| account.polls.get() >= account.next_sample.get();
-        self.is_on() && self.accounts.get(number).is_some_and(is_next)
+        let is_wanted = |account: &Account| {
+            account.polls.get() >= account.next_sample.get() || account.needs_chains.get()
+        };
+        self.is_on() && self.accounts.get(number).is_some_and(is_wanted)
+    }
+
+    /// The step that has begun has the chain of this hash. False if it has to be looked up.
+    pub fn set_known_chain(&self, hash: u64) -> bool {
+        let Some(account) = self.accounts.find(self.current.get()) else { return true };
+        // Tasks of the same coroutines can be awaited by others.
+        if account.polls.get() > account.next_sample.get() {
+            return false;
+        }
+        match self.known_chains.borrow().get(&hash) {
+            Some(chain) => self.chain.set(*chain),
+            None => return false,
+        }
+        account.sample_gap.set(1);
+        true
     }
 
     /// The callback that has begun has this chain. It begins now: looking that up took its time.
-    pub fn set_chain(&self, chain: Option<u32>) {
+    pub fn set_chain(&self, hash: u64, chain: Option<u32>) {
         let number = self.current.get();
         if number == NONE {
             return;
@@ -297,11 +327,17 @@ impl Accounts {
         self.own.ticks.set(self.own.ticks.get() + ticks);
         self.unsettled_ticks.set(self.unsettled_ticks.get() + ticks);
         self.chain.set(chain.unwrap_or(NONE));
+        if let Some(chain) = chain {
+            let mut known = self.known_chains.borrow_mut();
+            if known.try_reserve(1).is_ok() {
+                known.insert(hash, chain);
+            }
+        }
         let polls = account.polls.get();
         let gap = (polls / 4).min(LONGEST_GAP);
         let gap = 1 + gap / 2 + self.random_below(gap + 1);
         account.next_sample.set(polls - 1 + gap);
-        account.sample_gap.set(gap);
+        account.sample_gap.set(if account.needs_chains.get() { 1 } else { gap });
     }
 
     /// By xorshift.
@@ -328,7 +364,7 @@ impl Accounts {
         }
         let new = ticks.saturating_sub(self.counted.take());
         let unsettled = self.add_ticks(number, account, new);
-        if unsettled >= self.settling.get() || ticks >= self.slow.get() || self.chain.get() != NONE {
+        if unsettled >= self.settling.get() || ticks >= self.long.get() || self.chain.get() != NONE {
             self.close_rarely(number, account, ticks, new);
         }
     }
@@ -349,6 +385,9 @@ impl Accounts {
         if ticks >= self.slow.get() {
             account.slow_polls.set(account.slow_polls.get() + 1);
             add(&account.slow_seconds, self.tick().seconds(ticks));
+        }
+        if ticks >= self.long.get() {
+            account.long.set(account.long.get() + ticks);
         }
         let chain = self.chain.replace(NONE);
         if chain != NONE
@@ -397,6 +436,9 @@ impl Accounts {
             account.is_listed.set(false);
             let mut ticks = account.ticks.take();
             add(&account.seconds, tick.seconds(ticks));
+            let seconds = account.seconds.get();
+            let are_few = seconds > account.polls.get() as f64 * SHORT;
+            account.needs_chains.set(are_few && tick.seconds(account.long.get()) * 8.0 > seconds);
             add(&account.scheduled, tick.seconds(account.scheduled_ticks.take()));
             if last.is_some_and(|(last, _)| last == number) {
                 ticks = ticks.saturating_sub(last_ticks);
@@ -452,10 +494,11 @@ impl Account {
         for sum in [seconds, processor, slow_seconds, &self.scheduled, &self.first_delay] {
             sum.set(0.0);
         }
-        for count in [&self.ticks, &self.scheduled_ticks, &self.next_sample, &self.sample_gap] {
+        for count in [&self.ticks, &self.scheduled_ticks, &self.next_sample, &self.sample_gap, &self.long] {
             count.set(0);
         }
         self.is_listed.set(false);
+        self.needs_chains.set(false);
     }
 }
 

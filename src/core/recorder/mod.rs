@@ -404,9 +404,13 @@ impl Recorder {
     /// Has Python code look up who awaits the task, for [`Accounts`].
     #[cold]
     fn find_chain(&self, py: Python<'_>, task: &Object, name: u32) -> PyResult<()> {
+        let hash = self.names.hash_chain(py, task, name);
+        if self.accounts.set_known_chain(hash) {
+            return Ok(());
+        }
         let found = imports(py)?.find_chain.call(py, &[task, &Object::from_size(py, name as usize)?]);
         let chain = found.and_then(|chain| chain.bind(py).extract::<Option<u32>>());
-        self.accounts.set_chain(*chain.as_ref().unwrap_or(&None));
+        self.accounts.set_chain(hash, *chain.as_ref().unwrap_or(&None));
         match chain {
             Err(error) if !error.is_instance_of::<PyException>(py) => Err(error),
             // The step counts without its chain.

@@ -193,6 +193,12 @@ impl Names {
         Some((self.find_cached(Identity::Code(code))?, has_started))
     }
 
+    /// A hash of the codes of a task's coroutines, each awaited by the one before, and of a number.
+    pub fn hash_chain(&self, py: Python<'_>, task: &Object, number: u32) -> u64 {
+        let getters = self.getters.get().and_then(Option::as_ref);
+        getters.map_or(0, |getters| getters.hash_chain(py, task)) ^ u64::from(number)
+    }
+
     /// The number of the name of a task's coroutine, and whether the coroutine has started. The task is not known thereby.
     pub fn name_coroutine_of(&self, py: Python<'_>, task: &Object) -> PyResult<(u32, bool)> {
         let coroutine = self.coroutine_of(py, task)?;
@@ -248,11 +254,15 @@ impl Names {
             Getter::new(py, &imports(py)?.c_task, intern!(py, "_coro"))?,
             Getter::new(py, &coroutine, intern!(py, "cr_code"))?,
             Getter::new(py, &coroutine, intern!(py, "cr_suspended"))?,
+            Getter::new(py, &coroutine, intern!(py, "cr_await"))?,
         );
         let getters = match getters {
-            (Some(task_coroutine), Some(coroutine_code), Some(coroutine_suspended)) => {
-                Some(StepGetters { task_coroutine, coroutine_code, coroutine_suspended })
-            }
+            (
+                Some(task_coroutine),
+                Some(coroutine_code),
+                Some(coroutine_suspended),
+                Some(coroutine_await),
+            ) => Some(StepGetters { task_coroutine, coroutine_code, coroutine_suspended, coroutine_await }),
             _ => None,
         };
         Ok(self.getters.get_or_init(|| getters))
