@@ -18,7 +18,11 @@ from ..snapshots import Snapshot, Task, TaskName, Timer, Transport
 from . import awaiting
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
+    from typing import TypeAlias
+
+    # The number and the age of each object, by its address.
+    _Known: TypeAlias = dict[int, tuple[int, float | None]]
 
 _serials = itertools.count(1)
 _loops = itertools.count(1)
@@ -43,7 +47,7 @@ class Listed:
         # By address: objects of the program's need not be hashable.
         self.known: dict[int, tuple[weakref.ref[Any], int, float]] = {}
 
-    def update(self, listed: Iterable[Any], now: float) -> dict[int, tuple[int, float | None]]:
+    def update(self, listed: Iterable[Any], now: float) -> _Known:
         """Return the number and the age of each object by its address, and forget all others."""
         known: dict[int, tuple[weakref.ref[Any], int, float]] = {}
         found: dict[int, tuple[int, float | None]] = {}
@@ -83,24 +87,32 @@ def take(loop: Any) -> Snapshot:
     """Implement hotloop.snapshot()."""
     loop = check(loop)
     now = time.monotonic()
-    tasks = sorted(asyncio.all_tasks(loop), key=_order)
-    transports, sockets = loop._transports_and_listeners()
-    # Those of asyncio's own, for sockets with methods of their own, and what the extension does not list.
-    others = [*loop._transports.values(), *(loop._unlisted or ())]
-    transports = list({id(each): each for each in (*transports, *others)}.values())
+    tasks = all_tasks(loop)
+    transports, sockets = open_transports(loop)
     timers = loop._scheduled
     if loop._listed is None:
         loop._listed = Listed()
     known = loop._listed.update((*tasks, *transports, *sockets, *timers), now)
-    listed = [_transport(each, known) for each in transports]
-    listed += [_server(each, known) for each in sockets]
     return Snapshot(
         now,
         loop._listed.loop,
-        tuple(_task(each, known) for each in tasks),
-        tuple(each for each in listed if each is not None),
-        tuple(_timer(each, known, loop.time()) for each in timers),
+        tuple(list_task(each, known) for each in tasks),
+        tuple(list_transports(transports, sockets, known)),
+        tuple(list_timer(each, known, loop.time()) for each in timers),
     )
+
+
+def all_tasks(loop: Loop) -> list[asyncio.Task[Any]]:
+    """Tasks of a loop that have not ended, in the order of the numbers that asyncio names them by."""
+    return sorted(asyncio.all_tasks(loop), key=_order)
+
+
+def open_transports(loop: Loop) -> tuple[list[Any], tuple[socket.socket, ...]]:
+    """Transports, some of which can be closed, and the sockets of servers."""
+    listed, sockets = loop._transports_and_listeners()
+    # Those of asyncio's own, for sockets with methods of their own, and what the extension does not list.
+    others = [*loop._transports.values(), *(loop._unlisted or ())]
+    return list({id(each): each for each in (*listed, *others)}.values()), sockets
 
 
 def _order(task: asyncio.Task[Any]) -> tuple[str, int]:
@@ -121,7 +133,7 @@ def _task_name(task: Any) -> TaskName | None:
     return None if task is None else TaskName(_name(task), awaiting.name_of(task))
 
 
-def _task(task: asyncio.Task[Any], known: dict[int, tuple[int, float | None]]) -> Task:
+def list_task(task: asyncio.Task[Any], known: _Known) -> Task:
     serial, age = known[id(task)]
     return Task(
         serial,
@@ -133,7 +145,19 @@ def _task(task: asyncio.Task[Any], known: dict[int, tuple[int, float | None]]) -
     )
 
 
-def _transport(transport: Any, known: dict[int, tuple[int, float | None]]) -> Transport | None:
+def list_transports(
+    transports: Iterable[Any], sockets: Iterable[socket.socket], known: _Known
+) -> Iterator[Transport]:
+    """Describe what open_transports() returned."""
+    for transport in transports:
+        if (listed := _transport(transport, known)) is not None:
+            yield listed
+    for sock in sockets:
+        if (listed := _server(sock, known)) is not None:
+            yield listed
+
+
+def _transport(transport: Any, known: _Known) -> Transport | None:
     serial, seen = known[id(transport)]
     if type(transport) not in _KINDS:
         return _transport_of_asyncio(transport, serial, seen)
@@ -202,7 +226,7 @@ def _transport_of_asyncio(transport: Any, serial: int, age: float | None) -> Tra
     )
 
 
-def _server(sock: socket.socket, known: dict[int, tuple[int, float | None]]) -> Transport | None:
+def _server(sock: socket.socket, known: _Known) -> Transport | None:
     serial, age = known[id(sock)]
     try:
         address = _address(sock.getsockname())
@@ -222,7 +246,7 @@ def _address(address: Any) -> str | None:
     return str(address) if address else None
 
 
-def _timer(timer: asyncio.TimerHandle, known: dict[int, tuple[int, float | None]], now: float) -> Timer:
+def list_timer(timer: asyncio.TimerHandle, known: _Known, now: float) -> Timer:
     callback: Any = getattr(timer, "_callback", None)
     arguments: Any = getattr(timer, "_args", None)
     while type(callback) is functools.partial:

@@ -64,6 +64,10 @@ class _Handler(socketserver.StreamRequestHandler):
                     from . import saving
 
                     answer = saving.answer(line.decode().split()[1:])
+                elif line.startswith(b"growth"):
+                    from . import census
+
+                    answer = census.answer()
                 else:
                     answer = state()
                 self.wfile.write(json.dumps(answer).encode() + b"\n")

@@ -20,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .asking import TIMEOUT, Process, State, Unavailable, find, find_all, save_recording
+from .growth_view import GrowthPage
 from .summaries import duration
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ def watch(target: str | None, interval: float, *, once: bool, picture: str | Non
     """
     path = find(target) if target else _only()
     process = Process(path)
+    view = None
     console = Console(record=picture is not None, width=100 if picture else None)
     try:
         view = View(process, interval)
@@ -57,6 +59,7 @@ def watch(target: str | None, interval: float, *, once: bool, picture: str | Non
             if picture:
                 _save(console, picture)
             return
+        view.growth = GrowthPage(path)
         with _keys() as pressed, Live(console=console, screen=True, auto_refresh=False) as live:
             ended = None
             while ended is None:
@@ -65,6 +68,8 @@ def watch(target: str | None, interval: float, *, once: bool, picture: str | Non
                     break
                 if key == "r":
                     view.save_recording(path)
+                if key == "g":
+                    view.growth.toggle()
                 try:
                     view.update()
                 except Unavailable as error:
@@ -77,6 +82,8 @@ def watch(target: str | None, interval: float, *, once: bool, picture: str | Non
             console.print(f"hotloop: {ended}")
     finally:
         process.close()
+        if view is not None and view.growth is not None:
+            view.growth.close()
 
 
 def _save(console: Console, picture: str) -> None:
@@ -101,7 +108,7 @@ def _only() -> str:
 
 @contextmanager
 def _keys() -> Iterator[Callable[[float], str | None]]:
-    """Yield a function that waits for up to some seconds, and returns "q" to quit, "r" to record, or None."""
+    """Yield a function that waits for up to some seconds, and returns "q", "r" or "g" if that is pressed."""
     import termios
     import tty
 
@@ -126,6 +133,8 @@ def _keys() -> Iterator[Callable[[float], str | None]]:
                     return "q"
                 if keys in (b"r", b"R"):
                     return "r"
+                if keys in (b"g", b"G"):
+                    return "g"
         return None
 
     try:
@@ -148,11 +157,15 @@ class View:
         self.interval = interval
         self.silent_since: float | None = None
         self.history: dict[str, deque[tuple[float, float]]] = {}
+        # The page about what piles up, if keys can be pressed.
+        self.growth: GrowthPage | None = None
         # What became of the last recording that was asked for.
         self.recorded = ""
 
     def update(self) -> None:
         """Query the process."""
+        if self.growth is not None:
+            self.growth.update()
         asked = time.monotonic()
         state = self.process.ask(self.interval)
         if state is None:
@@ -185,7 +198,7 @@ class View:
             ("hotloop top", "bold"),
             f"  process {fields['process']}, Python {fields['python']}, ",
             time.strftime("%H:%M:%S", time.localtime(fields["time"])),
-            ("  q: quit, r: save a recording", "dim"),
+            ("  q: quit, r: save a recording, g: what piles up", "dim"),
         )
         parts: list[RenderableType] = [title, Text(fields["command"], style="dim", overflow="ellipsis")]
         if self.recorded:
@@ -197,6 +210,8 @@ class View:
                     f"no answer for {duration(silent)}: stopped, or something holds the GIL", style="bold red"
                 )
             )
+        if self.growth is not None and self.growth.is_shown:
+            return Group(*parts, *self.growth.render())
         if not fields["loops"]:
             parts.append(Text("no event loop is open", style="yellow"))
         for name, loop in fields["loops"].items():
