@@ -166,12 +166,12 @@ def awaiting_task(task: asyncio.Future[Any]) -> asyncio.Task[Any] | None:
     return None
 
 
-_Tasks: tuple[type, ...] = (asyncio.Task, asyncio_tasks._PyTask)  # type: ignore[attr-defined]
+TASKS: tuple[type, ...] = (asyncio.Task, asyncio_tasks._PyTask)  # type: ignore[attr-defined]
 
 
 def is_task(thing: object) -> bool:
     """Whether something is a task, of asyncio's classes or one with their methods."""
-    if isinstance(thing, _Tasks):
+    if isinstance(thing, TASKS):
         return True
     return asyncio.isfuture(thing) and callable(_get(type(thing), "get_coro"))
 
