@@ -21,7 +21,7 @@ export CARGO_TARGET_DIR
 # Builds the reactor alone, which needs no Python.
 REACTOR := --no-default-features
 SOURCES := build.rs Cargo.toml Cargo.lock pyproject.toml README.md LICENSE-APACHE LICENSE-MIT $(shell find src python -name '*.rs' -o -name '*.py' -o -name '*.pyi')
-LINTERS := 'ruff>=0.17,<0.18' 'mypy>=2.4,<2.5' 'check-jsonschema>=0.33' prometheus-client opentelemetry-api rich
+LINTERS := 'ruff>=0.17,<0.18' 'mypy>=2.4,<2.5' 'check-jsonschema>=0.33' prometheus-client opentelemetry-api rich 'pytest>=8'
 MATURIN := 'maturin>=1.9.4,<2'
 ZIG := 'ziglang>=0.17,<0.18'
 

@@ -82,6 +82,7 @@ imports! { |py, asyncio, support|
     /// _socket.socket, its base, which is written in C.
     pub native_socket: Object = import(py, "_socket")?.getattr(intern!(py, "socket"))?.into(),
     pub warn_unawaited: Object = attribute(&support, "warn_unawaited")?,
+    pub note_opened: Object = attribute(&support, "note_opened")?,
     pub warn_unclosed: Object = attribute(&support, "warn_unclosed")?,
     pub report_connection: Object = attribute(&support, "report_connection")?,
     pub log_connection: Object = attribute(&support, "log_connection")?,

@@ -49,6 +49,16 @@ mod extension {
                 "Have the thread that watches loops hold no lock while this one forks."
             ),
             function0!(
+                "_note_transports",
+                event_loop::note_transports,
+                "Have hotloop._support.note_opened() called with each transport that is made."
+            ),
+            function0!(
+                "_ignore_transports",
+                event_loop::ignore_transports,
+                "End what _note_transports() began."
+            ),
+            function0!(
                 "_end_fork",
                 event_loop::end_fork,
                 "End what _begin_fork() began, in the parent and in the child."

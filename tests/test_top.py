@@ -590,3 +590,77 @@ def test_a_flame_graph_that_cannot_be_saved(start, environment, tmp_path):
     failed = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
     assert failed.returncode == 2
     assert failed.stderr.startswith("hotloop: the flame graph can't be saved: ")
+
+
+# --- What piles up ---
+
+LEAKING = """
+    import asyncio, sys, threading, time
+
+    async def leaked(event):
+        await event.wait()
+
+    async def main():
+        event, tasks = asyncio.Event(), [asyncio.create_task(leaked(asyncio.Event()))]
+        print("ready", flush=True)
+        reading = asyncio.get_running_loop().run_in_executor(None, sys.stdin.readline)
+        while not reading.done():
+            tasks.append(asyncio.create_task(leaked(event)))
+            await asyncio.sleep(0.02)
+        if await reading == "block\\n":
+            print("blocking", flush=True)
+            time.sleep(3)
+        event.set()
+
+    def idle():
+        loop = asyncio.new_event_loop()
+        time.sleep(60)
+
+    threading.Thread(target=idle, daemon=True).start()
+    time.sleep(0.1)
+    asyncio.run(main())
+"""
+
+
+def test_what_piles_up_is_shown_by_a_key(start, terminal):
+    shown = terminal(start(LEAKING).pid)
+    shown.read_until("utilization")
+    shown.press(b"g")
+    shown.read_until(r"what piles up, in [\d.]+ (s|ms)")
+    shown.read_until(r"\+\d+ +\d+ +task +leaked +Task-\d+, Event\.wait")
+    assert "utilization" not in shown.text
+    shown.press(b"g")
+    shown.read_until("utilization")
+    shown.press(b"q")
+    assert shown.end() == 0
+
+
+def counts_of(growth, name):
+    return {(what, kind): count for what, kind, count, _ in growth[name]["kinds"]}
+
+
+def test_counts_of_what_there_is(start, environment):
+    process = asking.Process(socket_of(environment, start(LEAKING)))
+    first = process.ask_growth()["growth"]
+    # The loop that does not run has no count.
+    assert sorted(first) == ["MainThread-2", "Thread-1 (idle)-1"]
+    assert first["Thread-1 (idle)-1"] is None
+    time.sleep(0.2)
+    second = process.ask_growth()["growth"]
+    first, second = (counts_of(each, "MainThread-2") for each in (first, second))
+    assert first["task", "main"] == second["task", "main"] == 1
+    assert second["task", "leaked"] > first["task", "leaked"] >= 1
+    process.close()
+
+
+def test_a_loop_that_is_blocked_is_not_counted(start, environment):
+    program = start(LEAKING)
+    path = socket_of(environment, program)
+    process = asking.Process(path)
+    program.stdin.write("block\n")
+    program.stdin.flush()
+    assert program.stdout.readline() == "blocking\n"
+    began = time.monotonic()
+    assert process.ask_growth()["growth"]["MainThread-2"] is None
+    assert 0.4 < time.monotonic() - began < 2.5
+    process.close()

@@ -16,7 +16,7 @@ from ._limits import limit
 from ._policy import HAS_POLICIES as _HAS_POLICIES
 from .loop import Loop
 
-__all__ = ["Limit", "Loop", "__version__", "limit", "new_event_loop", "run"]
+__all__ = ["Limit", "Loop", "__version__", "limit", "new_event_loop", "run", "snapshot"]
 
 # Importing typing takes longer than importing this package.
 TYPE_CHECKING = False
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine as _Coroutine
     from typing import Any as _Any
     from typing import TypeVar as _TypeVar
+
+    from .snapshots import Snapshot as _Snapshot
 
     _T = _TypeVar("_T")
 
@@ -44,6 +46,20 @@ def run(main: _Coroutine[_Any, _Any, _T], *, debug: bool | None = None) -> _T:
         raise RuntimeError("hotloop.run() cannot be called from a running event loop")
     with _asyncio.Runner(debug=debug, loop_factory=new_event_loop) as runner:
         return runner.run(main)
+
+
+def snapshot(loop: _asyncio.AbstractEventLoop | None = None) -> _Snapshot:
+    """Return what a loop has now: its tasks and where they wait, its transports, and its timers.
+
+    The loop is the running one unless *loop* is given, which must not be running in another thread. Two
+    snapshots tell what grew: see hotloop.snapshots.Snapshot.since(). It takes some 10
+    microseconds for each task.
+
+    Raise RuntimeError if no loop runs, or another thread runs it; TypeError for a loop that isn't hotloop's.
+    """
+    from ._observing import listing as _listing
+
+    return _listing.take(loop)
 
 
 if _HAS_POLICIES:

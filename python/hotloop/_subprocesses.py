@@ -17,6 +17,7 @@ from asyncio import events, unix_events
 from asyncio.log import logger
 
 from . import _core
+from ._support import note_unlisted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -92,6 +93,7 @@ class SubprocessSupport(_core.Loop):
         transport = _SubprocessTransport(
             self, protocol, args, shell, stdin, stdout, stderr, bufsize, waiter=waiter, extra=extra, **kwargs
         )
+        note_unlisted(self, transport)
         unwatched: BaseException | None = None
         try:
             self._watch_child(transport.get_pid(), transport)

@@ -155,6 +155,25 @@ def _format_callback(handle: Any) -> str:
     return source
 
 
+# What is called with each transport that is made, while the extension tells of them.
+on_opened: list[Callable[[Any, Any], object]] = []
+
+
+def note_opened(loop: Any, transport: Any, is_pipe: bool) -> None:
+    """Note a transport that was made."""
+    if is_pipe:
+        note_unlisted(loop, transport)
+    for act in on_opened:
+        act(loop, transport)
+
+
+def note_unlisted(loop: Any, transport: Any) -> None:
+    """Note a transport for snapshots that the extension does not list for them."""
+    if loop._unlisted is None:
+        loop._unlisted = weakref.WeakSet()
+    loop._unlisted.add(transport)
+
+
 def source_traceback() -> traceback.StackSummary:
     """The stack of the Python code that called the extension."""
     stack: traceback.StackSummary = format_helpers.extract_stack(sys._getframe(1))

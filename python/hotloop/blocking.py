@@ -10,7 +10,7 @@ from contextvars import Context
 from dataclasses import dataclass
 from typing import Any
 
-_LIBRARIES = tuple(
+LIBRARIES = tuple(
     {os.path.join(sysconfig.get_path(name), "") for name in ("stdlib", "platstdlib", "purelib", "platlib")}
     | {"<frozen "}
 )
@@ -130,5 +130,5 @@ def where_in(stack: traceback.StackSummary) -> str | None:
 
 
 def _innermost(stack: traceback.StackSummary) -> traceback.FrameSummary | None:
-    own = [frame for frame in stack if not frame.filename.startswith(_LIBRARIES)]
+    own = [frame for frame in stack if not frame.filename.startswith(LIBRARIES)]
     return next(reversed(own or stack), None)

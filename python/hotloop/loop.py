@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from typing import Any, Self, TypeVar
 
     from ._names import LookUp
+    from ._observing.listing import Listed
     from ._observing.watching import Watch
     from .accounting import Accounted, Accounting
     from .blocking import Block, Iteration
@@ -135,6 +136,10 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
     _accepting: Accepting | None = None
     # Look-ups of names that are under way, by what they ask.
     _look_ups: dict[object, LookUp] | None = None
+    # Pipe and subprocess transports, for snapshots. None until there is one.
+    _unlisted: weakref.WeakSet[Any] | None = None
+    # What snapshots have listed. None until there is one.
+    _listed: Listed | None = None
     # What encrypts, once that was asked for.
     _tls_engine: str | None = None
 

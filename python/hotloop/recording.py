@@ -19,6 +19,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ._observing.awaiting import name_of
 from ._observing.tracing import TRACKS, Clock, Trace
 
 if TYPE_CHECKING:
@@ -117,9 +118,7 @@ class Recording:
         self._name = name or f"{id(loop):#x}"
         self._collections = list(_collections)
         # By address. Another thread can be making tasks meanwhile.
-        self._live = {
-            id(task): (task.get_name(), _name_of_coroutine(task)) for task in asyncio.all_tasks(loop)
-        }
+        self._live = {id(task): (task.get_name(), name_of(task)) for task in asyncio.all_tasks(loop)}
         self._thread = loop._thread_id
         begin = self._since_when(records)
         self._bytes = records[begin * RECORD :]
@@ -159,15 +158,6 @@ class Recording:
     def __repr__(self) -> str:
         lost = f", {self.lost:,} lost" if self.lost else ""
         return f"<Recording of {self.seconds:.3f} s, {self.records:,} records{lost}>"
-
-
-def _name_of_coroutine(task: asyncio.Task[Any]) -> str:
-    coroutine: Any = task.get_coro()
-    for attribute in ("cr_code", "gi_code", "ag_code"):
-        code = getattr(coroutine, attribute, None)
-        if code is not None:
-            return str(code.co_qualname)
-    return type(coroutine).__qualname__
 
 
 def _process_name() -> Iterator[dict[str, Any]]:

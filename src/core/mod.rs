@@ -59,7 +59,7 @@ pub use gates::{Admitted, Gate};
 use handshakes::Handshakes;
 use iterations::Sending;
 pub use iterations::report_error;
-pub use metrics::{Count, Metrics};
+pub use metrics::Metrics;
 use ready::ReadyQueue;
 pub use ready::{OnReady, Readiness, ReadyEntry};
 pub use receiving::{LEAST, Received};

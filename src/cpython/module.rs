@@ -55,7 +55,7 @@ pub struct Definition {
 }
 
 const SLOTS: usize = 4;
-const FUNCTIONS: usize = 3;
+const FUNCTIONS: usize = 5;
 
 // SAFETY: the interpreter alone changes it, in the first import.
 unsafe impl Sync for Definition {}
@@ -70,7 +70,7 @@ impl Definition {
         functions: [ffi::PyMethodDef; FUNCTIONS],
         exec: Exec,
     ) -> Definition {
-        let [first, second, third] = functions;
+        let [first, second, third, fourth, fifth] = functions;
         let end = ffi::PyModuleDef_Slot { slot: 0, value: std::ptr::null_mut() };
         Definition {
             definition: UnsafeCell::new(ffi::PyModuleDef {
@@ -100,7 +100,7 @@ impl Definition {
                 end,
                 end,
             ]),
-            methods: UnsafeCell::new([first, second, third, ffi::PyMethodDef::zeroed()]),
+            methods: UnsafeCell::new([first, second, third, fourth, fifth, ffi::PyMethodDef::zeroed()]),
         }
     }
 

@@ -136,7 +136,7 @@ unsafe extern "C" fn new_loop(
     }
 }
 
-pub use observing::{begin_fork, end_fork, stop_watching};
+pub use observing::{begin_fork, end_fork, ignore_transports, note_transports, stop_watching};
 use overrides::Overrides;
 pub use overrides::watch_patches;
 

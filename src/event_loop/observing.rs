@@ -1,6 +1,7 @@
 //! metrics(), reset_metrics(), and having the watchdog watch the loop.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 use pyo3::exceptions::PyValueError;
 use pyo3::ffi::PyMethodDef;
@@ -9,11 +10,14 @@ use pyo3::prelude::*;
 use super::{Loop, ThisLoop};
 use crate::core::watchdog;
 use crate::cpython::args::Args;
+use crate::cpython::class::Obj;
 use crate::cpython::errors::{new_error, no_memory};
 use crate::cpython::object::{Object, dict, tuple, tuple_of};
 use crate::reactor::clock;
 use crate::reactor::histogram::{Counted, Histogram};
 use crate::transports;
+use crate::transports::endpoint::NOTES_OPENED;
+use crate::transports::listener::Listener;
 use crate::{method, method0};
 
 /// The arguments of hotloop.metrics.Histogram.
@@ -63,6 +67,25 @@ fn metrics(this: ThisLoop<'_, '_>) -> PyResult<Object> {
     Ok(all.into())
 }
 
+/// The transports that the registry lists, and the sockets that are accepted from.
+fn transports_and_listeners(this: ThisLoop<'_, '_>) -> PyResult<Object> {
+    let py = this.py();
+    let watched = this.core.watched_objects().ok_or_else(|| no_memory(py))?;
+    let listeners = watched.iter().filter_map(Obj::<Listener>::downcast);
+    let sockets: Vec<_> = listeners.map(|listener| listener.socket().clone()).collect();
+    let open: Vec<_> = watched.iter().filter(|object| transports::is_transport(object)).collect();
+    tuple(py, &[&tuple_of(py, open.into_iter())?, &tuple_of(py, sockets.iter())?])
+}
+
+/// Has `hotloop._support.note_opened()` called with each transport of any loop that is made from now on.
+pub fn note_transports(_py: Python<'_>) {
+    NOTES_OPENED.store(true, Relaxed);
+}
+
+pub fn ignore_transports(_py: Python<'_>) {
+    NOTES_OPENED.store(false, Relaxed);
+}
+
 fn reset_metrics(this: ThisLoop<'_, '_>) -> PyResult<Object> {
     this.core.metrics.reset();
     this.core.schedule.timers_cancelled.set(0);
@@ -107,6 +130,12 @@ pub fn methods() -> Vec<PyMethodDef> {
             "Call hotloop._observing about callbacks that take at least `threshold` seconds; with None, no more."
         ),
         method0!(any_thread Loop, "_metrics", metrics, "Return what hotloop.metrics.Metrics is made of."),
+        method0!(
+            Loop,
+            "_transports_and_listeners",
+            transports_and_listeners,
+            "Return transports that are open, and sockets that connections are accepted from."
+        ),
         method0!(any_thread Loop, "reset_metrics", reset_metrics, "Restart the counts of metrics()."),
     ]
 }

@@ -146,6 +146,11 @@ impl Listener {
         core.gates.find(|limit| Obj::<Limit>::downcast(limit)?.listener_of(socket))
     }
 
+    /// The socket that connections are accepted from.
+    pub fn socket(&self) -> &Object {
+        &self.params.socket
+    }
+
     pub fn is_of(&self, socket: &Object) -> bool {
         self.params.socket.is(socket)
     }

@@ -10,10 +10,11 @@ use crate::core::RECEIVE_BUFFER;
 use crate::cpython::args::Args;
 use crate::cpython::buffer::Bytes;
 use crate::cpython::class::{self, This};
-use crate::cpython::object::{Object, boolean, dict};
+use crate::cpython::object::{Object, boolean, dict, tuple};
 use crate::cpython::ownership::locked;
 use crate::imports::imports;
 use crate::intern;
+use crate::reactor::clock;
 
 pub fn none<T: Transport>(this: This<'_, '_, T>) -> PyResult<Object> {
     Ok(Object::none(this.py()))
@@ -217,6 +218,41 @@ pub fn repr<T: Transport>(
     Object::from_str(py, &format!("<{}>", params.join(" ")))
 }
 
+/// What `hotloop.snapshot()` lists of a transport: descriptor, age and idle time in seconds, bytes read, written and queued, whether
+/// reading is paused, the program's protocol, and the peer's address.
+pub fn traffic<T: Transport>(this: This<'_, '_, T>) -> PyResult<Object> {
+    let py = this.py();
+    let told = this.traffic.told(clock::now());
+    let size = |bytes: u64| Object::from_size(py, usize::try_from(bytes).unwrap_or(usize::MAX));
+    tuple(
+        py,
+        &[
+            &Object::from_int(py, this.fd)?,
+            &Object::from_float(py, told.age)?,
+            &Object::from_float(py, told.idle)?,
+            &size(told.read)?,
+            &size(told.written)?,
+            &Object::from_size(py, this.queued_size())?,
+            &boolean(py, this.registration.is_paused()),
+            &super::protocol_of(&this.object()).unwrap_or_else(|| Object::none(py)),
+            &peer(this)?,
+        ],
+    )
+}
+
+/// The peer's address, which is not kept for get_extra_info().
+fn peer<T: Transport>(this: This<'_, '_, T>) -> PyResult<Object> {
+    let py = this.py();
+    let name = intern!(py, "peername");
+    if let Some(extra) = this.extra.get()
+        && let Some(found) = extra.bind(py).cast::<PyDict>()?.get_item(name)?
+    {
+        return Ok(found.into());
+    }
+    let found = if this.is_lost() { None } else { T::extra_info(this, name.as_any())? };
+    Ok(found.unwrap_or_else(|| Object::none(py)))
+}
+
 /// Sets asyncio's `max_size`: how much is received at a time.
 pub fn set_max_size(class: &Bound<'_, PyType>) -> PyResult<()> {
     let py = class.py();
@@ -277,6 +313,12 @@ macro_rules! transport_methods {
                 $crate::transports::methods::get_extra_info,
                 "Return what is known under a name: of a socket 'socket' (an asyncio TransportSocket), 'sockname' and \
                  'peername', of a pipe 'pipe', and what the transport was made with."
+            ),
+            method0!(
+                $native,
+                "_traffic",
+                $crate::transports::methods::traffic,
+                "Return what hotloop.snapshot() lists of the transport."
             ),
             method0!(any_thread
                 $native,

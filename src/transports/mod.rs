@@ -43,6 +43,14 @@ pub fn queued_size(object: &Object) -> usize {
         .unwrap_or(0)
 }
 
+/// Whether an object is a transport.
+pub fn is_transport(object: &Object) -> bool {
+    Obj::<Stream>::downcast(object).is_some()
+        || Obj::<Datagram>::downcast(object).is_some()
+        || Obj::<ReadPipe>::downcast(object).is_some()
+        || Obj::<WritePipe>::downcast(object).is_some()
+}
+
 /// The protocol of a transport: over TLS, the program's.
 pub fn protocol_of(object: &Object) -> Option<Object> {
     fn of<T: Transport>(object: &Object) -> Option<Object> {

@@ -5,7 +5,6 @@
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 
-use crate::core::Count;
 use crate::cpython::buffer::Bytes;
 use crate::reactor::poller::fork_count;
 use crate::reactor::socket::{MAX_SLICES, is_not_ready};
@@ -85,12 +84,8 @@ impl WriteQueue {
     }
 
     /// Passes chunks to `write`, which returns how many bytes it took, until nothing is left, it takes no more, or the limit is
-    /// reached. Adds to `written` what it took.
-    pub fn drain(
-        &mut self,
-        written: &Count,
-        write: impl Fn(&[IoSlice<'_>]) -> io::Result<usize>,
-    ) -> io::Result<Progress> {
+    /// reached.
+    pub fn drain(&mut self, write: impl Fn(&[IoSlice<'_>]) -> io::Result<usize>) -> io::Result<Progress> {
         if self.is_left_to_parent() {
             self.clear();
         }
@@ -100,14 +95,13 @@ impl WriteQueue {
             let Some(first) = &self.first else { return Ok(Progress::Drained) };
             match write(&[IoSlice::new(&first.as_slice()[self.sent..])]) {
                 Ok(count) if count == self.size => {
-                    written.add(count);
                     self.first = None;
                     self.sent = 0;
                     self.size = 0;
                     return Ok(Progress::Drained);
                 }
                 Ok(count) => {
-                    self.advance(count, written);
+                    self.advance(count);
                     left -= count;
                 }
                 // One that was interrupted is tried again in the next iteration, after the signal's handlers.
@@ -115,7 +109,7 @@ impl WriteQueue {
                 Err(error) => return Err(error),
             }
         }
-        self.drain_chunks(left, written, write)
+        self.drain_chunks(left, write)
     }
 
     /// [`WriteQueue::drain`] of several chunks, or of what is left of one, up to `left` bytes.
@@ -123,7 +117,6 @@ impl WriteQueue {
     fn drain_chunks(
         &mut self,
         mut left: usize,
-        written: &Count,
         write: impl Fn(&[IoSlice<'_>]) -> io::Result<usize>,
     ) -> io::Result<Progress> {
         while let Some(first) = &self.first {
@@ -135,7 +128,7 @@ impl WriteQueue {
             let first = &first[..first.len().min(left)];
             match self.write_several(first, left, &write) {
                 Ok(count) => {
-                    self.advance(count, written);
+                    self.advance(count);
                     left = left.saturating_sub(count);
                 }
                 Err(error) if is_not_ready(&error) => return Ok(Progress::Blocked),
@@ -175,8 +168,7 @@ impl WriteQueue {
     }
 
     /// Drops what was sent.
-    fn advance(&mut self, count: usize, written: &Count) {
-        written.add(count);
+    fn advance(&mut self, count: usize) {
         self.size -= count;
         self.sent += count;
         while let Some(first) = &self.first {

@@ -62,6 +62,8 @@ def coroutines(task: asyncio.Future[Any]) -> list[Coroutine]:
 def name_of(task: asyncio.Future[Any]) -> str:
     """Return the qualified name of a task's coroutine, or of its type if it is not written in Python."""
     coroutine = _coroutine_of(task)
+    if type(coroutine) is CoroutineType:
+        return coroutine.cr_code.co_qualname
     for attribute in ("cr_code", "gi_code", "ag_code"):
         name = _get(_get(coroutine, attribute), "co_qualname")
         if isinstance(name, str):
@@ -89,50 +91,50 @@ def _frames(awaited: Any) -> list[FrameType]:
     frames: list[FrameType] = []
     # Not for ever: an object of the program's can return itself.
     for _ in range(_LONGEST):
-        if type(awaited).__name__ in _WRAPPERS:
-            referents = gc.get_referents(awaited)
-            awaited = next((each for each in referents if _is_awaited(each)), None)
-            continue
-        if _get(awaited, "cr_running") or _get(awaited, "gi_running"):
-            return frames + _running_frames(_frame_of(awaited))
-        frame = _frame_of(awaited)
-        if frame is None:
+        if awaited is None:
             break
+        kind = type(awaited)
+        if kind.__name__ in _WRAPPERS:
+            awaited = next((each for each in gc.get_referents(awaited) if _is_awaited(each)), None)
+            continue
+        frame, is_running, awaits = _state(awaited, kind)
+        # A mock has any attribute.
+        if not isinstance(frame, FrameType):
+            break
+        if is_running:
+            return frames + _running_frames(frame)
         frames.append(frame)
-        awaited = next(
-            (
-                inner
-                for name in ("cr_await", "gi_yieldfrom", "ag_await")
-                if (inner := _get(awaited, name)) is not None
-            ),
-            None,
-        )
+        awaited = awaits
     return frames
+
+
+def _state(coroutine: Any, kind: type) -> tuple[Any, Any, Any]:
+    """The frame of a coroutine, whether it runs, and what it awaits. None for what has none of these."""
+    if kind is CoroutineType:
+        return coroutine.cr_frame, coroutine.cr_running, coroutine.cr_await
+    if kind is GeneratorType:
+        return coroutine.gi_frame, coroutine.gi_running, coroutine.gi_yieldfrom
+    if kind is AsyncGeneratorType:
+        # ag_running is True also while it awaits. If it runs, so does the coroutine that awaits it.
+        return coroutine.ag_frame, False, coroutine.ag_await
+    # Cython's.
+    return _get(coroutine, "cr_frame"), _get(coroutine, "cr_running"), _get(coroutine, "cr_await")
 
 
 def _is_awaited(thing: object) -> bool:
     return isinstance(thing, _COROUTINES) or type(thing).__name__ in _WRAPPERS
 
 
-def _frame_of(coroutine: object) -> FrameType | None:
-    for name in ("cr_frame", "gi_frame", "ag_frame"):
-        frame = _get(coroutine, name)
-        # A mock has any attribute.
-        if isinstance(frame, FrameType):
-            return frame
-    return None
-
-
-def _running_frames(outermost: FrameType | None) -> list[FrameType]:
+def _running_frames(outermost: FrameType) -> list[FrameType]:
     """The frames of a coroutine that runs, and of those that it awaits: they do not tell while they run."""
     stack: list[FrameType] = []
     frame: FrameType | None = sys._getframe()
     while frame is not None and frame is not outermost:
         stack.append(frame)
         frame = frame.f_back
-    if outermost is None or frame is None:
+    if frame is None:
         # It runs in another thread.
-        return [] if outermost is None else [outermost]
+        return [outermost]
     frames = [outermost]
     for frame in reversed(stack):
         if not frame.f_code.co_flags & _SUSPENDS:
@@ -164,12 +166,12 @@ def awaiting_task(task: asyncio.Future[Any]) -> asyncio.Task[Any] | None:
     return None
 
 
-_Tasks: tuple[type, ...] = (asyncio.Task, asyncio_tasks._PyTask)  # type: ignore[attr-defined]
+TASKS: tuple[type, ...] = (asyncio.Task, asyncio_tasks._PyTask)  # type: ignore[attr-defined]
 
 
 def is_task(thing: object) -> bool:
     """Whether something is a task, of asyncio's classes or one with their methods."""
-    if isinstance(thing, _Tasks):
+    if isinstance(thing, TASKS):
         return True
     return asyncio.isfuture(thing) and callable(_get(type(thing), "get_coro"))
 

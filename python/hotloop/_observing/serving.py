@@ -72,6 +72,10 @@ class _Handler(socketserver.StreamRequestHandler):
                     answer = saving.answer_with_flames(line.decode().split()[1:])
                 elif line == b"account\n":
                     answer = _account_from_now_on()
+                elif line.startswith(b"growth"):
+                    from . import census
+
+                    answer = census.answer()
                 else:
                     answer = state()
                 self.wfile.write(json.dumps(answer).encode() + b"\n")

@@ -7,17 +7,17 @@ import atexit
 import os
 import signal
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..loop import Loop
 
 # Not in the signal handler, which may run during another import.
 from ..metrics import Histogram, Metrics
+from .awaiting import coroutines
 from .loops import name_loop, on_loop_created, open_loops
 from .stderr import print_error
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
     from types import FrameType
 
 # Tasks listed per loop.
@@ -114,27 +114,10 @@ def task_lines(loop: Loop) -> list[str]:
     tasks = sorted(asyncio.all_tasks(loop), key=lambda task: task.get_name())
     lines = [f"  {len(tasks)} task{'s' * (len(tasks) != 1)}"]
     for task in tasks[:MOST_TASKS]:
-        frames = _frames(task.get_coro())
         where = " < ".join(
-            f"{frame.f_code.co_qualname} {os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}"
-            for frame in reversed(frames)
+            f"{each.name} {os.path.basename(each.file)}:{each.line}" for each in reversed(coroutines(task))
         )
         lines.append(f"    {task.get_name()}: {where or task.get_coro()}")
     if len(tasks) > MOST_TASKS:
         lines.append(f"    and {len(tasks) - MOST_TASKS} more")
     return lines
-
-
-def _frames(awaited: Coroutine[Any, Any, Any] | Any) -> list[FrameType]:
-    """The frames of a coroutine and of those that it awaits, outermost first."""
-    frames = []
-    while awaited is not None:
-        for prefix in ("cr", "gi", "ag"):
-            frame = getattr(awaited, f"{prefix}_frame", None)
-            if frame is not None:
-                frames.append(frame)
-                awaited = getattr(awaited, f"{prefix}_await" if prefix != "gi" else "gi_yieldfrom", None)
-                break
-        else:
-            return frames
-    return frames

@@ -22,6 +22,7 @@ from rich.text import Text
 from . import delays
 from .accounts_view import ORDERS, accounts_table
 from .asking import TIMEOUT, Process, State, Unavailable, begin_accounts, find, find_only, have_saved
+from .growth_view import GrowthPage
 from .summaries import duration
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ LEVELS = "▁▂▃▄▅▆▇█"
 # Columns that the wide layout needs.
 WIDE = 98
 # What can be pressed, but for the keys that quit.
-KEYS = (b"r", b"a", b"f", b"s")
+KEYS = (b"r", b"a", b"f", b"s", b"g")
 # Limits of healthy values: see docs/observability.md. Ten times LATE is shown in red.
 BUSY = 0.7
 LATE = 0.01
@@ -51,6 +52,7 @@ def watch(target: str | None, interval: float, *, once: bool, picture: str | Non
     """
     path = find(target) if target else find_only()
     process = Process(path)
+    view = None
     console = Console(record=picture is not None, width=100 if picture else None)
     try:
         view = View(process, interval)
@@ -63,6 +65,7 @@ def watch(target: str | None, interval: float, *, once: bool, picture: str | Non
             if picture:
                 _save(console, picture)
             return
+        view.growth = GrowthPage(path)
         with _keys() as pressed, Live(console=console, screen=True, auto_refresh=False) as live:
             ended = None
             while ended is None:
@@ -77,6 +80,8 @@ def watch(target: str | None, interval: float, *, once: bool, picture: str | Non
                     view.show_accounts(path)
                 elif key == "s":
                     view.sort_by_next()
+                elif key == "g":
+                    view.growth.toggle()
                 try:
                     view.update()
                 except Unavailable as error:
@@ -89,6 +94,8 @@ def watch(target: str | None, interval: float, *, once: bool, picture: str | Non
             console.print(f"hotloop: {ended}")
     finally:
         process.close()
+        if view is not None and view.growth is not None:
+            view.growth.close()
 
 
 def _save(console: Console, picture: str) -> None:
@@ -154,11 +161,15 @@ class View:
         self.interval = interval
         self.silent_since: float | None = None
         self.history: dict[str, deque[tuple[float, float]]] = {}
+        # The page about what piles up, if keys can be pressed.
+        self.growth: GrowthPage | None = None
         # What became of the last file that was asked for.
         self.recorded = ""
 
     def update(self) -> None:
         """Query the process."""
+        if self.growth is not None:
+            self.growth.update()
         asked = time.monotonic()
         state = self.process.ask(self.interval)
         if state is None:
@@ -203,7 +214,7 @@ class View:
             ("hotloop top", "bold"),
             f"  process {fields['process']}, Python {fields['python']}, ",
             time.strftime("%H:%M:%S", time.localtime(fields["time"])),
-            ("  q: quit, r: save a recording, a: accounts", "dim"),
+            ("  q: quit, r: save a recording, a: accounts, g: what piles up", "dim"),
         )
         parts: list[RenderableType] = [title, Text(fields["command"], style="dim", overflow="ellipsis")]
         if self.recorded:
@@ -215,6 +226,8 @@ class View:
                     f"no answer for {duration(silent)}: stopped, or something holds the GIL", style="bold red"
                 )
             )
+        if self.growth is not None and self.growth.is_shown:
+            return Group(*parts, *self.growth.render())
         if not fields["loops"]:
             parts.append(Text("no event loop is open", style="yellow"))
         if self.shows_accounts:

@@ -109,7 +109,7 @@ impl Datagram {
                 Err(error) => return endpoint::fatal_error(this, error, RECEIVE_FAILED),
             };
             let (data, sender): (Bound<'_, PyAny>, Bound<'_, PyAny>) = received.bind(py).extract()?;
-            this.core.metrics.counts.bytes_read.add(data.len()?);
+            this.note_read(data.len()?);
             Datagram::deliver(this, &Incoming { data: data.into(), sender: sender.into() })?;
             if slice.is_over() {
                 break;
@@ -172,7 +172,7 @@ impl Datagram {
     fn incoming(this: ThisDatagram<'_, '_>, batch: &Batch, index: usize) -> PyResult<Incoming> {
         let py = this.py();
         let (data, sender) = batch.get(index);
-        this.core.metrics.counts.bytes_read.add(data.len());
+        this.note_read(data.len());
         let data = this.core.bytes_of(py, data)?;
         let sender = match sender {
             Some(sender) => this.addresses.for_python(py, sender)?,

@@ -6,7 +6,6 @@ use pyo3::exceptions::{PyOSError, PyValueError};
 use pyo3::prelude::*;
 
 use super::{Datagram, Outgoing, ThisDatagram, is_not_ready};
-use crate::core::Count;
 use crate::cpython::buffer::{Bytes, with_buffer};
 use crate::cpython::errors::os_error;
 use crate::cpython::errors::{new_error, no_memory};
@@ -79,14 +78,13 @@ impl Datagram {
     fn transmit(this: ThisDatagram<'_, '_>, data: &Object, address: Option<&Object>) -> PyResult<Sent> {
         let py = this.py();
         this.core.request_poll();
-        let written = &this.core.metrics.counts.bytes_written;
         let fd = this.file.descriptor();
         if this.file.has_peer() {
-            let sent = with_buffer(py, data, |data| to_sent(py, send_to(fd, data, None), written));
+            let sent = with_buffer(py, data, |data| to_sent(this, send_to(fd, data, None)));
             return Ok(sent.unwrap_or_else(Sent::Failed));
         }
         if let Some(address) = address.and_then(|address| this.addresses.for_kernel(py, address)) {
-            let sent = with_buffer(py, data, |data| to_sent(py, send_to(fd, data, Some(&address)), written));
+            let sent = with_buffer(py, data, |data| to_sent(this, send_to(fd, data, Some(&address))));
             return Ok(sent.unwrap_or_else(Sent::Failed));
         }
         let address = address.cloned().unwrap_or_else(|| Object::none(py));
@@ -94,7 +92,7 @@ impl Datagram {
         let sent = socket.call_method(py, intern!(py, "sendto"), &[data, &address]);
         Ok(match sent {
             Ok(sent) => {
-                written.add(sent.bind(py).extract().unwrap_or(0));
+                this.note_written(sent.bind(py).extract().unwrap_or(0));
                 Sent::Done
             }
             Err(error) if is_not_ready(py, &error) => Sent::Blocked,
@@ -144,13 +142,13 @@ impl Datagram {
     }
 }
 
-fn to_sent(py: Python<'_>, result: io::Result<usize>, written: &Count) -> Sent {
+fn to_sent(this: ThisDatagram<'_, '_>, result: io::Result<usize>) -> Sent {
     match result {
         Ok(sent) => {
-            written.add(sent);
+            this.note_written(sent);
             Sent::Done
         }
         Err(error) if socket::is_not_ready(&error) => Sent::Blocked,
-        Err(error) => Sent::Failed(os_error(py, error)),
+        Err(error) => Sent::Failed(os_error(this.py(), error)),
     }
 }

@@ -9,10 +9,12 @@
 mod ending;
 mod protocol_calls;
 mod registration;
+mod traffic;
 
 use std::cell::Cell;
 use std::ops::Deref;
 use std::os::fd::RawFd;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use pyo3::prelude::*;
 
@@ -21,7 +23,7 @@ use crate::core::recorder::Kind;
 use crate::core::{Core, Readiness, ReadyEntry};
 use crate::cpython::bound_method::BoundMethod;
 use crate::cpython::class::{Native, Obj, This, Visitor};
-use crate::cpython::object::{Object, ObjectCell, copy_context, copy_of_context, run_in_context};
+use crate::cpython::object::{Object, ObjectCell, boolean, copy_context, copy_of_context, run_in_context};
 use crate::cpython::ownership::{Shared, locked};
 use crate::imports::{imports, resolve};
 use crate::intern;
@@ -38,6 +40,7 @@ pub use registration::{
     Narrowing, cannot_watch, pause_reading, resume_reading, set_blocked, sync, sync_now, sync_or_end,
 };
 use registration::{Registration, attach};
+use traffic::Traffic;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
@@ -108,6 +111,7 @@ pub struct Endpoint {
     ended_elsewhere: Published<bool>,
     pub registration: Registration,
     pub flow: FlowControl,
+    pub traffic: Traffic,
     /// asyncio's `_conn_lost`: the loss itself, and writes since.
     conn_lost: Cell<u32>,
     /// What [`Endpoint::note_waiting`] was told last.
@@ -126,6 +130,7 @@ pub struct Endpoint {
 impl Endpoint {
     pub fn new(py: Python<'_>, params: EndpointParams) -> PyResult<Endpoint> {
         let context = || shared_or_copy(py, &params.context).map(Some);
+        let traffic = Traffic::new(params.core.poll_policy.polled());
         Ok(Endpoint {
             made_context: ObjectCell::new(context()?),
             read_context: ObjectCell::new(context()?),
@@ -140,6 +145,7 @@ impl Endpoint {
             ended_elsewhere: Published::new(false),
             registration: Registration::default(),
             flow: FlowControl::default(),
+            traffic,
             conn_lost: Cell::new(0),
             waiting: Published::new(0),
             context: params.context,
@@ -193,6 +199,20 @@ impl Endpoint {
 
     pub fn note_loss(&self) {
         self.conn_lost.set(self.conn_lost.get().saturating_add(1));
+    }
+
+    /// Counts bytes that were read.
+    #[inline(always)]
+    pub fn note_read(&self, count: usize) {
+        self.core.metrics.counts.bytes_read.add(count);
+        self.traffic.add_read(count, self.core.poll_policy.polled());
+    }
+
+    /// Counts bytes that were written.
+    #[inline(always)]
+    pub fn note_written(&self, count: usize) {
+        self.core.metrics.counts.bytes_written.add(count);
+        self.traffic.add_written(count, self.core.poll_policy.polled());
     }
 
     /// Counts how many bytes the descriptor did not take, where other threads cannot look at the queue.
@@ -387,6 +407,23 @@ pub fn replace_protocol<T: Transport>(this: This<'_, '_, T>, protocol: Option<Ob
     drop(locked(this.as_any(), || this.protocol.replace(protocol)));
 }
 
+/// Whether `hotloop._support.note_opened()` is called with each transport that is made.
+pub static NOTES_OPENED: AtomicBool = AtomicBool::new(false);
+
+/// Tells Python of a transport that was made: of pipes always, as the registry does not list all of them.
+#[inline(always)]
+fn note_opened<T: Transport>(py: Python<'_>, transport: &Obj<T>) -> PyResult<()> {
+    if T::SHARES || NOTES_OPENED.load(Relaxed) {
+        call_note_opened(py, &transport.event_loop, transport.as_object(), T::SHARES)?;
+    }
+    Ok(())
+}
+
+#[cold]
+fn call_note_opened(py: Python<'_>, event_loop: &Object, transport: &Object, is_pipe: bool) -> PyResult<()> {
+    imports(py)?.note_opened.call(py, &[event_loop, transport, &boolean(py, is_pipe)]).map(drop)
+}
+
 /// Makes a transport, registers it, runs `prepare`, and schedules connection_made(). If that fails, the descriptor is closed: the
 /// program never gets the transport.
 pub fn start<T: Transport>(
@@ -401,7 +438,8 @@ pub fn start<T: Transport>(
     });
     attach(py, &transport)?;
     // The first error is the one to return.
-    match opened.and_then(|()| prepare(&transport)).and_then(|()| schedule_made(py, &transport)) {
+    let prepared = opened.and_then(|()| prepare(&transport)).and_then(|()| note_opened(py, &transport));
+    match prepared.and_then(|()| schedule_made(py, &transport)) {
         Ok(()) => Ok(transport),
         Err(error) => {
             drop(tear_down(transport.this(py)));

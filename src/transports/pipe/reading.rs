@@ -60,7 +60,7 @@ impl Transport for ReadPipe {
         let data = this.core.with_buffer(py, LEAST, |buffer| match pipe::read(this.fd, buffer) {
             Ok(0) => Ok(None),
             Ok(count) => {
-                this.core.metrics.counts.bytes_read.add(count);
+                this.note_read(count);
                 Ok(Some(this.core.received_bytes(py, &buffer[..count], &[])))
             }
             Err(error) => Err(error),

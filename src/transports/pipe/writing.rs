@@ -1,6 +1,6 @@
 //! The transport of the write end of a pipe.
 
-use std::io;
+use std::io::{self, IoSlice};
 
 use pyo3::exceptions::PyBrokenPipeError;
 use pyo3::prelude::*;
@@ -69,11 +69,13 @@ impl WritePipe {
     fn drain(this: ThisWritePipe<'_, '_>) -> PyResult<()> {
         let py = this.py();
         this.core.request_poll();
-        let written = &this.core.metrics.counts.bytes_written;
         let progress = if must_release_gil(py, this.fd) {
             WritePipe::drain_without_gil(this)
         } else {
-            this.queue.borrow_mut().drain(written, |slices| pipe::write(this.fd, slices))
+            let write = |slices: &[IoSlice<'_>]| {
+                pipe::write(this.fd, slices).inspect(|&sent| this.note_written(sent))
+            };
+            this.queue.borrow_mut().drain(write)
         };
         match progress {
             Ok(progress) => endpoint::set_blocked(this, progress == Progress::Blocked),
@@ -92,8 +94,10 @@ impl WritePipe {
         // Nothing is borrowed while other threads run, and a blocked transport only queues.
         let mut queue = this.queue.take();
         let blocked = this.registration.set_blocked(true);
-        let written = &this.core.metrics.counts.bytes_written;
-        let progress = queue.drain(written, |slices| py.detach(|| pipe::write(fd, slices)));
+        let write = |slices: &[IoSlice<'_>]| {
+            py.detach(|| pipe::write(fd, slices)).inspect(|&sent| this.note_written(sent))
+        };
+        let progress = queue.drain(write);
         this.registration.set_blocked(blocked);
         let mut place = this.queue.borrow_mut();
         let meanwhile = std::mem::replace(&mut *place, queue);

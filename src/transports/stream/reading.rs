@@ -101,7 +101,7 @@ impl Stream {
         let data = match received.map_err(|error| Stream::read_failed(this, error))? {
             core::Received::Data(_, 0) => return Ok(Received::End),
             core::Received::Data(data, count) => {
-                this.core.metrics.counts.bytes_read.add(count);
+                this.note_read(count);
                 data
             }
             core::Received::Nothing => return Ok(Received::Done),
@@ -130,7 +130,7 @@ impl Stream {
         match received.ok_or_else(empty)? {
             Ok(0) => Ok(Received::End),
             Ok(count) => {
-                this.core.metrics.counts.bytes_read.add(count);
+                this.note_read(count);
                 let updated = Object::from_size(py, count)
                     .and_then(|count| call(py, protocol, &BUFFER_UPDATED, &count));
                 match updated {
@@ -149,7 +149,7 @@ impl Stream {
             match socket::recv(this.file.descriptor(), &mut *buffer) {
                 Ok(0) => Ok(Received::End),
                 Ok(count) => {
-                    this.core.metrics.counts.bytes_read.add(count);
+                    this.note_read(count);
                     match tls::Protocol::receive(protocol.this(py), &buffer[..count]) {
                         Ok(()) => Ok(Received::Done),
                         Err(error) => Err((error, BUFFER_UPDATED_FAILED)),

@@ -70,7 +70,7 @@ impl Stream {
         this.core.request_poll();
         match socket::send(this.file.descriptor(), &[IoSlice::new(&data[..data.len().min(MAX_DRAIN)])]) {
             Ok(count) => {
-                this.core.metrics.counts.bytes_written.add(count);
+                this.note_written(count);
                 Ok(count)
             }
             Err(error) if socket::is_not_ready(&error) => Ok(0),
@@ -149,9 +149,9 @@ impl Stream {
     /// Sends as much as the socket takes.
     fn drain(this: ThisStream<'_, '_>) -> io::Result<Progress> {
         this.core.request_poll();
-        let written = &this.core.metrics.counts.bytes_written;
         let fd = this.file.descriptor();
-        this.queue.borrow_mut().drain(written, |slices| socket::send(fd, slices))
+        let send = |slices: &[IoSlice<'_>]| socket::send(fd, slices).inspect(|&sent| this.note_written(sent));
+        this.queue.borrow_mut().drain(send)
     }
 
     #[cold]
