@@ -214,7 +214,7 @@ class View:
             ("hotloop top", "bold"),
             f"  process {fields['process']}, Python {fields['python']}, ",
             time.strftime("%H:%M:%S", time.localtime(fields["time"])),
-            ("  q: quit, r: save a recording, a: accounts, g: what piles up", "dim"),
+            ("  q: quit, a: accounts, g: growth, r: record", "dim"),
         )
         parts: list[RenderableType] = [title, Text(fields["command"], style="dim", overflow="ellipsis")]
         if self.recorded:
