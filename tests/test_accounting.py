@@ -265,6 +265,14 @@ def test_another_threshold(loop):
     assert not any(account.total_slow_poll_count for account in loop.accounting().accounts)
 
 
+def test_a_reset_of_the_metrics_makes_no_waiting_work(accounted):
+    loop = accounted
+    loop.run_until_complete(asyncio.sleep(0.2))
+    loop.reset_metrics()
+    loop.run_until_complete(asyncio.sleep(0.1))
+    assert loop.accounting().busy < 0.08
+
+
 def test_called_again_it_starts_anew(accounted):
     loop = accounted
     loop.run_until_complete(leaf(0.01))

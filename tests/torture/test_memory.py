@@ -190,7 +190,7 @@ def test_each_allocation(kind, record_property):
     """Of programs in which a few did harm: a callback's exception that there was no memory to report became a
     panic, and the thread that watches ended the process where there was none for its thread state.
     """
-    check(["failing_callback", "recording", "watching"], "warm", kind, EACH, record_property)
+    check(["accounting", "failing_callback", "recording", "watching"], "warm", kind, EACH, record_property)
 
 
 def check(names, mode, kind, allocations, record_property):

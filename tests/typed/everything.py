@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any, assert_type
 
 import hotloop
+import hotloop.accounting
 import hotloop.metrics
 import hotloop.recording
-from hotloop.blocking import Block
+from hotloop.blocking import Block, Iteration
 
 
 class Echo(asyncio.Protocol):
@@ -280,6 +281,12 @@ async def observing(loop: hotloop.Loop) -> None:
     assert_type(recording.seconds, float)
     assert_type(recording.lost, int)
     loop.record(None)
+    loop.account(slow=0.1)
+    accounting = loop.accounting()
+    assert_type(accounting, hotloop.accounting.Accounting)
+    assert_type(accounting.accounts[0].total_poll_duration, float)
+    assert_type(accounting.since(accounting).busy, float)
+    loop.account(False)
     loop.reset_metrics()
     server = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0, start_serving=False)
     limit = hotloop.limit(server, connections=10, delay=0.5)
@@ -300,6 +307,9 @@ async def observing(loop: hotloop.Loop) -> None:
     block = await blocked
     assert_type(block.duration, float)
     assert_type(block.processor, float | None)
+    assert_type(block.asleep, float | None)
+    assert_type(block.context, Context | None)
+    assert_type(loop.worst_iterations(), list[Iteration])
     assert_type(block.task, asyncio.Task[Any] | None)
     assert block.line is not None
     assert block.line.name == "observing"

@@ -31,6 +31,8 @@ pub const CHAINS: u32 = 1 << 13;
 
 /// Seconds of work after which it is settled.
 const SETTLING: f64 = 1e-3;
+/// How often the length of a tick is looked for at the start, which takes a millisecond if the process has just begun.
+const ATTEMPTS: u32 = 100;
 /// Seconds. After a wait that was as long, the processor time is read: what the wait has used is not the callbacks'.
 const LONG_WAIT: f64 = 100e-6;
 /// A chain is looked up for one of so many steps of a coroutine, which takes some 20 µs; and for more of the first ones.
@@ -142,7 +144,10 @@ impl Accounts {
         self.accounts.each(|_, account| account.clear());
         self.chains.each(|_, seconds| seconds.set(0.0));
         let tick = self.tick();
-        while !tick.find_out() {
+        for _ in 0..ATTEMPTS {
+            if tick.find_out() {
+                break;
+            }
             std::thread::sleep(std::time::Duration::from_micros(100));
         }
         self.slow.set(tick.ticks(slow));
@@ -222,7 +227,10 @@ impl Accounts {
         }
         let mut ticks = between(self.ended.get(), now);
         if idle != self.idle.get() {
-            ticks = ticks.saturating_sub(self.tick().ticks((idle - self.idle.get()).max(0.0)));
+            let before = self.idle.get();
+            // It falls when the metrics are reset.
+            let waited = if idle < before { idle } else { idle - before };
+            ticks = ticks.saturating_sub(self.tick().ticks(waited));
         }
         self.own.polls.set(self.own.polls.get() + 1);
         self.own.ticks.set(self.own.ticks.get() + ticks);

@@ -15,7 +15,7 @@ from .parts import PROGRAMS, contexts
 # What is done without a loop that was made before.
 LOOPLESS = {"import", "make"}
 # What asyncio does not have.
-HOTLOOP_ONLY = {"import", "metrics", "recording", "watching"}
+HOTLOOP_ONLY = {"accounting", "import", "metrics", "recording", "watching"}
 
 # The modules with dataclasses, which they import.
 MODULES = (
@@ -24,6 +24,8 @@ MODULES = (
     "hotloop._observing.watching",
     "hotloop._observing.tracing",
     "hotloop.recording",
+    "hotloop.accounting",
+    "hotloop._observing.awaiting",
 )
 
 __all__ = ["HOTLOOP_ONLY", "LOOPLESS", "PROGRAMS", "prepare"]
@@ -35,7 +37,7 @@ def prepare(name):
         contexts()
     if name in ("tls", "getaddrinfo"):
         "localhost".encode("idna")  # imports a module with functions: see crashes.code_of_function()
-    if name in ("metrics", "recording", "watching"):
+    if name in ("accounting", "metrics", "recording", "watching"):
         compile_dataclasses()
 
 

@@ -235,6 +235,30 @@ class Callable:
 
 
 @program
+def accounting(loop, clean):
+    if not hasattr(loop, "account"):
+        return None
+
+    async def waiting():
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+
+    def act():
+        loop.account()
+        try:
+            loop.call_soon(abs, 1)
+            loop.call_soon(Callable())
+            task = loop.create_task(waiting())
+            task.add_done_callback(lambda _: loop.stop())
+            loop.run_forever()
+            str(loop.accounting())
+        finally:
+            loop.account(False)
+
+    return act
+
+
+@program
 def recording(loop, clean):
     if not hasattr(loop, "record"):
         return None
