@@ -111,3 +111,11 @@ def test_the_collector_at_each_allocation(loop, pair):
         gc.callbacks.remove(look)
     assert ran == [1] * 20 + [2] * 20 + [3] * 20
     assert {"Handle", "TimerHandle", "SocketOperation"} & set(seen)
+
+
+@pytest.mark.skipif(helpers.FREE_THREADED, reason="its allocator has no such limit")
+def test_a_connection_is_allocated_from_pythons_pools(loop):
+    """Which are for 512 bytes at most, with the 16 of the garbage collector."""
+    from hotloop import _core
+
+    assert _core.StreamTransport.__basicsize__ + 16 <= 512

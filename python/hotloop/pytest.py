@@ -39,8 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Leaks"]
 
-# Seconds after which what still is there is left behind, and the pauses between looks in that time.
-GRACE = 0.5
+# Seconds between looks at what is left: half a second in all.
 _PAUSES = (0.0, 0.01, 0.03, 0.06, 0.1, 0.1, 0.2)
 
 

@@ -77,7 +77,9 @@ def test_files(wheel: Path) -> None:
     ]
     package = [name.removeprefix("hotloop/") for name in names if name.startswith("hotloop/")]
     assert sorted([*modules, "py.typed"]) == sorted(name for name in package if not name.endswith(".so"))
-    others = {name.partition("/")[0] for name in names} - {"hotloop"}
+    # pytest's plugin, which must not import the extension.
+    assert [name for name in names if name.startswith("pytest_hotloop/")] == ["pytest_hotloop/__init__.py"]
+    others = {name.partition("/")[0] for name in names} - {"hotloop", "pytest_hotloop"}
     assert [name.endswith(".dist-info") for name in others] == [True]
     assert {name.rpartition("/")[2] for name in names} >= {
         "LICENSE-APACHE",
@@ -96,6 +98,7 @@ def test_metadata(metadata: email.message.Message) -> None:
         "extra == 'prometheus'",
         "extra == 'opentelemetry'",
         "extra == 'top'",
+        "extra == 'pytest'",
     }
     assert metadata["License-Expression"] == "MIT OR Apache-2.0"
     assert set(metadata.get_all("License-File", [])) == {"LICENSE-APACHE", "LICENSE-MIT"}

@@ -111,10 +111,12 @@ pub struct Endpoint {
     ended_elsewhere: Published<bool>,
     pub registration: Registration,
     pub flow: FlowControl,
+    /// Invariant: with the GIL, a stream transport has at most 496 bytes, with which CPython allocates it from its pools.
     pub traffic: Traffic,
     /// asyncio's `_conn_lost`: the loss itself, and writes since.
     conn_lost: Cell<u32>,
     /// What [`Endpoint::note_waiting`] was told last.
+    #[cfg(Py_GIL_DISABLED)]
     waiting: Published<usize>,
     context: Option<Object>,
     made_context: ObjectCell,
@@ -147,6 +149,7 @@ impl Endpoint {
             flow: FlowControl::default(),
             traffic,
             conn_lost: Cell::new(0),
+            #[cfg(Py_GIL_DISABLED)]
             waiting: Published::new(0),
             context: params.context,
             write_context: ObjectCell::default(),
@@ -217,16 +220,21 @@ impl Endpoint {
 
     /// Counts how many bytes the descriptor did not take, where other threads cannot look at the queue.
     #[inline(always)]
+    #[cfg_attr(not(Py_GIL_DISABLED), allow(unused_variables, reason = "no other thread looks"))]
     pub fn note_waiting(&self, size: usize) {
-        if cfg!(Py_GIL_DISABLED) {
+        #[cfg(Py_GIL_DISABLED)]
+        {
             let all = &self.core.metrics.bytes_waiting;
             all.set(all.get() + size - self.waiting.replace(size));
         }
     }
 
-    /// How many bytes the descriptor did not take, for other threads.
+    /// How many bytes the descriptor did not take, for threads that do not own the event loop. With the GIL, all do.
     pub fn waiting(&self) -> usize {
-        self.waiting.get()
+        #[cfg(Py_GIL_DISABLED)]
+        return self.waiting.get();
+        #[cfg(not(Py_GIL_DISABLED))]
+        0
     }
 
     /// Keeps the present context for what follows when the descriptor takes more.
