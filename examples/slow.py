@@ -34,7 +34,7 @@ class Service:
 
     async def product(self):
         await self.query(0.002)
-        return b"a product"
+        return b"hello, a product"
 
     async def report(self):
         await self.query(0.005)

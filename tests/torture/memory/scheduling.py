@@ -248,9 +248,7 @@ def accounting(loop, clean):
         try:
             loop.call_soon(abs, 1)
             loop.call_soon(Callable())
-            task = loop.create_task(waiting())
-            task.add_done_callback(lambda _: loop.stop())
-            loop.run_forever()
+            loop.run_until_complete(waiting())
             str(loop.accounting())
         finally:
             loop.account(False)
