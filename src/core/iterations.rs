@@ -69,14 +69,40 @@ impl Core {
             Some(ticks) => Instant { seconds: self.poll_policy.polled(), ticks },
             None => self.poll_and_collect_due(py, event_loop, callbacks_wait)?,
         };
+        let outer = if self.schedule.is_plain() { None } else { self.begin_accounts(started.ticks) };
         let result = self.run_ready(py, event_loop, started);
+        if !self.schedule.is_plain() {
+            return self.end_observed(py, event_loop, outer, result);
+        }
         self.sending.set(Sending::AtOnce);
         let flushed = self.send_scheduled(py, event_loop);
-        if self.schedule.is_watched() {
-            let reported = self.end_watched_iteration(py, event_loop);
-            return result.and(flushed).and(reported);
-        }
         result.and(flushed)
+    }
+
+    /// Returns the account of the callback that has called for the iteration, if it is one within another.
+    fn begin_accounts(&self, started: u64) -> Option<u32> {
+        let accounts = &self.recorder.accounts;
+        if accounts.is_on() { accounts.begin_iteration(started, self.metrics.idle()) } else { None }
+    }
+
+    /// Ends an iteration in debug mode, or while the loop is watched or recorded, or has accounts.
+    #[inline(never)]
+    fn end_observed(
+        &self,
+        py: Python<'_>,
+        event_loop: &Object,
+        outer: Option<u32>,
+        result: PyResult<()>,
+    ) -> PyResult<()> {
+        let accounts = &self.recorder.accounts;
+        if accounts.is_on() {
+            accounts.end_iteration(clock::ticks(), self.metrics.idle(), outer);
+        }
+        self.sending.set(Sending::AtOnce);
+        let flushed = self.send_scheduled(py, event_loop);
+        let reported =
+            if self.schedule.is_watched() { self.end_watched_iteration(py, event_loop) } else { Ok(()) };
+        result.and(flushed).and(reported)
     }
 
     /// Runs the callbacks that are in the queue now, not those that they add.
@@ -87,13 +113,6 @@ impl Core {
         let tick = &self.poll_policy.tick;
         let mut next_reading = self.metrics.begin_iteration(started.ticks, &positions, tick);
         let mut flushed = started.seconds;
-        let accounts = &self.recorder.accounts;
-        let outer = if accounts.is_on() {
-            accounts.begin_iteration(started.ticks, self.metrics.idle())
-        } else {
-            None
-        };
-        let mut result = Ok(());
         for position in positions.clone() {
             if position == next_reading {
                 let queue_end = self.ready.borrow().end();
@@ -101,7 +120,7 @@ impl Core {
             }
             // A callback may have taken entries out.
             let Some(entry) = self.ready.borrow_mut().pop_front() else { break };
-            let ran = if self.schedule.is_plain()
+            let result = if self.schedule.is_plain()
                 || self.note_known(py, &entry, position, &positions, started.ticks)
             {
                 entry.run(py, event_loop)
@@ -109,27 +128,20 @@ impl Core {
                 let beginning = self.beginning(position, &positions, started.ticks);
                 self.run_observed(py, event_loop, &entry, beginning, started.ticks)
             };
-            result = ran.or_else(|error| report_error(py, event_loop, entry.object(), error));
-            drop(entry);
-            if result.is_err() {
-                break;
+            if let Err(error) = result {
+                report_error(py, event_loop, entry.object(), error)?;
             }
+            drop(entry);
             let done = position - positions.start + 1;
             if done.is_multiple_of(FLUSH_CLOCK_CALLBACKS) && !self.unsent.borrow().is_empty() {
                 let now = clock::now();
                 if done.is_multiple_of(FLUSH_CALLBACKS) || now - flushed > FLUSH_INTERVAL {
-                    result = self.send_scheduled(py, event_loop);
+                    self.send_scheduled(py, event_loop)?;
                     flushed = now;
-                    if result.is_err() {
-                        break;
-                    }
                 }
             }
         }
-        if accounts.is_on() {
-            accounts.end_iteration(clock::ticks(), self.metrics.idle(), outer);
-        }
-        result
+        Ok(())
     }
 
     fn beginning(&self, position: u64, positions: &Range<u64>, started: u64) -> Beginning {
