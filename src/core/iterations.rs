@@ -69,9 +69,10 @@ impl Core {
             Some(ticks) => Instant { seconds: self.poll_policy.polled(), ticks },
             None => self.poll_and_collect_due(py, event_loop, callbacks_wait)?,
         };
-        let outer = if self.schedule.is_plain() { None } else { self.begin_accounts(started.ticks) };
+        let outer =
+            if self.schedule.observes_iterations() { self.begin_accounts(started.ticks) } else { None };
         let result = self.run_ready(py, event_loop, started);
-        if !self.schedule.is_plain() {
+        if self.schedule.observes_iterations() {
             return self.end_observed(py, event_loop, outer, result);
         }
         self.sending.set(Sending::AtOnce);
@@ -85,7 +86,7 @@ impl Core {
         if accounts.is_on() { accounts.begin_iteration(started, self.metrics.idle()) } else { None }
     }
 
-    /// Ends an iteration in debug mode, or while the loop is watched or recorded, or has accounts.
+    /// Ends an iteration while the loop is watched or has accounts.
     #[inline(never)]
     fn end_observed(
         &self,
@@ -145,14 +146,25 @@ impl Core {
     }
 
     fn beginning(&self, position: u64, positions: &Range<u64>, started: u64) -> Beginning {
-        let is_first = position == positions.start;
-        let queue_end = self.ready.borrow().end();
-        let (ticks, delay) = if self.recorder.accounts.is_on() {
-            self.metrics.delays.latest()
+        if self.recorder.accounts.is_on() {
+            self.accounted_beginning(position, positions)
         } else {
-            (if is_first { started } else { clock::ticks() }, 0)
-        };
-        Beginning { ticks, delay, position, queue_end, is_first }
+            self.recorded_beginning(position, positions, started)
+        }
+    }
+
+    #[inline(always)]
+    fn recorded_beginning(&self, position: u64, positions: &Range<u64>, started: u64) -> Beginning {
+        let is_first = position == positions.start;
+        let ticks = if is_first { started } else { clock::ticks() };
+        Beginning { ticks, delay: 0, position, queue_end: self.ready.borrow().end(), is_first }
+    }
+
+    #[inline(always)]
+    fn accounted_beginning(&self, position: u64, positions: &Range<u64>) -> Beginning {
+        let (ticks, delay) = self.metrics.delays.latest();
+        let queue_end = self.ready.borrow().end();
+        Beginning { ticks, delay, position, queue_end, is_first: position == positions.start }
     }
 
     /// Records a callback, if that is all that is to be done for it, and its name is at hand.
@@ -165,8 +177,23 @@ impl Core {
         positions: &Range<u64>,
         started: u64,
     ) -> bool {
-        self.schedule.is_plainly_recorded()
-            && self.recorder.note_known(py, entry, self.beginning(position, positions, started))
+        if self.schedule.is_only_recorded() {
+            let beginning = self.recorded_beginning(position, positions, started);
+            return self.recorder.note_known::<false>(py, entry, beginning);
+        }
+        self.schedule.is_plainly_recorded() && self.note_accounted(py, entry, position, positions)
+    }
+
+    /// The same while there are accounts.
+    #[inline(never)]
+    fn note_accounted(
+        &self,
+        py: Python<'_>,
+        entry: &ReadyEntry,
+        position: u64,
+        positions: &Range<u64>,
+    ) -> bool {
+        self.recorder.note_known::<true>(py, entry, self.accounted_beginning(position, positions))
     }
 
     /// Runs a callback in debug mode, while the loop is watched or recorded, or by the program's `Handle._run()`.

@@ -22,7 +22,7 @@ fn account<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object
     }
     core.poll_policy.tick.find_out();
     core.metrics.delays.set_reads_each(slow.is_some(), &core.poll_policy.tick);
-    core.schedule.set_recorded(core.recorder.notes_callbacks());
+    core.note_recorded();
     Ok(Object::none(py))
 }
 

@@ -26,7 +26,7 @@ fn record<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object>
         None => None,
     };
     this.core.recorder.set_ring(ring);
-    this.core.schedule.set_recorded(this.core.recorder.notes_callbacks());
+    this.core.note_recorded();
     Ok(Object::none(py))
 }
 

@@ -54,6 +54,11 @@ pub struct Schedule {
     /// Whether the flight recorder records callbacks, and whether nothing else takes the slow path.
     recorded: Published<bool>,
     plainly_recorded: Published<bool>,
+    /// Whether there are no accounts, besides.
+    only_recorded: Published<bool>,
+    /// Whether there are accounts, and whether iterations have more to do for them or for the watchdog.
+    accounted: Published<bool>,
+    observes_iterations: Published<bool>,
     /// True if `debug`, `watched`, `by_method` or `recorded`: running a callback takes the slow path.
     observed: Published<bool>,
     /// Whether a subclass has overridden `_timer_handle_cancelled()`, which cancelling a timer calls then.
@@ -97,9 +102,19 @@ impl Schedule {
         self.note_slow_paths();
     }
 
-    pub fn set_recorded(&self, recorded: bool) {
+    /// `recorded`: for the flight recorder or for accounts.
+    pub fn set_recorded(&self, recorded: bool, accounted: bool) {
         self.recorded.set(recorded);
+        self.accounted.set(accounted);
         self.note_slow_paths();
+    }
+
+    pub fn is_only_recorded(&self) -> bool {
+        self.only_recorded.get()
+    }
+
+    pub fn observes_iterations(&self) -> bool {
+        self.observes_iterations.get()
     }
 
     pub fn is_recorded(&self) -> bool {
@@ -133,6 +148,8 @@ impl Schedule {
         let otherwise = debug || self.watched.get() || self.by_method.get();
         self.observed.set(otherwise || recorded);
         self.plainly_recorded.set(recorded && !otherwise);
+        self.only_recorded.set(recorded && !otherwise && !self.accounted.get());
+        self.observes_iterations.set(self.watched.get() || self.accounted.get());
     }
 
     /// In debug mode, the stack of the calling Python code.

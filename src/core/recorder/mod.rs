@@ -160,11 +160,6 @@ impl Recorder {
         self.ring.borrow().is_some()
     }
 
-    /// Whether callbacks are noted.
-    pub fn notes_callbacks(&self) -> bool {
-        self.is_on() || self.accounts.is_on()
-    }
-
     /// Starts with an empty ring, or stops for None.
     pub fn set_ring(&self, ring: Option<Ring>) {
         let ring = ring.map(Arc::new);
@@ -278,15 +273,20 @@ impl Recorder {
         self.push([pushed_at, 0, position, last_word(Kind::Injected, 0, 0)]);
     }
 
-    /// Records that a callback begins, if its name is at hand.
+    /// Records that a callback begins, if its name is at hand. `ACCOUNTS`: whether there may be accounts; otherwise, the ring records.
     #[inline(always)]
-    pub fn note_known(&self, py: Python<'_>, entry: &ReadyEntry, beginning: Beginning) -> bool {
+    pub fn note_known<const ACCOUNTS: bool>(
+        &self,
+        py: Python<'_>,
+        entry: &ReadyEntry,
+        beginning: Beginning,
+    ) -> bool {
         let (sort, task, name) = match entry {
             ReadyEntry::Handle(handle) => (Sort::Callback, 0, self.names.find_callback(handle.identity())),
             ReadyEntry::Timer(timer) => (Sort::Timer, 0, self.names.find_callback(timer.handle().identity())),
             ReadyEntry::Task(step) => {
                 let Some(task) = known_task_of(py, &step.callback) else { return false };
-                if !self.is_on() {
+                if ACCOUNTS && !self.is_on() {
                     return self.count_known(py, step, &task, beginning);
                 }
                 let address = task.as_ptr() as usize;
@@ -295,6 +295,10 @@ impl Recorder {
             _ => return false,
         };
         let Some(name) = name else { return false };
+        if !ACCOUNTS {
+            self.push_record(beginning, sort as u8, task, name);
+            return true;
+        }
         if task != 0 && self.accounts.wants_chain(name) {
             return false;
         }
@@ -314,7 +318,11 @@ impl Recorder {
 
     /// Records that a callback begins. The first time for its name, Python code can run.
     pub fn note_callback(&self, py: Python<'_>, entry: &ReadyEntry, beginning: Beginning) -> PyResult<()> {
-        if self.note_known(py, entry, beginning) { Ok(()) } else { self.note_named(py, entry, beginning) }
+        if self.note_known::<true>(py, entry, beginning) {
+            Ok(())
+        } else {
+            self.note_named(py, entry, beginning)
+        }
     }
 
     /// As [`Recorder::note_callback`], for any entry. Only KeyboardInterrupt and SystemExit are errors.
@@ -420,10 +428,16 @@ impl Recorder {
 
     #[inline(always)]
     fn push_callback(&self, beginning: Beginning, flags: u8, task: usize, name: u32, is_first_of_task: bool) {
-        let Beginning { ticks, delay, position, queue_end, is_first } = beginning;
         if self.accounts.is_on() {
-            self.accounts.begin(ticks, delay, name, account_kind(flags), is_first_of_task);
+            let kind = account_kind(flags);
+            self.accounts.begin(beginning.ticks, beginning.delay, name, kind, is_first_of_task);
         }
+        self.push_record(beginning, flags, task, name);
+    }
+
+    #[inline(always)]
+    fn push_record(&self, beginning: Beginning, flags: u8, task: usize, name: u32) {
+        let Beginning { ticks, position, queue_end, is_first, .. } = beginning;
         let flags = flags | if is_first { FIRST } else { 0 };
         let last = Kind::Callback as u64 | u64::from(flags) << 8 | u64::from(name) << 32;
         self.push([ticks, task as u64, both(position, queue_end), last]);
@@ -431,6 +445,12 @@ impl Recorder {
 }
 
 impl Core {
+    /// The recorder or the accounts have begun or ended.
+    pub fn note_recorded(&self) {
+        let is_accounted = self.recorder.accounts.is_on();
+        self.schedule.set_recorded(self.recorder.is_on() || is_accounted, is_accounted);
+    }
+
     /// Counts what is open, ready and waiting, now and then.
     pub(super) fn note_counts(&self, now: Instant) {
         let Some(transports) = self.recorder.transports.get() else { return };
