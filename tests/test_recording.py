@@ -8,6 +8,7 @@ import gzip
 import json
 import os
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -828,3 +829,24 @@ def test_what_was_saved_before_stays_if_it_can_not_be_replaced(recorded, tmp_pat
         recorded.recording().save(path)
     assert path.read_text() == "before"
     assert os.listdir(tmp_path) == ["trace.json"]
+
+
+@pytest.mark.parametrize("end", ["loop.record(None)", "pass"])
+def test_garbage_collections_are_noted_only_while_a_loop_is_recorded(end):
+    source = f"""
+import gc, hotloop
+before = list(gc.callbacks)
+loops = [hotloop.new_event_loop() for _ in range(2)]
+for loop in loops:
+    loop.record()
+    loop.record()
+while loops:
+    assert len(gc.callbacks) == len(before) + 1
+    loop = loops.pop()
+    {end}
+    loop.close()
+    del loop
+    gc.collect()
+assert gc.callbacks == before, gc.callbacks
+"""
+    subprocess.run([sys.executable, "-c", source], check=True, timeout=30)

@@ -66,9 +66,7 @@ def record(loop: Loop, seconds: float | None, memory: int) -> None:
         loop._record(None)
         loop._recorded_seconds = None
         _recorded.discard(loop)
-        if not _recorded:
-            with contextlib.suppress(ValueError):
-                gc.callbacks.remove(_note_collection)
+        _note_no_more_collections()
         return
     if not 0 < seconds < float("inf"):
         raise ValueError(f"the time must be a positive number of seconds, not {seconds!r}")
@@ -76,9 +74,21 @@ def record(loop: Loop, seconds: float | None, memory: int) -> None:
         raise ValueError(f"the memory must be {RECORD} bytes or more, not {memory!r}")
     loop._record(memory)
     loop._recorded_seconds = seconds
-    _recorded.add(loop)
+    if loop not in _recorded:
+        _recorded.add(loop)
+        # A loop that is destroyed may have been recorded until then.
+        weakref.finalize(loop, _note_no_more_collections).atexit = False
     if _note_collection not in gc.callbacks:
         gc.callbacks.append(_note_collection)
+
+
+def _note_no_more_collections() -> None:
+    """Note garbage collections only while a loop is recorded."""
+    # Not by len(): the one whose end this is may be in it.
+    if not any(True for _ in _recorded):
+        with contextlib.suppress(ValueError):
+            gc.callbacks.remove(_note_collection)
+        _collections.clear()
 
 
 def _forget_in_child() -> None:
