@@ -5,6 +5,7 @@ import gc
 import os
 import re
 import socket
+import sys
 import threading
 import time
 import weakref
@@ -579,6 +580,49 @@ def test_a_circle_of_tasks_ends(accounted, tmp_path):
 
     loop.run_until_complete(main())
     assert collapsed(loop, tmp_path)
+
+
+def test_coroutines_that_call_themselves(accounted, tmp_path):
+    loop = accounted
+
+    async def deep(depth):
+        await (deep(depth - 1) if depth else asyncio.sleep(0.001))
+
+    loop.run_until_complete(deep(sys.getrecursionlimit() - 200))
+    loop.accounting().flame(tmp_path / "deep.svg")
+    stacks = collapsed(loop, tmp_path)
+    assert max(stack.count(";") for stack in stacks) == 63
+    assert any(stack.endswith("deep (test_accounting.py);sleep (tasks.py)") for stack in stacks)
+
+
+def test_accounts_that_begin_and_end_while_another_thread_reads(accounted):
+    loop = accounted
+    errors = []
+    stop = threading.Event()
+
+    def look():
+        while not stop.is_set():
+            try:
+                list(loop.accounting().stacks())
+            except RuntimeError:
+                pass
+            except Exception as error:
+                errors.append(error)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+
+    async def main():
+        for number in range(1000):
+            loop.account(number % 3 != 0)
+            await asyncio.gather(asyncio.sleep(0), asyncio.sleep(0))
+
+    try:
+        loop.run_until_complete(main())
+    finally:
+        stop.set()
+        thread.join()
+    assert not errors
 
 
 def test_an_image(accounted, tmp_path):

@@ -582,6 +582,22 @@ def test_a_flame_graph_of_some_seconds(start, environment, tmp_path):
     assert len(list(tmp_path.glob("hotloop-*-flame.svg"))) == 2
 
 
+@pytest.mark.parametrize("what", ["flame", "record"])
+def test_a_process_whose_folder_is_gone_says_why_it_saves_nothing(start, environment, tmp_path, what):
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    process = start(
+        SERVING.replace(
+            "import asyncio, sys, time", f"import asyncio, os, sys, time; os.chdir({str(folder)!r})"
+        )
+    )
+    folder.rmdir()
+    command = [sys.executable, "-m", "hotloop", what, "--seconds=0.1", socket_of(environment, process)]
+    failed = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
+    assert failed.returncode == 2
+    assert "can't be saved: [Errno 2]" in failed.stderr
+
+
 def test_a_flame_graph_that_cannot_be_saved(start, environment, tmp_path):
     process = start(SERVING)
     command = [sys.executable, "-m", "hotloop", "flame", "--seconds=0.1", socket_of(environment, process)]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 # The order is that of the extension's kinds.
 KINDS = ("callback", "task", "protocol", "loop")
-# The extension counts the time of so many chains, which are kept; of one, so many tasks and coroutines are.
+# The extension counts the time of so many chains, which are kept; of one, so many coroutines are.
 CHAINS = 1 << 13
 DEEPEST = 64
 LOOP = "the loop itself"
@@ -287,7 +287,8 @@ def find_chain(task: Any, number: int) -> int | None:
         # A coroutine that is not written in Python has only a name.
         frames[:0] = [frame(each.name, each.file) for each in coroutines(task)] or [name_of(task)]
         task = awaiting_task(task)
-    key = (number, tuple(frames))
+    # Those closest to the step. Coroutines can call themselves.
+    key = (number, tuple(frames[-DEEPEST:]))
     found: int | None = accounted.numbers.get(key)
     if found is None and len(accounted.chains) < CHAINS:
         found = accounted.numbers[key] = len(accounted.chains)

@@ -81,6 +81,7 @@ def _get(thing: object, name: str) -> Any:
 
 def _coroutine_of(task: object) -> Any:
     try:
+        # Futures that are tasks have it.
         return task.get_coro()  # type: ignore[attr-defined]
     except Exception:
         # What a task factory made need not have one.
@@ -158,6 +159,7 @@ def awaiting_task(task: asyncio.Future[Any]) -> asyncio.Task[Any] | None:
             if id(waiting) in known:
                 continue
             if is_task(waiting):
+                # is_task() has looked at its class.
                 return waiting  # type: ignore[no-any-return]
             known.add(id(waiting))
             found.append(waiting)
@@ -166,6 +168,7 @@ def awaiting_task(task: asyncio.Future[Any]) -> asyncio.Task[Any] | None:
     return None
 
 
+# Type checkers do not know the one written in Python.
 TASKS: tuple[type, ...] = (asyncio.Task, asyncio_tasks._PyTask)  # type: ignore[attr-defined]
 
 

@@ -182,9 +182,8 @@ def answer(arguments: list[str]) -> dict[str, str]:
         return {"failed": "nothing was recorded yet: it is from now on"}
     if not recordings:
         return {"failed": "no event loop has run a callback in that time"}
-    saver = _saver_for_others()
     try:
-        return {"saved": saver.save(recordings, "asked")}
+        return {"saved": _saver_for_others().save(recordings, "asked")}
     except OSError as error:
         return {"failed": f"the recording can't be saved: {error}"}
 
@@ -210,15 +209,14 @@ def answer_with_flames(arguments: list[str]) -> dict[str, str]:
         return {"failed": "there were no accounts yet: they are kept from now on"}
     if not any(accounting.busy for accounting in later.values()):
         return {"failed": "no event loop has run a callback in that time"}
-    saver = _saver_for_others()
     names = {loop: name for name, loop in open_loops()}
     stacks = [
         ((f"loop {names.get(loop, '')}", *frames) if len(later) > 1 else frames, duration)
         for loop, accounting in later.items()
         for frames, duration in accounting.stacks()
     ]
-    path = saver.path("flame", ".svg")
     try:
+        path = _saver_for_others().path("flame", ".svg")
         flames.save(stacks, path)
     except OSError as error:
         return {"failed": f"the flame graph can't be saved: {error}"}
