@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rich import box
-from rich.table import Table
 from rich.text import Text
 
 from .summaries import duration
+from .tables import new_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from rich.table import Table
 
     from ..accounting import Account, Accounting
 
@@ -30,17 +31,8 @@ ROWS = 30
 def accounts_table(accountings: dict[str, Accounting], order: str, rows: int = ROWS) -> Table:
     """Draw the accounts of all loops, of the time since the last query."""
     several = len(accountings) > 1
-    table = Table(
-        title="Who uses the loop" + "s" * several + f", by {order}",
-        title_justify="left",
-        title_style="bold",
-        box=box.SIMPLE_HEAD,
-        expand=True,
-        pad_edge=False,
-    )
-    for title in ORDERS:
-        mark = " ▼" if title == order else ""
-        table.add_column(title + mark, justify="right", no_wrap=True)
+    title = "Who uses the loop" + "s" * several + f", by {order}"
+    table = new_table(title, (each + " ▼" * (each == order) for each in ORDERS))
     table.add_column("what", ratio=1, overflow="fold")
     found = [
         (name, account, accounting.seconds)

@@ -5,15 +5,15 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from rich import box
-from rich.table import Table
 from rich.text import Text
 
 from ..blocking import MATTERS
 from .summaries import duration
+from .tables import new_table
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.table import Table
 
 # Parts of a duration, and the titles of their columns. One is shown if it matters in any row.
 PARTS = {
@@ -77,16 +77,7 @@ def _thresholds(watched: list[dict[str, Any]]) -> str:
 
 
 def _table(title: str, columns: list[str]) -> Table:
-    table = Table(
-        title=title,
-        title_justify="left",
-        title_style="bold",
-        box=box.SIMPLE_HEAD,
-        expand=True,
-        pad_edge=False,
-    )
-    for column in columns:
-        table.add_column(column, justify="right", no_wrap=True)
+    table = new_table(title, columns)
     table.add_column("where", ratio=1, overflow="fold")
     return table
 

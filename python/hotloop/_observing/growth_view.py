@@ -5,12 +5,11 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from rich import box
-from rich.table import Table
 from rich.text import Text
 
 from .asking import Process, Unavailable
 from .summaries import duration
+from .tables import new_table
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -81,16 +80,8 @@ class GrowthPage:
             for what, kind, count, example in loop["kinds"]
         ]
         rows.sort(key=lambda row: (-row[0], -row[1], row[2], row[3]))
-        table = Table(
-            title=f"loop {name}: what piles up, in {duration(time.monotonic() - self.began)}",
-            title_justify="left",
-            title_style="bold",
-            box=box.SIMPLE_HEAD,
-            expand=True,
-            pad_edge=False,
-        )
-        for title in ("change", "now"):
-            table.add_column(title, justify="right", no_wrap=True)
+        title = f"loop {name}: what piles up, in {duration(time.monotonic() - self.began)}"
+        table = new_table(title, ("change", "now"))
         table.add_column("what", no_wrap=True)
         table.add_column("kind", overflow="fold")
         table.add_column("the newest", ratio=1, overflow="fold")
