@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import functools
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -303,10 +304,11 @@ def fill(sock):
 
 
 def unused_port():
-    """A port that nobody listens on just now."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
+    """A port that nobody listens on just now, and that the system gives to no connection meanwhile."""
+    while True:
+        with socket.socket() as sock, contextlib.suppress(OSError):
+            sock.bind(("127.0.0.1", random.SystemRandom().randrange(10_000, 32_768)))
+            return sock.getsockname()[1]
 
 
 def reset(sock):

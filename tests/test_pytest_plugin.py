@@ -356,3 +356,13 @@ def test_the_plugin_imports_nothing_until_the_fixture_is_requested(judge):
         imports="",
     )
     assert outcome.passed == 1, outcome.output
+
+
+def test_pytest_warns_of_nothing_where_hotloop_is_imported_before_it(tmp_path):
+    """It warns of packages with plugins that were imported before, as by `python -m hotloop -m pytest`."""
+    (tmp_path / "test_it.py").write_text("def test():\n    pass\n")
+    command = [sys.executable, "-m", "hotloop", "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 passed" in done.stdout
+    assert "warning" not in done.stdout

@@ -5,6 +5,8 @@ Three ways to use it::
     hotloop.run(main())                                          # instead of asyncio.run(main())
     asyncio.Runner(loop_factory=hotloop.new_event_loop)          # wherever a loop factory is taken
     hotloop.install()                                            # where Python still has event loop policies
+
+For pytest, which would warn of a package with a plugin that is imported before it: PYTEST_DONT_REWRITE.
 """
 
 from __future__ import annotations as _annotations

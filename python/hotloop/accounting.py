@@ -281,9 +281,9 @@ def find_chain(task: Any, number: int) -> int | None:
     if accounted is None:
         return None
     frames: list[str] = []
-    seen: list[Any] = []
-    while task is not None and len(frames) < DEEPEST and not any(task is each for each in seen):
-        seen.append(task)
+    seen: set[int] = set()
+    while task is not None and len(frames) < DEEPEST and id(task) not in seen:
+        seen.add(id(task))
         # A coroutine that is not written in Python has only a name.
         frames[:0] = [frame(each.name, each.file) for each in coroutines(task)] or [name_of(task)]
         task = awaiting_task(task)
