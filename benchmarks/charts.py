@@ -49,6 +49,7 @@ STYLES = {
     "blazio": ("#8a78ad", "p"),
     "talyn": ("#94a1ae", "X"),
     "zuvloop": ("#b0746a", "P"),
+    "loopmini": ("#7d8f5c", "h"),
 }
 OTHER_STYLE = ("#79828c", "*")
 

@@ -17,6 +17,7 @@ FACTORIES = {
     "blazio": "blazio:new_event_loop",
     "talyn": "talyn:Loop",
     "zuvloop": "zuvloop:new_event_loop",
+    "loopmini": "loopmini:new_event_loop",
     "asyncio+aiofastnet": "aiofastnet:loop_factory",
     "uvloop+aiofastnet": "aiofastnet:loop_factory",
     "hotloop+aiofastnet": "aiofastnet:loop_factory",

@@ -101,6 +101,12 @@ ROWS: list[Row] = [
         target=Target(2_300, 12_300),
     ),
     HttpRow(
+        "http_bare_1", "bare HTTP Protocol, 1 KiB body, 1 connection", "http", Load(connections=1), 6_000
+    ),
+    HttpRow(
+        "http_bare_8", "bare HTTP Protocol, 1 KiB body, 8 connections", "http", Load(connections=8), 8_000
+    ),
+    HttpRow(
         "http_uvicorn",
         "uvicorn + httptools, 64 connections",
         "uvicorn",
