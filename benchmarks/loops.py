@@ -25,6 +25,11 @@ FACTORIES = {
 """By name. After a plus sign: what makes another factory of a loop's, with transports of its own."""
 
 
+OURS = "hotloop"
+CONTROL = "hotloop again"
+"""hotloop, measured a second time as if it were another loop. It tells how far equal loops differ."""
+
+
 def factory(loop: str) -> Callable[[], asyncio.AbstractEventLoop]:
     """The factory of a named loop; other loops are given as module:attribute."""
     module, _, attribute = FACTORIES.get(loop, loop).partition(":")
