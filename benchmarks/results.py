@@ -29,10 +29,6 @@ class Result:
     paced_failure: str = ""
 
     @property
-    def best(self) -> Outcome | None:
-        return max(self.outcomes, key=lambda outcome: outcome.rate, default=None)
-
-    @property
     def is_empty(self) -> bool:
         measured = self.outcomes or self.keeping or self.paced or self.paced_failure or self.failure
         return not measured and self.count == Count()
