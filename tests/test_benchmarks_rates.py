@@ -1,5 +1,5 @@
-"""How the benchmarks compare rates: medians and ties, lost rows, latency at fixed rates, runs that are continued
-or limited in time. Nothing is measured here."""
+"""How the benchmarks compare rates: medians and ties, lost rows, latency at fixed rates, and runs that are
+continued or limited in time. Nothing is measured here."""
 
 import dataclasses
 import random
