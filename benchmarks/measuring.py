@@ -52,7 +52,8 @@ def measure(plan: Plan, measured: Measured, after_each: Callable[[], None]) -> N
         after_each()
     blocks = {step.block for step in done}
     for run in measured.runs[-1:]:
-        run.left_out[:] = steps.left_out(step for step in planned if step.block not in blocks)
+        run.left_out.clear()
+        run.left_out.update(steps.left_out(step for step in planned if step.block not in blocks))
 
 
 def take(step: Step, plan: Plan, results: Results) -> None:

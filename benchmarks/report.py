@@ -139,8 +139,13 @@ def control(measured: Measured) -> str:
 
 
 def left_out(measured: Measured) -> str:
-    names = [name for run in measured.runs for name in run.left_out]
-    return f"Left out, as the time did not suffice: {'; '.join(dict.fromkeys(names))}." if names else ""
+    """What did not fit into the time."""
+    lines = []
+    for run in measured.runs:
+        for part, rows in run.left_out.items():
+            titles = "all" if not set(run.rows) - set(rows) else named(rows)
+            lines.append(f"- {part}: {titles}" if rows else f"- {part}")
+    return "\n".join(["Left out, as the time did not suffice:\n", *lines]) if lines else ""
 
 
 def best_rounds(measured: Measured) -> str:

@@ -147,14 +147,12 @@ def without_rates(chosen: list[Step], all_steps: list[Step]) -> list[Step]:
     ]
 
 
-def left_out(steps: Iterable[Step]) -> list[str]:
-    """What the blocks that are left out would have measured, by part."""
-    titles: dict[str, list[str]] = {}
-    for step in steps:
-        of_part = titles.setdefault(step.part, [])
-        if step.row.title not in of_part:
-            of_part.append(step.row.title)
-    return [f"{part} of {', '.join(titles[part])}" for part in PARTS if part in titles]
+def left_out(steps: Iterable[Step]) -> dict[str, list[str]]:
+    """The names of the rows that are left out, by part."""
+    names: dict[str, list[str]] = {}
+    for part, row in dict.fromkeys((step.part, step.row.name) for step in steps):
+        names.setdefault(part, []).append(row)
+    return names
 
 
 def duration(seconds: float) -> str:

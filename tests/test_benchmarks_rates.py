@@ -337,7 +337,7 @@ def test_an_interrupted_run_goes_on_where_it_was():
 
 def test_an_interrupted_run_is_kept_and_read(tmp_path):
     kept = measured({"hotloop": dataclasses.replace(rates(100, keeping=[5]), paced={"25": [paced(9.0)]})})
-    kept.runs[0] = dataclasses.replace(kept.runs[0], key="k", seed=7, left_out=["growth"])
+    kept.runs[0] = dataclasses.replace(kept.runs[0], key="k", seed=7, left_out={"growth": []})
     kept.write(tmp_path / "complete.json")
     assert resume.unfinished(tmp_path / "complete.json", "k") is None
     kept.steps.append("echo_64: rates 1")
@@ -418,7 +418,7 @@ def test_what_fits_is_measured_whole_and_in_order():
         "last: rates 1",
         "last: rates 2",
     ]
-    assert steps.left_out(step for step in planned if step not in chosen) == ["rates of Long"]
+    assert steps.left_out(step for step in planned if step not in chosen) == {"rates": ["long"]}
 
 
 def test_estimates_are_corrected_by_what_was_taken():
@@ -463,9 +463,11 @@ def test_rows_that_do_not_fit_are_named_on_the_page():
         "call_soon_chain": 8,
         "gather": 0,
     }
-    assert found.runs[0].left_out == ["rates of Gather"]
+    assert found.runs[0].left_out == {"rates": ["gather"]}
     found.results["echo_64", "hotloop"] = rates(5)
-    assert "Left out, as the time did not suffice: rates of Gather." in report.page(found, [])
+    assert f"Left out, as the time did not suffice:\n\n- rates: {ROW['gather'].title}\n" in report.page(
+        found, []
+    )
 
 
 @pytest.mark.parametrize(
