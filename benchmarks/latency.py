@@ -9,7 +9,7 @@ from statistics import median
 
 from benchmarks import tables
 from benchmarks.generator import Paced
-from benchmarks.loops import CONTROL
+from benchmarks.loops import CONTROL, OURS
 from benchmarks.results import Measured, Result, Results
 from benchmarks.row import LIMIT, Row, ServerRow
 from benchmarks.rows import ROWS
@@ -110,6 +110,20 @@ def lines_of(row: Row, measured: Measured) -> list[Line]:
 
 def lines(measured: Measured) -> list[Line]:
     return [line for row in ROWS if is_measured(row) for line in lines_of(row, measured)]
+
+
+def overloads(measured: Measured) -> list[tuple[Row, int, str, float, float]]:
+    """Where hotloop does not keep up: row, share, a loop that does, the rate reached and the rate wanted."""
+    found = []
+    for row in ROWS:
+        for share in SHARES:
+            rounds = {name: measured.of(row.name, name).paced.get(str(share)) for name in measured.loops}
+            ours = rounds.pop(OURS, None)
+            others = [name for name, of_loop in rounds.items() if of_loop and keeps_up(of_loop)]
+            if ours and others and not keeps_up(ours):
+                reached = median(paced.rate for paced in ours)
+                found.append((row, share, others[0], reached, median(paced.wanted for paced in ours)))
+    return found
 
 
 def section(measured: Measured) -> str:

@@ -77,7 +77,16 @@ def of_times(measured: Measured) -> list[Loss]:
     losses += [
         of_line(line, f"latency at {line.title}") for line in latency.lines(measured) if line.is_behind
     ]
+    losses += of_overload(measured)
     return [*losses, *of_growths(measured.growths, is_time)]
+
+
+def of_overload(measured: Measured) -> list[Loss]:
+    """The fixed rates with which hotloop does not keep up, but another loop does."""
+    return [
+        Loss(row.name, row.title, f"rate reached at {share} %", reached / wanted, other, reached, wanted)
+        for row, share, other, reached, wanted in latency.overloads(measured)
+    ]
 
 
 def of_instructions(measured: Measured) -> list[Loss]:

@@ -109,7 +109,7 @@ def standing(what: str, lines: list[Line]) -> str:
     near = sum(line.is_near_limit for line in behind)
     text += f" ({near} of these within {1 - NEAR_LIMIT:.0%} of the limit)" if near else ""
     failing = sum(line.ours is None for line in lines)
-    text += f"; it fails in {failing}" if failing else ""
+    text += f"; it has no figure in {failing}" if failing else ""
     return f"{text}. {worst(behind)}".rstrip()
 
 

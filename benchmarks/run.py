@@ -84,10 +84,13 @@ def grow(step: str, measured: Measured, measure: Callable[[], list[Growth]]) -> 
     measured.write(UNFINISHED)
 
 
+def not_installed() -> list[str]:
+    return [name for name in loops.FACTORIES if not loops.is_installed(name)]
+
+
 def name_missing(options: argparse.Namespace) -> None:
     """Says which loops are left out because they are not installed."""
-    missing = [name for name in loops.FACTORIES if not loops.is_installed(name)]
-    if missing and not options.loops:
+    if not options.loops and (missing := not_installed()):
         progress(f"not installed, and left out: {', '.join(missing)}")
 
 
@@ -200,6 +203,11 @@ def destination(options: argparse.Namespace) -> Path:
     return chosen or (KEPT if is_whole(options) else PART)
 
 
+def is_of_all_loops(plan: Plan) -> bool:
+    """Whether only loops that are not installed are left out."""
+    return {*plan.loops, *not_installed()} >= set(loops.FACTORIES)
+
+
 def run_of(plan: Plan) -> Run:
     how = []
     if plan.rounds:
@@ -216,6 +224,9 @@ def run_of(plan: Plan) -> Run:
         "Date": datetime.date.today().isoformat(),
         **machine.machine(),
         **machine.versions(plan.loops),
+        **(
+            {"Not installed": ", ".join(not_installed())} if is_of_all_loops(plan) and not_installed() else {}
+        ),
         "Measured": "; ".join(how),
         **({"Order": f"random in each round, seed {plan.seed}"} if plan.rounds else {}),
     }

@@ -129,7 +129,7 @@ def test_the_summary_names_the_worst_ratio():
     of_rows.results["http_tls", "uvloop"] = result(50)
     assert report.summary(of_rows).splitlines()[-1] == (
         "- Rate: of 2 rows, hotloop is first in 1, tied with the best other loop in 0 and behind in 1; "
-        f"it fails in 1. Its worst ratio is 0.90 against rloop, in “{ROW['echo_1'].title}”."
+        f"it has no figure in 1. Its worst ratio is 0.90 against rloop, in “{ROW['echo_1'].title}”."
     )
 
 

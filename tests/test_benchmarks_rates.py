@@ -257,6 +257,17 @@ def test_a_loop_that_does_not_keep_up_has_no_latency():
     assert not latency.section(measured({"hotloop": rates(4000)}))
 
 
+def test_a_rate_with_which_only_hotloop_does_not_keep_up_is_lost():
+    loops = {
+        "hotloop": dataclasses.replace(rates(5000), paced={"75": [paced(900.0)]}),
+        "uvloop": dataclasses.replace(rates(4000), paced={"75": [paced(1000.0)]}),
+    }
+    assert (
+        "rate reached at 75 % 0.90 against uvloop (900, not 1,000)"
+        in lost(measured(loops))["Rates and times"]
+    )
+
+
 def test_the_generators_report_is_read(monkeypatch):
     printed = (
         '{"requests": 1000, "answered": 1200, "seconds": 2.0, "rate": 500.0, "latency_us": {"p50": 1.0,'
