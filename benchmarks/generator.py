@@ -49,6 +49,8 @@ class Paced:
     p50: float
     p99: float
     p999: float
+    requests: int
+    """Requests that were counted in the round."""
     late: float
     """How late the generator itself dealt with 99 % of the requests, in microseconds."""
 
@@ -107,6 +109,7 @@ def at_rate(address: str, load: Load, seconds: float, rate: int, trust: str = ""
         latency["p50"],
         latency["p99"],
         latency["p999"],
+        report["requests"],
         report["late_us"]["p99"],
     )
 

@@ -21,6 +21,10 @@ NAMES = ("echo_64", "http_bare", "http_uvicorn")
 SHARES = (25, 50, 75)
 """Per cent of the capacity of the slowest loop."""
 PERCENTILES = {"p50": "median", "p99": "99 %", "p999": "99.9 %"}
+LEAST = {"p50": 2, "p99": 100, "p999": 1000}
+"""Requests of a round that a percentile needs."""
+OUTLIER = 0.1
+"""A loop with less than this share of the median loop's rate does not set the rates for the others."""
 KEPT_UP = 0.95
 """A loop keeps up with a rate if it answers at least this share of the requests in time."""
 
@@ -28,8 +32,9 @@ EXPLANATION = """\
 An open loop: requests are due at a fixed rate, evenly spaced, on 64 connections in turn, and latency counts
 from when a request was due, whether or not the connection was free. So the wait for a slow answer counts for
 every request behind it. The rates are 25, 50 and 75 % of the capacity of the slowest loop, which is its
-median rate above. Microseconds; the lowest is the best. "behind" is a loop that answers less than 95 % of
-the requests in time, and the rate that it reaches instead."""
+median rate above; a loop with less than a tenth of the median loop's rate is not considered. Microseconds;
+the lowest is the best. "behind" is a loop that answers less than 95 % of the requests in time, and the rate
+that it reaches instead."""
 
 
 def is_measured(row: Row) -> bool:
@@ -37,10 +42,15 @@ def is_measured(row: Row) -> bool:
 
 
 def capacity(rates: dict[str, list[float]]) -> tuple[str, float] | None:
-    """The slowest loop by its median rate, and that rate. None if no loop has a rate."""
+    """The slowest loop by its median rate, and that rate. None if no loop has a rate.
+
+    A loop that is far slower than the others is not considered."""
     medians = {name: spread.median for name, found in rates.items() if (spread := Spread.of(found))}
-    slowest = min(medians, key=lambda name: medians[name], default=None)
-    return None if slowest is None else (slowest, medians[slowest])
+    if not medians:
+        return None
+    least = OUTLIER * median(medians.values())
+    slowest = min((name for name in medians if medians[name] >= least), key=lambda name: medians[name])
+    return slowest, medians[slowest]
 
 
 def capacity_in(row: str, names: Iterable[str], results: Results) -> tuple[str, float] | None:
@@ -67,7 +77,9 @@ def measure_of(share: int, percentile: str) -> Callable[[Result], list[float]]:
 
     def samples(result: Result) -> list[float]:
         rounds = result.paced.get(str(share), [])
-        return [getattr(paced, percentile) for paced in rounds] if rounds and keeps_up(rounds) else []
+        if not rounds or not keeps_up(rounds) or min(paced.requests for paced in rounds) < LEAST[percentile]:
+            return []
+        return [getattr(paced, percentile) for paced in rounds]
 
     return samples
 
@@ -75,7 +87,7 @@ def measure_of(share: int, percentile: str) -> Callable[[Result], list[float]]:
 def missing_at(share: int) -> Callable[[Result], str]:
     def missing(result: Result) -> str:
         rounds = result.paced.get(str(share), [])
-        if rounds:
+        if rounds and not keeps_up(rounds):
             return f"behind: {median(paced.rate for paced in rounds):,.0f}"
         return "fails" if result.paced_failure else tables.missing(result)
 

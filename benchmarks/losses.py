@@ -28,7 +28,7 @@ class Loss:
     """The name of the row or growth."""
     title: str
     what: str
-    """The quantity; empty if it is the list's own."""
+    """The quantity, if the list has several of them."""
     times: float
     """How many times as good hotloop is: below 1."""
     other: str
@@ -40,7 +40,7 @@ class Loss:
     def text(self) -> str:
         figures = f"{number(rounded(self.ours))}, not {number(rounded(self.best))}"
         near = f"; within {1 - tables.NEAR_LIMIT:.0%} of the limit" if self.is_near_limit else ""
-        what = f"{self.what} " if self.what else ""
+        what = f"{self.what}: " if self.what else ""
         return f"{what}{ratio(self.times)} against {self.other} ({figures}{near})"
 
 
@@ -69,7 +69,8 @@ def has_any(quantities: Iterable[Quantity], is_chosen: IsChosen, measured: Measu
 
 
 def of_times(measured: Measured) -> list[Loss]:
-    losses = of_quantities(tables.ALL_RATES, "", measured)
+    losses = of_quantities([tables.TIMES], "time", measured)
+    losses += of_quantities([tables.RATES, tables.TLS_RATES], "rate", measured)
     losses += of_quantities(tables.ALL_KEEPING, f"rate {tables.KEEPING_TITLE}", measured)
     for quantity in tables.ALL_PROCESSOR:
         suffix = f" {tables.KEEPING_TITLE}" if tables.KEEPING_TITLE in quantity.title else ""
@@ -138,7 +139,7 @@ def of_growth(growth: Growth) -> list[Loss]:
             continue
         other = min(others, key=lambda name: others[name])
         if ours > 0 and ours > others[other] * (1 + GROWTH_TIE):
-            at = f"at {x:,.10g} {growth.x_label}:" if len(growth.x_values) > 1 else ""
+            at = f"at {x:,.10g} {growth.x_label}" if len(growth.x_values) > 1 else ""
             times = others[other] / ours
             found.append(Loss(growth.name, growth.title, at, times, other, ours, others[other]))
     return found
@@ -149,14 +150,12 @@ def listed(losses: list[Loss], notes: Notes, explained: set[str]) -> str:
     items = []
     for subject in dict.fromkeys(loss.subject for loss in losses):
         of_subject = [loss for loss in losses if loss.subject == subject]
-        lines = [f"- **{of_subject[0].title}**: " + "; ".join(loss.text for loss in of_subject) + "."]
-        if subject in explained:
-            lines.append("Why: see above.")
-        else:
-            lines.append(notes.of(subject) or UNKNOWN)
-            if notes.of(subject):
-                explained.add(subject)
-        items.append("\n\n".join([lines[0], *[indented(line) for line in lines[1:]]]))
+        texts = [loss.text for loss in of_subject]
+        figures = f": {texts[0]}" if len(texts) == 1 else "".join(f"\n  - {text}" for text in texts)
+        reason = "Why: see above." if subject in explained else notes.of(subject) or UNKNOWN
+        if notes.of(subject):
+            explained.add(subject)
+        items.append(f"- **{of_subject[0].title}**{figures}\n\n{indented(reason)}")
     return "\n".join(items)
 
 

@@ -17,10 +17,13 @@ from benchmarks.row import LIMIT, Row, ServerRow
 from benchmarks.steps import Estimates, Plan, Step
 
 
-def measure(plan: Plan, measured: Measured, after_each: Callable[[], None]) -> None:
+def measure(
+    plan: Plan, measured: Measured, after_each: Callable[[], None], *, afterwards: float = 0.0
+) -> None:
     """Adds to `measured` step by step, so that an interruption loses only one step.
 
-    Steps that are done are left out. `after_each` is called after each of the others."""
+    Steps that are done are left out. `after_each` is called after each of the others. What is measured after
+    all of them takes about `afterwards` seconds, which are added to the time that is left."""
     began = time.monotonic()
     planned = [step for step in steps.steps(plan) if step.name not in measured.steps]
     estimates = Estimates()
@@ -34,7 +37,7 @@ def measure(plan: Plan, measured: Measured, after_each: Callable[[], None]) -> N
     left = within_time(planned)
     if measured.steps:
         progress(f"going on with an interrupted run: {len(measured.steps)} steps are done")
-    progress(f"{len(left)} steps, about {steps.duration(estimates.of(left))}")
+    progress(f"{len(left)} steps, about {steps.duration(estimates.of(left) + afterwards)}")
     done: list[Step] = []
     while left:
         step = left[0]
@@ -43,7 +46,8 @@ def measure(plan: Plan, measured: Measured, after_each: Callable[[], None]) -> N
             left = within_time(left)
             if step not in left:
                 continue
-            progress(f"[{step.row.title}: {step.part}] about {steps.duration(estimates.of(left))} left")
+            of_all = steps.duration(estimates.of(left) + afterwards)
+            progress(f"[{step.row.title}: {step.part}] about {of_all} left")
         started = time.monotonic()
         take(step, plan, measured.results)
         estimates.add(step, time.monotonic() - started)

@@ -28,6 +28,9 @@ UNFINISHED = PART.with_name("unfinished.json")
 
 GROWTH = "growth"
 """The group of growth measurements, which has no rows."""
+GROWTH_OF_TLS = "growth of TLS"
+SECONDS_TO_GROW = {GROWTH: 130.0, GROWTH_OF_TLS: 10.0}
+"""About how long they take for each loop."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,11 +49,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     name_missing(options)
     path = PART
     try:
-        measure(plan, measured, lambda: measured.write(UNFINISHED))
+        growing = growing_takes(plan, options, measured)
+        measure(plan, measured, lambda: measured.write(UNFINISHED), afterwards=growing)
         if with_growth:
             grow(GROWTH, measured, lambda: growths(plan))
         if wants_growth_of_tls(options):
-            grow(f"{GROWTH} of TLS", measured, lambda: growths_of_tls(plan))
+            grow(GROWTH_OF_TLS, measured, lambda: growths_of_tls(plan))
         if plan.minutes is not None and not with_growth:
             measured.runs[-1].left_out[GROWTH] = []
         measured.steps.clear()
@@ -67,12 +71,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def begun(plan: Plan, options: argparse.Namespace) -> tuple[Plan, Measured]:
     """The plan and what is measured of it: nothing, or what an interrupted run has."""
     run = run_of(plan)
-    with_growth = {"growth": wants_growth(options), "growth of TLS": wants_growth_of_tls(options)}
+    with_growth = {GROWTH: wants_growth(options), GROWTH_OF_TLS: wants_growth_of_tls(options)}
     key = resume.key(plan, run.facts, with_growth)
     kept = None if options.fresh else resume.unfinished(UNFINISHED, key)
     if kept is None:
         return plan, Measured([replace(run, key=key)], {})
     return replace(plan, seed=kept.runs[0].seed or 0), kept
+
+
+def growing_takes(plan: Plan, options: argparse.Namespace, measured: Measured) -> float:
+    """About how many seconds the measurements of growth take."""
+    wanted = {GROWTH: wants_growth(options), GROWTH_OF_TLS: wants_growth_of_tls(options)}
+    names = [name for name in wanted if wanted[name] and name not in measured.steps]
+    return sum(SECONDS_TO_GROW[name] * len(plan.loops) for name in names)
 
 
 def grow(step: str, measured: Measured, measure: Callable[[], list[Growth]]) -> None:

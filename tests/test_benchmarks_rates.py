@@ -187,15 +187,14 @@ def test_lost_rows_are_listed_with_the_reason():
         growths=[MEMORY],
     )
     lists = lost(found, Notes("", {"echo_64": "Because.\n\nOf that."}))
-    assert f"- **{TITLE}**: 0.80 against uvloop (80.00, not 100);" in lists["Rates and times"]
-    assert (
-        "rate with malloc that keeps memory 0.75 against uvloop (90.00, not 120)" in lists["Rates and times"]
-    )
-    assert "processor time 0.80 against uvloop" in lists["Rates and times"]
+    times = lists["Rates and times"]
+    assert f"- **{TITLE}**\n  - rate: 0.80 against uvloop (80.00, not 100)\n" in times
+    assert "\n  - rate with malloc that keeps memory: 0.75 against uvloop (90.00, not 120)" in times
+    assert "\n  - processor time: 0.80 against uvloop" in times
     assert "\n\n  Because.\n\n  Of that." in lists["Rates and times"]
-    assert lists["Instructions"] == f"- **{TITLE}**: 0.67 against uvloop (300, not 200).\n\n  Why: see above."
+    assert lists["Instructions"] == f"- **{TITLE}**: 0.67 against uvloop (300, not 200)\n\n  Why: see above."
     assert lists["Memory"] == (
-        "- **An idle connection**: at 100 connections: 0.80 against uvloop (500, not 400).\n\n"
+        "- **An idle connection**: at 100 connections: 0.80 against uvloop (500, not 400)\n\n"
         f"  {losses.UNKNOWN}"
     )
 
@@ -225,13 +224,15 @@ def test_notes_are_read_by_row(tmp_path):
 # --- Latency at fixed rates ---
 
 
-def paced(rate, *, wanted=1000.0, p99=50.0):
-    return Paced(wanted, rate, 10.0, p99, 90.0, 1.0)
+def paced(rate, *, wanted=1000.0, p99=50.0, requests=1000):
+    return Paced(wanted, rate, 10.0, p99, 90.0, requests, 1.0)
 
 
 def test_the_capacity_is_the_median_of_the_slowest_loop():
     assert latency.capacity({"a": [5.0, 100.0, 30.0], "b": [20.0, 25.0, 90.0], "c": []}) == ("b", 25.0)
     assert latency.capacity({}) is None
+    assert latency.capacity({"a": [100.0], "b": [90.0], "c": [8.9]}) == ("b", 90.0)
+    assert latency.capacity({"a": [100.0], "b": [90.0], "c": [9.1]}) == ("c", 9.1)
     assert [latency.rate_of(40_001, share) for share in latency.SHARES] == [10_000, 20_000, 30_000]
     assert latency.rate_of(0.1, 25) == 1
 
@@ -257,13 +258,20 @@ def test_a_loop_that_does_not_keep_up_has_no_latency():
     assert not latency.section(measured({"hotloop": rates(4000)}))
 
 
+def test_a_percentile_needs_enough_requests():
+    few = dataclasses.replace(rates(4000), paced={"25": [paced(1000.0), paced(1000.0, requests=999)]})
+    text = latency.section(measured({"hotloop": few}))
+    assert "a second, 99 % | **50.00** |" in text
+    assert "99.9 % |" not in text
+
+
 def test_a_rate_with_which_only_hotloop_does_not_keep_up_is_lost():
     loops = {
         "hotloop": dataclasses.replace(rates(5000), paced={"75": [paced(900.0)]}),
         "uvloop": dataclasses.replace(rates(4000), paced={"75": [paced(1000.0)]}),
     }
     assert (
-        "rate reached at 75 % 0.90 against uvloop (900, not 1,000)"
+        "rate reached at 75 %: 0.90 against uvloop (900, not 1,000)"
         in lost(measured(loops))["Rates and times"]
     )
 
@@ -278,7 +286,7 @@ def test_the_generators_report_is_read(monkeypatch):
     monkeypatch.setattr(generator, "build", lambda program="load": program)
     monkeypatch.setattr(generator, "run", lambda command, **_: commands.append(command) or printed)
     found = generator.at_rate("tcp://127.0.0.1:1", generator.Load(), 2.0, 500)
-    assert found == Paced(500, 490.0, 1.0, 3.0, 4.0, 0.2)
+    assert found == Paced(500, 490.0, 1.0, 3.0, 4.0, 1000, 0.2)
     assert commands[0][-6:] == ["--rate", "500", "--seconds", "2.0", "--warmup", "0.2"]
 
 
