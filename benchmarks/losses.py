@@ -35,10 +35,11 @@ class Loss:
     ours: float
     best: float
     is_near_limit: bool = False
+    unit: str = ""
 
     @property
     def text(self) -> str:
-        figures = f"{number(rounded(self.ours))}, not {number(rounded(self.best))}"
+        figures = f"{number(rounded(self.ours))}, not {number(rounded(self.best))} {self.unit}".rstrip()
         near = f"; within {1 - tables.NEAR_LIMIT:.0%} of the limit" if self.is_near_limit else ""
         what = f"{self.what}: " if self.what else ""
         return f"{what}{ratio(self.times)} against {self.other} ({figures}{near})"
@@ -140,8 +141,10 @@ def of_growth(growth: Growth) -> list[Loss]:
         other = min(others, key=lambda name: others[name])
         if ours > 0 and ours > others[other] * (1 + GROWTH_TIE):
             at = f"at {x:,.10g} {growth.x_label}" if len(growth.x_values) > 1 else ""
-            times = others[other] / ours
-            found.append(Loss(growth.name, growth.title, at, times, other, ours, others[other]))
+            best = others[other]
+            found.append(
+                Loss(growth.name, growth.title, at, best / ours, other, ours, best, unit=growth.y_label)
+            )
     return found
 
 

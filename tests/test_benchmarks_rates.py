@@ -194,7 +194,7 @@ def test_lost_rows_are_listed_with_the_reason():
     assert "\n\n  Because.\n\n  Of that." in lists["Rates and times"]
     assert lists["Instructions"] == f"- **{TITLE}**: 0.67 against uvloop (300, not 200)\n\n  Why: see above."
     assert lists["Memory"] == (
-        "- **An idle connection**: at 100 connections: 0.80 against uvloop (500, not 400)\n\n"
+        "- **An idle connection**: at 100 connections: 0.80 against uvloop (500, not 400 bytes of memory)\n\n"
         f"  {losses.UNKNOWN}"
     )
 
@@ -494,3 +494,13 @@ def test_rows_that_do_not_fit_are_named_on_the_page():
 )
 def test_durations_are_legible(seconds, text):
     assert steps.duration(seconds) == text
+
+
+# --- Results of former versions ---
+
+
+def test_the_committed_results_have_a_page():
+    found = results.read(run.KEPT)
+    text = report.page(found, [])
+    assert "## Where hotloop is behind, and why" in text
+    assert tables.RATES.title in text
