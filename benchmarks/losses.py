@@ -11,6 +11,10 @@ from benchmarks.results import Measured
 from benchmarks.tables import Line, Quantity, number, ratio, rounded
 
 UNKNOWN = "No reason known yet."
+PROCESSOR_TIMES = {
+    tables.processor: "processor time",
+    tables.processor_keeping: f"processor time {tables.KEEPING_TITLE}",
+}
 IsChosen = Callable[[Growth], bool]
 GROWTH_TIE = 0.01
 """Figures of growth have no spread. Up to this difference they are tied."""
@@ -70,12 +74,13 @@ def has_any(quantities: Iterable[Quantity], is_chosen: IsChosen, measured: Measu
 
 
 def of_times(measured: Measured) -> list[Loss]:
-    losses = of_quantities([tables.TIMES], "time", measured)
-    losses += of_quantities([tables.RATES, tables.TLS_RATES], "rate", measured)
+    losses = []
+    for quantity in tables.ALL_RATES:
+        losses += of_quantities([quantity], "time" if quantity.lowest_is_best else "rate", measured)
     losses += of_quantities(tables.ALL_KEEPING, f"rate {tables.KEEPING_TITLE}", measured)
-    for quantity in tables.ALL_PROCESSOR:
-        suffix = f" {tables.KEEPING_TITLE}" if tables.KEEPING_TITLE in quantity.title else ""
-        losses += of_quantities([quantity], f"processor time{suffix}", measured)
+    for measure, what in PROCESSOR_TIMES.items():
+        quantities = [quantity for quantity in tables.QUANTITIES if quantity.measure is measure]
+        losses += of_quantities(quantities, what, measured)
     losses += [
         of_line(line, f"latency at {line.title}") for line in latency.lines(measured) if line.is_behind
     ]
@@ -114,7 +119,7 @@ def of_line(line: Line, what: str) -> Loss:
 
 
 def is_memory(growth: Growth) -> bool:
-    return "memory" in growth.y_label
+    return growth.name.endswith("_memory") or "memory" in growth.y_label
 
 
 def is_counted(growth: Growth) -> bool:
