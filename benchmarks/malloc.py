@@ -69,6 +69,19 @@ def _ratio(samples: list[float], others: list[float]) -> float | None:
     return one.median / other.median if one and other and other.median > 0 else None
 
 
+def summary(measured: Measured) -> str:
+    """The dependence of all loops, the least first; empty if only one setting was measured."""
+    rows = [row.name for row in ROWS if row.group in GROUPS]
+    medians = {}
+    for loop in measured.loops:
+        gains = [gain for row in rows if (gain := processor_gain(measured.of(row, loop)))]
+        if gains:
+            medians[loop] = statistics.median(gains)
+    least_first = sorted(medians, key=lambda loop: abs(math.log(medians[loop])))
+    listed = ", ".join(f"{loop} {medians[loop]:.2f}" for loop in least_first)
+    return f"- Dependence on malloc's settings, 1 is none (see below): {listed}." if listed else ""
+
+
 def section(measured: Measured) -> str:
     """How much each loop depends on the setting; empty if only one was measured."""
     lines = [line for loop in measured.loops if (line := _line(loop, measured))]

@@ -79,6 +79,7 @@ def summary(measured: Measured) -> str:
         standing(f"Rate {tables.KEEPING_TITLE}", lines_of(tables.ALL_KEEPING, measured)),
         standing("Latency at fixed rates", latency.lines(measured)),
         standing("User instructions", lines_of(tables.ALL_USER, measured)),
+        malloc.summary(measured),
         control(measured),
     ]
     with_target = [

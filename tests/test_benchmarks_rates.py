@@ -159,6 +159,7 @@ def test_the_page_tells_how_much_each_loop_depends_on_malloc():
     assert f"| asyncio | 4.00 | 4.00 | 4.00 | 4.00 | {TITLE} |" in text
     assert f"| hotloop | 1.01 | 1.01 | 1.01 | 1.01 | {TITLE} |" in text
     assert "| asyncio | hotloop |" in text.partition(tables.RATES_KEEPING.title)[2]
+    assert "- Dependence on malloc's settings, 1 is none (see below): hotloop 1.01, asyncio 4.00." in text
     assert "Dependence on malloc" not in report.page(measured({"hotloop": rates(500)}), [])
 
 
