@@ -147,3 +147,57 @@ impl OpenLoop {
         Report::new(self.latencies, self.end - self.count_from, self.answered).paced(pacing)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::TcpListener;
+    use std::thread;
+
+    use super::*;
+
+    /// Runs an open loop against a server that waits before its first answer, and returns the report.
+    fn report(stall: Duration, arguments: &str) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let server = thread::spawn(move || {
+            let (mut connection, _) = listener.accept().unwrap();
+            let mut request = [0; 64];
+            let mut wait = Some(stall);
+            while connection.read_exact(&mut request).is_ok() {
+                thread::sleep(wait.take().unwrap_or_default());
+                if connection.write_all(&request).is_err() {
+                    break;
+                }
+            }
+        });
+        let line = format!("tcp://{address} --size 64 {arguments}");
+        let options = Options::from_args(line.split_whitespace().map(String::from)).unwrap();
+        let report = crate::run::run(&options).unwrap().to_string();
+        server.join().unwrap();
+        report
+    }
+
+    fn figure(report: &str, name: &str) -> f64 {
+        let (_, rest) = report.split_once(&format!("\"{name}\": ")).unwrap();
+        rest.split([',', '}']).next().unwrap().parse().unwrap()
+    }
+
+    #[test]
+    fn requests_that_were_due_during_a_stall_have_waited() {
+        let report = report(Duration::from_millis(300), "--rate 1000 --seconds 0.5");
+        assert_eq!(figure(&report, "requests"), 500.0);
+        assert_eq!(figure(&report, "unanswered"), 0.0);
+        // Those due in the first 50 ms wait at least 250 ms, and a tenth of all requests are due by then.
+        assert!(figure(&report, "p90") >= 250e3, "{report}");
+    }
+
+    #[test]
+    fn requests_without_an_answer_are_counted() {
+        let report = report(Duration::from_secs(1), "--rate 1000 --seconds 0.1");
+        assert_eq!(figure(&report, "requests"), 100.0);
+        assert_eq!(figure(&report, "unanswered"), 100.0);
+        assert_eq!(figure(&report, "in_time"), 0.0);
+        assert!(figure(&report, "p50") >= 100e3, "{report}");
+    }
+}
