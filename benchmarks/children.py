@@ -116,8 +116,9 @@ class ProcessorTime:
     both: int
     """In user mode and in the kernel, from the process's clock."""
     user: int
+    """In user mode, in whole ticks of the kernel's accounting."""
     kernel: int
-    """Both in the kernel's accounting, which has whole ticks of a hundredth of a second."""
+    """In the kernel, in whole ticks of the kernel's accounting."""
 
     def since(self, before: "ProcessorTime") -> tuple[float, float, float]:
         """The time since then: both, in user mode, and in the kernel. The ticks divide the clock's sum."""

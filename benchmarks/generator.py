@@ -26,9 +26,9 @@ class Outcome:
     answered: int = 0
     """Requests with those of the warm-up."""
     user: float | None = None
-    """The part of `processor` in user mode,"""
+    """The part of `processor` in user mode."""
     kernel: float | None = None
-    """and in the kernel."""
+    """The part of `processor` in the kernel."""
 
     def with_processor(self, before: ProcessorTime | None, after: ProcessorTime | None) -> "Outcome":
         """Of a server with this processor time before and after it."""

@@ -69,7 +69,8 @@ class Row(abc.ABC):
         """The cost per request or iteration, from the difference between two runs. Raises Failed."""
 
     def round_takes(self, seconds: float) -> float:
-        """About how long a round of one loop takes, where a server's lasts so many seconds."""
+        """About how many seconds a round of one loop takes, with the start of its processes. A server is under
+        load for `seconds`."""
         return seconds + STARTING
 
     def is_named(self, wanted: str) -> bool:

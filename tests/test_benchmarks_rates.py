@@ -421,6 +421,15 @@ def test_the_same_command_goes_on_with_an_interrupted_run(monkeypatch, tmp_path,
     assert ("going on" in capsys.readouterr().err) == (not fresh)
 
 
+def test_growth_that_an_interrupted_run_has_is_not_measured_again(monkeypatch, tmp_path):
+    monkeypatch.setattr(run, "UNFINISHED", tmp_path / "unfinished.json")
+    found = measured({"hotloop": rates(1)})
+    for _ in range(2):
+        run.grow(run.GROWTH, found, lambda: [MEMORY])
+    assert found.growths == [MEMORY]
+    assert results.read(run.UNFINISHED).steps == [run.GROWTH]
+
+
 # --- Limits of time ---
 
 

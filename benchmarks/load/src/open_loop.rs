@@ -60,9 +60,9 @@ struct OpenLoop {
     waiting: Vec<VecDeque<Instant>>,
     schedule: Schedule,
     depth: usize,
-    /// Requests due from here on are counted,
+    /// The first request that is due from here on is the first that is counted.
     count_from: Instant,
-    /// until here.
+    /// The end of the schedule, and of what counts as answered in time.
     end: Instant,
     latencies: Vec<Duration>,
     /// How long after a request was due the generator dealt with it.

@@ -15,9 +15,9 @@ pub struct Report {
 pub struct Pacing {
     /// How late the generator itself dealt with the requests.
     lateness: Vec<Duration>,
-    /// Requests that were answered before the end,
+    /// Requests that were answered before the end.
     in_time: u64,
-    /// and those that never were. Their latencies are how long they have waited.
+    /// Requests that were never answered. Their latencies are how long they have waited.
     unanswered: u64,
 }
 
