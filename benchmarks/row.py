@@ -69,8 +69,9 @@ class Row(abc.ABC):
         """The cost per request or iteration, from the difference between two runs. Raises Failed."""
 
     def round_takes(self, seconds: float) -> float:
-        """About how many seconds a round of one loop takes, with the start of its processes. A server is under
-        load for `seconds`."""
+        """About how many seconds a round of one loop takes, with the start of its processes.
+
+        A server is under load for `seconds`."""
         return seconds + STARTING
 
     def is_named(self, wanted: str) -> bool:
