@@ -121,8 +121,9 @@ format: $(VENV)/.linters ## put all sources into the project's format
 perfetto: $(VENV)/.hotloop $(VENV)/.perfetto ## open a recording in Perfetto's interface, and look for errors; needs chromium
 	tests/systems/perfetto.sh $(BIN)/python $(VENV)/perfetto.png
 
-bench: $(VENV)/.hotloop $(VENV)/.peers ## compare event loops, into docs/; ROWS=http or LOOPS=asyncio,hotloop for a part
-	$(BIN)/python -m benchmarks $(if $(ROWS),--rows $(ROWS)) $(if $(LOOPS),--loops $(LOOPS)) $(ARGS)
+bench: $(VENV)/.hotloop $(VENV)/.peers ## compare event loops, into docs/; ROWS=http, LOOPS=asyncio,hotloop, MINUTES=10 for a part; FRESH=1 from the start
+	$(BIN)/python -m benchmarks $(if $(ROWS),--rows $(ROWS)) $(if $(LOOPS),--loops $(LOOPS)) \
+	  $(if $(MINUTES),--minutes $(MINUTES)) $(if $(FRESH),--fresh) $(ARGS)
 
 bench-threads: $(VENV)/.hotloop $(VENV)/.peers ## compare loops in threads of one process, into docs/; for a Python without a GIL
 	$(BIN)/python -m benchmarks.threads $(if $(ROWS),--rows $(ROWS)) $(if $(LOOPS),--loops $(LOOPS)) $(ARGS)
