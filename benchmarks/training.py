@@ -1,8 +1,8 @@
 """What a build with profile-guided optimization is trained with: python -m benchmarks.training
 
 The compiler makes small what does not run here, and fast what does. So this does a little of everything that
-hotloop has a fast way for: the scheduling cases, each server with its clients on the same loop, plain and over
-TLS, pipes and children.
+hotloop has a fast way for: the scheduling cases, each server with its clients on the same loop, plain and
+over TLS, pipes and children.
 """
 
 import asyncio
