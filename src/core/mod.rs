@@ -44,6 +44,7 @@ use crate::cpython::received::{self, UninitBytes};
 use crate::handle::Schedule;
 use crate::reactor::clock;
 use crate::reactor::datagram::Batch;
+use crate::reactor::handover::Handover;
 use crate::reactor::inject_queue::InjectQueue;
 use crate::reactor::kernel::Wait;
 use crate::reactor::poll_policy::PollPolicy;
@@ -125,10 +126,7 @@ pub struct Core {
     batch: Cell<Option<Box<Batch>>>,
     events: Cell<Option<Box<poller::Events>>>,
     pub poll_policy: PollPolicy,
-    /// When a poll that does not wait last released the GIL, or found no reason to, in seconds of the clock.
-    released: Cell<f64>,
-    /// Processor time that other threads had used by then, in seconds.
-    others_ran: Cell<f64>,
+    handover: Handover,
     /// Whether the last wait failed. Only the first failure of several is reported.
     wait_failed: Cell<bool>,
     spin: AdaptiveSpin,
@@ -144,7 +142,7 @@ impl Core {
         Ok(Core {
             current_poller: Arc::clone(registry.current()),
             registry: StateCell::new(Some(registry)),
-            released: Cell::new(f64::NEG_INFINITY),
+            handover: Handover::default(),
             ..Core::default()
         })
     }

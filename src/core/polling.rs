@@ -14,19 +14,10 @@ use crate::cpython::errors::os_error;
 use crate::cpython::object::{Object, has_other_threads, tuple};
 use crate::intern;
 use crate::reactor::clock::{self, Instant};
+use crate::reactor::handover::HANDOVER;
 use crate::reactor::kernel::Wait;
 use crate::reactor::poller;
 use crate::reactor::spin::spin_for_wakeup;
-
-/// A poll that does not wait releases the GIL at most once in this many seconds. Without that, another thread waits for the
-/// interpreter's switch interval each time.
-const RELEASE_INTERVAL: f64 = 200e-6;
-
-/// It is released for this many seconds: a thread needs as long to wake up.
-const HANDOVER: f64 = 50e-6;
-
-/// It is released only if other threads have used a processor for more seconds than this, which taking one message does not.
-const OTHERS_RUN: f64 = 2e-6;
 
 /// How long to sleep where the next wait would fail, or end, at once.
 const PAUSE: Duration = Duration::from_millis(1);
@@ -155,9 +146,7 @@ impl Core {
 
     /// Polls without waiting. Other threads that want to run get the GIL now and then.
     fn poll_nonblocking(&self, py: Python<'_>, now: f64, events: &mut poller::Events) -> io::Result<()> {
-        let releases = now - self.released.get() >= RELEASE_INTERVAL
-            && has_other_threads(py)
-            && self.others_want_to_run(now);
+        let releases = self.handover.is_due(now) && has_other_threads(py) && self.others_want_to_run(now);
         let poller = match &mut *self.registry.borrow_mut() {
             None => None,
             Some(registry) => {
@@ -179,20 +168,21 @@ impl Core {
                 }
                 poller.wait(events, Some(Duration::ZERO))
             })?;
+            if cfg!(not(Py_GIL_DISABLED)) {
+                self.handover.end(clock::now(), clock::processor_time_of_others());
+            }
         }
         self.poll_policy.end_poll(events.is_empty());
         Ok(())
     }
 
-    /// Whether other threads have used a processor since the last call. Threads that wait for the GIL use it once per switch interval,
-    /// threads that wait for work do not. Without the GIL, the collector of another thread may wait for this one to detach.
+    /// Whether other threads may wait for the GIL. Without it, the collector of another thread may wait for this one to detach.
     fn others_want_to_run(&self, now: f64) -> bool {
-        self.released.set(now);
         if cfg!(Py_GIL_DISABLED) {
+            self.handover.waited(now);
             return true;
         }
-        let others = clock::processor_time_of_others();
-        others - self.others_ran.replace(others) > OTHERS_RUN
+        self.handover.begin(now, clock::processor_time_of_others())
     }
 
     /// Waits with the GIL released.
@@ -237,7 +227,7 @@ impl Core {
         parker.unpark();
         self.poll_policy.end_wait();
         let polled = self.poll_policy.polled();
-        self.released.set(polled);
+        self.handover.waited(polled);
         let seconds = polled - now;
         self.metrics.count_wait(seconds, woken);
         self.spin.record_wait(seconds, woken);

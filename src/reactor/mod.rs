@@ -27,6 +27,7 @@ pub mod clock;
 pub mod datagram;
 mod descriptor_map;
 pub mod faults;
+pub mod handover;
 pub mod histogram;
 pub mod inject_queue;
 pub mod kernel;
