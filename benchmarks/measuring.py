@@ -5,7 +5,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from benchmarks.children import Failed, end_all
 from benchmarks.counters import Counter
@@ -24,17 +24,21 @@ class Plan:
     counters: list[Counter]
     splitter: Counter | None = None
     """Splits hotloop's instructions; None to leave that out."""
+    left_out: dict[str, str] = field(default_factory=dict)
+    """Rows that are not measured, and what they need that is not installed."""
 
 
 def measure(plan: Plan, results: Results, after_each: Callable[[], None]) -> None:
     """Adds to `results` row by row, so that an interruption loses only one row."""
+    for name, needs in plan.left_out.items():
+        progress(f"{name}: left out, needs {needs}")
     for number, row in enumerate(plan.rows, 1):
         progress(f"[{number}/{len(plan.rows)}] {row.title}")
         names = [name for name in plan.loops if row.compares(name)]
         time_in_turn(row, plan, names, results)
-        for counter in plan.counters:
+        for counter in plan.counters if row.is_counted else []:
             count_together(row, [*names, LIMIT] if row.is_limit_counted else names, results, counter)
-        if plan.splitter and row.is_steady:
+        if plan.splitter and row.is_counted and row.is_steady:
             split(row, results, plan.splitter)
         after_each()
 

@@ -13,7 +13,7 @@ from benchmarks.children import ROOT
 from benchmarks.growth_result import Growth
 from benchmarks.measuring import Plan, measure, progress
 from benchmarks.results import Measured, Run
-from benchmarks.row import LIMIT, Row
+from benchmarks.row import LIMIT, ClientRow, Row
 from benchmarks.rows import ROWS
 from benchmarks.tables import OURS
 
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def build(plan: Plan, with_growth: bool) -> None:
     if with_growth or any(row.group != "scheduling" for row in plan.rows):
         generator.build()
-    if any(row.has_limit or row.group in ("client", tls.GROUP) for row in plan.rows):
+    if any(row.has_limit or isinstance(row, ClientRow) for row in plan.rows):
         generator.build(LIMIT)
 
 
@@ -90,9 +90,10 @@ def growths_of_tls(plan: Plan) -> list[Growth]:
 def parser() -> argparse.ArgumentParser:
     installed = [name for name in loops.FACTORIES if loops.is_installed(name)]
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Compare event loops.")
+    groups = dict.fromkeys(row.group for row in ROWS)
     add = parser.add_argument
     add("--loops", help=f"comma-separated (default: those installed, {','.join(installed)})")
-    add("--rows", help=f"groups or rows (default: scheduling,echo,client,http,tls,{GROWTH})")
+    add("--rows", help=f"groups or rows (default: {','.join([*groups, GROWTH])})")
     add("--growth", action=argparse.BooleanOptionalAction, help="how cost grows (default: with all rows)")
     add("--rounds", type=int, default=5, help="timed rounds of each loop, in turn (default: 5)")
     add("--seconds", type=float, default=1, help="length of a server's round (default: 1)")
@@ -108,12 +109,16 @@ def parser() -> argparse.ArgumentParser:
 
 def plan_of(options: argparse.Namespace) -> Plan:
     installed = [name for name in loops.FACTORIES if loops.is_installed(name)]
-    rows = chosen_rows(options.rows.split(",")) if options.rows else ROWS
+    chosen = chosen_rows(options.rows.split(",")) if options.rows else ROWS
+    rows = [row for row in chosen if not row.missing]
+    left_out = {row.name: " and ".join(row.missing) for row in chosen if row.missing}
     names = chosen_loops(options.loops.split(",")) if options.loops else installed
     rounds = 0 if options.no_rates else options.rounds
     counting = [] if options.no_counts else counters.available()
     splits = OURS in names and not (options.no_split or options.no_counts)
-    return Plan(rows, names, rounds, options.seconds, counting, split.available() if splits else None)
+    return Plan(
+        rows, names, rounds, options.seconds, counting, split.available() if splits else None, left_out
+    )
 
 
 def chosen_rows(wanted: list[str]) -> list[Row]:
@@ -169,6 +174,8 @@ def run_of(plan: Plan) -> Run:
         **machine.versions(plan.loops),
         "Measured": "; ".join(how),
     }
+    if plan.left_out:
+        facts["Left out"] = "; ".join(f"{name} needs {needs}" for name, needs in plan.left_out.items())
     parts = ["rates"] * (plan.rounds > 0) + ["counts"] * bool(plan.counters) + ["split"] * bool(plan.splitter)
     return Run(facts, [row.name for row in plan.rows], plan.loops, parts)
 

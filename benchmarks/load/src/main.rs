@@ -9,6 +9,7 @@ mod report;
 mod run;
 mod socket;
 mod tls;
+mod websocket;
 
 use std::process::ExitCode;
 
