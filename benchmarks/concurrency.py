@@ -1,4 +1,5 @@
-"""The cases in which many tasks, threads or jobs compete: a queue, a lock, timers, an executor, child processes."""
+"""The cases in which tasks, threads or jobs compete: a queue, a lock, sleeping tasks, an executor, a flood of
+callbacks from another thread, the output of a child process."""
 
 import asyncio
 import random

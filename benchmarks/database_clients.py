@@ -33,10 +33,10 @@ async def asyncpg(number: int, host: str, port: int) -> AsyncIterator[list[Ask]]
 async def asyncpg_rows(number: int, host: str, port: int) -> AsyncIterator[list[Ask]]:
     import asyncpg
 
-    connect = asyncpg.connect(host=host, port=port, user=USER, database="postgres", ssl=False)
-    connection = await connect
+    connection = await asyncpg.connect(host=host, port=port, user=USER, database="postgres", ssl=False)
     await connection.execute(
-        f"CREATE TEMPORARY TABLE things AS SELECT i AS id, 'thing ' || i AS name FROM generate_series(1, {ROWS_OF_A_QUERY}) i"
+        "CREATE TEMPORARY TABLE things AS "
+        f"SELECT i AS id, 'thing ' || i AS name FROM generate_series(1, {ROWS_OF_A_QUERY}) AS i"
     )
 
     async def ask() -> object:

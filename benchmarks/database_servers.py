@@ -55,7 +55,14 @@ def postgres(port: int, folder: Path) -> subprocess.Popen[bytes]:
     if account is not None:
         shutil.chown(folder, account, account)
     data = folder / "data"
-    making = [binaries / "initdb", "--pgdata", data, "--auth=trust", f"--username={USER}", "--no-sync"]
+    making: list[str | Path] = [
+        binaries / "initdb",
+        "--pgdata",
+        data,
+        "--auth=trust",
+        f"--username={USER}",
+        "--no-sync",
+    ]
     subprocess.run(
         making, user=account, group=account, cwd="/", stdout=subprocess.DEVNULL, check=True, timeout=PATIENCE
     )
@@ -67,7 +74,7 @@ def postgres(port: int, folder: Path) -> subprocess.Popen[bytes]:
         "autovacuum": "off",
     }
     options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
-    command = [binaries / "postgres", "-D", data, *options]
+    command: list[str | Path] = [binaries / "postgres", "-D", data, *options]
     return subprocess.Popen(command, user=account, group=account, cwd="/", stdout=sys.stderr)
 
 

@@ -1,15 +1,15 @@
 """A client of the gRPC server: python -m benchmarks.grpc_client ADDRESS TASKS SIZE SECONDS
 
 Each of so many tasks calls the method, and waits for the answer before it calls again. Prints how many calls
-were answered after the warm-up, in how many seconds, how many with the warm-up, and the 99th percentile of their
-latency in microseconds. It runs on uvloop, if that is installed.
+were answered after the warm-up, in how many seconds, how many with the warm-up, and the 99th percentile of
+their latency in microseconds. It runs on uvloop, if that is installed.
 """
 
 import asyncio
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from benchmarks import loops
 from benchmarks.program_servers import GRPC_METHOD, GRPC_SERVICE
@@ -27,7 +27,7 @@ async def call_for(address: str, tasks: int, size: int, seconds: float) -> dict[
     latencies: list[float] = []
     answered = 0
     async with grpc.aio.insecure_channel(address) as channel:
-        call: Callable[[bytes], object] = channel.unary_unary(f"/{GRPC_SERVICE}/{GRPC_METHOD}")
+        call: Callable[[bytes], Awaitable[object]] = channel.unary_unary(f"/{GRPC_SERVICE}/{GRPC_METHOD}")
         request = b"x" * size
         begin = time.perf_counter() + WARMUP
         end = begin + seconds
