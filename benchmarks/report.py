@@ -36,6 +36,11 @@ METHOD = """\
   handshakes makes a connection for each request.
 - A loop with "+aiofastnet" has the transports of that package in the place of its own.
 - Processor time is the server's, or in the rows of clients theirs, in user mode and in the kernel.
+- In the rows of databases, of aiohttp's and httpx's client and of bulk transfers, the other end is the same for
+  all loops, and has a processor of its own. Where it is the busier one, it limits the rate, and processor time
+  is what to compare: in the rows of single requests, where bulk is sent, and where datagrams are received.
+- Bulk is counted, not compared. A MB is a million bytes.
+- gRPC's client is its own, on uvloop if that is installed, and takes as long as the server.
 - "against" says how many times as good hotloop is: above 1 hotloop is ahead, in every table.
 - Loops on io_uring (blazio, talyn) make few system calls; the kernel's work is not less for that.
 - The best of the loops is bold. "fails" has its reason under Failures."""

@@ -1,6 +1,6 @@
 """The rows of the comparison."""
 
-from benchmarks import concurrency, databases, programs, scheduling
+from benchmarks import bulk, concurrency, databases, programs, scheduling
 from benchmarks.generator import Load
 from benchmarks.row import ClientRow, EchoRow, HttpClientRow, HttpRow, Row, SchedulingRow, Target, UnixEchoRow
 from benchmarks.tls import HttpsRow, TlsClientRow, TlsEchoRow
@@ -210,4 +210,5 @@ ROWS: list[Row] = [
     ],
     *programs.ROWS,
     *databases.ROWS,
+    *bulk.ROWS,
 ]

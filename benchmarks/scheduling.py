@@ -1,5 +1,5 @@
-"""The cases without a client: callbacks, tasks, timers, threads, local sockets, child processes. Those in which
-tasks, threads or jobs compete are in concurrency.py.
+"""The cases without a client: callbacks, tasks, timers, threads, local sockets, child processes. Those in
+which tasks, threads or jobs compete are in concurrency.py.
 
 Each case is a coroutine function that does its work a given number of times. As a program, this module times
 one case on one loop: python -m benchmarks.scheduling LOOP CASE TIMES [--no-gc]

@@ -214,8 +214,9 @@ def calls(result: Result) -> float | None:
 
 
 SCHEDULING = ("scheduling",)
-SERVERS = ("echo", "http")
-BOTH = (*SERVERS, "client")
+SERVERS = ("echo", "http", "programs")
+BOTH = (*SERVERS, "client", "databases")
+BULK = ("bulk",)
 TLS = ("tls",)
 
 TIMES = Quantity("Scheduling: microseconds an iteration, best round", microseconds, SCHEDULING)
@@ -224,7 +225,8 @@ SCHEDULING_USER = Quantity("Scheduling: user instructions an iteration", user, S
 SERVERS_USER = Quantity("Servers and clients: user instructions a request", user, BOTH, target="user")
 TLS_RATES = Quantity("TLS: requests or connections a second, best round", rate, TLS, lowest_is_best=False)
 TLS_USER = Quantity("TLS: user instructions a request or connection", user, TLS, target="user")
-ALL_RATES = (TIMES, RATES, TLS_RATES)
+BULK_RATES = Quantity("Bulk transfers: MB a second, best round", rate, BULK, lowest_is_best=False)
+ALL_RATES = (TIMES, RATES, TLS_RATES, BULK_RATES)
 ALL_USER = (SCHEDULING_USER, SERVERS_USER, TLS_USER)
 QUANTITIES = [
     TIMES,
@@ -241,4 +243,6 @@ QUANTITIES = [
     Quantity("TLS: microseconds of processor time a request or connection, best round", processor, TLS),
     TLS_USER,
     Quantity("TLS: system calls a request or connection", calls, TLS),
+    BULK_RATES,
+    Quantity("Bulk transfers: microseconds of processor time a MB, best round", processor, BULK),
 ]
