@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+MEMORY = "_memory"
+"""The end of the names of growths that are bytes of memory, which have one table."""
+
 
 @dataclass(frozen=True)
 class Growth:

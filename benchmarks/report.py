@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks import charts, split, tables
-from benchmarks.growth_result import Growth
+from benchmarks.growth_result import MEMORY, Growth
 from benchmarks.results import Measured, Run
 from benchmarks.rows import ROWS
 from benchmarks.tables import NEAR_LIMIT, OURS, Line, Quantity, facts
@@ -36,9 +36,9 @@ METHOD = """\
   handshakes makes a connection for each request.
 - A loop with "+aiofastnet" has the transports of that package in the place of its own.
 - Processor time is the server's, or in the rows of clients theirs, in user mode and in the kernel.
-- In the rows of databases, of aiohttp's and httpx's client and of bulk transfers, the other end is the same for
-  all loops, and has a processor of its own. Where it is the busier one, it limits the rate, and processor time
-  is what to compare: in the rows of single requests, where bulk is sent, and where datagrams are received.
+- In the rows of databases, of aiohttp's and httpx's client and of bulk transfers, the other end is the same
+  for all loops, and has a processor of its own. Where it is the busier one, it limits the rate, and processor
+  time is what to compare: for single requests, where bulk is sent, and where datagrams are received.
 - Bulk is counted, not compared. A MB is a million bytes.
 - gRPC's client is its own, on uvloop if that is installed, and takes as long as the server.
 - "against" says how many times as good hotloop is: above 1 hotloop is ahead, in every table.
@@ -60,7 +60,8 @@ def page(measured: Measured, drawn: list[str]) -> str:
     parts += ["## How it was measured", *provenance(measured.runs), METHOD]
     parts += [section(quantity, measured, drawn) for quantity in tables.QUANTITIES]
     parts += [split_section(measured), failures(measured)]
-    parts += [notes(measured), growth_section(measured.growths, drawn)]
+    parts += [notes(measured), memory_section(measured.growths)]
+    parts += [growth_section([one for one in measured.growths if not is_of_memory(one)], drawn)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -177,6 +178,29 @@ def notes(measured: Measured) -> str:
             line = f"### {TITLES.get(name, name)}"
         lines.append(line)
     return "## Why some targets are missed\n\n" + "\n".join(lines)
+
+
+def is_of_memory(growth: Growth) -> bool:
+    return growth.name.endswith(MEMORY)
+
+
+def memory_section(growths: list[Growth]) -> str:
+    """One table of all that is bytes of memory."""
+    found = [growth for growth in growths if is_of_memory(growth)]
+    if not found:
+        return ""
+    names = [*dict.fromkeys(name for growth in found for name in (*growth.series, *growth.failures))]
+    rows = ["| bytes | " + " | ".join(names) + " |", "|---|" + "---:|" * len(names)]
+    for growth in found:
+        figures = {name: tables.rounded(of_loop[-1]) for name, of_loop in growth.series.items()}
+        best = min((figure for figure in figures.values() if figure is not None), default=None)
+        cells = [growth_cell(name, growth, figures.get(name), best) for name in names]
+        rows.append(f"| {growth.title} | " + " | ".join(cells) + " |")
+    how = [f"- {growth.title}, of {growth.x_values[-1]:,.0f}: {growth.note}" for growth in found]
+    how += [
+        f"- {growth.title}: {loop} fails: {why}" for growth in found for loop, why in growth.failures.items()
+    ]
+    return "\n\n".join(["## Memory", "\n".join(rows), "\n".join(how)])
 
 
 def growth_section(growths: list[Growth], drawn: list[str]) -> str:
