@@ -1,7 +1,8 @@
 """A database server for the rows of databases: python -m benchmarks.database_servers SERVER PORT FOLDER
 
 SERVER is "postgres" or "redis". It has its files in the FOLDER. Prints "ready" and this process's number when
-the server accepts connections, and ends it when it is told to end.
+the server accepts connections, and ends it when it is told to end, or when the process that started this one
+has ended.
 """
 
 import contextlib
@@ -99,6 +100,13 @@ def wait_until_it_accepts(process: subprocess.Popen[bytes], port: int) -> None:
         time.sleep(0.02)
 
 
+def wait_while_parent_lives(process: subprocess.Popen[bytes], parent: int) -> None:
+    while os.getppid() == parent:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(1)
+            return
+
+
 def end(process: subprocess.Popen[bytes]) -> None:
     # To PostgreSQL: end now, without waiting for the clients. To Redis it means the same as SIGTERM.
     process.send_signal(signal.SIGINT)
@@ -111,14 +119,16 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 def main() -> None:
     server, port, folder = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
+    parent = os.getppid()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     process = SERVERS[server](port, folder)
     try:
         wait_until_it_accepts(process, port)
         print("ready", os.getpid(), flush=True)
-        process.wait()
+        wait_while_parent_lives(process, parent)
     finally:
         end(process)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == "__main__":
