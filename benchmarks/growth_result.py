@@ -21,3 +21,7 @@ class Growth:
     """Why a loop has no figures."""
     note: str
     """How it was measured, in a sentence or two."""
+
+    @property
+    def is_of_memory(self) -> bool:
+        return self.name.endswith(MEMORY)

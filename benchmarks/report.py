@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks import charts, split, tables
-from benchmarks.growth_result import MEMORY, Growth
+from benchmarks.growth_result import Growth
 from benchmarks.results import Measured, Run
 from benchmarks.rows import ROWS
 from benchmarks.tables import NEAR_LIMIT, OURS, Line, Quantity, facts
@@ -39,7 +39,7 @@ METHOD = """\
 - In the rows of databases, of aiohttp's and httpx's client and of bulk transfers, the other end is the same
   for all loops, and has a processor of its own. Where it is the busier one, it limits the rate, and processor
   time is what to compare: for single requests, where bulk is sent, and where datagrams are received.
-- Bulk is counted, not compared. A MB is a million bytes.
+- In the rows of bulk transfers, bytes are counted but not checked. A MB is a million bytes.
 - gRPC's client is its own, on uvloop if that is installed, and takes as long as the server.
 - "against" says how many times as good hotloop is: above 1 hotloop is ahead, in every table.
 - Loops on io_uring (blazio, talyn) make few system calls; the kernel's work is not less for that.
@@ -61,7 +61,7 @@ def page(measured: Measured, drawn: list[str]) -> str:
     parts += [section(quantity, measured, drawn) for quantity in tables.QUANTITIES]
     parts += [split_section(measured), failures(measured)]
     parts += [notes(measured), memory_section(measured.growths)]
-    parts += [growth_section([one for one in measured.growths if not is_of_memory(one)], drawn)]
+    parts += [growth_section([one for one in measured.growths if not one.is_of_memory], drawn)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -180,13 +180,9 @@ def notes(measured: Measured) -> str:
     return "## Why some targets are missed\n\n" + "\n".join(lines)
 
 
-def is_of_memory(growth: Growth) -> bool:
-    return growth.name.endswith(MEMORY)
-
-
 def memory_section(growths: list[Growth]) -> str:
     """One table of all that is bytes of memory."""
-    found = [growth for growth in growths if is_of_memory(growth)]
+    found = [growth for growth in growths if growth.is_of_memory]
     if not found:
         return ""
     names = [*dict.fromkeys(name for growth in found for name in (*growth.series, *growth.failures))]
