@@ -37,8 +37,8 @@ METHOD = """\
 - A loop with "+aiofastnet" has the transports of that package in the place of its own.
 - Processor time is the server's, or in the rows of clients theirs, in user mode and in the kernel.
 - In the rows of databases, of aiohttp's and httpx's client and of bulk transfers, the other end is the same
-  for all loops, and has a processor of its own. Where it is the busier one, it limits the rate, and processor
-  time is what to compare: for single requests, where bulk is sent, and where datagrams are received.
+  for all loops, and has a processor of its own. Where it takes turns with the loop (single requests) or is as
+  busy (bulk that is sent, datagrams that are received), processor time is what to compare.
 - In the rows of bulk transfers, bytes are counted but not checked. A MB is a million bytes.
 - gRPC's client is its own, on uvloop if that is installed, and takes as long as the server.
 - "against" says how many times as good hotloop is: above 1 hotloop is ahead, in every table.
