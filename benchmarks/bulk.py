@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from typing import ClassVar
 
-from benchmarks.children import CLIENT_PROCESSOR, Failed, python, run
+from benchmarks.children import Failed, python, run
 from benchmarks.counters import Count, Counter
 from benchmarks.generator import Outcome
 from benchmarks.row import PATIENCE, Row
@@ -35,8 +35,9 @@ class BulkRow(Row):
 
     def rate(self, loop: str, seconds: float) -> Outcome:
         arguments = [self.work, str(seconds), *([certificate()] if self.has_tls else [])]
+        # It binds itself to a processor when it has started the other end.
         command = python("bulk_work", loop, *arguments)
-        found = json.loads(run(command, timeout=PATIENCE + seconds, processor=CLIENT_PROCESSOR))
+        found = json.loads(run(command, timeout=PATIENCE + seconds))
         transferred = found["bytes"] / MB
         processor = 1e6 * found["processor"] / transferred
         return Outcome(round(transferred), transferred / found["seconds"], 0.0, processor, round(transferred))

@@ -11,7 +11,7 @@ import ssl
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
-from benchmarks.children import SERVER_PROCESSOR, pin
+from benchmarks.children import CLIENT_PROCESSOR, SERVER_PROCESSOR, pin
 
 PIECE = bytes(256 * 1024)
 DATAGRAM = bytes(1024)
@@ -27,7 +27,7 @@ class Connection(Protocol):
 
 @contextlib.contextmanager
 def forked(work: Callable[[], None]) -> Iterator[None]:
-    """Does work in a process of its own, on another processor, until the block ends.
+    """Does work in a process of its own until the block ends. Each of both processes has a processor.
 
     There may be no event loop before, and no other thread."""
     child = os.fork()
@@ -36,6 +36,7 @@ def forked(work: Callable[[], None]) -> Iterator[None]:
         with contextlib.suppress(OSError):
             work()
         os._exit(0)
+    pin(0, CLIENT_PROCESSOR)
     try:
         yield
     finally:

@@ -20,7 +20,7 @@ from typing import BinaryIO
 
 from benchmarks import bulk_peer, loops
 from benchmarks.bulk_peer import Connection
-from benchmarks.children import python
+from benchmarks.children import CLIENT_PROCESSOR, pin, python
 
 WARMUP = 0.1
 READ = 256 * 1024
@@ -200,6 +200,7 @@ def pipe_receive() -> Iterator[Work]:
 def subprocess_receive() -> Iterator[Work]:
     async def work(meter: Meter) -> None:
         process = await asyncio.create_subprocess_exec(*python("bulk_peer"), stdout=asyncio.subprocess.PIPE)
+        pin(0, CLIENT_PROCESSOR)  # A process that is bound to one has children that are.
         assert process.stdout is not None
         await process.stdout.readexactly(1)
         meter.restart()  # The child has started.
