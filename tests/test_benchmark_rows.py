@@ -46,6 +46,7 @@ def shortened(row: Row) -> Row:
 
 @pytest.mark.parametrize("row", NEW, ids=lambda row: row.name)
 def test_a_row_has_a_rate(row: Row) -> None:
+    pytest.importorskip("hotloop._core")
     if row.missing:
         pytest.skip(f"needs {' and '.join(row.missing)}")
     needs_generator = isinstance(row, ServerRow) or row.group in ("client", "tls")
@@ -58,6 +59,7 @@ def test_a_row_has_a_rate(row: Row) -> None:
 
 @pytest.mark.parametrize(("work", "times"), [("datagram", 100), ("loop", 20), ("import", 1)])
 def test_memory_is_measured(work: str, times: int) -> None:
+    pytest.importorskip("hotloop._core")
     assert float(run_to_end(python("growth.work_memory", "hotloop", work, str(times)), timeout=20)) > 0
 
 
