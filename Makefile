@@ -7,6 +7,9 @@ HOST ?= 127.0.0.1
 PORT ?= 8000
 # A release build; `BUILD=` makes a debug build, which checks assertions.
 BUILD ?= --release
+# PGO=1 builds with profile-guided optimization, by the llvm-profdata of the compiler's version of LLVM.
+KIND := $(if $(PGO),-pgo)
+LLVM ?= $(lastword $(sort $(wildcard /usr/lib/llvm-*/bin)))
 # What `make wheel-portable` builds wheels for.
 INTERPRETERS ?= $(BIN)/python
 # CPython's test modules that run at a time.
@@ -22,7 +25,7 @@ export CARGO_TARGET_DIR
 REACTOR := --no-default-features
 SOURCES := build.rs Cargo.toml Cargo.lock pyproject.toml README.md LICENSE-APACHE LICENSE-MIT $(shell find src python -name '*.rs' -o -name '*.py' -o -name '*.pyi')
 LINTERS := 'ruff>=0.17,<0.18' 'mypy>=2.4,<2.5' 'check-jsonschema>=0.33' prometheus-client opentelemetry-api rich 'pytest>=8'
-MATURIN := 'maturin>=1.9.4,<2'
+MATURIN := 'maturin>=1.16,<2'
 ZIG := 'ziglang>=0.17,<0.18'
 
 .PHONY: help run build wheel sdist test test-reactor test-python test-cpython test-wheel test-sdist test-ecosystem test-suites \
@@ -36,11 +39,11 @@ help: ## list these targets
 run: $(VENV)/.hotloop $(VENV)/.examples ## serve the example; PORT=8000 and HOST=127.0.0.1 say where
 	@$(BIN)/python examples/serve.py --host $(HOST) --port $(PORT)
 
-build: $(VENV)/.hotloop ## build a release and install it in .venv
+build: $(VENV)/.hotloop$(KIND) ## build a release and install it in .venv
 
-wheel: $(VENV)/.wheel ## build a wheel, into dist/
+wheel: $(VENV)/.wheel$(KIND) ## build a wheel, into dist/; PGO=1 optimizes it for what the benchmarks do
 	@mkdir -p dist
-	cp $(VENV)/wheel/*.whl dist
+	cp $(VENV)/wheel$(KIND)/*.whl dist
 
 wheel-portable: $(VENV)/.wheel-portable ## build a wheel for Linux with glibc 2.17 or newer, into dist/
 	@mkdir -p dist
@@ -121,8 +124,9 @@ format: $(VENV)/.linters ## put all sources into the project's format
 perfetto: $(VENV)/.hotloop $(VENV)/.perfetto ## open a recording in Perfetto's interface, and look for errors; needs chromium
 	tests/systems/perfetto.sh $(BIN)/python $(VENV)/perfetto.png
 
-bench: $(VENV)/.hotloop $(VENV)/.peers ## compare event loops, into docs/; ROWS=http or LOOPS=asyncio,hotloop for a part
-	$(BIN)/python -m benchmarks $(if $(ROWS),--rows $(ROWS)) $(if $(LOOPS),--loops $(LOOPS)) $(ARGS)
+bench: $(VENV)/.hotloop$(KIND) $(VENV)/.peers ## compare event loops, into docs/; ROWS=http, LOOPS=asyncio,hotloop, MINUTES=10 for a part; FRESH=1 from the start
+	$(BIN)/python -m benchmarks $(if $(ROWS),--rows $(ROWS)) $(if $(LOOPS),--loops $(LOOPS)) \
+	  $(if $(MINUTES),--minutes $(MINUTES)) $(if $(FRESH),--fresh) $(ARGS)
 
 bench-threads: $(VENV)/.hotloop $(VENV)/.peers ## compare loops in threads of one process, into docs/; for a Python without a GIL
 	$(BIN)/python -m benchmarks.threads $(if $(ROWS),--rows $(ROWS)) $(if $(LOOPS),--loops $(LOOPS)) $(ARGS)
@@ -148,6 +152,13 @@ $(VENV)/.wheel: $(SOURCES) | $(VENV)/.maturin
 	$(BIN)/maturin build $(BUILD) --locked --interpreter $(BIN)/python --out $(VENV)/wheel
 	@touch $@
 
+# Both builds are in folders of their own, and so is what the profile is for.
+$(VENV)/.wheel-pgo: $(SOURCES) benchmarks/training.py | $(VENV)/.maturin
+	@rm -rf $(VENV)/wheel-pgo
+	CARGO_TARGET_DIR=$(CARGO_TARGET_DIR)/pgo PATH="$$PATH:$(LLVM)" $(BIN)/maturin build $(BUILD) --locked --pgo \
+	  --interpreter $(BIN)/python --out $(VENV)/wheel-pgo
+	@touch $@
+
 # Zig's linker knows which symbols each version of glibc has. It would link its own unwinder into the extension, which cannot
 # read what glibc's pthread_exit() passes to Rust's frames: with that of GCC, the system's is used, as by other linkers.
 $(VENV)/.wheel-portable: $(SOURCES) | $(VENV)/.maturin
@@ -163,8 +174,10 @@ $(VENV)/.sdist: $(SOURCES) | $(VENV)/.maturin
 	$(BIN)/maturin sdist --out $(VENV)/sdist
 	@touch $@
 
-$(VENV)/.hotloop: $(VENV)/.wheel
-	$(BIN)/pip install --quiet --force-reinstall --no-deps $(VENV)/wheel/*.whl
+# Only one of them is installed.
+$(VENV)/.hotloop$(KIND): $(VENV)/.wheel$(KIND)
+	$(BIN)/pip install --quiet --force-reinstall --no-deps $(VENV)/wheel$(KIND)/*.whl
+	@rm -f $(VENV)/.hotloop $(VENV)/.hotloop-pgo
 	@touch $@
 
 $(VENV)/.tests: tests/requirements.txt | $(VENV)/pyvenv.cfg

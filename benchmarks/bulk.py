@@ -4,10 +4,11 @@ import json
 from dataclasses import dataclass
 from typing import ClassVar
 
+from benchmarks.bulk_work import WARMUP
 from benchmarks.children import Failed, python, run
 from benchmarks.counters import Count, Counter
 from benchmarks.generator import Outcome
-from benchmarks.row import PATIENCE, Row
+from benchmarks.row import PATIENCE, STARTING, Row
 from benchmarks.tls import certificate
 
 MB = 1e6
@@ -33,14 +34,18 @@ class BulkRow(Row):
     def compares(self, loop: str) -> bool:
         return self.has_tls or super().compares(loop)
 
+    def round_takes(self, seconds: float) -> float:
+        return seconds + WARMUP + STARTING
+
     def rate(self, loop: str, seconds: float) -> Outcome:
         arguments = [self.work, str(seconds), *([certificate()] if self.has_tls else [])]
         # It binds itself to a processor when it has started the other end.
         command = python("bulk_work", loop, *arguments)
         found = json.loads(run(command, timeout=PATIENCE + seconds))
         transferred = found["bytes"] / MB
-        processor = 1e6 * found["processor"] / transferred
-        return Outcome(round(transferred), transferred / found["seconds"], 0.0, processor, round(transferred))
+        user, kernel = (1e6 * found[part] / transferred for part in ("user", "kernel"))
+        rate = transferred / found["seconds"]
+        return Outcome(round(transferred), rate, 0.0, user + kernel, round(transferred), user, kernel)
 
     def count(self, loop: str, counter: Counter) -> Count:
         raise Failed("the count is not steady")

@@ -1,14 +1,15 @@
 """Transfers in bulk on one loop: python -m benchmarks.bulk_work LOOP WORK SECONDS [CERTIFICATE]
 
 Does the WORK for so many seconds after a warm-up, with a process at the other end that only sends or drains
-(bulk_peer.py). Prints how many bytes were sent or received, in how many seconds of the clock and of the
-processor.
+(bulk_peer.py). Prints how many bytes were sent or received, in how many seconds: of the clock, and of the
+processor in user mode and in the kernel.
 """
 
 import asyncio
 import contextlib
 import json
 import os
+import resource
 import socket
 import ssl
 import sys
@@ -38,7 +39,9 @@ class Meter:
         self.seconds = seconds
         self.bytes = 0
         self.taken = 0.0
-        self.processor = 0.0
+        self.user = 0.0
+        self.kernel = 0.0
+        self._before = resource.getrusage(resource.RUSAGE_SELF)
         self.restart()
 
     def restart(self) -> None:
@@ -53,11 +56,13 @@ class Meter:
             self.bytes += size
             self.taken = now - self._begin
             if self.taken >= self.seconds:
-                self.processor = time.process_time() - self.processor
+                after = resource.getrusage(resource.RUSAGE_SELF)
+                self.user = after.ru_utime - self._before.ru_utime
+                self.kernel = after.ru_stime - self._before.ru_stime
                 return False
         elif now >= self._warm_from:
             self._begin = now
-            self.processor = time.process_time()
+            self._before = resource.getrusage(resource.RUSAGE_SELF)
         return True
 
 
@@ -295,7 +300,8 @@ def main() -> None:
     with WORKS[name](*certificate) as work:
         with asyncio.Runner(loop_factory=loops.factory(loop)) as runner:
             meter = runner.run(measured(work, float(seconds)))
-        print(json.dumps({"bytes": meter.bytes, "seconds": meter.taken, "processor": meter.processor}))
+        found = {"bytes": meter.bytes, "seconds": meter.taken, "user": meter.user, "kernel": meter.kernel}
+        print(json.dumps(found))
 
 
 async def measured(work: Work, seconds: float) -> Meter:

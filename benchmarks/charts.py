@@ -11,9 +11,11 @@ from typing import Any
 
 from benchmarks import tables
 from benchmarks.growth_result import Growth
+from benchmarks.loops import OURS
 from benchmarks.results import Measured
 from benchmarks.rows import ROWS
-from benchmarks.tables import OURS, Line, Quantity
+from benchmarks.spread import Spread
+from benchmarks.tables import Line, Quantity
 
 OVERVIEW = "overview"
 OF_QUANTITIES = {
@@ -49,6 +51,7 @@ STYLES = {
     "blazio": ("#8a78ad", "p"),
     "talyn": ("#94a1ae", "X"),
     "zuvloop": ("#b0746a", "P"),
+    "loopmini": ("#7d8f5c", "h"),
 }
 OTHER_STYLE = ("#79828c", "*")
 
@@ -152,44 +155,101 @@ def overview(measured: Measured) -> Figure | None:
     lines = [line for line in lines if line.figures.get(unit) is not None]
     if not lines:
         return None
+    loops = [
+        name
+        for name in sorted(measured.loops, key=lambda name: name != OURS)
+        if any(not measured.of(line.row.name, name).is_empty for line in lines)
+    ]
+    keeping = [relative_keeping(line, unit, measured) for line in lines]
     across = min(3, len(lines))
     down = -(-len(lines) // across)
-    height = 0.75 + 0.2 * len(measured.loops)
+    height = 0.75 + 0.2 * len(loops)
     figure, panels = plt.subplots(
         down, across, figsize=(3.1 * across, height * down), sharex=True, sharey=True, squeeze=False
     )
-    for panel, line in zip(panels.flat, lines, strict=False):
-        rates_of(panel, line, unit, measured.loops)
+    for panel, line, others in zip(panels.flat, lines, keeping, strict=False):
+        missing = {name: tables.missing(measured.of(line.row.name, name)) for name in loops}
+        rates_of(panel, line, unit, loops, others, missing)
     for panel in panels.flat[len(lines) :]:
         panel.set_visible(False)
-    panels[0, 0].set_xlim(0, 1.18 * max(times for line in lines for times in relative(line, unit).values()))
-    figure.suptitle(f"Rate, {unit} = 1 (longer is faster)", x=0.02, ha="left", fontsize=11)
+    most = [times.high for line in lines for times in relative(line, unit).values()]
+    most += [times for others in keeping for times in others.values()]
+    panels[0, 0].set_xlim(0, 1.25 * max(most))
+    title = f"Median rate, {unit} = 1 (longer is faster; lines: interquartile ranges"
+    title += f"; diamonds and brackets: {tables.KEEPING_TITLE})" if any(keeping) else ")"
+    figure.suptitle(title, x=0.02, ha="left", fontsize=11)
     figure.tight_layout(w_pad=1.5, h_pad=1.2)
     return figure
 
 
-def relative(line: Line, unit: str) -> dict[str, float]:
-    """Each loop's rate divided by the unit's."""
+def relative(line: Line, unit: str) -> dict[str, Spread]:
+    """Each loop's rate divided by the unit's median one."""
     of_unit = line.figures[unit]
     assert of_unit is not None
-    known = {name: figure for name, figure in line.figures.items() if figure}
+    known = {name: spread for name, spread in line.spreads.items() if spread and spread.low > 0}
     if line.quantity.lowest_is_best:
-        return {name: of_unit / figure for name, figure in known.items()}
-    return {name: figure / of_unit for name, figure in known.items()}
+        return {
+            name: Spread(of_unit / spread.high, of_unit / spread.median, of_unit / spread.low)
+            for name, spread in known.items()
+        }
+    return {
+        name: Spread(spread.low / of_unit, spread.median / of_unit, spread.high / of_unit)
+        for name, spread in known.items()
+    }
 
 
-def rates_of(panel: Axes, line: Line, unit: str, loops: list[str]) -> None:
-    """Draws the bars of a panel. The order of the loops is that of all panels; hotloop is on top."""
-    ordered = sorted(loops, key=lambda name: name != OURS)
+def relative_keeping(line: Line, unit: str, measured: Measured) -> dict[str, float]:
+    """Each loop's median rate with malloc that keeps memory, divided by the unit's default one."""
+    of_unit = line.figures[unit]
+    if line.quantity is not tables.RATES or not of_unit:
+        return {}
+    figures = tables.line(line.row, tables.RATES_KEEPING, measured).figures
+    return {name: figure / of_unit for name, figure in figures.items() if figure is not None}
+
+
+def rates_of(
+    panel: Axes,
+    line: Line,
+    unit: str,
+    names: list[str],
+    keeping: dict[str, float],
+    missing: dict[str, str],
+) -> None:
+    """Draws the bars of a panel. The order of the loops is that of all panels."""
     times = relative(line, unit)
-    bars(panel, ordered, [times.get(name) for name in ordered], lambda value: f"{value:.2f}")
+    ends = {}
+    for place, name in enumerate(names):
+        if name in times:
+            spread = times[name]
+            panel.hlines(place, spread.low, spread.high, color=TEXT, linewidth=1.2, zorder=3)
+            ends[name] = max(spread.high, keeping.get(name, 0.0))
+        if name in keeping:
+            panel.scatter(
+                keeping[name],
+                place,
+                s=20,
+                marker="D",
+                color="white",
+                edgecolors=TEXT,
+                linewidths=0.9,
+                zorder=4,
+            )
+    medians = [times[name].median if name in times else None for name in names]
+    texts = missing | {name: f"{spread.median:.2f}" for name, spread in times.items()}
+    texts |= {name: f"{texts[name]} ({figure:.2f})" for name, figure in keeping.items() if name in times}
+    bars(panel, names, medians, texts, ends)
     panel.axvline(1, color=TEXT, linewidth=0.8, linestyle=(0, (2, 2)))
     panel.set_title(REPRESENTATIVE[line.row.name])
 
 
 def bars(
-    panel: Axes, names: list[str], values: Sequence[float | None], label: Callable[[float], str]
+    panel: Axes,
+    names: list[str],
+    values: Sequence[float | None],
+    texts: dict[str, str],
+    ends: dict[str, float] | None = None,
 ) -> None:
+    """Draws a bar for each name. Its text is right of the bar or, if there is one, of its end."""
     places = range(len(names))
     panel.barh(
         places,
@@ -198,14 +258,13 @@ def bars(
         color=[STRONG if name == OURS else MUTED for name in names],
     )
     for place, name, value in zip(places, names, values, strict=True):
-        text = "fails" if value is None else label(value)
         weight = "bold" if name == OURS else "normal"
         # White around the figure hides the lines behind it.
         around = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
         panel.annotate(
-            text,
-            (value or 0, place),
-            xytext=(4, 0),
+            texts[name],
+            ((ends or {}).get(name, value or 0), place),
+            xytext=(6 if ends else 4, 0),
             textcoords="offset points",
             va="center",
             fontsize=8,
@@ -330,7 +389,7 @@ def growth_bars(growth: Growth) -> Figure:
         panel,
         names,
         [figures.get(name) for name in names],
-        number,
+        {name: "fails" if figures.get(name) is None else number(figures[name]) for name in names},
     )
     panel.set_xlim(0, 1.15 * max(known, default=1))
     panel.set_xlabel(growth.y_label)

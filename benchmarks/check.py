@@ -16,9 +16,9 @@ from pathlib import Path
 from benchmarks import counters
 from benchmarks.children import Failed
 from benchmarks.counters import Counter
+from benchmarks.loops import OURS
 from benchmarks.row import SchedulingRow
 from benchmarks.rows import ROWS
-from benchmarks.tables import OURS
 
 BASELINE = Path(__file__).parent / "baseline.json"
 TOLERANCE = 0.03

@@ -1,6 +1,7 @@
 """The processes that a benchmark runs: what they print, how they fail, and which processor each has."""
 
 import contextlib
+import contextvars
 import os
 import select
 import signal
@@ -9,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
@@ -23,6 +25,19 @@ class Failed(Exception):
 
 
 _alive: set[subprocess.Popen[str]] = set()
+_of_python: contextvars.ContextVar[dict[str, str]] = contextvars.ContextVar("_of_python")
+
+
+@contextlib.contextmanager
+def environment(variables: dict[str, str]) -> Iterator[None]:
+    """Adds environment variables to the Python processes that are started until the block ends.
+
+    Other programs, as the load generator, are started without them."""
+    token = _of_python.set(variables)
+    try:
+        yield
+    finally:
+        _of_python.reset(token)
 
 
 def python(module: str, *arguments: str, layout: int = 0) -> list[str]:
@@ -94,6 +109,40 @@ def processor_time(pid: int) -> int | None:
         raise Failed(f"the process is gone: {error}") from None
 
 
+@dataclass(frozen=True)
+class ProcessorTime:
+    """Processor time of a process so far, in nanoseconds."""
+
+    both: int
+    """In user mode and in the kernel, from the process's clock."""
+    user: int
+    """In user mode, in whole ticks of the kernel's accounting."""
+    kernel: int
+    """In the kernel, in whole ticks of the kernel's accounting."""
+
+    def since(self, before: "ProcessorTime") -> tuple[float, float, float]:
+        """The time since then: both, in user mode, and in the kernel. The ticks divide the clock's sum."""
+        both = self.both - before.both
+        user, kernel = self.user - before.user, self.kernel - before.kernel
+        share = user / (user + kernel) if user + kernel > 0 else 1.0
+        return both, both * share, both * (1 - share)
+
+
+def processor_times(pid: int) -> ProcessorTime | None:
+    """Processor time of another process with its division. None where it cannot be read."""
+    both = processor_time(pid)
+    if both is None:
+        return None
+    try:
+        # The name of the program, in brackets, may have spaces in it.
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError as error:
+        raise Failed(f"the process is gone: {error}") from None
+    # Fields 14 and 15 in proc_pid_stat(5).
+    tick = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
+    return ProcessorTime(both, int(fields[11]) * tick, int(fields[12]) * tick)
+
+
 def end_all() -> None:
     """Kills the processes that other threads run, whose run() then fails."""
     for process in list(_alive):
@@ -103,11 +152,13 @@ def end_all() -> None:
 
 def _start(command: Sequence[str], errors: TextIO) -> subprocess.Popen[str]:
     # Random hash seeds would change the instruction counts.
-    environment = {**os.environ, "PYTHONHASHSEED": "0"}
+    variables = {**os.environ, "PYTHONHASHSEED": "0"}
+    if command[0] == sys.executable:
+        variables |= _of_python.get({})
     process = subprocess.Popen(
         command,
         cwd=ROOT,
-        env=environment,
+        env=variables,
         text=True,
         errors="replace",
         stdin=subprocess.DEVNULL,

@@ -2,13 +2,14 @@
 
 Each of so many tasks waits for the answer to a request before it sends the next one. CLIENT is "streams",
 each task with a connection to an echo server; "aiohttp" or "httpx", to a server of HTTP, or of HTTPS that
-has the CERTIFICATE; or a client of a database (database_clients.py). Prints the seconds for TIMES requests,
-of the clock and of the processor.
+has the CERTIFICATE; or a client of a database (database_clients.py). Prints the seconds for TIMES requests:
+of the clock, and of the processor in user mode and in the kernel.
 """
 
 import asyncio
 import contextlib
 import json
+import resource
 import ssl
 import sys
 import time
@@ -117,12 +118,11 @@ async def ask_all(client: str, number: int, times: int, address: str, *certifica
             await asyncio.gather(*(ask_often(ask, times) for ask in clients))
 
         await round_of(warmup(each))
-        begin, begin_of_processor = time.perf_counter(), time.process_time()
+        begin, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF)
         await round_of(each)
-        return {
-            "seconds": time.perf_counter() - begin,
-            "processor": time.process_time() - begin_of_processor,
-        }
+        seconds, after = time.perf_counter() - begin, resource.getrusage(resource.RUSAGE_SELF)
+        user, kernel = after.ru_utime - before.ru_utime, after.ru_stime - before.ru_stime
+        return {"seconds": seconds, "user": user, "kernel": kernel}
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from benchmarks import database_servers
-from benchmarks.children import SERVER_PROCESSOR, python, running
+from benchmarks.children import SERVER_PROCESSOR, environment, python, running
 from benchmarks.database_clients import PIPELINE, POOL, ROWS_OF_A_QUERY
 from benchmarks.row import PATIENCE, ClientRow, Row, free_address
 from benchmarks.tls import once
@@ -34,14 +34,17 @@ class DatabaseRow(ClientRow):
 
 
 def start(server: str) -> str:
-    """Starts a server that ends with this process, and returns its address. Raises Failed."""
+    """Starts a server that ends with this process, and returns its address. Raises Failed.
+
+    It has malloc's default setting, also if the loop has another one in this round."""
     folder = tempfile.mkdtemp(prefix=f"{server}-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     address = free_address()
     command = python("database_servers", server, address.rpartition(":")[2], folder)
     stack = contextlib.ExitStack()
     atexit.register(stack.close)
-    stack.enter_context(running(command, timeout=START, processor=SERVER_PROCESSOR))
+    with environment({}):
+        stack.enter_context(running(command, timeout=START, processor=SERVER_PROCESSOR))
     return address
 
 

@@ -6,8 +6,9 @@ import re
 import shutil
 import subprocess
 from dataclasses import dataclass, replace
+from typing import Any
 
-from benchmarks.children import CLIENT_PROCESSOR, ROOT, Failed, run
+from benchmarks.children import CLIENT_PROCESSOR, ROOT, Failed, ProcessorTime, run
 
 PACKAGE = ROOT / "benchmarks" / "load"
 UNITS = {"us": 1.0, "ms": 1e3, "s": 1e6, "m": 60e6}
@@ -24,12 +25,34 @@ class Outcome:
     """Microseconds of processor time of the measured process per request."""
     answered: int = 0
     """Requests with those of the warm-up."""
+    user: float | None = None
+    """The part of `processor` in user mode."""
+    kernel: float | None = None
+    """The part of `processor` in the kernel."""
 
-    def with_processor(self, before: int | None, after: int | None) -> "Outcome":
-        """Of a server that had used so many nanoseconds before and after it."""
+    def with_processor(self, before: ProcessorTime | None, after: ProcessorTime | None) -> "Outcome":
+        """Of a server with this processor time before and after it."""
         if before is None or after is None or not self.answered:
             return self
-        return replace(self, processor=(after - before) / 1000 / self.answered)
+        both, user, kernel = (time / 1000 / self.answered for time in after.since(before))
+        return replace(self, processor=both, user=user, kernel=kernel)
+
+
+@dataclass(frozen=True)
+class Paced:
+    """Latency at a fixed rate, from when each request was due, in microseconds."""
+
+    wanted: float
+    """Requests due per second."""
+    rate: float
+    """Requests answered in time, per second."""
+    p50: float
+    p99: float
+    p999: float
+    requests: int
+    """Requests that were counted in the round."""
+    late: float
+    """How late the generator itself dealt with 99 % of the requests, in microseconds."""
 
 
 @dataclass(frozen=True)
@@ -75,11 +98,32 @@ def for_seconds(address: str, load: Load, seconds: float, trust: str = "") -> Ou
     return _ours(address, load, ["--seconds", str(seconds), "--warmup", "0.2"], seconds + 20, trust)
 
 
+def at_rate(address: str, load: Load, seconds: float, rate: int, trust: str = "") -> Paced:
+    """Makes requests at a fixed rate, after a warm-up of the same rate."""
+    length = ["--rate", str(rate), "--seconds", str(seconds), "--warmup", "0.2"]
+    report = _report(address, load, length, 2 * seconds + 20, trust)
+    latency = report["latency_us"]
+    return Paced(
+        rate,
+        report["in_time"] / report["seconds"],
+        latency["p50"],
+        latency["p99"],
+        latency["p999"],
+        report["requests"],
+        report["late_us"]["p99"],
+    )
+
+
 def _ours(address: str, load: Load, length: list[str], timeout: float, trust: str) -> Outcome:
-    command = [build(), address, *load.arguments(), *length, *(["--trust", trust] if trust else [])]
-    report = json.loads(run(command, timeout=timeout, processor=CLIENT_PROCESSOR))
+    report = _report(address, load, length, timeout, trust)
     rate, p99 = report["rate"], report["latency_us"]["p99"]
     return Outcome(report["requests"], rate, p99, answered=report["answered"])
+
+
+def _report(address: str, load: Load, length: list[str], timeout: float, trust: str) -> dict[str, Any]:
+    command = [build(), address, *load.arguments(), *length, *(["--trust", trust] if trust else [])]
+    report: dict[str, Any] = json.loads(run(command, timeout=timeout, processor=CLIENT_PROCESSOR))
+    return report
 
 
 def has_wrk() -> bool:

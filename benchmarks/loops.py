@@ -17,11 +17,17 @@ FACTORIES = {
     "blazio": "blazio:new_event_loop",
     "talyn": "talyn:Loop",
     "zuvloop": "zuvloop:new_event_loop",
+    "loopmini": "loopmini:new_event_loop",
     "asyncio+aiofastnet": "aiofastnet:loop_factory",
     "uvloop+aiofastnet": "aiofastnet:loop_factory",
     "hotloop+aiofastnet": "aiofastnet:loop_factory",
 }
 """By name. After a plus sign: what makes another factory of a loop's, with transports of its own."""
+
+
+OURS = "hotloop"
+CONTROL = "hotloop again"
+"""hotloop, measured a second time as if it were another loop. It tells how far equal loops differ."""
 
 
 def factory(loop: str) -> Callable[[], asyncio.AbstractEventLoop]:

@@ -2,61 +2,136 @@
 
 import concurrent.futures
 import os
+import random
 import sys
 import threading
+import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
+from benchmarks import latency, malloc, steps
 from benchmarks.children import Failed, end_all
 from benchmarks.counters import Counter
-from benchmarks.results import Result, Results
-from benchmarks.row import LIMIT, Row
-from benchmarks.tables import OURS
+from benchmarks.loops import CONTROL, OURS
+from benchmarks.results import Measured, Result, Results
+from benchmarks.row import LIMIT, Row, ServerRow
+from benchmarks.steps import Estimates, Plan, Step
 
 
-@dataclass(frozen=True)
-class Plan:
-    rows: list[Row]
-    loops: list[str]
-    rounds: int
-    """Rounds of rates; 0 for none."""
-    seconds: float
-    counters: list[Counter]
-    splitter: Counter | None = None
-    """Splits hotloop's instructions; None to leave that out."""
-    left_out: dict[str, str] = field(default_factory=dict)
-    """Rows that are not measured, and what they need that is not installed."""
+def measure(
+    plan: Plan, measured: Measured, after_each: Callable[[], None], *, afterwards: float = 0.0
+) -> None:
+    """Adds to `measured` step by step, so that an interruption loses only one step.
 
+    Steps that are done are left out. `after_each` is called after each of the others. What is measured after
+    all of them takes about `afterwards` seconds, which are added to the time that is left."""
+    began = time.monotonic()
+    planned = [step for step in steps.steps(plan) if step.name not in measured.steps]
+    estimates = Estimates()
 
-def measure(plan: Plan, results: Results, after_each: Callable[[], None]) -> None:
-    """Adds to `results` row by row, so that an interruption loses only one row."""
+    def within_time(left: list[Step]) -> list[Step]:
+        if plan.minutes is None:
+            return left
+        seconds = plan.minutes * 60 - (time.monotonic() - began)
+        return steps.without_rates(steps.fitting(left, seconds, estimates), left) if seconds > 0 else []
+
     for name, needs in plan.left_out.items():
         progress(f"{name}: left out, needs {needs}")
-    for number, row in enumerate(plan.rows, 1):
-        progress(f"[{number}/{len(plan.rows)}] {row.title}")
-        names = [name for name in plan.loops if row.compares(name)]
-        time_in_turn(row, plan, names, results)
-        for counter in plan.counters if row.is_counted else []:
-            count_together(row, [*names, LIMIT] if row.is_limit_counted else names, results, counter)
-        if plan.splitter and row.is_counted and row.is_steady:
-            split(row, results, plan.splitter)
-        after_each()
-
-
-def time_in_turn(row: Row, plan: Plan, names: list[str], results: Results) -> None:
-    """Interleaves the rounds, so that a slow spell of the machine affects every loop."""
-    for number in range(1, plan.rounds + 1):
-        for name in [*names, LIMIT] if row.has_limit else names:
-            result = results.setdefault((row.name, name), Result())
-            if result.failure:
+    left = within_time(planned)
+    if measured.steps:
+        progress(f"going on with an interrupted run: {len(measured.steps)} steps are done")
+    progress(f"{len(left)} steps, about {steps.duration(estimates.of(left) + afterwards)}")
+    done: list[Step] = []
+    while left:
+        step = left[0]
+        if not done or done[-1].block != step.block:
+            # A block that has begun is completed.
+            left = within_time(left)
+            if step not in left:
                 continue
-            progress(f"{row.name}: {name}, round {number} of {plan.rounds}")
-            try:
-                result.outcomes.append(row.rate(name, plan.seconds))
-            except Exception as error:
-                fail(row, name, result, error, f"in round {number}")
-                # A loop that fails in one round has no rate.
-                result.outcomes.clear()
+            of_all = steps.duration(estimates.of(left) + afterwards)
+            progress(f"[{step.row.title}: {step.part}] about {of_all} left")
+        started = time.monotonic()
+        take(step, plan, measured.results)
+        estimates.add(step, time.monotonic() - started)
+        done.append(left.pop(0))
+        measured.steps.append(step.name)
+        after_each()
+    blocks = {step.block for step in done}
+    for run in measured.runs[-1:]:
+        run.no_time_for.clear()
+        run.no_time_for.update(steps.no_time_for(step for step in planned if step.block not in blocks))
+
+
+def take(step: Step, plan: Plan, results: Results) -> None:
+    row = step.row
+    if step.part == steps.RATES:
+        time_round(row, plan, step.number, results)
+    elif step.part == steps.LATENCY:
+        pace_round(row, plan, step.number, results)
+    elif step.part == steps.COUNTS:
+        names = plan.names(row)
+        counter = plan.counters[step.number - 1]
+        count_together(row, [*names, LIMIT] if row.is_limit_counted else names, results, counter)
+    elif plan.splitter:
+        split(row, results, plan.splitter)
+
+
+def time_round(row: Row, plan: Plan, number: int, results: Results) -> None:
+    """Each loop once with each setting of malloc, in a random order, so that a slow spell of the machine
+    affects any of them."""
+    turns = plan.turns(row)
+    random.Random(f"{plan.seed}: {row.name}, rates {number}").shuffle(turns)
+    found = []
+    for name, setting in turns:
+        result = results.setdefault((row.name, name), Result())
+        if result.failure:
+            continue
+        described = f"{name}, malloc {setting}" if setting else name
+        progress(f"{row.name}: {described}, round {number} of {plan.rounds}")
+        try:
+            with malloc.set_to(setting):
+                found.append((name, setting, row.rate(measured_as(name), plan.seconds)))
+        except Exception as error:
+            fail(row, name, result, error, f"in round {number}")
+            # A loop that fails in one round has no rate.
+            result.outcomes.clear()
+            result.keeping.clear()
+    for name, setting, outcome in found:
+        result = results[row.name, name]
+        if not result.failure:
+            (result.keeping if setting else result.outcomes).append(outcome)
+
+
+def pace_round(row: Row, plan: Plan, number: int, results: Results) -> None:
+    """Each loop once at each rate, in a random order."""
+    slowest = latency.capacity_in(row.name, plan.names(row), results)
+    if slowest is None or not isinstance(row, ServerRow):
+        progress(f"{row.name}: no latency at fixed rates, as no loop has a rate")
+        return
+    turns = plan.paced(row)
+    random.Random(f"{plan.seed}: {row.name}, latency {number}").shuffle(turns)
+    found = []
+    for name, share in turns:
+        result = results.setdefault((row.name, name), Result())
+        if result.failure or result.paced_failure:
+            continue
+        rate = latency.rate_of(slowest[1], share)
+        progress(f"{row.name}: {name}, {rate:,} requests a second, round {number} of {plan.rounds}")
+        try:
+            found.append((name, share, row.latency(measured_as(name), rate, plan.seconds)))
+        except Exception as error:
+            result.paced_failure = reason_of(error, f"at {rate:,} a second in round {number}")
+            result.paced.clear()
+            progress(f"{row.name}: {name} FAILS {result.paced_failure}")
+    for name, share, paced in found:
+        result = results[row.name, name]
+        if not result.paced_failure:
+            result.paced.setdefault(str(share), []).append(paced)
+
+
+def measured_as(name: str) -> str:
+    """The loop that is measured under a name."""
+    return OURS if name == CONTROL else name
 
 
 def count(row: Row, name: str, results: Results, counter: Counter) -> None:
@@ -102,11 +177,15 @@ def split(row: Row, results: Results, splitter: Counter) -> None:
 
 def fail(row: Row, name: str, result: Result, error: Exception, when: str) -> None:
     """Records a failure. The loop is not measured further in this row; the run goes on."""
+    result.failure = reason_of(error, when)
+    progress(f"{row.name}: {name} FAILS {result.failure}")
+
+
+def reason_of(error: Exception, when: str) -> str:
     reason = str(error) if isinstance(error, Failed) else f"cannot be measured: {error!r}"
     # The reason may be any output of a loop.
     legible = "".join(letter if letter.isprintable() and letter != "|" else "?" for letter in reason)
-    result.failure = f"{when}: {legible[:200]}"
-    progress(f"{row.name}: {name} FAILS {result.failure}")
+    return f"{when}: {legible[:200]}"
 
 
 def progress(text: str) -> None:

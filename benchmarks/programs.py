@@ -4,13 +4,15 @@ import json
 from dataclasses import dataclass
 from typing import ClassVar
 
-from benchmarks.children import CLIENT_PROCESSOR, Failed, python, run
+from benchmarks.children import CLIENT_PROCESSOR, Failed, environment, python, run
 from benchmarks.counters import Count, Counter
 from benchmarks.generator import Load, Outcome
 from benchmarks.program_servers import ITEM_AS_JSON
 from benchmarks.row import PATIENCE, EchoRow, HttpRow, Row, ServerRow
 
 GROUP = "programs"
+CLIENT_STARTING = 1.0
+"""About how many seconds it takes to start and end gRPC's client, and to warm up."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,9 @@ class FrameworkRow(HttpRow):
 
 @dataclass(frozen=True)
 class GrpcRow(ServerRow):
-    """Its client is gRPC's own, in Python: a call costs it about as much as the server."""
+    """Its client is gRPC's own, in Python: a call costs it about as much as the server.
+
+    It has malloc's default setting, also if the server has another one."""
 
     group: ClassVar[str] = GROUP
 
@@ -36,6 +40,9 @@ class GrpcRow(ServerRow):
     def is_counted(self) -> bool:
         """Threads of gRPC's own do a part of the work, at their own pace."""
         return False
+
+    def round_takes(self, seconds: float) -> float:
+        return super().round_takes(seconds) + CLIENT_STARTING
 
     def count(self, loop: str, counter: Counter) -> Count:
         raise Failed("the count is not steady")
@@ -46,7 +53,8 @@ class GrpcRow(ServerRow):
     def _drive_for(self, address: str, seconds: float) -> Outcome:
         arguments = [self._url(address), str(self.load.connections), str(self.load.size), str(seconds)]
         command = python("grpc_client", *arguments)
-        found = json.loads(run(command, timeout=PATIENCE + seconds, processor=CLIENT_PROCESSOR))
+        with environment({}):
+            found = json.loads(run(command, timeout=PATIENCE + seconds, processor=CLIENT_PROCESSOR))
         rate = found["requests"] / found["seconds"]
         return Outcome(found["requests"], rate, found["p99"], answered=found["answered"])
 

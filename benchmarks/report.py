@@ -1,17 +1,20 @@
 """The page of results, as markdown."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from statistics import median
 
-from benchmarks import charts, split, tables
+from benchmarks import charts, latency, losses, malloc, notes, split, tables
 from benchmarks.growth_result import Growth
+from benchmarks.loops import CONTROL, OURS
 from benchmarks.results import Measured, Run
 from benchmarks.rows import ROWS
-from benchmarks.tables import NEAR_LIMIT, OURS, Line, Quantity, facts
+from benchmarks.spread import Spread
+from benchmarks.tables import NEAR_LIMIT, Line, Quantity, facts
 from benchmarks.threads import section as threads
 
-NOTES = Path(__file__).parent / "notes.md"
+NOTES = notes.PATH
 TITLES = {row.name: row.title for row in ROWS}
 
 INTRODUCTION = """\
@@ -24,18 +27,24 @@ hotloop and other event loops in what servers and schedulers do. [benchmarks/](.
 how to repeat it."""
 
 METHOD = """\
-- Rates come in interleaved rounds, each loop once a round and each time in a new process; the best round
-  counts. A server has one processor and its clients another, where there are two. The clients check every
-  byte.
-- Instructions hardly depend on the machine's mood, and are what to compare. Two runs of different length are
-  subtracted, so that starting Python is not in the figure. A server is counted in lockstep: all clients make
-  their next requests when all are answered.
+- Rates come in interleaved rounds, each loop once a round, in a random order, and each time in a new process.
+  Figures are medians of the rounds; "±" is half of the interquartile range, in per cent of the median. A
+  server has one processor and its clients another, where there are two. The clients check every byte.
+- **A tie**: the interquartile ranges of two loops overlap, or their medians differ by no more than those of
+  hotloop's two measurements in the row. Counts of instructions and calls that differ by up to 1 % are tied.
+- "against itself" is hotloop's median divided by that of "hotloop again": hotloop, measured a second time as
+  if it were another loop. The difference from 1 is the measurement's own.
+- Instructions hardly depend on the load of the machine, and are what to compare. Two runs of different
+  length are subtracted, so that starting Python is not in the figure. A server is counted in lockstep: all
+  clients make their next requests when all are answered.
 - "limit" is a server in Rust that reads all sockets that are ready, then answers, and does nothing else; over
   TLS, with the OpenSSL that the interpreter uses.
 - TLS is version 1.3 with AES-256-GCM, the key of the server's certificate is on the curve P-256. A row of
   handshakes makes a connection for each request.
 - A loop with "+aiofastnet" has the transports of that package in the place of its own.
-- Processor time is the server's, or in the rows of clients theirs, in user mode and in the kernel.
+- Processor time is the server's, with connecting and the warm-up, or in the rows of clients and of bulk
+  transfers that of the loop's process, without. It is from the kernel's accounting. The sum is exact. Its
+  division into user mode and kernel is coarse: the kernel samples it, a hundred times a second.
 - In the rows of databases, of aiohttp's and httpx's client and of bulk transfers, the other end is the same
   for all loops, and has a processor of its own. Where it takes turns with the loop (single requests) or is as
   busy (bulk that is sent, datagrams that are received), processor time is what to compare.
@@ -43,7 +52,7 @@ METHOD = """\
 - gRPC's client is its own, on uvloop if that is installed, and takes as long as the server.
 - "against" says how many times as good hotloop is: above 1 hotloop is ahead, in every table.
 - Loops on io_uring (blazio, talyn) make few system calls; the kernel's work is not less for that.
-- The best of the loops is bold. "fails" has its reason under Failures."""
+- The best of the loops is bold, and so is what is tied with it. "fails" has its reason under Failures."""
 
 
 SPLIT = f"""\
@@ -55,24 +64,33 @@ it what hotloop makes it do, such as creating objects.)"""
 
 def page(measured: Measured, drawn: list[str]) -> str:
     """The whole page, with the charts that were drawn."""
-    parts = [INTRODUCTION, summary(measured)]
+    parts = [INTRODUCTION, summary(measured), losses.section(measured, notes.read(NOTES))]
     parts += [chart(charts.OVERVIEW, "Rates of the loops, relative", drawn)]
-    parts += ["## How it was measured", *provenance(measured.runs), METHOD]
-    parts += [section(quantity, measured, drawn) for quantity in tables.QUANTITIES]
+    parts += ["## How it was measured", *provenance(measured.runs)]
+    parts += ["**The run was interrupted**: these are its results so far." if measured.steps else ""]
+    parts += [no_time_for(measured), METHOD, best_rounds(measured)]
+    for quantity in tables.QUANTITIES:
+        parts.append(section(quantity, measured, drawn))
+        if quantity is tables.PROCESSOR_KEEPING:
+            parts += [malloc.section(measured), latency.section(measured)]
     parts += [split_section(measured), failures(measured)]
-    parts += [notes(measured), memory_section(measured.growths)]
+    parts += [notes_section(measured), memory_section(measured.growths)]
     parts += [growth_section([one for one in measured.growths if not one.is_of_memory], drawn)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def summary(measured: Measured) -> str:
-    rates = [line for quantity in tables.ALL_RATES for line in tables.lines(quantity, measured)]
-    costs = [line for quantity in tables.ALL_USER for line in tables.lines(quantity, measured)]
-    points = [standing("Rate", "fastest", rates), standing("User instructions", "lowest", costs)]
+    points = [
+        standing("Rate", lines_of(tables.ALL_RATES, measured)),
+        standing(f"Rate {tables.KEEPING_TITLE}", lines_of(tables.ALL_KEEPING, measured)),
+        standing("Latency at fixed rates", latency.lines(measured)),
+        standing("User instructions", lines_of(tables.ALL_USER, measured)),
+        malloc.summary(measured),
+        control(measured),
+    ]
     with_target = [
         line
-        for quantity in tables.QUANTITIES
-        for line in tables.lines(quantity, measured)
+        for line in lines_of(tables.QUANTITIES, measured)
         if line.target is not None and line.ours is not None
     ]
     if with_target:
@@ -82,30 +100,75 @@ def summary(measured: Measured) -> str:
     return "## Summary\n\n" + "\n".join(points) if points else ""
 
 
-def standing(what: str, best: str, lines: list[Line]) -> str:
-    """In how many rows hotloop is first, and in which it is furthest behind."""
+def lines_of(quantities: Iterable[Quantity], measured: Measured) -> list[Line]:
+    return [line for quantity in quantities for line in tables.lines(quantity, measured)]
+
+
+def standing(what: str, lines: list[Line]) -> str:
+    """In how many rows hotloop is first, tied and behind, and in which it is furthest behind."""
     compared = [line for line in lines if line.best_other and line.ours is not None]
     if not compared:
         return ""
-    first = [line for line in compared if line.is_first]
-    text = f"- {what}: hotloop is {best} in {len(first)} of {len(compared)} rows"
-    near = sum(line.is_near_limit for line in compared if line not in first)
-    if near:
-        text += f" and within {1 - NEAR_LIMIT:.0%} of the limit in {near} more"
+    first, tied = (sum(getattr(line, name) for line in compared) for name in ("is_first", "is_tied"))
+    behind = [line for line in compared if line.is_behind]
+    text = f"- {what}: of {len(compared)} rows, hotloop is first in {first}, tied with the best other loop"
+    text += f" in {tied} and behind in {len(behind)}"
+    near = sum(line.is_near_limit for line in behind)
+    text += f" ({near} of these within {1 - NEAR_LIMIT:.0%} of the limit)" if near else ""
     failing = sum(line.ours is None for line in lines)
-    text += f"; it fails in {failing}" if failing else ""
-    return f"{text}. {worst(compared)}"
+    text += f"; it has no figure in {failing}" if failing else ""
+    return f"{text}. {worst(behind)}".rstrip()
 
 
-def worst(compared: list[Line]) -> str:
+def worst(behind: list[Line]) -> str:
     def against_best(line: Line) -> float:
         times = line.times_better(line.best_other[1] if line.best_other else None)
         return math.inf if math.isnan(times) else times
 
-    line = min(compared, key=against_best)
-    if line.best_other is None or math.isinf(against_best(line)):
+    line = min(behind, key=against_best, default=None)
+    if line is None or line.best_other is None or math.isinf(against_best(line)):
         return ""
     return f"Its worst ratio is {against_best(line):.2f} against {line.best_other[0]}, in “{line.row.title}”."
+
+
+def control(measured: Measured) -> str:
+    """How far hotloop's two measurements differ."""
+    lines = [line for line in lines_of((*tables.ALL_RATES, *tables.ALL_KEEPING), measured) if line.control]
+    differences = [abs(line.times_better(line.control.median) - 1) for line in lines if line.control]
+    if not differences:
+        return ""
+    overlapping = sum(line.is_control_tied for line in lines)
+    return (
+        f"- The measurement itself: the rates of hotloop and {CONTROL} differ by {median(differences):.1%} "
+        f"in the median row, by {max(differences):.1%} at most, and their interquartile ranges overlap in "
+        f"{overlapping} of {len(lines)} rows."
+    )
+
+
+def no_time_for(measured: Measured) -> str:
+    """What did not fit into the time."""
+    lines = []
+    for run in measured.runs:
+        for part, rows in run.no_time_for.items():
+            titles = "all" if not set(run.rows) - set(rows) else named(rows)
+            lines.append(f"- {part}: {titles}" if rows else f"- {part}")
+    return "\n".join(["Left out, as the time did not suffice:\n", *lines]) if lines else ""
+
+
+def best_rounds(measured: Measured) -> str:
+    """How far the best round of hotloop is above its median one."""
+    found = []
+    for row in ROWS:
+        rates = [outcome.rate for outcome in measured.of(row.name, OURS).outcomes]
+        spread = Spread.of(rates)
+        if spread and len(rates) > 1 and spread.median > 0:
+            found.append(max(rates) / spread.median - 1)
+    if not found:
+        return ""
+    return (
+        f"The best of hotloop's rounds is {median(found):.1%} above its median one, in the median row. The "
+        "JSON beside the page has every round."
+    )
 
 
 def provenance(runs: list[Run]) -> list[str]:
@@ -167,17 +230,16 @@ def split_line(title: str, parts: dict[str, float]) -> str:
     return f"| {title} | " + " | ".join(tables.number(tables.rounded(figure)) for figure in figures) + " |"
 
 
-def notes(measured: Measured) -> str:
-    """notes.md, with the titles of the rows instead of their names."""
-    if not NOTES.exists():
-        return ""
-    lines = []
-    for line in NOTES.read_text().strip().splitlines():
-        if line.startswith("#"):
-            name = line.lstrip("# ").strip()
-            line = f"### {TITLES.get(name, name)}"
-        lines.append(line)
-    return "## Why some targets are missed\n\n" + "\n".join(lines)
+def notes_section(measured: Measured) -> str:
+    """The notes on rows in which hotloop is not behind, under the rows' titles."""
+    read = notes.read(NOTES)
+    above = losses.explained(measured)
+    texts = [read.introduction]
+    texts += [
+        f"### {TITLES.get(name, name)}\n\n{text}" for name, text in read.of_rows.items() if name not in above
+    ]
+    texts = [text for text in texts if text]
+    return "\n\n".join(["## Why some targets are missed", *texts]) if texts else ""
 
 
 def memory_section(growths: list[Growth]) -> str:
@@ -251,8 +313,7 @@ def write(measured: Measured, path: Path, warn: Callable[[str], None]) -> str:
 
 def without_note(measured: Measured) -> list[str]:
     """Rows that miss their target and have no note."""
-    written = NOTES.read_text() if NOTES.exists() else ""
-    headings = {line.lstrip("# ").strip() for line in written.splitlines() if line.startswith("#")}
+    headings = notes.read(NOTES).of_rows
     missed = [
         line.row.name
         for quantity in tables.QUANTITIES

@@ -8,8 +8,9 @@ from typing import Any
 
 from benchmarks import loops
 from benchmarks.counters import Count
-from benchmarks.generator import Outcome
+from benchmarks.generator import Outcome, Paced
 from benchmarks.growth_result import Growth
+from benchmarks.loops import CONTROL
 from benchmarks.row import LIMIT
 
 
@@ -18,16 +19,19 @@ class Result:
     """The result of one loop in one row."""
 
     outcomes: list[Outcome] = field(default_factory=list)
+    """One for each round."""
     count: Count = field(default_factory=Count)
     failure: str = ""
-
-    @property
-    def best(self) -> Outcome | None:
-        return max(self.outcomes, key=lambda outcome: outcome.rate, default=None)
+    keeping: list[Outcome] = field(default_factory=list)
+    """One for each round with malloc that keeps freed memory."""
+    paced: dict[str, list[Paced]] = field(default_factory=dict)
+    """Latency at fixed rates: for each share of the capacity, in per cent, one for each round."""
+    paced_failure: str = ""
 
     @property
     def is_empty(self) -> bool:
-        return not (self.outcomes or self.failure) and self.count == Count()
+        measured = self.outcomes or self.keeping or self.paced or self.paced_failure or self.failure
+        return not measured and self.count == Count()
 
     def updated_with(self, new: "Result") -> "Result":
         """Replaces what `new` has; what it does not have, as with --no-rates, stays."""
@@ -35,7 +39,15 @@ class Result:
             return self
         if self.failure or new.failure:
             return new
-        return Result(new.outcomes or self.outcomes, self.count.merged_with(new.count))
+        paced = new if new.paced or new.paced_failure else self
+        return Result(
+            new.outcomes or self.outcomes,
+            self.count.merged_with(new.count),
+            "",
+            new.keeping or self.keeping,
+            paced.paced,
+            paced.paced_failure,
+        )
 
 
 Results = dict[tuple[str, str], Result]
@@ -50,7 +62,13 @@ class Run:
     rows: list[str]
     loops: list[str]
     parts: list[str]
-    """Measured parts: rates, counts, the split."""
+    """Measured parts: rates, counts, the split, latency at fixed rates."""
+    seed: int | None = None
+    """Decides the order of the loops in each round."""
+    key: str = ""
+    """What must be equal for another run to go on with this one: see resume.py."""
+    no_time_for: dict[str, list[str]] = field(default_factory=dict)
+    """The rows that did not fit into the time, by what is measured of them."""
 
     def is_covered_by(self, later: "Run") -> bool:
         return (
@@ -67,11 +85,13 @@ class Measured:
     runs: list[Run]
     results: Results
     growths: list[Growth] = field(default_factory=list)
+    steps: list[str] = field(default_factory=list)
+    """The steps that are done, of a run that is not complete."""
 
     @property
     def loops(self) -> list[str]:
         """The loops with a result, in the order of all tables."""
-        found = {name for _, name in self.results} - {LIMIT}
+        found = {name for _, name in self.results} - {LIMIT, CONTROL}
         known = [name for name in loops.FACTORIES if name in found]
         return known + sorted(found.difference(known))
 
@@ -85,7 +105,7 @@ class Measured:
         runs = [run for run in self.runs if not any(run.is_covered_by(later) for later in new.runs)]
         results = self.results | {key: self.of(*key).updated_with(new.of(*key)) for key in new.results}
         growths = {growth.name: growth for growth in [*self.growths, *new.growths]}
-        return Measured(runs + new.runs, results, list(growths.values()))
+        return Measured(runs + new.runs, results, list(growths.values()), new.steps)
 
     def write(self, path: Path) -> None:
         """Replaces the file atomically: an interruption does not lose its content."""
@@ -103,6 +123,7 @@ class Measured:
             "runs": [asdict(run) for run in self.runs],
             "results": results,
             "growths": [asdict(growth) for growth in self.growths],
+            **({"steps": self.steps} if self.steps else {}),
         }
 
 
@@ -116,12 +137,15 @@ def read(path: Path) -> Measured:
             for loop, result in of_loops.items()
         },
         list(growths_from_json(kept["growths"])),
+        kept.get("steps", []),
     )
 
 
 def result_from_json(kept: dict[str, Any]) -> Result:
-    outcomes = [Outcome(**outcome) for outcome in kept["outcomes"]]
-    return Result(outcomes, Count(**kept["count"]), kept["failure"])
+    outcomes, keeping = ([Outcome(**each) for each in kept.get(part, [])] for part in ("outcomes", "keeping"))
+    paced = {share: [Paced(**each) for each in rounds] for share, rounds in kept.get("paced", {}).items()}
+    failures = kept["failure"], kept.get("paced_failure", "")
+    return Result(outcomes, Count(**kept["count"]), failures[0], keeping, paced, failures[1])
 
 
 def growths_from_json(kept: Iterable[dict[str, Any]]) -> Iterable[Growth]:

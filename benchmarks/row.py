@@ -20,20 +20,23 @@ from benchmarks.children import (
     CLIENT_PROCESSOR,
     SERVER_PROCESSOR,
     Failed,
-    processor_time,
+    processor_times,
     python,
     run,
     running,
 )
 from benchmarks.clients import requests_with_warmup
 from benchmarks.counters import Count, Counter
-from benchmarks.generator import Load, Outcome
+from benchmarks.generator import Load, Outcome, Paced
 from benchmarks.servers import BODY
 
 PATIENCE = 20.0
 """Seconds to start and do the work, after which a loop counts as hung."""
 COUNTING_PATIENCE = 120.0
 """PATIENCE under a counting tool, which is slower."""
+
+STARTING = 0.8
+"""About how many seconds it takes to start and end a server and its clients."""
 
 LIMIT = "limit"
 """Stands for a loop: the load generator's server, which only makes system calls."""
@@ -68,6 +71,12 @@ class Row(abc.ABC):
     @abc.abstractmethod
     def count(self, loop: str, counter: Counter) -> Count:
         """The cost per request or iteration, from the difference between two runs. Raises Failed."""
+
+    def round_takes(self, seconds: float) -> float:
+        """About how many seconds a round of one loop takes, with the start of its processes.
+
+        A server is under load for `seconds`."""
+        return seconds + STARTING
 
     def is_named(self, wanted: str) -> bool:
         return wanted in (self.name, self.group)
@@ -121,6 +130,9 @@ class SchedulingRow(Row):
     def is_steady(self) -> bool:
         return self.case.is_steady
 
+    def round_takes(self, seconds: float) -> float:
+        return 0.7
+
     def rate(self, loop: str, seconds: float) -> Outcome:
         times = self.case.timed
         taken = json.loads(run(self._command(loop, times), timeout=PATIENCE))["seconds"]
@@ -152,9 +164,15 @@ class ServerRow(Row):
     def rate(self, loop: str, seconds: float) -> Outcome:
         address = self._free_address()
         with self._serving(loop, address) as server:
-            before = processor_time(server)
+            before = processor_times(server)
             outcome = self._drive_for(address, seconds)
-            return outcome.with_processor(before, processor_time(server))
+            return outcome.with_processor(before, processor_times(server))
+
+    def latency(self, loop: str, rate: int, seconds: float) -> Paced:
+        """One timed round with requests at a fixed rate. Raises Failed."""
+        address = self._free_address()
+        with self._serving(loop, address):
+            return generator.at_rate(self._url(address), self.load, seconds, rate, self._trust())
 
     def count(self, loop: str, counter: Counter) -> Count:
         warmup = max(300, 4 * self.load.connections * self.load.depth)
@@ -188,6 +206,14 @@ class ServerRow(Row):
         return free_address()
 
     @abc.abstractmethod
+    def _url(self, address: str) -> str:
+        """The load generator's address of the server."""
+
+    def _trust(self) -> str:
+        """The path of the server's certificate, if it has one."""
+        return ""
+
+    @abc.abstractmethod
     def _drive_for(self, address: str, seconds: float) -> Outcome: ...
 
     @abc.abstractmethod
@@ -204,11 +230,14 @@ class EchoRow(ServerRow):
             return [generator.build(LIMIT), self.scheme + address]
         return super()._command(loop, address)
 
+    def _url(self, address: str) -> str:
+        return self.scheme + address
+
     def _drive_for(self, address: str, seconds: float) -> Outcome:
-        return generator.for_seconds(self.scheme + address, self.load, seconds)
+        return generator.for_seconds(self._url(address), self.load, seconds)
 
     def _drive_until(self, address: str, requests: int, timeout: float) -> Outcome:
-        return generator.for_requests(self.scheme + address, self.load, requests, timeout)
+        return generator.for_requests(self._url(address), self.load, requests, timeout)
 
 
 @dataclass(frozen=True)
@@ -229,8 +258,11 @@ class HttpRow(ServerRow):
     """The server's right answer."""
     group: ClassVar[str] = "http"
 
+    def _url(self, address: str) -> str:
+        return f"http://{address}/"
+
     def _drive_for(self, address: str, seconds: float) -> Outcome:
-        url = f"http://{address}/"
+        url = self._url(address)
         if not generator.has_wrk():
             check_body(url, self.body)
             return generator.for_seconds(url, self.load, seconds)
@@ -240,7 +272,7 @@ class HttpRow(ServerRow):
         return outcome
 
     def _drive_until(self, address: str, requests: int, timeout: float) -> Outcome:
-        return generator.for_requests(f"http://{address}/", self.load, requests, timeout)
+        return generator.for_requests(self._url(address), self.load, requests, timeout)
 
 
 @dataclass(frozen=True)
@@ -255,12 +287,16 @@ class ClientRow(Row):
     scheme: ClassVar[str] = "tcp://"
     group: ClassVar[str] = "client"
 
+    def round_takes(self, seconds: float) -> float:
+        return 2.0
+
     def rate(self, loop: str, seconds: float) -> Outcome:
         with self._answering() as address:
             command = self._command(loop, self.timed, address)
             found = json.loads(run(command, timeout=PATIENCE, processor=CLIENT_PROCESSOR))
-        processor = 1e6 * found["processor"] / self.timed
-        return Outcome(self.timed, self.timed / found["seconds"], 0.0, processor, self.timed)
+        user, kernel = (1e6 * found[part] / self.timed for part in ("user", "kernel"))
+        rate = self.timed / found["seconds"]
+        return Outcome(self.timed, rate, 0.0, user + kernel, self.timed, user, kernel)
 
     def count(self, loop: str, counter: Counter) -> Count:
         start, whole = (self._counted(loop, counter, times) for times in (self.counted, 2 * self.counted))

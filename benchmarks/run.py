@@ -2,28 +2,35 @@
 
 import argparse
 import datetime
+import random
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks import counters, generator, loops, machine, report, results, split, tls
+from benchmarks import counters, generator, loops, machine, report, results, resume, split, steps, tls
 from benchmarks.children import ROOT
 from benchmarks.growth_result import Growth
-from benchmarks.measuring import Plan, measure, progress
+from benchmarks.loops import OURS
+from benchmarks.measuring import measure, progress
 from benchmarks.results import Measured, Run
 from benchmarks.row import LIMIT, ClientRow, Row
 from benchmarks.rows import ROWS
-from benchmarks.tables import OURS
+from benchmarks.steps import Plan
 
 KEPT = ROOT / "docs" / "benchmarks.json"
 """The results of whole runs. The page and the charts are beside it."""
 PART = ROOT / "target" / "benchmarks" / "benchmarks.json"
-"""The results of partial runs, and of all runs until they are complete."""
+"""The results of partial runs, and of those that were interrupted."""
+UNFINISHED = PART.with_name("unfinished.json")
+"""A run that is not complete, with which the next one goes on."""
 
 GROWTH = "growth"
 """The group of growth measurements, which has no rows."""
+GROWTH_OF_TLS = "growth of TLS"
+SECONDS_TO_GROW = {GROWTH: 130.0, GROWTH_OF_TLS: 10.0}
+"""About how long they take for each loop."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,21 +45,64 @@ def main(arguments: Sequence[str] | None = None) -> int:
     plan, with_growth = plan_of(options), wants_growth(options)
     build(plan, with_growth)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    measured = Measured([run_of(plan)], {})
+    plan, measured = begun(plan, options)
+    name_missing(options)
     path = PART
     try:
-        measure(plan, measured.results, lambda: measured.write(PART))
+        growing = growing_takes(plan, options, measured)
+        measure(plan, measured, lambda: measured.write(UNFINISHED), afterwards=growing)
         if with_growth:
-            measured.growths += growths(plan)
+            grow(GROWTH, measured, lambda: growths(plan))
         if wants_growth_of_tls(options):
-            measured.growths += growths_of_tls(plan)
+            grow(GROWTH_OF_TLS, measured, lambda: growths_of_tls(plan))
+        if plan.minutes is not None and not with_growth:
+            measured.runs[-1].no_time_for[GROWTH] = []
+        measured.steps.clear()
+        UNFINISHED.unlink(missing_ok=True)
         path = destination(options)
     except KeyboardInterrupt:
-        progress("INTERRUPTED: what was measured so far is kept")
+        progress("INTERRUPTED: what was measured so far is kept, and the same command goes on with it")
         return 1
     finally:
         keep(before, measured, path)
     return 0
+
+
+def begun(plan: Plan, options: argparse.Namespace) -> tuple[Plan, Measured]:
+    """The plan and what is measured of it: nothing, or what an interrupted run has."""
+    run = run_of(plan)
+    with_growth = {GROWTH: wants_growth(options), GROWTH_OF_TLS: wants_growth_of_tls(options)}
+    key = resume.key(plan, run.facts, with_growth)
+    kept = None if options.fresh else resume.unfinished(UNFINISHED, key)
+    if kept is None:
+        return plan, Measured([replace(run, key=key)], {})
+    return replace(plan, seed=kept.runs[0].seed or 0), kept
+
+
+def growing_takes(plan: Plan, options: argparse.Namespace, measured: Measured) -> float:
+    """About how many seconds the measurements of growth take."""
+    wanted = {GROWTH: wants_growth(options), GROWTH_OF_TLS: wants_growth_of_tls(options)}
+    names = [name for name in wanted if wanted[name] and name not in measured.steps]
+    return sum(SECONDS_TO_GROW[name] * len(plan.loops) for name in names)
+
+
+def grow(step: str, measured: Measured, measure: Callable[[], list[Growth]]) -> None:
+    """Adds growths, unless an interrupted run has them."""
+    if step in measured.steps:
+        return
+    measured.growths += measure()
+    measured.steps.append(step)
+    measured.write(UNFINISHED)
+
+
+def not_installed() -> list[str]:
+    return [name for name in loops.FACTORIES if not loops.is_installed(name)]
+
+
+def name_missing(options: argparse.Namespace) -> None:
+    """Says which loops are left out because they are not installed."""
+    if not options.loops and (missing := not_installed()):
+        progress(f"not installed, and left out: {', '.join(missing)}")
 
 
 def build(plan: Plan, with_growth: bool) -> None:
@@ -95,11 +145,16 @@ def parser() -> argparse.ArgumentParser:
     add("--loops", help=f"comma-separated (default: those installed, {','.join(installed)})")
     add("--rows", help=f"groups or rows (default: {','.join([*groups, GROWTH])})")
     add("--growth", action=argparse.BooleanOptionalAction, help="how cost grows (default: with all rows)")
-    add("--rounds", type=int, default=5, help="timed rounds of each loop, in turn (default: 5)")
+    add("--rounds", type=int, default=7, help="timed rounds of each loop, in turn (default: 7)")
     add("--seconds", type=float, default=1, help="length of a server's round (default: 1)")
     add("--no-rates", action="store_true", help="count instructions only")
     add("--no-counts", action="store_true", help="measure rates only")
     add("--no-split", action="store_true", help="don't find out where hotloop's instructions go")
+    add(
+        "--minutes", type=float, help="measure only what fits into this time, the rows that matter most first"
+    )
+    add("--seed", type=int, help="decides the order of the loops in each round (default: a random one)")
+    add("--fresh", action="store_true", help="don't go on with an interrupted run")
     add("--output", type=Path, metavar="JSON", help="where the results go, the page and the charts beside it")
     add("--update", type=Path, metavar="JSON", help="measure anew what is chosen, in these results")
     add("--render", type=Path, metavar="JSON", help="write the page and the charts again, measure nothing")
@@ -116,8 +171,10 @@ def plan_of(options: argparse.Namespace) -> Plan:
     rounds = 0 if options.no_rates else options.rounds
     counting = [] if options.no_counts else counters.available()
     splits = OURS in names and not (options.no_split or options.no_counts)
+    splitter = split.available() if splits else None
+    seed = random.randrange(1 << 32) if options.seed is None else options.seed
     return Plan(
-        rows, names, rounds, options.seconds, counting, split.available() if splits else None, left_out
+        rows, names, rounds, options.seconds, counting, splitter, seed, options.minutes, left_out=left_out
     )
 
 
@@ -138,19 +195,23 @@ def chosen_loops(names: list[str]) -> list[str]:
 def wants_growth(options: argparse.Namespace) -> bool:
     if options.growth is not None:
         return bool(options.growth)
+    if options.minutes is not None:
+        return False
     return is_whole(options) or bool(options.rows and GROWTH in options.rows.split(","))
 
 
 def wants_growth_of_tls(options: argparse.Namespace) -> bool:
     """With all rows over TLS, too."""
     return wants_growth(options) or (
-        options.growth is None and bool(options.rows and tls.GROUP in options.rows.split(","))
+        options.growth is None
+        and options.minutes is None
+        and bool(options.rows and tls.GROUP in options.rows.split(","))
     )
 
 
 def is_whole(options: argparse.Namespace) -> bool:
     leaves_out = options.no_rates or options.no_counts or options.no_split or options.growth is False
-    return not (options.rows or options.loops or leaves_out)
+    return not (options.rows or options.loops or leaves_out or options.minutes is not None)
 
 
 def destination(options: argparse.Namespace) -> Path:
@@ -158,10 +219,17 @@ def destination(options: argparse.Namespace) -> Path:
     return chosen or (KEPT if is_whole(options) else PART)
 
 
+def is_of_all_loops(plan: Plan) -> bool:
+    """Whether only loops that are not installed are left out."""
+    return {*plan.loops, *not_installed()} >= set(loops.FACTORIES)
+
+
 def run_of(plan: Plan) -> Run:
     how = []
     if plan.rounds:
         how.append(f"{plan.rounds} round{'s' * (plan.rounds > 1)}; a server's lasts {plan.seconds:g} s")
+    if plan.minutes is not None:
+        how.append(f"in {plan.minutes:g} minutes")
     if plan.counters:
         how.append("counted with " + " and ".join(f"`{counter.name}`" for counter in plan.counters))
     if plan.counters and not any(isinstance(counter, counters.Perf) for counter in plan.counters):
@@ -172,12 +240,17 @@ def run_of(plan: Plan) -> Run:
         "Date": datetime.date.today().isoformat(),
         **machine.machine(),
         **machine.versions(plan.loops),
+        **(
+            {"Not installed": ", ".join(not_installed())} if is_of_all_loops(plan) and not_installed() else {}
+        ),
         "Measured": "; ".join(how),
+        **({"Order": f"random in each round, seed {plan.seed}"} if plan.rounds else {}),
     }
     if plan.left_out:
         facts["Left out"] = "; ".join(f"{name} needs {needs}" for name, needs in plan.left_out.items())
-    parts = ["rates"] * (plan.rounds > 0) + ["counts"] * bool(plan.counters) + ["split"] * bool(plan.splitter)
-    return Run(facts, [row.name for row in plan.rows], plan.loops, parts)
+    parts = [steps.RATES] * (plan.rounds > 0) + [steps.COUNTS] * bool(plan.counters)
+    parts += [steps.SPLIT] * bool(plan.splitter)
+    return Run(facts, [row.name for row in plan.rows], plan.loops, parts, plan.seed)
 
 
 if __name__ == "__main__":

@@ -1,22 +1,31 @@
 """The tables: each loop's figure in each row, hotloop's rank, and its target."""
 
 import functools
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
+from benchmarks.loops import CONTROL, OURS
 from benchmarks.results import Measured, Result
 from benchmarks.row import LIMIT, Row
 from benchmarks.rows import ROWS
+from benchmarks.spread import Spread, are_tied, difference
 
-OURS = "hotloop"
 REFERENCE = "asyncio"
 
 SMALL = 100
 """Figures below this are shown with decimals."""
 NEAR_LIMIT = 0.97
-"""A rate of at least this share of the limit counts as the first place."""
+"""A rate of at least this share of the limit is near it."""
+COUNTS_TIE = 0.01
+"""Counts of instructions and calls that differ by no more than this are tied."""
 
-Measure = Callable[[Result], float | None]
+Measure = Callable[[Result], Sequence[float]]
+"""Returns the samples of a result: one for each round, or one count."""
+
+
+def missing(result: Result) -> str:
+    """What a table has in place of a figure."""
+    return "fails" if result.failure else "-"
 
 
 @dataclass(frozen=True)
@@ -29,6 +38,14 @@ class Quantity:
     lowest_is_best: bool = True
     target: str = ""
     """The field of Target for this quantity."""
+    missing: Callable[[Result], str] = missing
+    parts: tuple[Measure, ...] = ()
+    """What the figure consists of, shown below it."""
+
+    @property
+    def is_counted(self) -> bool:
+        """Whether the figure is a count, not a median of rounds."""
+        return self.measure in COUNTS
 
 
 @dataclass(frozen=True)
@@ -37,10 +54,23 @@ class Line:
 
     row: Row
     quantity: Quantity
-    figures: dict[str, float | None]
-    """Figures by loop; None where a loop has none."""
+    spreads: dict[str, Spread | None]
+    """The median and quartiles by loop; None where a loop has none."""
     limit: float | None
     target: float | None
+    control: Spread | None = None
+    """hotloop's, measured a second time."""
+    title: str = ""
+    tolerance: float = 0.0
+    """The difference of medians up to which loops are tied."""
+
+    def titled(self, title: str) -> "Line":
+        return replace(self, title=title)
+
+    @property
+    def figures(self) -> dict[str, float | None]:
+        """Medians by loop."""
+        return {name: spread.median if spread else None for name, spread in self.spreads.items()}
 
     @functools.cached_property
     def shown(self) -> dict[str, float | None]:
@@ -52,8 +82,7 @@ class Line:
 
     @property
     def best(self) -> float | None:
-        """The best figure as shown, so that equal figures in the table rank equally."""
-        return self._best_of([figure for figure in self.shown.values() if figure is not None])
+        return self._best_of([figure for figure in self.figures.values() if figure is not None])
 
     @property
     def best_other(self) -> tuple[str, float] | None:
@@ -63,9 +92,30 @@ class Line:
         best = self._best_of(list(others.values()))
         return next(((name, figure) for name, figure in others.items() if figure == best), None)
 
+    def is_among_best(self, name: str) -> bool:
+        """Whether the loop's figure is the best one, or tied with it."""
+        best = [other for other, figure in self.figures.items() if figure is not None and figure == self.best]
+        return any(name == other or self.are_tied(name, other) for other in best)
+
+    def are_tied(self, one: str, other: str) -> bool:
+        shown = self.shown.get(one)
+        if self.quantity.is_counted and shown is not None and shown == self.shown.get(other):
+            return True
+        return are_tied(self.spreads.get(one), self.spreads.get(other), self.tolerance)
+
+    @property
+    def is_tied(self) -> bool:
+        """Whether hotloop is tied with the best other loop."""
+        return self.best_other is not None and self.are_tied(OURS, self.best_other[0])
+
     @property
     def is_first(self) -> bool:
-        return self.ours is not None and self.shown[OURS] == self.best
+        """Whether hotloop is ahead of all other loops, by more than a tie."""
+        return self.ours is not None and self.ours == self.best and not self.is_tied
+
+    @property
+    def is_behind(self) -> bool:
+        return self.ours is not None and not self.is_first and not self.is_tied
 
     @property
     def is_near_limit(self) -> bool:
@@ -74,6 +124,11 @@ class Line:
     @property
     def is_met(self) -> bool:
         return self.ours is not None and self.target is not None and self.ours <= self.target
+
+    @property
+    def is_control_tied(self) -> bool:
+        """Whether the interquartile ranges of hotloop's two measurements overlap."""
+        return are_tied(self.spreads.get(OURS), self.control)
 
     def times_better(self, other: float | None, unknown: float = float("nan")) -> float:
         """The factor by which hotloop is better than another loop; below 1, it is worse."""
@@ -93,10 +148,25 @@ def lines(quantity: Quantity, measured: Measured) -> list[Line]:
 
 
 def line(row: Row, quantity: Quantity, measured: Measured) -> Line:
-    figures = {name: quantity.measure(measured.of(row.name, name)) for name in measured.loops}
-    limit = quantity.measure(measured.of(row.name, LIMIT))
-    known = Line(row, quantity, figures, limit, None)
-    return Line(row, quantity, figures, limit, target(known, measured))
+    def spread(name: str) -> Spread | None:
+        return Spread.of(quantity.measure(measured.of(row.name, name)))
+
+    limit, control = spread(LIMIT), spread(CONTROL)
+    spreads = {name: spread(name) for name in measured.loops}
+    tolerance = difference(spreads.get(OURS), control) or 0.0
+    if quantity.is_counted:
+        tolerance = COUNTS_TIE
+    known = Line(
+        row,
+        quantity,
+        spreads,
+        limit.median if limit else None,
+        None,
+        control,
+        title=row.title,
+        tolerance=tolerance,
+    )
+    return replace(known, target=target(known, measured))
 
 
 def target(line: Line, measured: Measured) -> float | None:
@@ -112,7 +182,11 @@ def target(line: Line, measured: Measured) -> float | None:
 
 def table(quantity: Quantity, measured: Measured) -> str:
     """The table as markdown; empty if it has no lines."""
-    chosen = lines(quantity, measured)
+    return of_lines(lines(quantity, measured), measured)
+
+
+def of_lines(chosen: list[Line], measured: Measured) -> str:
+    """A table of these lines; empty if there are none."""
     if not chosen:
         return ""
     columns: list[tuple[str, Callable[[Line], str]]] = [
@@ -125,7 +199,7 @@ def table(quantity: Quantity, measured: Measured) -> str:
     if any(line.ours is not None for line in chosen):
         columns += comparing(chosen)
     head = ["| | " + " | ".join(name for name, _ in columns) + " |", "|---|" + "---:|" * len(columns)]
-    body = [f"| {line.row.title} | " + " | ".join(of(line) for _, of in columns) + " |" for line in chosen]
+    body = [f"| {line.title} | " + " | ".join(of(line) for _, of in columns) + " |" for line in chosen]
     return "\n".join(head + body)
 
 
@@ -138,20 +212,35 @@ def comparing(chosen: list[Line]) -> list[tuple[str, Callable[[Line], str]]]:
         columns.append(
             ("against asyncio", lambda line: ratio(line.times_better(line.figures.get(REFERENCE))))
         )
+    if any(line.control for line in chosen):
+        columns.append(("against itself", against_itself))
     if any(line.target is not None for line in chosen):
         columns.append(("target", target_cell))
     return columns
 
 
 def cell(line: Line, name: str, measured: Measured) -> str:
-    figure = line.shown[name]
-    if figure is None:
-        return "fails" if measured.of(line.row.name, name).failure else "-"
-    return f"**{number(figure)}**" if figure == line.best else number(figure)
+    figure, spread = line.shown[name], line.spreads[name]
+    result = measured.of(line.row.name, name)
+    if figure is None or spread is None:
+        return line.quantity.missing(result)
+    text = number(figure)
+    if line.is_among_best(name):
+        text = f"**{text}**"
+    if spread.relative is not None:
+        text += f" ±{spread.relative:.1%}"
+    parts = [Spread.of(part(result)) for part in line.quantity.parts]
+    known = [number(rounded(part.median)) for part in parts if part]
+    return f"{text}<br>{' + '.join(known)}" if known else text
 
 
 def against_best_other(line: Line) -> str:
-    return ratio(line.times_better(line.best_other[1] if line.best_other else None))
+    times = ratio(line.times_better(line.best_other[1] if line.best_other else None))
+    return f"{times} tie" if line.is_tied and line.ours is not None and times != "-" else times
+
+
+def against_itself(line: Line) -> str:
+    return ratio(line.times_better(line.control.median if line.control else None))
 
 
 def target_cell(line: Line) -> str:
@@ -169,13 +258,15 @@ def rounded(value: float | None) -> float | None:
     """Rounded as in the table."""
     if value is None:
         return None
-    return float(round(value)) if value >= SMALL else max(round(value, 2), 0.0)
+    return float(round(value)) if value >= SMALL else max(round(value, 2 if value >= 1 else 3), 0.0)
 
 
 def number(value: float | None) -> str:
     if value is None:
         return "-"
-    return f"{value:,.0f}" if value >= SMALL else f"{value:.2f}"
+    if value >= SMALL:
+        return f"{value:,.0f}"
+    return f"{value:.2f}" if value >= 1 or value == 0 else f"{value:.3f}"
 
 
 def facts(of_run: dict[str, str]) -> str:
@@ -183,35 +274,61 @@ def facts(of_run: dict[str, str]) -> str:
     return "\n".join(["| | |", "|---|---|", *[f"| {name} | {fact} |" for name, fact in of_run.items()]])
 
 
-def rate(result: Result) -> float | None:
-    return result.best.rate if result.best else None
+def rate(result: Result) -> list[float]:
+    return [outcome.rate for outcome in result.outcomes]
 
 
-def microseconds(result: Result) -> float | None:
-    return 1e6 / result.best.rate if result.best else None
+def rate_keeping(result: Result) -> list[float]:
+    """With malloc that keeps freed memory."""
+    return [outcome.rate for outcome in result.keeping]
 
 
-def p99(result: Result) -> float | None:
-    return result.best.p99 if result.best else None
+def microseconds(result: Result) -> list[float]:
+    return [1e6 / outcome.rate for outcome in result.outcomes]
 
 
-def processor(result: Result) -> float | None:
-    """The least of all rounds: it depends less on the machine's mood than rates do."""
-    found = [outcome.processor for outcome in result.outcomes if outcome.processor is not None]
-    return min(found, default=None)
+def p99(result: Result) -> list[float]:
+    return [outcome.p99 for outcome in result.outcomes]
 
 
-def user(result: Result) -> float | None:
-    return result.count.user
+def processor(result: Result) -> list[float]:
+    return [outcome.processor for outcome in result.outcomes if outcome.processor is not None]
 
 
-def kernel(result: Result) -> float | None:
-    return result.count.kernel
+def processor_keeping(result: Result) -> list[float]:
+    """With malloc that keeps freed memory."""
+    return [outcome.processor for outcome in result.keeping if outcome.processor is not None]
 
 
-def calls(result: Result) -> float | None:
-    return result.count.calls
+def user_time(result: Result) -> list[float]:
+    return [outcome.user for outcome in result.outcomes if outcome.user is not None]
 
+
+def kernel_time(result: Result) -> list[float]:
+    return [outcome.kernel for outcome in result.outcomes if outcome.kernel is not None]
+
+
+def user_time_keeping(result: Result) -> list[float]:
+    return [outcome.user for outcome in result.keeping if outcome.user is not None]
+
+
+def kernel_time_keeping(result: Result) -> list[float]:
+    return [outcome.kernel for outcome in result.keeping if outcome.kernel is not None]
+
+
+def user(result: Result) -> list[float]:
+    return [] if result.count.user is None else [result.count.user]
+
+
+def kernel(result: Result) -> list[float]:
+    return [] if result.count.kernel is None else [result.count.kernel]
+
+
+def calls(result: Result) -> list[float]:
+    return [] if result.count.calls is None else [result.count.calls]
+
+
+COUNTS: tuple[Measure, ...] = (user, kernel, calls)
 
 SCHEDULING = ("scheduling",)
 SERVERS = ("echo", "http", "programs")
@@ -219,14 +336,61 @@ BOTH = (*SERVERS, "client", "databases")
 BULK = ("bulk",)
 TLS = ("tls",)
 
-TIMES = Quantity("Scheduling: microseconds an iteration, best round", microseconds, SCHEDULING)
-RATES = Quantity("Servers and clients: requests a second, best round", rate, BOTH, lowest_is_best=False)
+KEEPING_TITLE = "with malloc that keeps memory"
+TIME_PARTS = (user_time, kernel_time)
+TIME_PARTS_KEEPING = (user_time_keeping, kernel_time_keeping)
+
+TIMES = Quantity("Scheduling: microseconds an iteration", microseconds, SCHEDULING)
+RATES = Quantity("Servers and clients: requests a second", rate, BOTH, lowest_is_best=False)
+RATES_KEEPING = Quantity(
+    f"Servers and clients: requests a second, {KEEPING_TITLE}", rate_keeping, BOTH, lowest_is_best=False
+)
+PROCESSOR = Quantity(
+    "Servers and clients: microseconds of processor time a request (user + kernel)",
+    processor,
+    BOTH,
+    parts=TIME_PARTS,
+)
+PROCESSOR_KEEPING = Quantity(
+    f"Servers and clients: microseconds of processor time a request (user + kernel), {KEEPING_TITLE}",
+    processor_keeping,
+    BOTH,
+    parts=TIME_PARTS_KEEPING,
+)
 SCHEDULING_USER = Quantity("Scheduling: user instructions an iteration", user, SCHEDULING, target="user")
 SERVERS_USER = Quantity("Servers and clients: user instructions a request", user, BOTH, target="user")
-TLS_RATES = Quantity("TLS: requests or connections a second, best round", rate, TLS, lowest_is_best=False)
+TLS_RATES = Quantity("TLS: requests or connections a second", rate, TLS, lowest_is_best=False)
+TLS_RATES_KEEPING = Quantity(
+    f"TLS: requests or connections a second, {KEEPING_TITLE}", rate_keeping, TLS, lowest_is_best=False
+)
+TLS_PROCESSOR = Quantity(
+    "TLS: microseconds of processor time a request or connection (user + kernel)",
+    processor,
+    TLS,
+    parts=TIME_PARTS,
+)
+TLS_PROCESSOR_KEEPING = Quantity(
+    f"TLS: microseconds of processor time a request or connection (user + kernel), {KEEPING_TITLE}",
+    processor_keeping,
+    TLS,
+    parts=TIME_PARTS_KEEPING,
+)
 TLS_USER = Quantity("TLS: user instructions a request or connection", user, TLS, target="user")
-BULK_RATES = Quantity("Bulk transfers: MB a second, best round", rate, BULK, lowest_is_best=False)
+BULK_RATES = Quantity("Bulk transfers: MB a second", rate, BULK, lowest_is_best=False)
+BULK_RATES_KEEPING = Quantity(
+    f"Bulk transfers: MB a second, {KEEPING_TITLE}", rate_keeping, BULK, lowest_is_best=False
+)
+BULK_PROCESSOR = Quantity(
+    "Bulk transfers: microseconds of processor time a MB (user + kernel)", processor, BULK, parts=TIME_PARTS
+)
+BULK_PROCESSOR_KEEPING = Quantity(
+    f"Bulk transfers: microseconds of processor time a MB (user + kernel), {KEEPING_TITLE}",
+    processor_keeping,
+    BULK,
+    parts=TIME_PARTS_KEEPING,
+)
 ALL_RATES = (TIMES, RATES, TLS_RATES, BULK_RATES)
+ALL_KEEPING = (RATES_KEEPING, TLS_RATES_KEEPING, BULK_RATES_KEEPING)
 ALL_USER = (SCHEDULING_USER, SERVERS_USER, TLS_USER)
 QUANTITIES = [
     TIMES,
@@ -234,15 +398,21 @@ QUANTITIES = [
     Quantity("Scheduling: kernel instructions an iteration", kernel, SCHEDULING, target="kernel"),
     Quantity("Scheduling: system calls an iteration", calls, SCHEDULING),
     RATES,
-    Quantity("Servers: 99th percentile of latency in that round, microseconds", p99, SERVERS),
+    RATES_KEEPING,
+    PROCESSOR,
+    PROCESSOR_KEEPING,
+    Quantity("Servers: 99th percentile of latency at these rates, microseconds", p99, SERVERS),
     SERVERS_USER,
     Quantity("Servers and clients: kernel instructions a request", kernel, BOTH, target="kernel"),
     Quantity("Servers and clients: system calls a request", calls, BOTH),
-    Quantity("Servers and clients: microseconds of processor time a request, best round", processor, BOTH),
     TLS_RATES,
-    Quantity("TLS: microseconds of processor time a request or connection, best round", processor, TLS),
+    TLS_RATES_KEEPING,
+    TLS_PROCESSOR,
+    TLS_PROCESSOR_KEEPING,
     TLS_USER,
     Quantity("TLS: system calls a request or connection", calls, TLS),
     BULK_RATES,
-    Quantity("Bulk transfers: microseconds of processor time a MB, best round", processor, BULK),
+    BULK_RATES_KEEPING,
+    BULK_PROCESSOR,
+    BULK_PROCESSOR_KEEPING,
 ]

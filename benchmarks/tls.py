@@ -86,11 +86,17 @@ class TlsEchoRow(ServerRow):
             return limit(self.scheme, address)
         return python("servers", loop, self.server, address, certificate())
 
+    def _url(self, address: str) -> str:
+        return self.scheme + address
+
+    def _trust(self) -> str:
+        return certificate()
+
     def _drive_for(self, address: str, seconds: float) -> Outcome:
-        return generator.for_seconds(self.scheme + address, self.load, seconds, certificate())
+        return generator.for_seconds(self._url(address), self.load, seconds, self._trust())
 
     def _drive_until(self, address: str, requests: int, timeout: float) -> Outcome:
-        return generator.for_requests(self.scheme + address, self.load, requests, timeout, certificate())
+        return generator.for_requests(self._url(address), self.load, requests, timeout, self._trust())
 
 
 @dataclass(frozen=True)

@@ -2,23 +2,30 @@
 what is not installed is left out."""
 
 import asyncio
+import contextlib
 import dataclasses
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from benchmarks import bulk_work, concurrency, counters, generator, report, run
+from benchmarks import bulk_work, concurrency, counters, databases, generator, malloc, measuring, report, run
+from benchmarks import split as splitting
 from benchmarks.children import python
 from benchmarks.children import run as run_to_end
 from benchmarks.clients import requests_with_warmup
 from benchmarks.growth_result import Growth
+from benchmarks.results import Measured
 from benchmarks.row import ClientRow, Row, SchedulingRow, ServerRow
-from benchmarks.rows import ROWS
+from benchmarks.rows import ROWS, rank
+from benchmarks.steps import Plan, of_row
 
 SECONDS = 0.05
 TIMES = {"sleepers": 5_000, "executor_jobs": 1_000, "subprocess_output": 2}
 """Repetitions, where 100 are too many or too few."""
+PRINT_ENVIRONMENT = [sys.executable, "-c", "import os; print(dict(os.environ))"]
 GROUPS = ("programs", "databases", "bulk")
 NEW = [
     row
@@ -72,6 +79,49 @@ def test_what_is_not_installed_is_left_out_and_named(monkeypatch: pytest.MonkeyP
     assert plan.rows == [row]
     assert plan.left_out == {"needy": "no_such_package"}
     assert run.run_of(plan).facts["Left out"] == "needy needs no_such_package"
+
+
+def test_what_is_left_out_is_said_before_the_run(capsys: pytest.CaptureFixture[str]) -> None:
+    plan = Plan([], ["asyncio"], 1, 1.0, [], left_out={"needy": "no_such_package"})
+    measuring.measure(plan, Measured([], {}), lambda: None)
+    assert capsys.readouterr().err.splitlines()[0] == "needy: left out, needs no_such_package"
+
+
+def test_rows_without_counts_have_only_rates() -> None:
+    tool = splitting.Callgrind()
+    plan = Plan(ROWS, ["asyncio", "hotloop"], 1, 1.0, [tool], tool)
+    parts = {row.name: {step.part for step in of_row(row, plan)} for row in ROWS}
+    assert parts["grpc"] == parts["bulk_tcp_receive"] == {"rates"}
+    assert parts["websockets"] == parts["asyncpg_1"] == {"rates", "counts", "split"}
+
+
+@pytest.mark.skipif(len(malloc.settings("echo")) == 1, reason="needs glibc")
+def test_bulk_has_both_settings_of_malloc() -> None:
+    row = next(row for row in ROWS if row.name == "bulk_tcp_receive")
+    turns = Plan([row], ["asyncio", "hotloop"], 1, 1.0, []).turns(row)
+    assert ("asyncio", malloc.KEEPING) in turns
+    assert ("asyncio", malloc.DEFAULT) in turns
+
+
+def test_a_database_has_the_default_malloc(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+
+    @contextlib.contextmanager
+    def printing(command: list[str], **options: object) -> Iterator[int]:
+        started.append(run_to_end(PRINT_ENVIRONMENT, timeout=20))
+        yield 1
+
+    monkeypatch.setattr(databases, "running", printing)
+    with malloc.set_to(malloc.KEEPING):
+        databases.start("redis")
+        assert "MALLOC_TOP_PAD_" in run_to_end(PRINT_ENVIRONMENT, timeout=20)
+    assert len(started) == 1
+    assert "MALLOC_TOP_PAD_" not in started[0]
+
+
+def test_the_rows_that_people_know_come_after_those_of_http() -> None:
+    ranked = ["http_aiohttp", "asyncpg_1", "redis_1", "websockets", "fastapi", "bulk_tcp_receive"]
+    assert [rank(name) - rank("http_aiohttp") for name in ranked] == list(range(6))
 
 
 def test_a_meter_leaves_the_warm_up_out(monkeypatch: pytest.MonkeyPatch) -> None:

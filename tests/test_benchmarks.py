@@ -7,21 +7,21 @@ import json
 import pytest
 
 from benchmarks import check, counters, generator, measuring, report, results, run, split, tables
-from benchmarks.children import Failed
+from benchmarks.children import Failed, ProcessorTime
 from benchmarks.counters import Count
 from benchmarks.generator import Outcome
 from benchmarks.growth_result import Growth
-from benchmarks.measuring import Plan
 from benchmarks.results import Measured, Result, Run
 from benchmarks.row import LIMIT, Row
 from benchmarks.rows import ROWS
+from benchmarks.steps import Plan
 
 ROW = {row.name: row for row in ROWS}
 LOST = "in round 2: lost a connection"
 
 
 def result(rate=None, *, user=None, kernel=None, failure=""):
-    outcomes = [] if rate is None else [Outcome(1000, rate / 2, 900.0), Outcome(1000, rate, 500.0)]
+    outcomes = [] if rate is None else [Outcome(1000, rate, 500.0)]
     return Result(outcomes, Count(user=user, kernel=kernel), failure)
 
 
@@ -52,6 +52,7 @@ def kept_here(monkeypatch, tmp_path):
     """Nothing is written over what is in the checkout, and nothing is built."""
     monkeypatch.setattr(run, "KEPT", tmp_path / "docs" / "benchmarks.json")
     monkeypatch.setattr(run, "PART", tmp_path / "target" / "benchmarks.json")
+    monkeypatch.setattr(run, "UNFINISHED", tmp_path / "target" / "unfinished.json")
     monkeypatch.setattr(generator, "build", lambda program="load": program)
     monkeypatch.setattr(counters, "available", list)
 
@@ -71,15 +72,15 @@ class FakeRow(Row):
         raise AssertionError("nothing counts")
 
 
-def test_the_best_is_bold_and_so_is_what_looks_the_same():
+def test_the_best_is_bold():
     text = tables.table(
-        tables.RATES, measured({"asyncio": result(500.2), "hotloop": result(999.6), "uvloop": result(1000.1)})
+        tables.RATES, measured({"asyncio": result(500.2), "hotloop": result(999.6), "uvloop": result(1010.1)})
     )
     assert cells(text, ROW["echo_64"].title) == {
         "asyncio": "500",
-        "hotloop": "**1,000**",
-        "uvloop": "**1,000**",
-        "against the best other": "1.00",
+        "hotloop": "1,000",
+        "uvloop": "**1,010**",
+        "against the best other": "0.99",
         "against asyncio": "2.00",
     }
 
@@ -100,7 +101,7 @@ def test_the_limit_takes_no_part_in_the_comparison():
     with_limit = measured({"hotloop": result(980), "uvloop": result(990), LIMIT: result(1000)})
     row = cells(tables.table(tables.RATES, with_limit), ROW["echo_64"].title)
     assert (row["uvloop"], row["limit"]) == ("**990**", "1,000")
-    assert "fastest in 0 of 1 rows and within 3% of the limit in 1 more" in report.summary(with_limit)
+    assert "behind in 1 (1 of these within 3% of the limit)" in report.summary(with_limit)
 
 
 @pytest.mark.parametrize(("user", "verdict"), [(1_700, "met"), (1_701, "missed")])
@@ -127,8 +128,8 @@ def test_the_summary_names_the_worst_ratio():
     of_rows.results["http_tls", "hotloop"] = result(failure=LOST)
     of_rows.results["http_tls", "uvloop"] = result(50)
     assert report.summary(of_rows).splitlines()[-1] == (
-        "- Rate: hotloop is fastest in 1 of 2 rows; it fails in 1. "
-        f"Its worst ratio is 0.90 against rloop, in “{ROW['echo_1'].title}”."
+        "- Rate: of 2 rows, hotloop is first in 1, tied with the best other loop in 0 and behind in 1; "
+        f"it has no figure in 1. Its worst ratio is 0.90 against rloop, in “{ROW['echo_1'].title}”."
     )
 
 
@@ -257,7 +258,7 @@ def test_only_hotloop_is_split(monkeypatch, arguments, splits):
 def test_what_is_not_steady_is_not_split(monkeypatch, capsys):
     monkeypatch.setattr(FakeRow, "is_steady", False)
     row = FakeRow("fake", "Fake", {"hotloop": [1.0]})
-    measuring.measure(Plan([row], ["hotloop"], 1, 1, [], split.Callgrind()), {}, lambda: None)
+    measuring.measure(Plan([row], ["hotloop"], 1, 1, [], split.Callgrind()), Measured([], {}), lambda: None)
     assert "callgrind" not in capsys.readouterr().err
     assert not ROW["subprocess_true"].is_steady
     assert ROW["echo_64"].is_steady
@@ -268,10 +269,10 @@ def test_what_cannot_be_split_is_no_failure(monkeypatch, capsys):
         raise Failed("the count is not steady")
 
     monkeypatch.setattr(FakeRow, "count", count)
-    found = {}
+    found = Measured([], {})
     row = FakeRow("fake", "Fake", {"hotloop": [1.0]})
     measuring.measure(Plan([row], ["hotloop"], 1, 1, [], split.Callgrind()), found, lambda: None)
-    assert not found["fake", "hotloop"].failure
+    assert not found.of("fake", "hotloop").failure
     assert "fake: not split: the count is not steady" in capsys.readouterr().err
 
 
@@ -364,11 +365,11 @@ def test_growth_can_be_chosen_as_if_it_were_a_row():
 
 
 def test_who_fails_in_one_round_has_no_rate(capsys):
-    row = FakeRow("fake", "Fake", {"hotloop": [1.0, 2.0], "other": [9.0, Failed("lost a connection")]})
-    found = {}
-    measuring.measure(Plan([row], ["hotloop", "other"], 2, 1, []), found, lambda: None)
-    assert found["fake", "hotloop"].best.rate == 2.0
-    assert found["fake", "other"] == Result(failure=LOST)
+    row = FakeRow("fake", "Fake", {"asyncio": [1.0, 2.0], "other": [9.0, Failed("lost a connection")]})
+    found = Measured([], {})
+    measuring.measure(Plan([row], ["asyncio", "other"], 2, 1, []), found, lambda: None)
+    assert [outcome.rate for outcome in found.of("fake", "asyncio").outcomes] == [1.0, 2.0]
+    assert found.of("fake", "other") == Result(failure=LOST)
     assert "fake: other FAILS in round 2: lost a connection" in capsys.readouterr().err
 
 
@@ -383,7 +384,8 @@ def test_an_interrupted_run_keeps_what_it_has(end, kept_here, monkeypatch, capsy
     kept = results.read(path)
     assert status == (1 if end else 0)
     assert kept.runs[0].rows == (["echo_64"] if end else ["echo_64", "echo_1"])
-    assert kept.of("echo_64", "asyncio").best.rate == 100.0
+    assert [outcome.rate for outcome in kept.of("echo_64", "asyncio").outcomes] == [100.0]
+    assert run.UNFINISHED.exists() == (end is not None)
     assert path.with_suffix(".md").read_text() in capsys.readouterr().out
     assert run.KEPT.exists() == (end is None)
 
@@ -501,7 +503,9 @@ def test_loops_with_other_transports_are_compared_over_tls_only():
 
 def test_processor_time_is_of_all_requests_that_were_answered():
     outcome = Outcome(1000, 500.0, 10.0, answered=1250)
-    assert outcome.with_processor(1_000_000, 3_500_000).processor == 2.0
+    before, after = ProcessorTime(1_000_000, 10, 20), ProcessorTime(3_500_000, 40, 30)
+    used = outcome.with_processor(before, after)
+    assert (used.processor, used.user, used.kernel) == (2.0, 1.5, 0.5)
     assert outcome.with_processor(None, None) == outcome
 
 

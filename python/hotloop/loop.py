@@ -20,6 +20,7 @@ from ._accepting import Accepting
 from ._executors import ExecutorSupport
 from ._patches import ReadyHandles, sync_patches
 from ._signals import SignalHandling
+from ._streams import of_streams
 from ._subprocesses import SubprocessSupport
 from ._support import HAS_THREADS, check_ssl_socket
 
@@ -562,6 +563,7 @@ class Loop(SignalHandling, SubprocessSupport, ExecutorSupport, asyncio.BaseEvent
             return
         if Loop._on_serving is not None:
             Loop._on_serving(args[1] if len(args) > 1 else options.get("server"))
+        protocol_factory = of_streams(self, protocol_factory)
         options["shared"] = sock in _given_sockets
         _core.Loop._start_serving(self, protocol_factory, sock, *args, **options)
 

@@ -56,7 +56,7 @@ mod of_class {
             // SAFETY: the GIL is held, and guards the list.
             unsafe {
                 let instances = &mut *self.instances.get();
-                if instances.len() < self.keep && can_keep {
+                if instances.len() < self.keep && can_keep && instances.try_reserve(1).is_ok() {
                     instances.push(instance);
                 } else if let Some(release) = (*class).tp_free {
                     release(instance.cast());

@@ -20,9 +20,9 @@ use super::class::Class;
 // The classes, with the number of dead instances whose memory is kept.
 
 pub static LOOP: Class = Class::new(0);
-pub static HANDLE: Class = Class::new(1024);
+pub static HANDLE: Class = Class::new(16384);
 pub static TIMER_HANDLE: Class = Class::new(1024);
-pub static THREAD_SAFE_HANDLE: Class = Class::new(256);
+pub static THREAD_SAFE_HANDLE: Class = Class::new(16384);
 pub static ENTRY: Class = Class::new(0);
 pub static SOCKET_OPERATION: Class = Class::new(64);
 pub static CONNECTION: Class = Class::new(0);

@@ -29,6 +29,15 @@ impl Client {
         self.flush()
     }
 
+    pub fn in_flight(&self) -> usize {
+        self.in_flight.len()
+    }
+
+    /// When the requests in flight were made, the oldest first.
+    pub fn unanswered(&self) -> impl Iterator<Item = &Instant> {
+        self.in_flight.iter()
+    }
+
     /// Sends what is due until the socket takes no more.
     pub fn flush(&mut self) -> Result<(), String> {
         match self.socket.flush() {

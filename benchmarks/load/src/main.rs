@@ -1,12 +1,14 @@
-//! A closed-loop load generator: every connection keeps a fixed number of requests in flight and sends
-//! the next one when an answer has come back, whole and right. One thread, so that it can be given one
-//! processor and the server another.
+//! A load generator. In its closed loop every connection keeps a fixed number of requests in flight and sends
+//! the next one when an answer has come back, whole and right. In its open loop (`--rate`) requests are due at a
+//! fixed rate. One thread, so that it can be given one processor and the server another.
 
 mod client;
 mod exchange;
+mod open_loop;
 mod options;
 mod report;
 mod run;
+mod schedule;
 mod socket;
 mod tls;
 mod websocket;

@@ -8,7 +8,7 @@ use crate::exchange::PIECE;
 
 pub const USAGE: &str = "usage: load ADDRESS [--connections N] [--size BYTES] [--depth N] [--requests N] \
 [--seconds S] [--warmup S] [--lockstep] [--idle N] [--anew full|resumed] [--trust FILE] \
-[--patience S]
+[--rate N] [--patience S]
 
 ADDRESS is tcp://HOST:PORT, tls://HOST:PORT, udp://HOST:PORT, unix:PATH, ws://HOST:PORT,
 http://HOST:PORT/PATH or https://HOST:PORT/PATH, the host a numeric address.
@@ -19,6 +19,8 @@ http://HOST:PORT/PATH or https://HOST:PORT/PATH, the host a numeric address.
   --seconds S       stop after S seconds (default 1, where --requests is not given)
   --warmup S        do not count the first S seconds (default 0)
   --lockstep        make the next requests when all connections are answered, not each by itself
+  --rate N          make N requests per second, evenly spaced, on the connections in turn; latency counts from
+                    when a request was due
   --idle N          first open N more connections and keep them open, saying nothing (default 0)
   --anew HOW        connect anew for each request, over TLS, with a full or a resumed handshake
   --trust FILE      the server's certificate, of its own making, as PEM: needed for TLS
@@ -62,6 +64,7 @@ pub struct Options {
     pub length: Length,
     pub warmup: Duration,
     pub lockstep: bool,
+    pub rate: Option<u64>,
     pub idle: usize,
     pub anew: Option<Handshake>,
     pub trust: Option<PathBuf>,
@@ -83,6 +86,7 @@ impl Options {
             length: Length::Time(Duration::from_secs(1)),
             warmup: Duration::ZERO,
             lockstep: false,
+            rate: None,
             idle: 0,
             anew: None,
             trust: None,
@@ -96,6 +100,7 @@ impl Options {
             let value = args.next().ok_or_else(|| format!("{name} needs a value\n{USAGE}"))?;
             match name.as_str() {
                 "--connections" => options.connections = positive(&name, &value)?,
+                "--rate" => options.rate = Some(positive(&name, &value)? as u64),
                 "--idle" => options.idle = whole(&name, &value)?,
                 "--anew" => options.anew = Some(handshake(&value)?),
                 "--trust" => options.trust = Some(value.into()),
@@ -121,6 +126,20 @@ impl Options {
         }
         if self.anew.is_some() && !(self.address.has_tls() && self.depth == 1) {
             return Err(format!("--anew needs TLS, and a depth of 1\n{USAGE}"));
+        }
+        if self.rate.is_some() {
+            if self.lockstep || self.anew.is_some() {
+                return Err(format!("--rate excludes --lockstep and --anew\n{USAGE}"));
+            }
+            match self.length {
+                Length::Requests(_) => {
+                    return Err(format!("--rate needs --seconds, not --requests\n{USAGE}"))
+                }
+                Length::Time(length) if length.is_zero() => {
+                    return Err(format!("--rate needs --seconds above 0\n{USAGE}"));
+                }
+                Length::Time(_) => {}
+            }
         }
         Ok(())
     }
@@ -211,5 +230,18 @@ mod tests {
         assert!(parse("tls://127.0.0.1:1 --trust a.pem --anew some").is_err());
         assert!(parse("tls://127.0.0.1:1 --trust a.pem --anew full --depth 2").is_err());
         assert!(parse("tcp://127.0.0.1:1 --anew full").is_err());
+    }
+
+    #[test]
+    fn a_rate_is_for_a_time_and_for_connections_that_stay() {
+        assert_eq!(parse("tcp://127.0.0.1:1").ok().and_then(|options| options.rate), None);
+        let fixed = parse("http://127.0.0.1:1/ --rate 20000 --connections 64 --seconds 2 --warmup 0.2");
+        assert_eq!(fixed.ok().and_then(|options| options.rate), Some(20_000));
+        assert!(parse("tcp://127.0.0.1:1 --rate 0").is_err());
+        assert!(parse("tcp://127.0.0.1:1 --rate some").is_err());
+        assert!(parse("tcp://127.0.0.1:1 --rate 100 --requests 1000").is_err());
+        assert!(parse("tcp://127.0.0.1:1 --rate 100 --seconds 0").is_err());
+        assert!(parse("tcp://127.0.0.1:1 --rate 100 --lockstep").is_err());
+        assert!(parse("tls://127.0.0.1:1 --trust a.pem --anew full --rate 100").is_err());
     }
 }

@@ -10,6 +10,7 @@ use rustls::ClientConfig;
 
 use crate::client::Client;
 use crate::exchange::{Echo, Exchange, Http, Payload};
+use crate::open_loop;
 use crate::options::{Address, Handshake, Length, Options};
 use crate::report::Report;
 use crate::socket::Socket;
@@ -22,7 +23,10 @@ pub fn run(options: &Options) -> Result<Report, String> {
     let connector = Connector::new(options)?;
     let mut idle = open_idle(&connector)?;
     let clients = connect(&connector, &poll)?;
-    let report = drive(options, poll, clients)?;
+    let report = match (options.rate, options.length) {
+        (Some(rate), Length::Time(length)) => open_loop::drive(options, rate, length, poll, clients.open)?,
+        _ => drive(options, poll, clients)?,
+    };
     idle.iter_mut().try_for_each(check_silent)?;
     Ok(report)
 }

@@ -35,7 +35,7 @@ use ending::{call_connection_lost, tear_down};
 pub use ending::{
     close, fatal_error, finalize, finish_closing, force_close, schedule_connection_lost, unregister,
 };
-pub use protocol_calls::{call_protocol, log, pause_protocol, report, resume_protocol};
+pub use protocol_calls::{adopt_streams, call_protocol, log, pause_protocol, report, resume_protocol};
 pub use registration::{
     Narrowing, cannot_watch, pause_reading, resume_reading, set_blocked, sync, sync_now, sync_or_end,
 };

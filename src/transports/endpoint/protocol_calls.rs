@@ -6,10 +6,34 @@ use pyo3::types::PyString;
 use super::Transport;
 use crate::cpython::arguments::Arguments;
 use crate::cpython::class::{Obj, This};
+use crate::cpython::identity::class_of;
 use crate::cpython::object::{Object, copy_context};
 use crate::handle::{Call, Handle, reraise_fatal};
 use crate::imports::imports;
 use crate::intern;
+
+/// A protocol of asyncio's streams that receives as much at a time should not copy it.
+const LARGE: usize = 32 * 1024;
+
+/// Gives a protocol of asyncio's streams, which receives so many bytes, the methods of `hotloop._streams`.
+#[inline(always)]
+pub fn adopt_streams(py: Python<'_>, event_loop: &Object, protocol: &Object, count: usize) -> PyResult<()> {
+    if count < LARGE { Ok(()) } else { adopt(py, event_loop, protocol) }
+}
+
+#[inline(never)]
+fn adopt(py: Python<'_>, event_loop: &Object, protocol: &Object) -> PyResult<()> {
+    let imports = imports(py)?;
+    let class = class_of(protocol);
+    if !class.is(&imports.stream_protocol) && !class.is(&imports.pipe_protocol) {
+        return Ok(());
+    }
+    match imports.adopt_streams.call(py, &[event_loop, protocol]) {
+        Ok(_) => Ok(()),
+        // Out of memory, for example: it does without.
+        Err(error) => reraise_fatal(py, error).map(drop),
+    }
+}
 
 /// Calls a method of the protocol. An exception is reported as that of a callback, and does not end the connection.
 pub fn call_protocol<T: Transport>(

@@ -61,12 +61,17 @@ impl Transport for ReadPipe {
             Ok(0) => Ok(None),
             Ok(count) => {
                 this.note_read(count);
-                Ok(Some(this.core.received_bytes(py, &buffer[..count], &[])))
+                Ok(Some((this.core.received_bytes(py, &buffer[..count], &[]), count)))
             }
             Err(error) => Err(error),
         })?;
         let data = match data {
-            Ok(Some(data)) => data?,
+            Ok(Some((data, count))) => {
+                if let Some(protocol) = this.protocol.get() {
+                    endpoint::adopt_streams(py, &this.event_loop, &protocol, count)?;
+                }
+                data?
+            }
             Ok(None) => return ReadPipe::end_of_file(this),
             Err(error) if socket::is_not_ready(&error) => return Ok(()),
             Err(error) => return endpoint::fatal_error(this, os_error(py, error), READ_FAILED),

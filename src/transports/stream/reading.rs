@@ -102,6 +102,8 @@ impl Stream {
             core::Received::Data(_, 0) => return Ok(Received::End),
             core::Received::Data(data, count) => {
                 this.note_read(count);
+                endpoint::adopt_streams(py, &this.event_loop, protocol, count)
+                    .map_err(|error| (error, READ_FAILED))?;
                 data
             }
             core::Received::Nothing => return Ok(Received::Done),
