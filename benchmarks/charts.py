@@ -103,7 +103,12 @@ def draw_all(measured: Measured, directory: Path, warn: Callable[[str], None]) -
 
 
 def names(measured: Measured) -> list[str]:
-    return [OVERVIEW, *OF_QUANTITIES.values(), *[of_growth(growth) for growth in measured.growths]]
+    return [OVERVIEW, *OF_QUANTITIES.values(), *[of_growth(growth) for growth in drawn_growths(measured)]]
+
+
+def drawn_growths(measured: Measured) -> list[Growth]:
+    """Those of memory are in a table."""
+    return [growth for growth in measured.growths if not growth.is_of_memory]
 
 
 def of_growth(growth: Growth) -> str:
@@ -114,7 +119,7 @@ def figures(measured: Measured) -> Sequence[tuple[str, Figure]]:
     drawn = [(OVERVIEW, overview(measured))]
     for quantity in (tables.SCHEDULING_USER, tables.SERVERS_USER):
         drawn.append((OF_QUANTITIES[quantity.title], instructions(quantity, measured)))
-    for growth in measured.growths:
+    for growth in drawn_growths(measured):
         draw = growth_lines if len(growth.x_values) > 1 else growth_bars
         drawn.append((of_growth(growth), draw(growth)))
     return [(name, figure) for name, figure in drawn if figure is not None]

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+MEMORY = "_memory"
+"""The end of the names of growths that are bytes of memory, which have one table."""
+
 
 @dataclass(frozen=True)
 class Growth:
@@ -18,3 +21,7 @@ class Growth:
     """Why a loop has no figures."""
     note: str
     """How it was measured, in a sentence or two."""
+
+    @property
+    def is_of_memory(self) -> bool:
+        return self.name.endswith(MEMORY)

@@ -119,7 +119,7 @@ def of_line(line: Line, what: str) -> Loss:
 
 
 def is_memory(growth: Growth) -> bool:
-    return growth.name.endswith("_memory") or "memory" in growth.y_label
+    return growth.is_of_memory
 
 
 def is_counted(growth: Growth) -> bool:

@@ -1,4 +1,4 @@
-"""The two settings of glibc's malloc under which servers and clients are measured.
+"""The two settings of glibc's malloc under which servers, clients and bulk transfers are measured.
 
 By default glibc returns large blocks to the kernel when they are freed, and gets them from it again. A loop
 that allocates a large buffer for each read, as asyncio does, spends most of its time on that.
@@ -25,16 +25,16 @@ ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": str(256 << 20),
     "MALLOC_MMAP_THRESHOLD_": str(256 << 20),
 }
-GROUPS = ("echo", "client", "http", "tls")
+GROUPS = ("echo", "client", "http", "tls", "programs", "databases", "bulk")
 """The groups of rows that are measured with both settings."""
 
 REASON = """\
 glibc's malloc returns large blocks to the kernel when they are freed, and each new one costs page faults;
-asyncio and rloop allocate 256 KiB for each read. So servers and clients are measured with both settings: the
-default, and one with which malloc keeps freed memory ({environment}).
+asyncio and rloop allocate 256 KiB for each read. So servers, clients and bulk transfers are measured with
+both settings: the default, and one with which malloc keeps freed memory ({environment}).
 
 The figures tell how many times as good a loop is with that setting, in rate and in processor time per
-request. The nearer to 1, the less the loop depends on how malloc is set."""
+request or MB. The nearer to 1, the less the loop depends on how malloc is set."""
 
 
 def settings(group: str) -> list[str]:

@@ -34,6 +34,8 @@ def measure(
         seconds = plan.minutes * 60 - (time.monotonic() - began)
         return steps.without_rates(steps.fitting(left, seconds, estimates), left) if seconds > 0 else []
 
+    for name, needs in plan.left_out.items():
+        progress(f"{name}: left out, needs {needs}")
     left = within_time(planned)
     if measured.steps:
         progress(f"going on with an interrupted run: {len(measured.steps)} steps are done")
@@ -56,8 +58,8 @@ def measure(
         after_each()
     blocks = {step.block for step in done}
     for run in measured.runs[-1:]:
-        run.left_out.clear()
-        run.left_out.update(steps.left_out(step for step in planned if step.block not in blocks))
+        run.no_time_for.clear()
+        run.no_time_for.update(steps.no_time_for(step for step in planned if step.block not in blocks))
 
 
 def take(step: Step, plan: Plan, results: Results) -> None:

@@ -42,9 +42,14 @@ METHOD = """\
 - TLS is version 1.3 with AES-256-GCM, the key of the server's certificate is on the curve P-256. A row of
   handshakes makes a connection for each request.
 - A loop with "+aiofastnet" has the transports of that package in the place of its own.
-- Processor time is the server's, or in the rows of clients theirs, from the kernel's accounting, with
-  connecting and the warm-up. The sum is exact. Its division into user mode and kernel is coarse: the kernel
-  samples it, a hundred times a second.
+- Processor time is the server's, with connecting and the warm-up, or in the rows of clients and of bulk
+  transfers that of the loop's process, without. It is from the kernel's accounting. The sum is exact. Its
+  division into user mode and kernel is coarse: the kernel samples it, a hundred times a second.
+- In the rows of databases, of aiohttp's and httpx's client and of bulk transfers, the other end is the same
+  for all loops, and has a processor of its own. Where it takes turns with the loop (single requests) or is as
+  busy (bulk that is sent, datagrams that are received), processor time is what to compare.
+- In the rows of bulk transfers, bytes are counted but not checked. A MB is a million bytes.
+- gRPC's client is its own, on uvloop if that is installed, and takes as long as the server.
 - "against" says how many times as good hotloop is: above 1 hotloop is ahead, in every table.
 - Loops on io_uring (blazio, talyn) make few system calls; the kernel's work is not less for that.
 - The best of the loops is bold, and so is what is tied with it. "fails" has its reason under Failures."""
@@ -63,13 +68,14 @@ def page(measured: Measured, drawn: list[str]) -> str:
     parts += [chart(charts.OVERVIEW, "Rates of the loops, relative", drawn)]
     parts += ["## How it was measured", *provenance(measured.runs)]
     parts += ["**The run was interrupted**: these are its results so far." if measured.steps else ""]
-    parts += [left_out(measured), METHOD, best_rounds(measured)]
+    parts += [no_time_for(measured), METHOD, best_rounds(measured)]
     for quantity in tables.QUANTITIES:
         parts.append(section(quantity, measured, drawn))
         if quantity is tables.PROCESSOR_KEEPING:
             parts += [malloc.section(measured), latency.section(measured)]
     parts += [split_section(measured), failures(measured)]
-    parts += [notes_section(measured), growth_section(measured.growths, drawn)]
+    parts += [notes_section(measured), memory_section(measured.growths)]
+    parts += [growth_section([one for one in measured.growths if not one.is_of_memory], drawn)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -139,11 +145,11 @@ def control(measured: Measured) -> str:
     )
 
 
-def left_out(measured: Measured) -> str:
+def no_time_for(measured: Measured) -> str:
     """What did not fit into the time."""
     lines = []
     for run in measured.runs:
-        for part, rows in run.left_out.items():
+        for part, rows in run.no_time_for.items():
             titles = "all" if not set(run.rows) - set(rows) else named(rows)
             lines.append(f"- {part}: {titles}" if rows else f"- {part}")
     return "\n".join(["Left out, as the time did not suffice:\n", *lines]) if lines else ""
@@ -234,6 +240,25 @@ def notes_section(measured: Measured) -> str:
     ]
     texts = [text for text in texts if text]
     return "\n\n".join(["## Why some targets are missed", *texts]) if texts else ""
+
+
+def memory_section(growths: list[Growth]) -> str:
+    """One table of all that is bytes of memory."""
+    found = [growth for growth in growths if growth.is_of_memory]
+    if not found:
+        return ""
+    names = [*dict.fromkeys(name for growth in found for name in (*growth.series, *growth.failures))]
+    rows = ["| bytes | " + " | ".join(names) + " |", "|---|" + "---:|" * len(names)]
+    for growth in found:
+        figures = {name: tables.rounded(of_loop[-1]) for name, of_loop in growth.series.items()}
+        best = min((figure for figure in figures.values() if figure is not None), default=None)
+        cells = [growth_cell(name, growth, figures.get(name), best) for name in names]
+        rows.append(f"| {growth.title} | " + " | ".join(cells) + " |")
+    how = [f"- {growth.title}, of {growth.x_values[-1]:,.0f}: {growth.note}" for growth in found]
+    how += [
+        f"- {growth.title}: {loop} fails: {why}" for growth in found for loop, why in growth.failures.items()
+    ]
+    return "\n\n".join(["## Memory", "\n".join(rows), "\n".join(how)])
 
 
 def growth_section(growths: list[Growth], drawn: list[str]) -> str:

@@ -67,7 +67,7 @@ class Run:
     """Decides the order of the loops in each round."""
     key: str = ""
     """What must be equal for another run to go on with this one: see resume.py."""
-    left_out: dict[str, list[str]] = field(default_factory=dict)
+    no_time_for: dict[str, list[str]] = field(default_factory=dict)
     """The rows that did not fit into the time, by what is measured of them."""
 
     def is_covered_by(self, later: "Run") -> bool:

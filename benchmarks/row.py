@@ -3,6 +3,7 @@
 import abc
 import contextlib
 import http.client
+import importlib.util
 import json
 import socket
 import ssl
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from benchmarks import generator
+from benchmarks.case import Case
 from benchmarks.children import (
     CLIENT_PROCESSOR,
     SERVER_PROCESSOR,
@@ -23,9 +25,9 @@ from benchmarks.children import (
     run,
     running,
 )
+from benchmarks.clients import requests_with_warmup
 from benchmarks.counters import Count, Counter
 from benchmarks.generator import Load, Outcome, Paced
-from benchmarks.scheduling import Case
 from benchmarks.servers import BODY
 
 PATIENCE = 20.0
@@ -58,6 +60,8 @@ class Row(abc.ABC):
     title: str
     target: Target = field(default=Target(), kw_only=True)
     has_limit: bool = field(default=False, kw_only=True)
+    packages: tuple[str, ...] = field(default=(), kw_only=True)
+    """Python packages that the row needs."""
     group: ClassVar[str]
 
     @abc.abstractmethod
@@ -80,6 +84,16 @@ class Row(abc.ABC):
     def compares(self, loop: str) -> bool:
         """Whether the loop is measured in this row. One with other transports is only where these matter."""
         return "+" not in loop
+
+    @property
+    def missing(self) -> list[str]:
+        """What the row needs that is not installed."""
+        return [name for name in self.packages if importlib.util.find_spec(name) is None]
+
+    @property
+    def is_counted(self) -> bool:
+        """Whether instructions are counted."""
+        return True
 
     @property
     def is_limit_counted(self) -> bool:
@@ -240,6 +254,8 @@ class UnixEchoRow(EchoRow):
 
 @dataclass(frozen=True)
 class HttpRow(ServerRow):
+    body: bytes = field(default=BODY, kw_only=True)
+    """The server's right answer."""
     group: ClassVar[str] = "http"
 
     def _url(self, address: str) -> str:
@@ -248,9 +264,9 @@ class HttpRow(ServerRow):
     def _drive_for(self, address: str, seconds: float) -> Outcome:
         url = self._url(address)
         if not generator.has_wrk():
-            check_body(url)
+            check_body(url, self.body)
             return generator.for_seconds(url, self.load, seconds)
-        outcome = checked_wrk(url, self.load, seconds)
+        outcome = checked_wrk(url, self.load, seconds, self.body)
         # wrk does not check the answers. The other generator does.
         generator.for_requests(url, self.load, 10 * self.load.connections, PATIENCE)
         return outcome
@@ -264,9 +280,11 @@ class ClientRow(Row):
     """The loop runs clients, which send a request when the former is answered."""
 
     connections: int
+    """Tasks, each with a connection, unless the client's tasks share some."""
     timed: int
     counted: int
     client: str = "streams"
+    scheme: ClassVar[str] = "tcp://"
     group: ClassVar[str] = "client"
 
     def round_takes(self, seconds: float) -> float:
@@ -282,8 +300,10 @@ class ClientRow(Row):
 
     def count(self, loop: str, counter: Counter) -> Count:
         start, whole = (self._counted(loop, counter, times) for times in (self.counted, 2 * self.counted))
-        # The warm-up is a tenth of the requests.
-        return steady(whole.per_request(start, self.counted + self.counted // 10))
+        sent_at_start, sent = (
+            requests_with_warmup(self.connections, times) for times in (self.counted, 2 * self.counted)
+        )
+        return steady(whole.per_request(start, sent - sent_at_start))
 
     def _counted(self, loop: str, counter: Counter, times: int) -> Count:
         with tempfile.NamedTemporaryFile() as output, self._answering() as address:
@@ -301,7 +321,14 @@ class ClientRow(Row):
             yield address
 
     def _server(self, address: str) -> list[str]:
-        return [generator.build(LIMIT), f"tcp://{address}"]
+        return [generator.build(LIMIT), self.scheme + address]
+
+
+@dataclass(frozen=True)
+class HttpClientRow(ClientRow):
+    """The requests go to the limit's HTTP server, as it leaves the client most of the time."""
+
+    scheme: ClassVar[str] = "http://"
 
 
 def free_address() -> str:
@@ -309,20 +336,20 @@ def free_address() -> str:
         return f"127.0.0.1:{free.getsockname()[1]}"
 
 
-def checked_wrk(url: str, load: Load, seconds: float) -> Outcome:
+def checked_wrk(url: str, load: Load, seconds: float, body: bytes = BODY) -> Outcome:
     """Runs wrk, and checks an answer before and after."""
-    check_body(url)
+    check_body(url, body)
     outcome = generator.wrk(url, load, seconds)
-    check_body(url)
+    check_body(url, body)
     return outcome
 
 
-def check_body(url: str) -> None:
+def check_body(url: str, body: bytes = BODY) -> None:
     """Raises Failed unless the server answers with the expected body."""
     context = ssl._create_unverified_context() if url.startswith("https") else None
     try:
         with urllib.request.urlopen(url, timeout=PATIENCE, context=context) as response:
-            right = response.read() == BODY
+            right = response.read() == body
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise Failed(f"no right answer: {error!r}") from None
     if not right:

@@ -1,12 +1,15 @@
 """The rows of the comparison."""
 
+from benchmarks import bulk, concurrency, databases, programs, scheduling
 from benchmarks.generator import Load
-from benchmarks.row import ClientRow, EchoRow, HttpRow, Row, SchedulingRow, Target, UnixEchoRow
-from benchmarks.scheduling import CASES
+from benchmarks.row import ClientRow, EchoRow, HttpClientRow, HttpRow, Row, SchedulingRow, Target, UnixEchoRow
 from benchmarks.tls import HttpsRow, TlsClientRow, TlsEchoRow
 
+UVICORN = ("uvicorn", "httptools")
+AIOHTTP = ("aiohttp",)
+
 ROWS: list[Row] = [
-    *[SchedulingRow.of(name, case) for name, case in CASES.items()],
+    *[SchedulingRow.of(name, case) for name, case in (scheduling.CASES | concurrency.CASES).items()],
     EchoRow(
         "echo_1",
         "Protocol echo 1 KiB, 1 connection",
@@ -113,9 +116,24 @@ ROWS: list[Row] = [
         Load(),
         1_500,
         target=Target(88_500, 12_300),
+        packages=UVICORN,
     ),
-    HttpRow("http_uvicorn_1", "uvicorn + httptools, 1 connection", "uvicorn", Load(connections=1), 1_500),
-    HttpRow("http_uvicorn_8", "uvicorn + httptools, 8 connections", "uvicorn", Load(connections=8), 1_500),
+    HttpRow(
+        "http_uvicorn_1",
+        "uvicorn + httptools, 1 connection",
+        "uvicorn",
+        Load(connections=1),
+        1_500,
+        packages=UVICORN,
+    ),
+    HttpRow(
+        "http_uvicorn_8",
+        "uvicorn + httptools, 8 connections",
+        "uvicorn",
+        Load(connections=8),
+        1_500,
+        packages=UVICORN,
+    ),
     HttpRow(
         "http_aiohttp",
         "aiohttp, 64 connections",
@@ -123,9 +141,14 @@ ROWS: list[Row] = [
         Load(),
         1_500,
         target=Target(132_000, 12_700),
+        packages=AIOHTTP,
     ),
-    HttpRow("http_aiohttp_1", "aiohttp, 1 connection", "aiohttp", Load(connections=1), 1_500),
-    HttpRow("http_aiohttp_8", "aiohttp, 8 connections", "aiohttp", Load(connections=8), 1_500),
+    HttpRow(
+        "http_aiohttp_1", "aiohttp, 1 connection", "aiohttp", Load(connections=1), 1_500, packages=AIOHTTP
+    ),
+    HttpRow(
+        "http_aiohttp_8", "aiohttp, 8 connections", "aiohttp", Load(connections=8), 1_500, packages=AIOHTTP
+    ),
     HttpsRow(
         "http_tls",
         "bare HTTP Protocol over TLS, 1 KiB body, 64 connections",
@@ -173,10 +196,27 @@ ROWS: list[Row] = [
         400,
         has_limit=True,
     ),
-    TlsClientRow(
-        "tls_aiohttp", "aiohttp's client over TLS, 64 requests at a time", 64, 5_000, 500, "aiohttp"
-    ),
-    TlsClientRow("tls_httpx", "httpx's client over TLS, 64 requests at a time", 64, 2_000, 200, "httpx"),
+    *[
+        kind(
+            f"{prefix}{client}_{tasks}",
+            f"{client}'s client{over}, {'one request after another' if tasks == 1 else f'{tasks} tasks'}",
+            tasks,
+            timed,
+            counted,
+            client,
+            packages=(client,),
+        )
+        for kind, prefix, over in [(HttpClientRow, "client_", ""), (TlsClientRow, "tls_", " over TLS")]
+        for client, tasks, timed, counted in [
+            ("aiohttp", 1, 3_000, 300),
+            ("aiohttp", 50, 5_000, 500),
+            ("httpx", 1, 1_000, 100),
+            ("httpx", 50, 500, 100),
+        ]
+    ],
+    *programs.ROWS,
+    *databases.ROWS,
+    *bulk.ROWS,
 ]
 
 RANKED = (
@@ -190,6 +230,11 @@ RANKED = (
     "http_tls",
     "tls_echo",
     "http_aiohttp",
+    "asyncpg_1",
+    "redis_1",
+    "websockets",
+    "fastapi",
+    "bulk_tcp_receive",
     "create_task",
     "echo_streams",
     "echo_1",

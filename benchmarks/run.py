@@ -15,7 +15,7 @@ from benchmarks.growth_result import Growth
 from benchmarks.loops import OURS
 from benchmarks.measuring import measure, progress
 from benchmarks.results import Measured, Run
-from benchmarks.row import LIMIT, Row
+from benchmarks.row import LIMIT, ClientRow, Row
 from benchmarks.rows import ROWS
 from benchmarks.steps import Plan
 
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if wants_growth_of_tls(options):
             grow(GROWTH_OF_TLS, measured, lambda: growths_of_tls(plan))
         if plan.minutes is not None and not with_growth:
-            measured.runs[-1].left_out[GROWTH] = []
+            measured.runs[-1].no_time_for[GROWTH] = []
         measured.steps.clear()
         UNFINISHED.unlink(missing_ok=True)
         path = destination(options)
@@ -108,7 +108,7 @@ def name_missing(options: argparse.Namespace) -> None:
 def build(plan: Plan, with_growth: bool) -> None:
     if with_growth or any(row.group != "scheduling" for row in plan.rows):
         generator.build()
-    if any(row.has_limit or row.group in ("client", tls.GROUP) for row in plan.rows):
+    if any(row.has_limit or isinstance(row, ClientRow) for row in plan.rows):
         generator.build(LIMIT)
 
 
@@ -140,9 +140,10 @@ def growths_of_tls(plan: Plan) -> list[Growth]:
 def parser() -> argparse.ArgumentParser:
     installed = [name for name in loops.FACTORIES if loops.is_installed(name)]
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Compare event loops.")
+    groups = dict.fromkeys(row.group for row in ROWS)
     add = parser.add_argument
     add("--loops", help=f"comma-separated (default: those installed, {','.join(installed)})")
-    add("--rows", help=f"groups or rows (default: scheduling,echo,client,http,tls,{GROWTH})")
+    add("--rows", help=f"groups or rows (default: {','.join([*groups, GROWTH])})")
     add("--growth", action=argparse.BooleanOptionalAction, help="how cost grows (default: with all rows)")
     add("--rounds", type=int, default=7, help="timed rounds of each loop, in turn (default: 7)")
     add("--seconds", type=float, default=1, help="length of a server's round (default: 1)")
@@ -163,14 +164,18 @@ def parser() -> argparse.ArgumentParser:
 
 def plan_of(options: argparse.Namespace) -> Plan:
     installed = [name for name in loops.FACTORIES if loops.is_installed(name)]
-    rows = chosen_rows(options.rows.split(",")) if options.rows else ROWS
+    chosen = chosen_rows(options.rows.split(",")) if options.rows else ROWS
+    rows = [row for row in chosen if not row.missing]
+    left_out = {row.name: " and ".join(row.missing) for row in chosen if row.missing}
     names = chosen_loops(options.loops.split(",")) if options.loops else installed
     rounds = 0 if options.no_rates else options.rounds
     counting = [] if options.no_counts else counters.available()
     splits = OURS in names and not (options.no_split or options.no_counts)
     splitter = split.available() if splits else None
     seed = random.randrange(1 << 32) if options.seed is None else options.seed
-    return Plan(rows, names, rounds, options.seconds, counting, splitter, seed, options.minutes)
+    return Plan(
+        rows, names, rounds, options.seconds, counting, splitter, seed, options.minutes, left_out=left_out
+    )
 
 
 def chosen_rows(wanted: list[str]) -> list[Row]:
@@ -241,6 +246,8 @@ def run_of(plan: Plan) -> Run:
         "Measured": "; ".join(how),
         **({"Order": f"random in each round, seed {plan.seed}"} if plan.rounds else {}),
     }
+    if plan.left_out:
+        facts["Left out"] = "; ".join(f"{name} needs {needs}" for name, needs in plan.left_out.items())
     parts = [steps.RATES] * (plan.rounds > 0) + [steps.COUNTS] * bool(plan.counters)
     parts += [steps.SPLIT] * bool(plan.splitter)
     return Run(facts, [row.name for row in plan.rows], plan.loops, parts, plan.seed)

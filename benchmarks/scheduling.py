@@ -1,4 +1,5 @@
-"""The cases without a client: callbacks, tasks, timers, threads, local sockets, child processes.
+"""The cases without a client: callbacks, tasks, timers, threads, local sockets, child processes. Those in
+which tasks, threads or jobs compete are in concurrency.py.
 
 Each case is a coroutine function that does its work a given number of times. As a program, this module times
 one case on one loop: python -m benchmarks.scheduling LOOP CASE TIMES [--no-gc]
@@ -12,63 +13,13 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Callable
 
-from benchmarks import loops
+from benchmarks import concurrency, loops
+from benchmarks.case import Case, Cases, check, nothing, nothing_async
 
-
-@dataclass(frozen=True)
-class Case:
-    title: str
-    run: Callable[[int], Awaitable[None]]
-    timed: int
-    """Repetitions of a timed run: about a quarter of a second on asyncio's own loop."""
-    counted: int
-    """Repetitions of a run that counts instructions."""
-    target: float | None = None
-    """The most user instructions that hotloop is to take."""
-    is_steady: bool = True
-    """Whether counts are reproducible, which they are not with threads or child processes."""
-    has_children: bool = False
-    """Whether child processes do a part of the work."""
-
-    @property
-    def warmup(self) -> int:
-        """Repetitions after which the interpreter has specialised the code."""
-        return max(self.counted // 4, 4)
-
-
-CASES: dict[str, Case] = {}
-
-
-def case(
-    title: str,
-    *,
-    timed: int,
-    counted: int,
-    target: float | None = None,
-    is_steady: bool = True,
-    has_children: bool = False,
-) -> Callable[[Callable[[int], Awaitable[None]]], Callable[[int], Awaitable[None]]]:
-    def register(run: Callable[[int], Awaitable[None]]) -> Callable[[int], Awaitable[None]]:
-        CASES[run.__name__] = Case(title, run, timed, counted, target, is_steady, has_children)
-        return run
-
-    return register
-
-
-def nothing() -> None:
-    pass
-
-
-async def nothing_async() -> None:
-    pass
-
-
-def check(right: bool) -> None:
-    if not right:
-        raise RuntimeError("wrong outcome")
+CASES = Cases()
+case = CASES.add
 
 
 @case("call_soon chain", timed=300_000, counted=20_000, target=1_500)
@@ -280,7 +231,7 @@ def main() -> None:
         # objects the process has; one more environment variable can decide it.
         gc.disable()
     with asyncio.Runner(loop_factory=loops.factory(loop)) as runner:
-        seconds = runner.run(timed(CASES[name], int(times)))
+        seconds = runner.run(timed((CASES | concurrency.CASES)[name], int(times)))
     print(json.dumps({"seconds": seconds}))
 
 

@@ -121,8 +121,6 @@ async def sockets(address: str) -> object:
 
 
 async def uvicorn(address: str) -> object:
-    import uvicorn
-
     headers = [(b"content-type", b"text/plain"), (b"content-length", b"%d" % len(BODY))]
 
     async def application(
@@ -130,6 +128,12 @@ async def uvicorn(address: str) -> object:
     ) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": BODY})
+
+    return await under_uvicorn(application, address)
+
+
+async def under_uvicorn(application: Callable[..., Awaitable[None]], address: str) -> object:
+    import uvicorn
 
     host, port = host_and_port(address)
     config = uvicorn.Config(
@@ -183,7 +187,10 @@ def host_and_port(address: str) -> tuple[str, int]:
 
 
 async def serve(server: str, *arguments: str) -> None:
-    started = await SERVERS[server](*arguments)  # Kept alive while it serves.
+    from benchmarks import program_servers
+
+    start = (SERVERS | program_servers.SERVERS)[server]
+    started = await start(*arguments)  # Kept alive while it serves.
     print("ready", os.getpid(), flush=True)
     await asyncio.Event().wait()
     del started

@@ -34,6 +34,8 @@ class Plan:
     """Decides the order of the loops in each round."""
     minutes: float | None = None
     """How long the run may take; None for as long as it takes."""
+    left_out: dict[str, str] = field(default_factory=dict)
+    """Rows that are not measured, and what they need that is not installed."""
 
     def names(self, row: Row) -> list[str]:
         """The loops that are measured in a row."""
@@ -96,6 +98,8 @@ def of_row(row: Row, plan: Plan) -> Iterator[Step]:
     if latency.is_measured(row):
         for number in range(1, plan.rounds + 1):
             yield Step(row, LATENCY, number, len(plan.paced(row)) * row.round_takes(plan.seconds))
+    if not row.is_counted:
+        return
     share = SCHEDULING_SHARE if isinstance(row, SchedulingRow) else 1.0
     for number, counter in enumerate(plan.counters, 1):
         each = SECONDS_TO_COUNT.get(counter.name.split()[0], SECONDS_TO_COUNT["valgrind"])
@@ -147,8 +151,8 @@ def without_rates(chosen: list[Step], all_steps: list[Step]) -> list[Step]:
     ]
 
 
-def left_out(steps: Iterable[Step]) -> dict[str, list[str]]:
-    """The names of the rows that are left out, by part."""
+def no_time_for(steps: Iterable[Step]) -> dict[str, list[str]]:
+    """The names of the rows of steps that do not fit into the time, by part."""
     names: dict[str, list[str]] = {}
     for part, row in dict.fromkeys((step.part, step.row.name) for step in steps):
         names.setdefault(part, []).append(row)

@@ -331,8 +331,9 @@ def calls(result: Result) -> list[float]:
 COUNTS: tuple[Measure, ...] = (user, kernel, calls)
 
 SCHEDULING = ("scheduling",)
-SERVERS = ("echo", "http")
-BOTH = (*SERVERS, "client")
+SERVERS = ("echo", "http", "programs")
+BOTH = (*SERVERS, "client", "databases")
+BULK = ("bulk",)
 TLS = ("tls",)
 
 KEEPING_TITLE = "with malloc that keeps memory"
@@ -375,8 +376,21 @@ TLS_PROCESSOR_KEEPING = Quantity(
     parts=TIME_PARTS_KEEPING,
 )
 TLS_USER = Quantity("TLS: user instructions a request or connection", user, TLS, target="user")
-ALL_RATES = (TIMES, RATES, TLS_RATES)
-ALL_KEEPING = (RATES_KEEPING, TLS_RATES_KEEPING)
+BULK_RATES = Quantity("Bulk transfers: MB a second", rate, BULK, lowest_is_best=False)
+BULK_RATES_KEEPING = Quantity(
+    f"Bulk transfers: MB a second, {KEEPING_TITLE}", rate_keeping, BULK, lowest_is_best=False
+)
+BULK_PROCESSOR = Quantity(
+    "Bulk transfers: microseconds of processor time a MB (user + kernel)", processor, BULK, parts=TIME_PARTS
+)
+BULK_PROCESSOR_KEEPING = Quantity(
+    f"Bulk transfers: microseconds of processor time a MB (user + kernel), {KEEPING_TITLE}",
+    processor_keeping,
+    BULK,
+    parts=TIME_PARTS_KEEPING,
+)
+ALL_RATES = (TIMES, RATES, TLS_RATES, BULK_RATES)
+ALL_KEEPING = (RATES_KEEPING, TLS_RATES_KEEPING, BULK_RATES_KEEPING)
 ALL_USER = (SCHEDULING_USER, SERVERS_USER, TLS_USER)
 QUANTITIES = [
     TIMES,
@@ -397,4 +411,8 @@ QUANTITIES = [
     TLS_PROCESSOR_KEEPING,
     TLS_USER,
     Quantity("TLS: system calls a request or connection", calls, TLS),
+    BULK_RATES,
+    BULK_RATES_KEEPING,
+    BULK_PROCESSOR,
+    BULK_PROCESSOR_KEEPING,
 ]

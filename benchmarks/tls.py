@@ -111,8 +111,9 @@ class HttpsRow(TlsEchoRow):
 
 @dataclass(frozen=True)
 class TlsClientRow(ClientRow):
-    """The requests go to the limit's HTTPS server, as it leaves the client most of the time."""
+    """As HttpClientRow, over TLS."""
 
+    scheme: ClassVar[str] = "https://"
     group: ClassVar[str] = GROUP
 
     def compares(self, loop: str) -> bool:
@@ -122,4 +123,4 @@ class TlsClientRow(ClientRow):
         return [*super()._command(loop, times, address), certificate()]
 
     def _server(self, address: str) -> list[str]:
-        return limit("https://", address)
+        return limit(self.scheme, address)

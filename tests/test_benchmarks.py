@@ -495,8 +495,9 @@ def test_rows_that_are_not_steady_are_not_checked():
 
 
 def test_loops_with_other_transports_are_compared_over_tls_only():
-    compared = {row.group for row in ROWS if row.compares("asyncio+aiofastnet")}
-    assert compared == {"tls"}
+    compared = [row for row in ROWS if row.compares("asyncio+aiofastnet")]
+    assert {row.group for row in compared} == {"tls", "bulk"}
+    assert all(row.name.startswith("bulk_tls") for row in compared if row.group == "bulk")
     assert all(row.compares("hotloop") for row in ROWS)
 
 

@@ -90,7 +90,7 @@ def test_an_interrupted_run_is_kept_and_read(tmp_path):
     paced = Paced(1000.0, 9.0, 10.0, 50.0, 90.0, 1000, 1.0)
     of_loop = dataclasses.replace(rates(100), keeping=rates(5).outcomes, paced={"25": [paced]})
     kept = measured({"hotloop": of_loop})
-    kept.runs[0] = dataclasses.replace(kept.runs[0], key="k", seed=7, left_out={"growth": []})
+    kept.runs[0] = dataclasses.replace(kept.runs[0], key="k", seed=7, no_time_for={"growth": []})
     kept.write(tmp_path / "complete.json")
     assert resume.unfinished(tmp_path / "complete.json", "k") is None
     kept.steps.append("echo_64: rates 1")
@@ -180,7 +180,7 @@ def test_what_fits_is_measured_whole_and_in_order():
         "last: rates 1",
         "last: rates 2",
     ]
-    assert steps.left_out(step for step in planned if step not in chosen) == {"rates": ["long"]}
+    assert steps.no_time_for(step for step in planned if step not in chosen) == {"rates": ["long"]}
 
 
 def test_estimates_are_corrected_by_what_was_taken():
@@ -225,7 +225,7 @@ def test_rows_that_do_not_fit_are_named_on_the_page():
         "call_soon_chain": 8,
         "gather": 0,
     }
-    assert found.runs[0].left_out == {"rates": ["gather"]}
+    assert found.runs[0].no_time_for == {"rates": ["gather"]}
     found.results["echo_64", "hotloop"] = rates(5)
     assert f"Left out, as the time did not suffice:\n\n- rates: {ROW['gather'].title}\n" in report.page(
         found, []

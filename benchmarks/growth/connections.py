@@ -1,23 +1,17 @@
-"""Many open connections: what a request on one of the busy ones costs, and what an idle one weighs."""
+"""Many open connections: what a request on one of the busy ones costs."""
 
-import os
 import resource
 import socket
-import ssl
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
-from pathlib import Path
 
 from benchmarks import generator
 from benchmarks.children import SERVER_PROCESSOR, Failed, processor_time, python, running
 from benchmarks.counters import Counter
 from benchmarks.generator import Load
-from benchmarks.growth.figures import Figures, median, progress
+from benchmarks.growth.figures import Figures, progress
 from benchmarks.growth_result import Growth
 from benchmarks.row import COUNTING_PATIENCE, PATIENCE
-from benchmarks.tls import certificate
 
 BUSY = 100
 SPARE = 200
@@ -32,35 +26,7 @@ def measure(names: list[str], counter: Counter | None, *, quick: bool) -> list[G
     generator.build()
     sizes = within_limit((100, 1_000) if quick else (100, 1_000, 10_000))
     growths = [instructions(names, sizes, counter, quick=quick)] if counter else []
-    return [*growths, microseconds(names, sizes, quick=quick), memory(names, sizes[-1:], quick=quick)]
-
-
-def measure_tls(names: list[str], *, quick: bool) -> list[Growth]:
-    figures = Figures("tls_memory", names, within_limit((200 if quick else 2_000,)))
-    rounds = 1 if quick else 3
-    context = ssl.create_default_context(cafile=certificate())
-
-    def connect_tls(address: tuple[str, int]) -> socket.socket:
-        plain = connect(address)
-        try:
-            return context.wrap_socket(plain, server_hostname=address[0])
-        except OSError as error:
-            raise Failed(f"refuses a connection: {error}") from None
-
-    def measured(loop: str, size: int) -> float:
-        return bytes_a_connection(loop, size, connect_tls, certificate())
-
-    figures.collect(rounds, measured)
-    return [
-        figures.growth(
-            title="An idle TLS connection",
-            x_label="connections open",
-            y_label="bytes of memory",
-            note=f"Each has echoed a byte. A part of it is {ssl.OPENSSL_VERSION}: structures, buffers, keys. "
-            f"Median of {rounds}.",
-            choose=median,
-        )
-    ]
+    return [*growths, microseconds(names, sizes, quick=quick)]
 
 
 def within_limit(sizes: tuple[int, ...]) -> tuple[int, ...]:
@@ -137,69 +103,6 @@ def microseconds(names: list[str], sizes: tuple[int, ...], *, quick: bool) -> Gr
         note="Protocol echo of 1 KiB, closed loop, for a second; server and clients have a processor each; "
         f"best of {rounds} interleaved rounds.",
     )
-
-
-def memory(names: list[str], sizes: tuple[int, ...], *, quick: bool) -> Growth:
-    figures = Figures("connections_memory", names, sizes)
-    rounds = 1 if quick else 3
-    figures.collect(rounds, bytes_a_connection)
-    return figures.growth(
-        title="An idle connection",
-        x_label="connections open",
-        y_label="bytes of memory",
-        note="By how much the server's resident memory grows while the connections are opened, after a first "
-        f"one; median of {rounds}.",
-        choose=median,
-    )
-
-
-def connect(address: tuple[str, int]) -> socket.socket:
-    try:
-        return socket.create_connection(address, timeout=PATIENCE)
-    except OSError as error:
-        raise Failed(f"refuses a connection: {error}") from None
-
-
-def bytes_a_connection(
-    loop: str,
-    size: int,
-    connect: Callable[[tuple[str, int]], socket.socket] = connect,
-    *certificate: str,
-) -> float:
-    """Warmed up by one connection, so that what is allocated for the first does not count."""
-    host, port = address = free_host_and_port()
-    command = python("servers", loop, "protocol", f"{host}:{port}", *certificate)
-    with running(command, timeout=PATIENCE) as server, ExitStack() as stack:
-        echo(stack.enter_context(connect(address)))
-        before = resident_bytes(server)
-        clients = [stack.enter_context(connect(address)) for _ in range(size)]
-        # It accepts in order: when the last one is answered, all are open. What is made for the first bytes
-        # of one is a part of it.
-        for client in clients:
-            echo(client)
-        settle(server)
-        after = resident_bytes(server)
-        for client in clients:
-            echo(client)
-    return (after - before) / size
-
-
-def echo(client: socket.socket) -> None:
-    try:
-        client.sendall(b"x")
-        right = client.recv(2) == b"x"
-    except OSError as error:
-        raise Failed(f"lost a connection: {error}") from None
-    if not right:
-        raise Failed("lost a connection: closed, or wrong bytes")
-
-
-def resident_bytes(pid: int) -> int:
-    try:
-        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    except OSError as error:
-        raise Failed(f"the server's memory can't be read: {error}") from None
-    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def settle(pid: int) -> None:

@@ -21,7 +21,14 @@ pytestmark = [
 TESTS = pathlib.Path(__file__).parent.parent
 # What measures by itself, over many rounds, or starts other processes that do the work.
 LEFT_OUT = {
-    *("test_benchmarks", "test_differential", "test_growth", "test_leaks", "test_leaks_of_connections"),
+    *(
+        "test_benchmarks",
+        "test_benchmark_rows",
+        "test_differential",
+        "test_growth",
+        "test_leaks",
+        "test_leaks_of_connections",
+    ),
     *("test_command", "test_native_memory", "test_stats", "test_top"),
     # The SDK of OpenTelemetry keeps something of each provider.
     "test_opentelemetry",

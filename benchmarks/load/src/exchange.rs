@@ -2,12 +2,14 @@
 
 use std::rc::Rc;
 
+use crate::websocket::WebSocket;
+
 /// The payload repeats after a prime number of bytes, so that an answer which is a buffer's length off,
 /// repeated or out of order never matches.
 const PERIOD: usize = 8191;
 
 /// How much of the payload can be had in one piece.
-const PIECE: usize = 256 * 1024;
+pub const PIECE: usize = 256 * 1024;
 
 /// A repeating payload that any part of the stream can be sliced from, whatever its offset.
 pub struct Payload(Vec<u8>);
@@ -24,7 +26,7 @@ impl Payload {
         Rc::new(Payload(period.iter().copied().cycle().take(PERIOD + PIECE).collect()))
     }
 
-    fn at(&self, position: u64, length: usize) -> &[u8] {
+    pub fn at(&self, position: u64, length: usize) -> &[u8] {
         let start = (position % PERIOD as u64) as usize;
         &self.0[start..start + length.min(PIECE)]
     }
@@ -34,6 +36,7 @@ impl Payload {
 pub enum Exchange {
     Echo(Echo),
     Http(Http),
+    WebSocket(WebSocket),
 }
 
 impl Exchange {
@@ -42,6 +45,7 @@ impl Exchange {
         match self {
             Exchange::Echo(echo) => echo.outgoing(unsent),
             Exchange::Http(http) => &http.request[unsent.done..],
+            Exchange::WebSocket(websocket) => &websocket.request[unsent.done..],
         }
     }
 
@@ -50,6 +54,7 @@ impl Exchange {
         match self {
             Exchange::Echo(echo) => echo.size,
             Exchange::Http(http) => http.request.len(),
+            Exchange::WebSocket(websocket) => websocket.request.len(),
         }
     }
 
@@ -58,6 +63,7 @@ impl Exchange {
         match self {
             Exchange::Echo(echo) => echo.received(data),
             Exchange::Http(http) => http.received(data),
+            Exchange::WebSocket(websocket) => websocket.received(data),
         }
     }
 

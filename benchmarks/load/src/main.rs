@@ -11,6 +11,7 @@ mod run;
 mod schedule;
 mod socket;
 mod tls;
+mod websocket;
 
 use std::process::ExitCode;
 

@@ -4,12 +4,14 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::exchange::PIECE;
+
 pub const USAGE: &str = "usage: load ADDRESS [--connections N] [--size BYTES] [--depth N] [--requests N] \
 [--seconds S] [--warmup S] [--lockstep] [--idle N] [--anew full|resumed] [--trust FILE] \
 [--rate N] [--patience S]
 
-ADDRESS is tcp://HOST:PORT, tls://HOST:PORT, udp://HOST:PORT, unix:PATH, http://HOST:PORT/PATH or
-https://HOST:PORT/PATH, the host a numeric address.
+ADDRESS is tcp://HOST:PORT, tls://HOST:PORT, udp://HOST:PORT, unix:PATH, ws://HOST:PORT,
+http://HOST:PORT/PATH or https://HOST:PORT/PATH, the host a numeric address.
   --connections N   open N connections (default 1)
   --size BYTES      send BYTES in each request to an echo server (default 1024)
   --depth N         keep N requests in flight on each connection (default 1)
@@ -29,6 +31,7 @@ pub enum Address {
     Tls(SocketAddr),
     Udp(SocketAddr),
     Unix(PathBuf),
+    WebSocket(SocketAddr),
     Http { host: SocketAddr, path: String },
     Https { host: SocketAddr, path: String },
 }
@@ -118,6 +121,9 @@ impl Options {
         if self.address.has_tls() && self.trust.is_none() {
             return Err(format!("TLS needs --trust\n{USAGE}"));
         }
+        if matches!(self.address, Address::WebSocket(_)) && self.size > PIECE {
+            return Err(format!("a WebSocket message has at most {PIECE} bytes\n{USAGE}"));
+        }
         if self.anew.is_some() && !(self.address.has_tls() && self.depth == 1) {
             return Err(format!("--anew needs TLS, and a depth of 1\n{USAGE}"));
         }
@@ -157,6 +163,8 @@ fn parse_address(text: &str) -> Result<Address, String> {
         Ok(Address::Udp(host(rest)?))
     } else if let Some(rest) = text.strip_prefix("unix:") {
         Ok(Address::Unix(rest.into()))
+    } else if let Some(rest) = text.strip_prefix("ws://") {
+        Ok(Address::WebSocket(host(rest)?))
     } else if let Some(rest) = text.strip_prefix("tls://") {
         Ok(Address::Tls(host(rest)?))
     } else if let Some((scheme @ ("http" | "https"), rest)) = text.split_once("://") {
@@ -207,6 +215,12 @@ mod tests {
         assert!(parse("tcp://127.0.0.1:1 --idle some").is_err());
         assert!(parse("tcp://127.0.0.1:1 --connections 0").is_err());
         assert!(parse("tcp://127.0.0.1:1 --connections").is_err());
+    }
+
+    #[test]
+    fn websocket_messages_are_pieces_of_the_payload() {
+        assert!(parse("ws://127.0.0.1:1 --size 262144").is_ok());
+        assert!(parse("ws://127.0.0.1:1 --size 262145").is_err());
     }
 
     #[test]

@@ -15,6 +15,7 @@ use crate::options::{Address, Handshake, Length, Options};
 use crate::report::Report;
 use crate::socket::Socket;
 use crate::tls::Trust;
+use crate::websocket::WebSocket;
 
 pub fn run(options: &Options) -> Result<Report, String> {
     let poll = Poll::new().map_err(|error| format!("cannot poll: {error}"))?;
@@ -187,9 +188,13 @@ impl<'a> Connector<'a> {
         let mut socket = self.connect(open, config)?;
         socket.register(registry, Token(index)).map_err(|error| cannot_connect(open, error))?;
         let datagrams = matches!(self.options.address, Address::Udp(_));
+        let size = self.options.size;
         let exchange = match &self.http_request {
             Some(request) => Exchange::Http(Http::new(Rc::clone(request))),
-            None => Exchange::Echo(Echo::new(Rc::clone(&self.payload), self.options.size, datagrams)),
+            None if matches!(self.options.address, Address::WebSocket(_)) => {
+                Exchange::WebSocket(WebSocket::new(self.payload.at(0, size)))
+            }
+            None => Exchange::Echo(Echo::new(Rc::clone(&self.payload), size, datagrams)),
         };
         Ok(Client::new(socket, exchange))
     }

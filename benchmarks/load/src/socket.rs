@@ -12,6 +12,7 @@ use rustls::ClientConfig;
 
 use crate::options::Address;
 use crate::tls::Tls;
+use crate::websocket;
 
 #[cfg(unix)]
 use mio::net::UnixStream;
@@ -29,6 +30,13 @@ impl Socket {
     pub fn connect(address: &Address, config: Option<&Arc<ClientConfig>>) -> io::Result<Self> {
         match address {
             Address::Tcp(host) | Address::Http { host, .. } => Ok(Socket::Tcp(connected(host)?)),
+            Address::WebSocket(host) => {
+                let mut stream = std::net::TcpStream::connect(host)?;
+                stream.set_nodelay(true)?;
+                websocket::open(&mut stream, host)?;
+                stream.set_nonblocking(true)?;
+                Ok(Socket::Tcp(TcpStream::from_std(stream)))
+            }
             Address::Tls(host) | Address::Https { host, .. } => {
                 let config = config.ok_or(io::ErrorKind::InvalidInput)?;
                 Ok(Socket::Tls(Tls::new(connected(host)?, *host, Arc::clone(config))?.into()))

@@ -11,7 +11,7 @@ use std::process::ExitCode;
 
 const USAGE: &str = "usage: limit ADDRESS [CERTIFICATE LIBRARY]
 
-ADDRESS is tcp://HOST:PORT, tls://HOST:PORT, https://HOST:PORT or udp://HOST:PORT, the host a numeric address.
+ADDRESS is tcp://HOST:PORT, tls://HOST:PORT, http://HOST:PORT, https://HOST:PORT or udp://HOST:PORT, the host a numeric address.
 With TLS, the CERTIFICATE is a file with its key in it, the LIBRARY OpenSSL's libssl. Prints \"ready\" and the process's
 number, and serves until it is killed.";
 
@@ -32,6 +32,7 @@ fn serve(arguments: &[String]) -> Result<(), String> {
     let host: SocketAddr = host.parse().map_err(|_| format!("not a numeric address and port: {host}"))?;
     let served = match scheme {
         "tcp" => streams::serve(host, streams::Answer::Echo, Ok, ready),
+        "http" => streams::serve(host, streams::Answer::Http, Ok, ready),
         #[cfg(unix)]
         "tls" | "https" => {
             let [certificate, library] = of_tls else { return Err(USAGE.into()) };
