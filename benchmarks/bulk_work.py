@@ -211,6 +211,9 @@ def subprocess_receive() -> Iterator[Work]:
         meter.restart()  # The child has started.
         await read_all(process.stdout, meter)
         process.kill()
+        # wait() waits for the end of the output, too.
+        while await process.stdout.read(1 << 20):
+            pass
         await process.wait()
 
     yield work

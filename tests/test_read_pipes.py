@@ -3,6 +3,7 @@
 import asyncio
 import contextvars
 import errno
+import fcntl
 import os
 
 import helpers
@@ -390,3 +391,25 @@ async def test_a_pipe_in_debug_mode(loop, read_pipe, pipe):
     assert await protocol.received(5) == b"hello"
     writer.close()
     assert await protocol.lost() is None
+
+
+@pytest.mark.hotloop_only
+@pytest.mark.skipif(not hasattr(fcntl, "F_GETPIPE_SZ"), reason="no sizes of pipes")
+@pytest.mark.parametrize(
+    ("times", "size", "expected"), [(2, 1 << 16, 1 << 16), (12, 1 << 16, 1 << 18), (12, 1 << 19, 1 << 19)]
+)
+async def test_a_pipe_that_is_often_full_is_made_larger(read_pipe, times, size, expected):
+    """Not after a few times, and never smaller."""
+    reader, writer = helpers.os_pipe()
+    fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, size)
+    os.set_blocking(writer.fileno(), False)
+    protocol = await read_pipe(Recorder(), reader)
+    sent = 0
+    for _ in range(times):
+        sent += os.write(writer.fileno(), bytes(1 << 16))
+        await protocol.received(sent)
+    assert fcntl.fcntl(reader, fcntl.F_GETPIPE_SZ) == expected
+    sent += os.write(writer.fileno(), b"x" * expected)
+    assert (await protocol.received(sent))[-1:] == b"x"
+    writer.close()
+    await protocol.lost()

@@ -13,6 +13,20 @@ pub fn read(fd: RawFd, buffer: &mut [u8]) -> io::Result<usize> {
     check(unsafe { libc::read(fd, buffer.as_mut_ptr().cast(), length) })
 }
 
+/// Has a pipe hold as much at least, where the system can, and allows it.
+pub fn enlarge(fd: RawFd, size: usize) {
+    #[cfg(target_os = "linux")]
+    // SAFETY: the calls change no memory.
+    unsafe {
+        let former = libc::fcntl(fd, libc::F_GETPIPE_SZ);
+        if former >= 0 && (former as usize) < size {
+            libc::fcntl(fd, libc::F_SETPIPE_SZ, size as libc::c_int);
+        }
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = (fd, size);
+}
+
 /// Writes as much as the descriptor takes of several buffers, of which at most [`MAX_SLICES`] are used, and
 /// returns the number of bytes. SIGPIPE is the program's to ignore, as the interpreter does.
 pub fn write(fd: RawFd, slices: &[IoSlice<'_>]) -> io::Result<usize> {

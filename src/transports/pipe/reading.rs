@@ -1,5 +1,7 @@
 //! The transport of the read end of a pipe.
 
+use std::cell::Cell;
+
 use pyo3::exceptions::PyOSError;
 use pyo3::prelude::*;
 
@@ -21,7 +23,17 @@ pub struct ReadPipe {
     endpoint: Endpoint,
     pub(super) file: Object,
     kind: Kind,
+    /// How often in a row it was found full.
+    full: Cell<u8>,
+    is_larger: Cell<bool>,
 }
+
+/// Bytes of a pipe, as Linux makes it.
+const CAPACITY: usize = 64 * 1024;
+/// A pipe that is full is made as large, so that its ends wait for each other less often.
+const LARGER: usize = 256 * 1024;
+/// It is when it was full so often in a row.
+const OFTEN: u8 = 4;
 
 pub type ThisReadPipe<'a, 'py> = This<'a, 'py, ReadPipe>;
 
@@ -33,8 +45,26 @@ impl ReadPipe {
     /// Makes a transport and schedules connection_made().
     pub fn create(py: Python<'_>, params: EndpointParams, file: Object) -> PyResult<Obj<ReadPipe>> {
         let (fd, kind) = prepare(py, &file, "Pipe transport is for pipes/sockets only.")?;
-        let pipe = ReadPipe { endpoint: Endpoint::new(py, EndpointParams { fd, ..params })?, file, kind };
+        let pipe = ReadPipe {
+            endpoint: Endpoint::new(py, EndpointParams { fd, ..params })?,
+            file,
+            kind,
+            full: Cell::new(0),
+            is_larger: Cell::new(false),
+        };
         endpoint::start(py, pipe, |_| Ok(()))
+    }
+
+    /// Has a pipe that is full hold more.
+    fn note_size(&self, count: usize) {
+        if count < CAPACITY || self.kind != Kind::Fifo {
+            self.full.set(0);
+            return;
+        }
+        self.full.set(self.full.get().saturating_add(1));
+        if self.full.get() >= OFTEN && !self.is_larger.replace(true) {
+            pipe::enlarge(self.fd, LARGER);
+        }
     }
 
     fn end_of_file(this: ThisReadPipe<'_, '_>) -> PyResult<()> {
@@ -59,14 +89,13 @@ impl Transport for ReadPipe {
         let py = this.py();
         let data = this.core.with_buffer(py, LEAST, |buffer| match pipe::read(this.fd, buffer) {
             Ok(0) => Ok(None),
-            Ok(count) => {
-                this.note_read(count);
-                Ok(Some((this.core.received_bytes(py, &buffer[..count], &[]), count)))
-            }
+            Ok(count) => Ok(Some((this.core.received_bytes(py, &buffer[..count], &[]), count))),
             Err(error) => Err(error),
         })?;
         let data = match data {
             Ok(Some((data, count))) => {
+                this.note_read(count);
+                this.note_size(count);
                 if let Some(protocol) = this.protocol.get() {
                     endpoint::adopt_streams(py, &this.event_loop, &protocol, count)?;
                 }
