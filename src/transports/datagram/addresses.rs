@@ -13,16 +13,41 @@ use crate::intern;
 use crate::reserve::has_room;
 use crate::transports::address::Address;
 
-/// The sets of a [`Cache`].
+/// The sets of a [`Cache`] that has seen more than [`WAYS`] keys, a power of two. One that has not has a single set.
 const SETS: usize = 64;
 /// The entries of a set. A look-up compares no more keys than that.
 const WAYS: usize = 4;
 
 /// A set-associative cache: the hash of a key selects a set, whose oldest entry is replaced if it is full.
 struct Cache<K, V> {
+    /// None, one set's, or those of all.
     entries: Vec<Option<(K, V)>>,
     /// Of each set, where the next new entry goes.
     next: [u8; SETS],
+}
+
+/// What a cache has no more. Dropping it can run Python code.
+#[must_use]
+enum Forgotten<K, V> {
+    Nothing,
+    One { _entry: (K, V) },
+    All { _entries: Vec<Option<(K, V)>> },
+}
+
+impl<K, V> From<Option<(K, V)>> for Forgotten<K, V> {
+    fn from(entry: Option<(K, V)>) -> Self {
+        entry.map_or(Forgotten::Nothing, |_entry| Forgotten::One { _entry })
+    }
+}
+
+/// Places for so many entries, if there is memory for them.
+fn places<K, V>(count: usize) -> Option<Vec<Option<(K, V)>>> {
+    let mut entries = Vec::new();
+    if !has_room(count * size_of::<Option<(K, V)>>()) || entries.try_reserve_exact(count).is_err() {
+        return None;
+    }
+    entries.resize_with(count, || None);
+    Some(entries)
 }
 
 impl<K, V> Default for Cache<K, V> {
@@ -33,24 +58,35 @@ impl<K, V> Default for Cache<K, V> {
 
 impl<K, V> Cache<K, V> {
     fn find(&self, hash: usize, is_it: impl Fn(&K) -> bool) -> Option<&V> {
-        let first = hash % SETS * WAYS;
+        let first = self.set_of(hash) * WAYS;
         let set = self.entries.get(first..first + WAYS)?;
         set.iter().flatten().find(|(key, _)| is_it(key)).map(|(_, value)| value)
     }
 
-    /// Adds an entry, and returns the one that it replaces, or itself if there is no memory for the cache.
-    #[must_use]
-    fn insert(&mut self, hash: usize, key: K, value: V) -> Option<(K, V)> {
+    fn set_of(&self, hash: usize) -> usize {
+        if self.entries.len() <= WAYS { 0 } else { hash % SETS }
+    }
+
+    /// Adds an entry. Returns what it replaces, or itself if there is no memory for the cache.
+    fn insert(&mut self, hash: usize, key: K, value: V) -> Forgotten<K, V> {
         if self.entries.is_empty() {
-            let count = SETS * WAYS;
-            if !has_room(count * size_of::<Option<(K, V)>>())
-                || self.entries.try_reserve_exact(count).is_err()
-            {
-                return Some((key, value));
-            }
-            self.entries.resize_with(count, || None);
+            let Some(entries) = places(WAYS) else { return Some((key, value)).into() };
+            self.entries = entries;
+        } else if self.entries.len() == WAYS
+            && self.entries.iter().all(Option::is_some)
+            && let Some(entries) = places(SETS * WAYS)
+        {
+            // Most endpoints have few peers. The hashes of the former entries are not known any more.
+            let _entries = std::mem::replace(&mut self.entries, entries);
+            self.next = [0; SETS];
+            let _ = self.put(hash, key, value);
+            return Forgotten::All { _entries };
         }
-        let set = hash % SETS;
+        self.put(hash, key, value).into()
+    }
+
+    fn put(&mut self, hash: usize, key: K, value: V) -> Option<(K, V)> {
+        let set = self.set_of(hash);
         let way = usize::from(self.next[set]) % WAYS;
         self.next[set] = self.next[set].wrapping_add(1);
         self.entries[set * WAYS + way].replace((key, value))
