@@ -446,7 +446,8 @@ def test_forks():
         def report(block):
             known = [name for name in ("processor", "waiting_for_gil", "not_scheduled", "asleep")
                      if getattr(block, name) is not None]
-            print(who, block.line and block.line.name, len(known), flush=True)
+            # At once: the loop's thread may fork meanwhile.
+            os.write(1, f"{who} {block.line and block.line.name} {len(known)}\\n".encode())
 
         def forks():
             global who, pid
@@ -511,7 +512,10 @@ def test_many_loops_come_and_go():
         print("done")
     """
     result = helpers.run_script("hotloop", source, "-W", "ignore")
-    assert (result.stdout, result.stderr) == ("done\n", "")
+    assert result.stdout == "done\n"
+    # What takes ten times as long, on a busy machine, is told of while it goes on.
+    message = r"A callback without Python code is blocking the event loop, for 0\.\d+ s by now"
+    assert all(re.fullmatch(message, line) for line in result.stderr.splitlines()), result.stderr
 
 
 # --- Where it is shown ---

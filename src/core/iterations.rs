@@ -257,10 +257,12 @@ impl Core {
     }
 
     /// Calls all steps that [`Core::schedule_send`] has noted.
+    #[inline(always)]
     pub fn send_scheduled(&self, py: Python<'_>, event_loop: &Object) -> PyResult<()> {
         if self.unsent.borrow().is_empty() { Ok(()) } else { self.send_unsent(py, event_loop) }
     }
 
+    #[inline(never)]
     fn send_unsent(&self, py: Python<'_>, event_loop: &Object) -> PyResult<()> {
         let mut unsent = self.unsent.take();
         self.recorder.note_sending(unsent.len());

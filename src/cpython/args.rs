@@ -162,6 +162,7 @@ impl<'a, 'py> Args<'a, 'py> {
     }
 
     /// Parses `method(p1, ..., pN, *args, context=None)`. The context is None where None was given.
+    #[inline(always)]
     pub fn leading<const N: usize>(&self) -> PyResult<([Object; N], Option<Object>)> {
         let keyword = intern!(self.py, "context");
         if self.positional >= N
