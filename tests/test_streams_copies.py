@@ -134,9 +134,10 @@ def test_a_reader_does_what_asyncios_does(looks):
         assert found == expected, seed
 
 
-async def served(loop, handle, connect=True, **options):
-    server = await asyncio.start_server(handle, "127.0.0.1", 0, **options)
-    return server, await asyncio.open_connection(*server.sockets[0].getsockname()[:2])
+async def served(loop, handle, tls=None, **options):
+    server = await asyncio.start_server(handle, "127.0.0.1", 0, ssl=tls and tls[0], **options)
+    of_client = {"ssl": tls[1], "server_hostname": "localhost"} if tls else {}
+    return server, await asyncio.open_connection(*server.sockets[0].getsockname()[:2], **of_client)
 
 
 def test_they_are_asyncios_to_isinstance_and_repr(loop):
@@ -179,7 +180,8 @@ def test_what_is_read_whole_is_not_copied(loop):
 
 
 @pytest.mark.skipif(helpers.FREE_THREADED, reason="changing a class would stop all threads")
-def test_a_client_that_receives_much_copies_nothing(loop):
+@pytest.mark.parametrize("over_tls", [False, True])
+def test_a_client_that_receives_much_copies_nothing(loop, tls, over_tls):
     """Its reader becomes one of those here, also while a read() of asyncio's waits."""
 
     async def handle(reader, writer):
@@ -189,7 +191,7 @@ def test_a_client_that_receives_much_copies_nothing(loop):
         writer.close()
 
     async def main():
-        server, (reader, writer) = await served(loop, handle)
+        server, (reader, writer) = await served(loop, handle, tls if over_tls else None)
         writer.write(b"hello\n")
         assert await reader.readline() == b"hello\n"
         assert type(reader) is asyncio.StreamReader

@@ -92,20 +92,21 @@ impl Transport for ReadPipe {
             Ok(count) => Ok(Some((this.core.received_bytes(py, &buffer[..count], &[]), count))),
             Err(error) => Err(error),
         })?;
-        let data = match data {
+        let (data, adopted) = match data {
             Ok(Some((data, count))) => {
                 this.note_read(count);
                 this.note_size(count);
-                if let Some(protocol) = this.protocol.get() {
-                    endpoint::adopt_streams(py, &this.event_loop, &protocol, count)?;
-                }
-                data?
+                let adopted = match this.protocol.get() {
+                    Some(protocol) => endpoint::adopt_streams(py, &this.event_loop, &protocol, count),
+                    None => Ok(()),
+                };
+                (data?, adopted)
             }
             Ok(None) => return ReadPipe::end_of_file(this),
             Err(error) if socket::is_not_ready(&error) => return Ok(()),
             Err(error) => return endpoint::fatal_error(this, os_error(py, error), READ_FAILED),
         };
-        endpoint::call_protocol(this, intern!(py, "data_received"), &[&data])
+        endpoint::call_protocol(this, intern!(py, "data_received"), &[&data]).and(adopted)
     }
 
     fn is_device(&self) -> bool {

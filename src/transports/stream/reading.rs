@@ -98,18 +98,17 @@ impl Stream {
         let py = this.py();
         let fd = this.file.descriptor();
         let received = this.core.receive(py, fd, &this.recv_size_hint, &this.read_error);
-        let data = match received.map_err(|error| Stream::read_failed(this, error))? {
+        let (data, adopted) = match received.map_err(|error| Stream::read_failed(this, error))? {
             core::Received::Data(_, 0) => return Ok(Received::End),
             core::Received::Data(data, count) => {
                 this.note_read(count);
-                endpoint::adopt_streams(py, &this.event_loop, protocol, count)
-                    .map_err(|error| (error, READ_FAILED))?;
-                data
+                (data, endpoint::adopt_streams(py, &this.event_loop, protocol, count))
             }
             core::Received::Nothing => return Ok(Received::Done),
         };
-        match call(py, protocol, &DATA_RECEIVED, &data) {
-            Ok(_) => Ok(Received::Done),
+        // An interrupt must not lose the data.
+        match call(py, protocol, &DATA_RECEIVED, &data).and_then(|_| adopted) {
+            Ok(()) => Ok(Received::Done),
             Err(error) => Err((error, "Fatal error: protocol.data_received() call failed.")),
         }
     }

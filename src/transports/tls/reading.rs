@@ -9,6 +9,7 @@ use crate::cpython::names::Name;
 use crate::cpython::object::Object;
 use crate::handle::reraise_fatal;
 use crate::intern;
+use crate::transports::endpoint;
 
 static DATA_RECEIVED: Name = Name::new("data_received");
 
@@ -87,7 +88,10 @@ impl Protocol {
         if let Some(data) = data
             && let Some(protocol) = this.protocol.get()
         {
+            let count = data.bind(py).len()?;
+            let adopted = endpoint::adopt_streams(py, &this.event_loop, &protocol, count);
             protocol.call_method(py, DATA_RECEIVED.get(py)?, &[&data])?;
+            adopted?;
         }
         if closed { Protocol::end_of_stream(this) } else { Ok(()) }
     }
