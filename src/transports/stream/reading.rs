@@ -107,7 +107,7 @@ impl Stream {
             core::Received::Nothing => return Ok(Received::Done),
         };
         // An interrupt must not lose the data.
-        match call(py, protocol, &DATA_RECEIVED, &data).and_then(|_| adopted) {
+        match call(py, protocol, &DATA_RECEIVED, &data).and(adopted) {
             Ok(()) => Ok(Received::Done),
             Err(error) => Err((error, "Fatal error: protocol.data_received() call failed.")),
         }
