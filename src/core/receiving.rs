@@ -29,6 +29,9 @@ const SMALL: usize = 480;
 /// An object of up to this many bytes may have twice the memory that it needs, a larger one a third more.
 const LARGE: usize = 8 * 1024;
 
+/// The most bytes of a stream to receive at a time. glibc maps memory for an object that is larger, and gives it back each time: its pages
+/// are then made anew for each.
+const PIECE: usize = 128 * 1024 - 256;
 /// Bytes to receive at a time without memory for [`RECEIVE_BUFFER`].
 pub const LEAST: usize = 8 * 1024;
 
@@ -91,7 +94,7 @@ impl Core {
         unsafe { self.bytes_pool.borrow_mut().freeze(uninit, count) }
     }
 
-    /// Receives at most [`RECEIVE_BUFFER`] bytes of a stream. The number of an error behind data is put into `deferred_error`, for the
+    /// Receives at most [`PIECE`] bytes of a stream. The number of an error behind data is put into `deferred_error`, for the
     /// next call: the kernel returns it once only.
     #[inline(always)]
     pub fn receive(
@@ -102,11 +105,11 @@ impl Core {
         deferred_error: &Cell<i32>,
     ) -> PyResult<Received> {
         if size_hint.get() < SMALL {
-            return self.receive_and_copy(py, fd, RECEIVE_BUFFER, LEAST, size_hint);
+            return self.receive_and_copy(py, fd, PIECE, LEAST, size_hint);
         }
-        let mut uninit = self.bytes_pool.borrow_mut().take(py, room(size_hint).min(RECEIVE_BUFFER))?;
+        let mut uninit = self.bytes_pool.borrow_mut().take(py, room(size_hint).min(PIECE))?;
         let slice = uninit.as_mut_slice();
-        let capacity = slice.len().min(RECEIVE_BUFFER);
+        let capacity = slice.len().min(PIECE);
         let count = match socket::recv_uninit(fd, &mut slice[..capacity]) {
             Ok(count) => count,
             Err(error) => {
@@ -114,10 +117,10 @@ impl Core {
                 return nothing_or_error(py, error);
             }
         };
-        if count == capacity && count < RECEIVE_BUFFER && self.has_buffer() {
+        if count == capacity && count < PIECE && self.has_buffer() {
             // It is full, so that there may be more.
             return self.with_buffer(py, RECEIVE_BUFFER, |buffer| {
-                let rest = &mut buffer[..RECEIVE_BUFFER - capacity];
+                let rest = &mut buffer[..PIECE - capacity];
                 let more = match socket::recv(fd, &mut *rest) {
                     Ok(count) => count,
                     Err(error) if socket::is_not_ready(&error) => 0,
