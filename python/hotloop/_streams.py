@@ -154,7 +154,8 @@ class StreamReader(_Reader):  # type: ignore[misc]
         buffer = self._hotloop_buffer
         received = self._hotloop_received
         if received is not None:
-            buffer.extend(received)
+            # Not by a call, after which an interrupt could come.
+            buffer += received
             self._hotloop_received = None
         return buffer
 
