@@ -41,11 +41,14 @@ def start(server: str) -> str:
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     address = free_address()
     command = python("database_servers", server, address.rpartition(":")[2], folder)
-    stack = contextlib.ExitStack()
-    atexit.register(stack.close)
     with environment({}):
-        stack.enter_context(running(command, timeout=START, processor=SERVER_PROCESSOR))
+        RUNNING.enter_context(running(command, timeout=START, processor=SERVER_PROCESSOR))
     return address
+
+
+RUNNING = contextlib.ExitStack()
+"""The servers that run. It is closed when no row needs them any more, at the latest when the process ends."""
+atexit.register(RUNNING.close)
 
 
 ADDRESSES = {name: once(functools.partial(start, name)) for name in database_servers.SERVERS}

@@ -36,6 +36,12 @@ NEW = [
 ]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def no_server_left() -> Iterator[None]:
+    yield
+    databases.RUNNING.close()
+
+
 def is_built() -> bool:
     target = os.environ.get("CARGO_TARGET_DIR") or generator.PACKAGE / "target"
     return all((Path(target) / "release" / program).exists() for program in ("load", "limit"))

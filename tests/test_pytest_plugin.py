@@ -362,6 +362,8 @@ def test_pytest_warns_of_nothing_where_hotloop_is_imported_before_it(tmp_path):
     """It warns of packages with plugins that were imported before, as by `python -m hotloop -m pytest`."""
     (tmp_path / "test_it.py").write_text("def test():\n    pass\n")
     command = [sys.executable, "-m", "hotloop", "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider"]
+    # Which warns of what it is not told.
+    command += ["-p", "no:asyncio"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "1 passed" in done.stdout
