@@ -274,46 +274,25 @@ def facts(of_run: dict[str, str]) -> str:
     return "\n".join(["| | |", "|---|---|", *[f"| {name} | {fact} |" for name, fact in of_run.items()]])
 
 
-def rate(result: Result) -> list[float]:
-    return [outcome.rate for outcome in result.outcomes]
+def each(figure: str, *, keeping: bool = False) -> Callable[[Result], list[float]]:
+    """A figure of each round that has it, with default malloc or with one that keeps freed memory."""
+
+    def of(result: Result) -> list[float]:
+        figures = (getattr(one, figure) for one in (result.keeping if keeping else result.outcomes))
+        return [found for found in figures if found is not None]
+
+    return of
 
 
-def rate_keeping(result: Result) -> list[float]:
-    """With malloc that keeps freed memory."""
-    return [outcome.rate for outcome in result.keeping]
+rate, rate_keeping = each("rate"), each("rate", keeping=True)
+p99 = each("p99")
+processor, processor_keeping = each("processor"), each("processor", keeping=True)
+user_time, user_time_keeping = each("user"), each("user", keeping=True)
+kernel_time, kernel_time_keeping = each("kernel"), each("kernel", keeping=True)
 
 
 def microseconds(result: Result) -> list[float]:
     return [1e6 / outcome.rate for outcome in result.outcomes]
-
-
-def p99(result: Result) -> list[float]:
-    return [outcome.p99 for outcome in result.outcomes]
-
-
-def processor(result: Result) -> list[float]:
-    return [outcome.processor for outcome in result.outcomes if outcome.processor is not None]
-
-
-def processor_keeping(result: Result) -> list[float]:
-    """With malloc that keeps freed memory."""
-    return [outcome.processor for outcome in result.keeping if outcome.processor is not None]
-
-
-def user_time(result: Result) -> list[float]:
-    return [outcome.user for outcome in result.outcomes if outcome.user is not None]
-
-
-def kernel_time(result: Result) -> list[float]:
-    return [outcome.kernel for outcome in result.outcomes if outcome.kernel is not None]
-
-
-def user_time_keeping(result: Result) -> list[float]:
-    return [outcome.user for outcome in result.keeping if outcome.user is not None]
-
-
-def kernel_time_keeping(result: Result) -> list[float]:
-    return [outcome.kernel for outcome in result.keeping if outcome.kernel is not None]
 
 
 def user(result: Result) -> list[float]:

@@ -168,6 +168,43 @@ async def test_many_are_cancelled_while_they_begin(loop):
 
 
 @pytest.mark.parametrize("name", helpers.LOOP_NAMES)
+def test_a_fork_while_work_is_queued(name):
+    """The parent's work is done, once; a loop that the child makes has a pool of its own."""
+    source = """
+        import threading
+
+        gate, ran = threading.Event(), []
+
+        def work(number):
+            gate.wait()
+            ran.append(number)
+
+        def of_child():
+            loop = new_event_loop()
+            os.write(1, b"%d\\n" % loop.run_until_complete(loop.run_in_executor(None, abs, -1)))
+            loop.close()
+
+        async def main():
+            loop = asyncio.get_running_loop()
+            futures = [loop.run_in_executor(None, work, number) for number in range(100)]
+            pid = os.fork()
+            if not pid:
+                thread = threading.Thread(target=of_child)
+                thread.start()
+                thread.join(10)
+                os._exit(len(ran))
+            status = os.waitpid(pid, 0)[1]
+            gate.set()
+            await asyncio.gather(*futures)
+            print(status, sorted(ran) == list(range(100)))
+
+        run(main())
+        """
+    result = helpers.run_script(name, source, "-W", "ignore")
+    assert result.stdout.splitlines() == ["1", "0 True"]
+
+
+@pytest.mark.parametrize("name", helpers.LOOP_NAMES)
 def test_work_at_the_end_of_the_interpreter(name):
     """Its error is that of submit()."""
     source = """

@@ -10,7 +10,7 @@ import asyncio
 import types
 from asyncio import base_subprocess, streams, subprocess
 
-from ._support import HAS_THREADS, original_or_none
+from ._support import HAS_THREADS, Originals, original_or_none
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -64,28 +64,12 @@ def _are_as_expected() -> bool:
 
 _IS_ON = _are_as_expected()
 
-# What asyncio's classes are made of. Programs patch their methods.
-_ORIGINALS = [(kind, dict(vars(kind))) for kind in _EXPECTED]
-# The versions of these classes when they were as they had been.
-_unchanged: list[int] | None = None
+_ORIGINALS = Originals(*_EXPECTED)
 
 
 def _are_patched(loop: Loop) -> bool:
     """Whether the program has changed asyncio's classes, or they are not as expected."""
-    global _unchanged
-    if not _IS_ON:
-        return True
-    versions = [loop._type_version(kind) for kind in _EXPECTED]
-    if versions == _unchanged:
-        return False
-    for kind, originals in _ORIGINALS:
-        # A class that was changed has no version until something is looked up in it.
-        kind.__init__  # noqa: B018
-        if any(vars(kind).get(name) is not original for name, original in originals.items()):
-            return True
-    versions = [loop._type_version(kind) for kind in _EXPECTED]
-    _unchanged = None if 0 in versions else versions
-    return False
+    return not _IS_ON or _ORIGINALS.are_patched(loop)
 
 
 def of_streams(loop: Loop, factory: Any) -> Any:
@@ -136,6 +120,7 @@ def _become(subject: Any, kind: type) -> None:
     subject.__dict__ = {**vars(subject)}
 
 
+# To type checkers the bases of these classes are Any.
 class StreamReader(_Reader):  # type: ignore[misc]
     """A reader that copies no data that are read as they were received.
 

@@ -48,6 +48,30 @@ def original_or_none(function: Any, module: Any) -> Any:
     return function if is_original else None
 
 
+class Originals:
+    """Classes of asyncio as they were when this was made. Programs patch their methods."""
+
+    def __init__(self, *kinds: Any) -> None:
+        self._kinds = [(kind, dict(vars(kind))) for kind in kinds]
+        # The versions of the classes when they were as they had been.
+        self._unchanged: list[int] | None = None
+
+    def are_patched(self, loop: Any) -> bool:
+        if self._versions(loop) == self._unchanged:
+            return False
+        for kind, originals in self._kinds:
+            # A class that was changed has no version until something is looked up in it, which this does.
+            kind.__init__  # noqa: B018
+            if any(vars(kind).get(name) is not original for name, original in originals.items()):
+                return True
+        versions = self._versions(loop)
+        self._unchanged = None if 0 in versions else versions
+        return False
+
+    def _versions(self, loop: Any) -> list[int]:
+        return [loop._type_version(kind) for kind, _ in self._kinds]
+
+
 _original_socket = socket.socket
 original_monotonic = time.monotonic if isinstance(time.monotonic, types.BuiltinFunctionType) else None
 original_run = original_or_none(events.Handle._run, events)

@@ -13,7 +13,7 @@ import warnings
 from asyncio import base_events, constants, sslproto
 from asyncio.log import logger
 
-from ._support import HAS_THREADS
+from ._support import HAS_THREADS, Originals
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,10 +34,8 @@ KEEPS_SHUTDOWN_TIMEOUT = "call_later" in _Protocol._on_shutdown_complete.__code_
 
 # What asyncio's classes are made of. Programs patch their methods, and `max_size`.
 _Transport: Any = sslproto._SSLProtocolTransport
-_ORIGINALS = [(kind, dict(vars(kind))) for kind in (_Protocol, _Transport)]
+_ORIGINALS = Originals(_Protocol, _Transport)
 _LIMITS = (256, 512)
-# The versions of these classes when they were as they had been.
-_unchanged: tuple[int, int] | None = None
 
 # Without the GIL, other threads may use the ssl object, which only its own methods lock.
 _IS_DIRECT = not HAS_THREADS
@@ -57,23 +55,7 @@ def _engine_of(loop: Loop) -> str:
 def _is_patched(loop: Loop) -> bool:
     """Whether the program has changed asyncio's SSLProtocol or its transport: these are used then."""
     limits = (constants.FLOW_CONTROL_HIGH_WATER_SSL_READ, constants.FLOW_CONTROL_HIGH_WATER_SSL_WRITE)
-    if sslproto.SSLProtocol is not _Protocol or limits != _LIMITS:
-        return True
-    global _unchanged
-    version = loop._type_version
-    if (version(_Protocol), version(_Transport)) == _unchanged:
-        return False
-    # A class that was changed has no version until something is looked up in it, which these expressions do.
-    _Protocol.__init__, _Transport.__init__  # noqa: B018
-    versions = (version(_Protocol), version(_Transport))
-    is_patched = any(
-        vars(kind).get(name) is not original
-        for kind, originals in _ORIGINALS
-        for name, original in originals.items()
-    )
-    if not is_patched and 0 not in versions:
-        _unchanged = versions
-    return is_patched
+    return sslproto.SSLProtocol is not _Protocol or limits != _LIMITS or _ORIGINALS.are_patched(loop)
 
 
 def _timeout(name: str, value: float | None, default: float) -> float:
