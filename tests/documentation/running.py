@@ -19,6 +19,8 @@ PATIENCE = 30.0
 """Seconds that anything may take."""
 COMMANDS = {"asyncio": [], "hotloop": ["-m", "hotloop"]}
 """What stands between `python` and the program."""
+ENVIRONMENT = dict(os.environ)
+"""Read once: programs are started in threads, and pytest changes variables meanwhile."""
 NORMAL = {
     # From one run to the next.
     r"0x[0-9a-f]+": "0x...",
@@ -108,7 +110,7 @@ class Running:
                 stdout=stdout,
                 stderr=stderr,
                 cwd=self.folder,
-                env={**os.environ, "PYTHONUNBUFFERED": "1" if unbuffered else "", **(env or {})},
+                env={**ENVIRONMENT, "PYTHONUNBUFFERED": "1" if unbuffered else "", **(env or {})},
             )
 
     def wait_for(self, condition):

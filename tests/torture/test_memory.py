@@ -43,19 +43,18 @@ LEFT = "it leaves something behind"
 # Repeats of what has crashed: where it fails is not always quite the same.
 REPEATS = 3
 
+# With another seed of hashes other allocations would fail. It is read once: threads start programs with it,
+# and pytest changes variables meanwhile.
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(TESTS), "PYTHONHASHSEED": "0"}
+
 
 def command(*arguments):
     return [sys.executable, "-m", "torture.memory.runner", *map(str, arguments)]
 
 
-def environment():
-    # With another seed other allocations would fail.
-    return {**os.environ, "PYTHONPATH": str(TESTS), "PYTHONHASHSEED": "0"}
-
-
 def attempts(*arguments):
     result = subprocess.run(
-        command(*arguments), cwd=TESTS, env=environment(), capture_output=True, text=True, timeout=880
+        command(*arguments), cwd=TESTS, env=ENVIRONMENT, capture_output=True, text=True, timeout=880
     )
     assert result.returncode == 0, result
     return [json.loads(line) for line in result.stdout.splitlines()]
@@ -164,7 +163,7 @@ def not_of_asyncio(mode, kind, program, found):
     known = set()
     arguments = ("asyncio", program, mode, kind, f"{program}~{found[0]['part']}:{COMPARED}")
     with subprocess.Popen(
-        command(*arguments), cwd=TESTS, env=environment(), stdout=subprocess.PIPE, text=True
+        command(*arguments), cwd=TESTS, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True
     ) as theirs:
         for line in theirs.stdout:
             result = {**json.loads(line), "kind": kind}

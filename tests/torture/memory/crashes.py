@@ -85,6 +85,13 @@ def new_list():
     return lambda: collections.deque([[each] for each in range(1000)]), None
 
 
+def class_with_attributes():
+    """From 3.14 on, _PyDict_NewKeysForClass() adds the attributes that the class's methods set to a table for
+    which there was no memory.
+    """
+    return lambda: type("C", (), {"__static_attributes__": ("one",)}), None
+
+
 # More than one attempt makes of one function.
 RELEASES = 100
 # So many leave room for more steps of tasks than an attempt makes.
@@ -117,6 +124,8 @@ CRASHES = {
     growing_dict: (*IN_COLLECTOR, *IN_DICT),
     formatted_string: ("fstring_compile_expr", "fstring_find_expr", "_PyCfgBuilder_Fini", "codegen_addop_i"),
     new_list: ("list_dealloc", "PyList_New"),
+    # What is seen of it in an interpreter without symbols.
+    class_with_attributes: ("insert_split_key", "_PyDict_NewKeysForClass", "PyType_Ready"),
 }
 
 
