@@ -16,7 +16,7 @@ import warnings
 from asyncio import events, unix_events
 from asyncio.log import logger
 
-from . import _core
+from . import _core, _popen
 from ._support import note_unlisted
 
 TYPE_CHECKING = False
@@ -32,6 +32,14 @@ class _SubprocessTransport(_unix._UnixSubprocessTransport):  # type: ignore[misc
     """asyncio's transport, and a close() that works after the loop's, which asyncio's does not until 3.13."""
 
     _pipes: dict[int, Any]
+
+    def _start(
+        self, args: Any, shell: bool, stdin: Any, stdout: Any, stderr: Any, bufsize: int, **kwargs: Any
+    ) -> None:
+        self._proc = _popen.start(self._loop, args, shell, stdin, stdout, stderr, **kwargs)
+        if self._proc is None:
+            super()._start(args, shell, stdin, stdout, stderr, bufsize, **kwargs)
+            _popen.learn(self._loop, self._proc)
 
     def close(self) -> None:
         # _loop is None after the child has ended.

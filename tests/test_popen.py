@@ -1,0 +1,246 @@
+"""A child that is started without Popen's constructor is like one that was started with it."""
+
+import asyncio
+import os
+import subprocess
+import sys
+from asyncio.subprocess import DEVNULL, PIPE, STDOUT
+from unittest import mock
+
+import helpers
+import pytest
+
+pytestmark = pytest.mark.usefixtures("no_child_left")
+
+# What differs from child to child.
+OWN = {"pid", "_waitpid_lock", "stdin", "stdout", "stderr", "_devnull"}
+STREAMS = {
+    "none": {},
+    "pipes": {"stdin": PIPE, "stdout": PIPE, "stderr": PIPE},
+    "output": {"stdout": PIPE},
+    "together": {"stdout": PIPE, "stderr": STDOUT},
+    "errors to the output": {"stderr": STDOUT},
+    "null": {"stdin": DEVNULL, "stdout": DEVNULL, "stderr": DEVNULL},
+    "null and pipes": {"stdin": DEVNULL, "stdout": PIPE, "stderr": PIPE},
+}
+SCRIPT = "cat; echo $NAME; ls -l /proc/self/fd | wc -l; grep Sig /proc/self/status; echo error >&2"
+
+
+@pytest.fixture
+def spawned(loop, monkeypatch):
+    """The arguments of each posix_spawn(). After Popen's constructor was called once, as it always is first."""
+
+    async def first():
+        process = await asyncio.create_subprocess_exec("/bin/true")
+        await process.wait()
+
+    loop.run_until_complete(first())
+    calls = []
+    original = os.posix_spawn
+
+    def posix_spawn(*args, **kwargs):
+        calls.append((args, kwargs))
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(os, "posix_spawn", posix_spawn)
+    return calls
+
+
+def by_constructor():
+    """Popen's constructor is called: something patches the class."""
+    original = subprocess.Popen.__init__
+    return mock.patch.object(subprocess.Popen, "__init__", autospec=True, side_effect=original)
+
+
+async def ended(loop, command, **options):
+    """What Popen knows of a child, what it has written, and how it ended."""
+    if isinstance(command, str):
+        process = await asyncio.create_subprocess_shell(command, **options)
+    else:
+        process = await asyncio.create_subprocess_exec(*command, **options)
+    popen = process._transport.get_extra_info("subprocess")
+    kinds = {name: type(value) for name, value in vars(popen).items() if name in OWN}
+    written = await process.communicate(b"input" if options.get("stdin") == PIPE else None)
+    assert type(popen) is subprocess.Popen
+    assert popen.pid == process.pid
+    return {name: value for name, value in vars(popen).items() if name not in OWN}, kinds, written
+
+
+def without_numbers(calls):
+    """Arguments of posix_spawn(), with descriptors numbered as they come."""
+    numbers = {}
+
+    def of(action):
+        what, *descriptors = action
+        return [what, *(each if each <= 3 else numbers.setdefault(each, len(numbers)) for each in descriptors)]
+
+    return [
+        (args, {**kwargs, "file_actions": [of(action) for action in kwargs.get("file_actions", ())]})
+        for args, kwargs in calls
+    ]
+
+
+@pytest.mark.parametrize("streams", STREAMS)
+@pytest.mark.parametrize("how", ["program", "command", "environment", "name", "folder"])
+async def test_the_same_as_by_the_constructor(loop, spawned, streams, how, tmp_path):
+    options = dict(STREAMS[streams])
+    if "stdin" not in options:
+        options["stdin"] = DEVNULL
+    command = SCRIPT if how == "command" else ("sh" if how == "name" else "/bin/sh", "-c", SCRIPT)
+    if how == "environment":
+        options["env"] = {"NAME": "value", "PATH": os.environ["PATH"]}
+    if how == "folder":
+        options["cwd"] = tmp_path
+    with by_constructor() as constructor:
+        expected = await ended(loop, command, **options)
+        assert constructor.called
+    calls = without_numbers(spawned)
+    spawned.clear()
+    found = await ended(loop, command, **options)
+    assert found == expected
+    assert list(found[0]) == list(expected[0])
+    assert without_numbers(spawned) == calls
+
+
+@pytest.mark.hotloop_only
+@pytest.mark.skipif(sys.version_info < (3, 13), reason="Popen uses posix_spawn() from Python 3.13 on")
+async def test_the_constructor_is_not_called(loop, spawned):
+    """Nor is anything patched: the other tests compare two ways."""
+    called = []
+
+    def profile(frame, event, argument):
+        if event == "call" and frame.f_code is subprocess.Popen.__init__.__code__:
+            called.append(frame)
+
+    sys.setprofile(profile)
+    try:
+        await ended(loop, ("/bin/true",))
+        assert (len(spawned), called) == (1, [])
+        await ended(loop, ("true",))
+        assert len(called) == 1
+    finally:
+        sys.setprofile(None)
+
+
+async def test_nothing_redirected(loop, spawned):
+    with by_constructor():
+        expected = await ended(loop, ("/bin/true",)), without_numbers(spawned)
+    spawned.clear()
+    assert (await ended(loop, ("/bin/true",)), without_numbers(spawned)) == expected
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        (("/no/such/program",), {}),
+        (("/etc/passwd",), {}),
+        (("/bin/true", "with\0null"), {}),
+        (("/bin/true", 1), {}),
+        (("/bin/true",), {"env": {"A=B": "C"}}),
+        (("/bin/true",), {"env": 1}),
+        (("/bin/true",), {"stdin": 1 << 20}),
+        (("/bin/true",), {"stdin": "a name"}),
+        (("/bin/true",), {"stdout": STDOUT}),
+    ],
+)
+@pytest.mark.parametrize("streams", ["none", "pipes", "null"])
+async def test_what_is_not_started(loop, spawned, command, options, streams):
+    options = {**STREAMS[streams], **options}
+
+    async def fails():
+        before = helpers.open_descriptors()
+        with pytest.raises(Exception) as caught:  # noqa: B017, PT011  (whatever Popen raises)
+            await asyncio.create_subprocess_exec(*command, **options)
+        assert not helpers.opened_since(before)
+        return type(caught.value), str(caught.value), getattr(caught.value, "filename", None)
+
+    with by_constructor():
+        expected = await fails()
+    assert await fails() == expected
+
+
+async def test_audit_events(loop, spawned):
+    """A hook sees the same, and may forbid it."""
+    seen, forbidden, is_on = [], [], [True]
+
+    def hook(event, args):
+        if is_on and event in ("subprocess.Popen", "os.posix_spawn"):
+            seen.append((event, args))
+            if forbidden:
+                raise PermissionError("forbidden")
+
+    sys.addaudithook(hook)
+    try:
+        for options in ({}, {"stdout": PIPE}, {"env": {}}):
+            with by_constructor():
+                await ended(loop, ("/bin/true", "a"), **options)
+            expected = list(seen)
+            assert expected
+            seen.clear()
+            await ended(loop, ("/bin/true", "a"), **options)
+            assert seen == expected
+            seen.clear()
+        forbidden.append(True)
+        before = helpers.open_descriptors()
+        for options in STREAMS.values():
+            with pytest.raises(PermissionError, match="forbidden"):
+                await asyncio.create_subprocess_exec("/bin/true", **options)
+        assert not helpers.opened_since(before)
+    finally:
+        is_on.clear()
+
+
+@pytest.mark.parametrize("name", ["_execute_child", "_get_handles", "_posix_spawn", "_close_pipe_fds"])
+async def test_a_patched_method_is_called(loop, spawned, name):
+    if not hasattr(subprocess.Popen, name):
+        pytest.skip("no such method in this Python")
+    original = getattr(subprocess.Popen, name)
+    with mock.patch.object(subprocess.Popen, name, autospec=True, side_effect=original) as patched:
+        await ended(loop, ("/bin/true",))
+    assert patched.called or (name == "_posix_spawn" and not spawned)
+
+
+async def test_a_patched_class_is_called(loop, spawned):
+    class Popen(subprocess.Popen):
+        pass
+
+    with mock.patch.object(subprocess, "Popen", Popen):
+        process = await asyncio.create_subprocess_exec("/bin/true")
+        assert type(process._transport.get_extra_info("subprocess")) is Popen
+        await process.wait()
+
+
+async def test_the_switch_of_posix_spawn(loop, spawned):
+    with mock.patch.object(subprocess, "_USE_POSIX_SPAWN", False):
+        await ended(loop, ("/bin/true",))
+    assert spawned == []
+
+
+def test_standard_streams_that_are_closed():
+    """The child's ends of pipes may then be 0, 1 or 2, and posix_spawn() would mix them up."""
+    script = """
+import asyncio, os, sys
+loop = asyncio.SelectorEventLoop if sys.argv[1] == "asyncio" else __import__("hotloop").new_event_loop
+report = os.dup(1)
+async def main():
+    process = await asyncio.create_subprocess_exec("/bin/true")
+    await process.wait()
+    for closed in ([0], [1], [0, 1], [2], [0, 1, 2]):
+        kept = {each: os.dup(each) for each in closed}
+        for each in closed:
+            os.close(each)
+        process = await asyncio.create_subprocess_exec(
+            "/bin/sh", "-c", "cat; echo out; echo err >&2", stdin=-1, stdout=-1, stderr=-1)
+        result = await process.communicate(b"in ")
+        for each in kept:
+            os.dup2(kept[each], each)
+        os.write(report, repr((closed, result)).encode() + b"\\n")
+asyncio.Runner(loop_factory=loop).run(main())
+"""
+    expected, found = (
+        subprocess.run([sys.executable, "-c", script, name], capture_output=True, text=True, timeout=30)
+        for name in ("asyncio", "hotloop")
+    )
+    assert expected.returncode == 0, expected
+    assert expected.stdout.count("in out") == 5
+    assert (found.returncode, found.stdout, found.stderr) == (0, expected.stdout, expected.stderr)
