@@ -27,14 +27,8 @@ SCRIPT = "cat; echo $NAME; ls -l /proc/self/fd | wc -l; grep Sig /proc/self/stat
 
 
 @pytest.fixture
-def spawned(loop, monkeypatch):
-    """The arguments of each posix_spawn(). After Popen's constructor was called once, as it always is first."""
-
-    async def first():
-        process = await asyncio.create_subprocess_exec("/bin/true")
-        await process.wait()
-
-    loop.run_until_complete(first())
+def spawned(monkeypatch):
+    """The arguments of each posix_spawn()."""
     calls = []
     original = os.posix_spawn
 
@@ -68,11 +62,11 @@ async def ended(loop, command, **options):
 
 def without_numbers(calls):
     """Arguments of posix_spawn(), with descriptors numbered as they come."""
-    numbers = {}
+    order = {}
 
     def of(action):
         what, *descriptors = action
-        return [what, *(each if each <= 3 else numbers.setdefault(each, len(numbers)) for each in descriptors)]
+        return [what, *(each if each <= 3 else order.setdefault(each, len(order)) for each in descriptors)]
 
     return [
         (args, {**kwargs, "file_actions": [of(action) for action in kwargs.get("file_actions", ())]})
@@ -149,7 +143,7 @@ async def test_what_is_not_started(loop, spawned, command, options, streams):
 
     async def fails():
         before = helpers.open_descriptors()
-        with pytest.raises(Exception) as caught:  # noqa: B017, PT011  (whatever Popen raises)
+        with pytest.raises(Exception) as caught:  # noqa: PT011  (whatever Popen raises)
             await asyncio.create_subprocess_exec(*command, **options)
         assert not helpers.opened_since(before)
         return type(caught.value), str(caught.value), getattr(caught.value, "filename", None)

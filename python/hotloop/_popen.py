@@ -17,7 +17,7 @@ import sys
 import threading
 from asyncio import unix_events
 
-from ._support import Originals
+from ._support import Originals, original_or_none, private_names
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ _subprocess: Any = subprocess
 _unix: Any = unix_events
 _Popen: Any = subprocess.Popen
 _ORIGINALS = Originals(_Popen, _unix._UnixSubprocessTransport)
-_IS_ON = bool(getattr(subprocess, "_HAVE_POSIX_SPAWN_CLOSEFROM", False)) and sys.version_info < (3, 16)
 
 # Of each stream, from the child's input to its errors: the child's end and this process's end, -1 for none.
 _NO_HANDLES = (-1, -1, -1, -1, -1, -1)
@@ -37,27 +36,52 @@ _NO_HANDLES = (-1, -1, -1, -1, -1, -1)
 _SIGNALS = [getattr(signal, name) for name in ("SIGPIPE", "SIGXFZ", "SIGXFSZ") if hasattr(signal, name)]
 # What posix_spawn() does in the child at last.
 _CLOSE_OTHERS = (getattr(os, "POSIX_SPAWN_CLOSEFROM", None), 3)
-# The attributes that Popen's constructor sets. Those of one child that others do not have are None.
-_attributes: dict[str, Any] | None = None
-_OF_ONE_CHILD = {"_waitpid_lock", "args", "stdin", "stdout", "stderr", "pid", "returncode"}
+# The private names in the methods that are replaced, from Python 3.13 to 3.15.
+_EXPECTED = {
+    "__init__": "_can_fork_exec _cleanup _closed_child_pipe_fds _communication_started _devnull "
+    "_execute_child _get_handles _input _mswindows _sigint_wait_secs _text_encoding _waitpid_lock",
+    "_posix_spawn": "_child_created _close_pipe_fds",
+}
 
 
-def learn(loop: Loop, process: Any) -> None:
-    """Take the attributes that Popen's constructor sets, from a child that it has started for a transport."""
-    global _attributes
-    if not _IS_ON or _attributes is not None or type(process) is not _Popen:
-        return
-    if process.pipesize == -1 and not _ORIGINALS.are_patched(loop):
-        found = {name: None if name in _OF_ONE_CHILD else value for name, value in vars(process).items()}
-        found.pop("_devnull", None)
-        _attributes = {**found, "_child_created": False, "_closed_child_pipe_fds": False}
+def _is_as_expected() -> bool:
+    """Whether Popen is the standard library's, uses posix_spawn(), and has no attributes not known here."""
+    if not getattr(subprocess, "_HAVE_POSIX_SPAWN_CLOSEFROM", False):
+        return False
+    methods = {name: original_or_none(getattr(_Popen, name, None), subprocess) for name in _EXPECTED}
+    return all(
+        method is not None and private_names(method) == set(_EXPECTED[name].split())
+        for name, method in methods.items()
+    )
+
+
+_IS_ON = _is_as_expected()
+
+
+def _new(args: Any) -> Any:
+    """A Popen with the attributes that its constructor sets before it makes pipes."""
+    process = _Popen.__new__(_Popen)
+    # Not by way of __dict__: where there is no memory, an object that has made one loses the exception by
+    # which it ends, from CPython 3.13 on.
+    process._waitpid_lock = threading.Lock()
+    process._input = None
+    process._communication_started = False
+    process.args = args
+    process.stdin = process.stdout = process.stderr = None
+    process.pid = process.returncode = None
+    process.encoding = process.errors = None
+    process.pipesize = -1
+    process.text_mode = False
+    process._sigint_wait_secs = 0.25
+    process._closed_child_pipe_fds = False
+    return process
 
 
 def start(
     loop: Loop, args: Any, shell: bool, stdin: Any, stdout: Any, stderr: Any, env: Any = None, **others: Any
 ) -> Any:
     """Start a child. Returns its Popen, or None if Popen's constructor has to; raises what that raises."""
-    if _attributes is None or others or not _subprocess._USE_POSIX_SPAWN or stdout is subprocess.STDOUT:
+    if not _IS_ON or others or not _subprocess._USE_POSIX_SPAWN or stdout is subprocess.STDOUT:
         return None
     if subprocess.Popen is not _Popen or _ORIGINALS.are_patched(loop):
         return None
@@ -69,8 +93,7 @@ def start(
         return None
     if _subprocess._active:
         _subprocess._cleanup()
-    process = _Popen.__new__(_Popen)
-    vars(process).update(_attributes, _waitpid_lock=threading.Lock(), args=args)
+    process = _new(args)
     if stdin is None and stdout is None and stderr is None:
         _execute(process, command, shell, env, _NO_HANDLES)
         return process
@@ -91,7 +114,7 @@ def start(
 
 
 def _execute(process: Any, command: list[Any], shell: bool, env: Any, handles: tuple[int, ...]) -> None:
-    """Popen._execute_child() of its arguments, which is called itself where it would not use posix_spawn()."""
+    """Popen._execute_child(), which is called itself where it would not use posix_spawn()."""
     actions: list[Any] = []
     if handles is not _NO_HANDLES:
         p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite = handles

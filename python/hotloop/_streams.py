@@ -10,7 +10,7 @@ import asyncio
 import types
 from asyncio import base_subprocess, streams, subprocess
 
-from ._support import HAS_THREADS, Originals, original_or_none
+from ._support import HAS_THREADS, Originals, original_or_none, private_names
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -46,18 +46,13 @@ _FACTORIES: list[types.CodeType] = [
 _USED = {"client_connected_cb", "limit", "loop"}
 
 
-def _private(method: Any) -> set[str]:
-    """The private attributes that it uses."""
-    return {name for name in method.__code__.co_names if name[0] == "_"}
-
-
 def _are_as_expected() -> bool:
     """Whether asyncio's classes are its own, and no attributes matter that are not known here."""
     for kind, (methods, attributes) in _EXPECTED.items():
         known = {*methods.split(), *attributes.split()}
         for name in methods.split():
             method = original_or_none(vars(kind).get(name), _streams)
-            if method is None or not known.issuperset(_private(method)):
+            if method is None or not known.issuperset(private_names(method)):
                 return False
     return original_or_none(vars(_Protocol).get("connection_made"), _streams) is not None
 

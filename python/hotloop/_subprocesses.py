@@ -39,7 +39,6 @@ class _SubprocessTransport(_unix._UnixSubprocessTransport):  # type: ignore[misc
         self._proc = _popen.start(self._loop, args, shell, stdin, stdout, stderr, **kwargs)
         if self._proc is None:
             super()._start(args, shell, stdin, stdout, stderr, bufsize, **kwargs)
-            _popen.learn(self._loop, self._proc)
 
     def close(self) -> None:
         # _loop is None after the child has ended.

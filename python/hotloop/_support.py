@@ -48,11 +48,17 @@ def original_or_none(function: Any, module: Any) -> Any:
     return function if is_original else None
 
 
+def private_names(function: Any) -> set[str]:
+    """The private attributes and globals that a function uses."""
+    return {name for name in function.__code__.co_names if name[0] == "_"}
+
+
 class Originals:
     """Classes of asyncio as they were when this was made. Programs patch their methods."""
 
     def __init__(self, *kinds: Any) -> None:
-        self._kinds = [(kind, dict(vars(kind))) for kind in kinds]
+        # Not dicts: CPython crashes where there is no memory to iterate over the items of one.
+        self._kinds = [(kind, list(vars(kind).items())) for kind in kinds]
         # The versions of the classes when they were as they had been.
         self._unchanged: list[int] | None = None
 
@@ -62,7 +68,7 @@ class Originals:
         for kind, originals in self._kinds:
             # A class that was changed has no version until something is looked up in it, which this does.
             kind.__init__  # noqa: B018
-            if any(vars(kind).get(name) is not original for name, original in originals.items()):
+            if any(vars(kind).get(name) is not original for name, original in originals):
                 return True
         versions = self._versions(loop)
         self._unchanged = None if 0 in versions else versions

@@ -119,12 +119,13 @@ IN_DICT = ("unicode_get_hash", "build_indices_unicode", "build_indices_generic",
 CRASHES = {
     thread_start: (STARTING,),
     condition_exit: (LEAVING,),
-    dict_iterator: ("dictiter_dealloc",),
+    # The last is what is seen of it in an interpreter without symbols.
+    dict_iterator: ("dictiter_dealloc", "PyObject_GetIter"),
     code_of_function: (*IN_COLLECTOR, "code_dealloc", "tupledealloc"),
     growing_dict: (*IN_COLLECTOR, *IN_DICT),
     formatted_string: ("fstring_compile_expr", "fstring_find_expr", "_PyCfgBuilder_Fini", "codegen_addop_i"),
     new_list: ("list_dealloc", "PyList_New"),
-    # What is seen of it in an interpreter without symbols.
+    # So is the last here.
     class_with_attributes: ("insert_split_key", "_PyDict_NewKeysForClass", "PyType_Ready"),
 }
 
