@@ -206,6 +206,9 @@ impl Core {
         beginning: Beginning,
         started: u64,
     ) -> PyResult<()> {
+        // Reports name the handle. Without memory for one, the callback is run without.
+        let held = matches!(entry, ReadyEntry::Unheld(_)).then(|| entry.clone().held(py, event_loop).ok());
+        let entry = held.as_ref().and_then(Option::as_ref).unwrap_or(entry);
         if self.schedule.is_plainly_recorded() {
             // Its name is not at hand.
             let recorded = self.recorder.note_named(py, entry, beginning);

@@ -41,7 +41,7 @@ use crate::cpython::frames;
 use crate::cpython::object::{Object, ObjectCell};
 use crate::cpython::ownership::Owner;
 use crate::cpython::received::{self, UninitBytes};
-use crate::handle::Schedule;
+use crate::handle::{Schedule, Unheld};
 use crate::reactor::clock;
 use crate::reactor::datagram::Batch;
 use crate::reactor::handover::Handover;
@@ -253,6 +253,36 @@ impl Core {
         // What is not queued is dropped without the lock: that can run Python code.
         if self.injected.push((entry, clock::ticks())).map_err(|_| no_memory(py))? {
             self.wake_poller();
+        }
+        Ok(())
+    }
+
+    /// Takes the last handle apart that this or another thread has queued, if nobody else has it: see [`Unheld`].
+    #[cfg(not(Py_GIL_DISABLED))]
+    pub fn take_last_apart(&self, _py: Python<'_>) {
+        let taken = self.injected.with_last(|(entry, _)| {
+            let unheld = Unheld::of(entry)?;
+            Some(std::mem::replace(entry, ReadyEntry::Unheld(unheld)))
+        });
+        // Dropped without the lock.
+        drop(taken);
+    }
+
+    /// Without the GIL, another thread may just be about to take a reference to it.
+    #[cfg(Py_GIL_DISABLED)]
+    pub fn take_last_apart(&self, _py: Python<'_>) {}
+
+    /// Gives those entries of the queue handles that have lost theirs.
+    pub fn hold_all(&self, py: Python<'_>, event_loop: &Object) -> PyResult<()> {
+        self.take_injected();
+        let positions = self.ready.borrow().positions();
+        for position in positions {
+            let Some(entry) = self.ready.borrow_mut().unheld_at(position).cloned() else { continue };
+            // This can run Python code, which may take out entries.
+            let held = entry.held(py, event_loop)?;
+            if let Some(entry) = self.ready.borrow_mut().unheld_at(position) {
+                *entry = held;
+            }
         }
         Ok(())
     }

@@ -9,7 +9,7 @@ use super::HEADROOM;
 use crate::cpython::bound_method::BoundMethod;
 use crate::cpython::class::{Native, Obj, Visitor};
 use crate::cpython::object::Object;
-use crate::handle::{Handle, TaskStep, ThreadSafeHandle, TimerHandle};
+use crate::handle::{Handle, TaskStep, ThreadSafeHandle, TimerHandle, Unheld};
 use crate::imports::imports;
 use crate::intern;
 use crate::reactor::clock;
@@ -95,6 +95,12 @@ impl ReadyQueue {
         Some(entry)
     }
 
+    /// The entry at a position, if its handle was taken apart.
+    pub fn unheld_at(&mut self, position: u64) -> Option<&mut ReadyEntry> {
+        let index = position.checked_sub(self.start)?;
+        self.entries.get_mut(index as usize).filter(|entry| matches!(entry, ReadyEntry::Unheld(_)))
+    }
+
     pub fn take_all(&mut self) -> VecDeque<ReadyEntry> {
         self.start = self.end();
         std::mem::take(&mut self.entries)
@@ -107,6 +113,8 @@ pub enum ReadyEntry {
     Handle(Obj<Handle>),
     Timer(Obj<TimerHandle>),
     ThreadSafe(Obj<ThreadSafeHandle>),
+    /// What is left of one of those, or of a handle until Python 3.14, when the program has dropped it.
+    Unheld(Unheld),
     /// An asyncio.Handle, or an instance of another subclass of it.
     PythonHandle(Object),
     /// A step of a task. The program has no handle of it.
@@ -129,6 +137,7 @@ impl ReadyEntry {
             ReadyEntry::Timer(timer) => timer.handle().run(py, timer.as_object()),
             ReadyEntry::ThreadSafe(handle) if handle.is_cancelled() => Ok(()),
             ReadyEntry::ThreadSafe(handle) => handle.run(py, handle.as_object()),
+            ReadyEntry::Unheld(unheld) => unheld.run(py, event_loop),
             ReadyEntry::Task(step) => step.run(py, event_loop),
             ReadyEntry::PythonHandle(handle) => run_python_handle(py, handle),
             ReadyEntry::Step(step) | ReadyEntry::Finalize(step) => step.call(py, ()),
@@ -160,7 +169,9 @@ impl ReadyEntry {
             ReadyEntry::Handle(_) | ReadyEntry::Timer(_) | ReadyEntry::ThreadSafe(_) => {
                 run_as_method(py, self.object())
             }
+            // One that is unheld has got a handle, if there was memory for it.
             ReadyEntry::PythonHandle(_)
+            | ReadyEntry::Unheld(_)
             | ReadyEntry::Step(..)
             | ReadyEntry::Event(..)
             | ReadyEntry::Finalize(..) => self.run(py, event_loop),
@@ -173,6 +184,7 @@ impl ReadyEntry {
             ReadyEntry::Handle(handle) => handle.as_object(),
             ReadyEntry::Timer(timer) => timer.as_object(),
             ReadyEntry::ThreadSafe(handle) => handle.as_object(),
+            ReadyEntry::Unheld(unheld) => &unheld.callback,
             ReadyEntry::Task(step) => &step.callback,
             ReadyEntry::PythonHandle(object) => object,
             ReadyEntry::Step(step) | ReadyEntry::Finalize(step) => step.instance(),
@@ -186,6 +198,7 @@ impl ReadyEntry {
             ReadyEntry::Handle(handle) => Some(&handle.context),
             ReadyEntry::Timer(timer) => Some(&timer.handle().context),
             ReadyEntry::ThreadSafe(handle) => Some(&handle.handle().context),
+            ReadyEntry::Unheld(unheld) => Some(&unheld.context),
             ReadyEntry::Task(step) => Some(&step.context),
             ReadyEntry::PythonHandle(_)
             | ReadyEntry::Step(..)
@@ -196,14 +209,23 @@ impl ReadyEntry {
 
     pub(super) fn traverse(&self, visitor: &mut Visitor) {
         match self {
+            ReadyEntry::Unheld(unheld) => unheld.traverse(visitor),
             ReadyEntry::Task(step) => step.traverse(visitor),
             entry => visitor.object(entry.object()),
         }
     }
 
+    /// The same with a handle, if its handle was taken apart.
+    pub fn held(self, py: Python<'_>, event_loop: &Object) -> PyResult<ReadyEntry> {
+        match self {
+            ReadyEntry::Unheld(unheld) => unheld.with_handle(py, event_loop.bind(py)),
+            held => Ok(held),
+        }
+    }
+
     fn is_handle(&self) -> bool {
-        use ReadyEntry::{Event, Finalize, Step, Task};
-        !matches!(self, Task(_) | Step(_) | Event(..) | Finalize(_))
+        use ReadyEntry::{Event, Finalize, Step, Task, Unheld};
+        !matches!(self, Task(_) | Unheld(_) | Step(_) | Event(..) | Finalize(_))
     }
 }
 

@@ -107,6 +107,15 @@ impl ArgumentsCell {
         }
     }
 
+    /// The only argument, if there is one; None if there are more.
+    pub fn single(&self) -> Option<Option<Object>> {
+        match self.peek() {
+            Arguments::None => Some(None),
+            Arguments::One(argument) => Some(Some(argument.clone())),
+            _ => None,
+        }
+    }
+
     pub fn take(&self) -> Arguments {
         self.0.replace(Arguments::None)
     }

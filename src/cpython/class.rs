@@ -166,6 +166,12 @@ impl<T: Native> Obj<T> {
             .ok_or_else(|| new_error::<PyTypeError>(py, "an object of another class"))
     }
 
+    /// Whether nobody else has a reference to it, nor a weak one.
+    pub fn is_ours_alone(&self) -> bool {
+        // SAFETY: the object lives.
+        self.object.is_unique() && !unsafe { has_weak_references(self.object.as_ptr()) }
+    }
+
     pub fn as_object(&self) -> &Object {
         &self.object
     }
@@ -551,15 +557,25 @@ unsafe fn destroy_deep<T: Native>(instance: *mut ffi::PyObject) {
 }
 
 /// # Safety
+/// The object has not been destroyed.
+#[inline(always)]
+unsafe fn has_weak_references(object: *mut ffi::PyObject) -> bool {
+    // SAFETY: as the caller says. If its class has weak references, the head of their list is there.
+    unsafe {
+        // Negative where the interpreter keeps them before the object: since 3.12, for classes written in Python.
+        let weak = (*ffi::Py_TYPE(object)).tp_weaklistoffset;
+        weak != 0 && !(*object.byte_offset(weak).cast::<*mut ffi::PyObject>()).is_null()
+    }
+}
+
+/// # Safety
 /// The instance has no references, is not tracked by the collector, and is destroyed once.
 #[inline(always)]
 unsafe fn destroy<T: Native>(instance: *mut ffi::PyObject) {
     // SAFETY: as the caller says; the layout is that of `make_with`.
     unsafe {
         let class = ffi::Py_TYPE(instance);
-        // Negative where the interpreter keeps them before the object: since 3.12, for classes written in Python.
-        let weak = (*class).tp_weaklistoffset;
-        if weak != 0 && !(*instance.byte_offset(weak).cast::<*mut ffi::PyObject>()).is_null() {
+        if has_weak_references(instance) {
             ffi::PyObject_ClearWeakRefs(instance);
         }
         let made = T::class();

@@ -61,11 +61,12 @@ fn to_handle(this: ThisLoop<'_, '_>, entry: ReadyEntry) -> PyResult<Object> {
             };
             Ok(Obj::new(py, Handle::with_traceback(call, None))?.into_object())
         }
-        entry => Ok(entry.object().clone()),
+        entry => Ok(entry.held(py, &this.object())?.object().clone()),
     }
 }
 
 fn ready_handles(this: ThisLoop<'_, '_>) -> PyResult<Object> {
+    this.core.hold_all(this.py(), &this.object())?;
     let entries = this.core.ready_entries(this.py())?;
     let handles: PyResult<Vec<_>> = entries.into_iter().map(|entry| to_handle(this, entry)).collect();
     tuple_of(this.py(), handles?.iter())

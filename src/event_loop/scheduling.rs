@@ -149,6 +149,7 @@ fn call_soon_threadsafe<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> Py
             .call_method(this.py(), intern!(this.py(), "_write_to_self"), &[])
             .map(|_| handle);
     }
+    this.core.take_last_apart(this.py());
     let handle = make_handle(this, args.method(), callback, args, 1, context)?;
     let (entry, handle) = if ThreadSafeHandle::class().exists() {
         let handle = Obj::new(this.py(), ThreadSafeHandle::new(handle))?;

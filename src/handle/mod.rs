@@ -12,6 +12,7 @@
 mod class;
 mod task_step;
 mod thread_safe;
+mod unheld;
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
@@ -38,6 +39,7 @@ use crate::reactor::timers::{TimerKey, Timers};
 pub use class::register;
 pub use task_step::{TaskStep, is_of_task, is_step, is_wakeup_class, known_task_of, task_of};
 pub use thread_safe::ThreadSafeHandle;
+pub use unheld::Unheld;
 
 /// What an event loop shares with its handles.
 #[derive(Default)]

@@ -344,6 +344,7 @@ impl Recorder {
             ReadyEntry::Handle(handle) => (Sort::Callback, handle.callback(handle.this(py))),
             ReadyEntry::Timer(timer) => (Sort::Timer, timer.handle().callback(timer.this(py))),
             ReadyEntry::ThreadSafe(handle) => (Sort::FromThread, handle.handle().callback(handle.this(py))),
+            ReadyEntry::Unheld(unheld) => (Sort::FromThread, Some(unheld.callback.clone())),
             ReadyEntry::PythonHandle(handle) => {
                 let callback = handle.bind(py).getattr_opt(intern!(py, "_callback"))?;
                 (Sort::Callback, callback.map(Object::from))

@@ -1,0 +1,252 @@
+"""Callbacks that another thread schedules while the loop is busy, with handles that it keeps or drops."""
+
+import asyncio
+import contextvars
+import gc
+import sys
+import threading
+import weakref
+from unittest import mock
+
+import helpers
+import pytest
+
+HAS_GIL = getattr(sys, "_is_gil_enabled", lambda: True)() and "t" not in sys.abiflags
+COUNT = 300
+
+
+def in_thread(loop, work, then=int):
+    """Have another thread work while a callback keeps the loop busy, then run what it has scheduled."""
+    failed = []
+
+    def guarded():
+        try:
+            work()
+        except BaseException as error:
+            failed.append(error)
+
+    def busy():
+        thread = threading.Thread(target=guarded)
+        thread.start()
+        thread.join()
+        then()
+        loop.call_soon(loop.call_soon, loop.stop)
+
+    loop.call_soon(busy)
+    loop.run_forever()
+    if failed:
+        raise failed[0]
+
+
+def handles():
+    """The handles that there are."""
+    return [each for each in gc.get_objects() if isinstance(each, asyncio.Handle)]
+
+
+@pytest.mark.hotloop_only
+@pytest.mark.skipif(not HAS_GIL, reason="without the GIL, a handle may be wanted at any time")
+def test_handles_that_nobody_has_are_not_kept(loop):
+    counts, ran = [], []
+
+    def work():
+        before = len(handles())
+        for _ in range(COUNT):
+            loop.call_soon_threadsafe(ran.append, None)
+        counts.append(len(handles()) - before)
+        kept = [loop.call_soon_threadsafe(ran.append, None) for _ in range(COUNT)]
+        counts.append(len(handles()) - before)
+        kept.clear()
+
+    in_thread(loop, work)
+    assert counts[0] <= 1
+    assert COUNT <= counts[1] <= COUNT + 1
+    assert len(ran) == 2 * COUNT
+
+
+def test_order_arguments_and_contexts(loop):
+    variable = contextvars.ContextVar("variable")
+    ran, expected, kept = [], [], []
+    own = contextvars.Context()
+    own.run(variable.set, "own")
+
+    def note(*args):
+        ran.append((args, variable.get(None)))
+
+    def work():
+        for number in range(COUNT):
+            variable.set(number)
+            args = tuple(range(number % 5))
+            context = own if number % 7 == 0 else None
+            handle = loop.call_soon_threadsafe(note, *args, context=context)
+            expected.append((args, "own" if context else number))
+            if number % 3 == 0:
+                kept.append(handle)
+            if number % 11 == 0:
+                handle.cancel()
+                expected.pop()
+            del handle
+
+    in_thread(loop, work)
+    assert ran == expected
+
+
+def test_a_handle_that_is_kept_by_a_weak_reference(loop):
+    ran, references = [], []
+
+    def work():
+        for number in range(COUNT):
+            references.append(weakref.ref(loop.call_soon_threadsafe(ran.append, number)))
+        for reference in references[::2]:
+            reference().cancel()
+
+    in_thread(loop, work)
+    assert ran == list(range(1, COUNT, 2))
+    gc.collect()
+    assert {reference() for reference in references} == {None}
+
+
+def test_an_exception_is_reported_with_a_handle(loop):
+    told = []
+    loop.set_exception_handler(lambda loop, context: told.append(context))
+
+    def fail(*args):
+        raise ValueError(*args)
+
+    def work():
+        for number in range(3):
+            loop.call_soon_threadsafe(fail, *range(number))
+        loop.call_soon_threadsafe(int)
+
+    in_thread(loop, work)
+    assert [type(context["exception"]) for context in told] == [ValueError] * 3
+    assert [context["exception"].args for context in told] == [(), (0,), (0, 1)]
+    kind = "ThreadSafeHandle" if sys.version_info >= (3, 14) else "Handle"
+    for context in told:
+        handle = context["handle"]
+        assert context["message"].startswith("Exception in callback test_an_exception")
+        assert isinstance(handle, asyncio.Handle)
+        assert type(handle).__name__.lstrip("_") == kind
+        assert repr(handle).lstrip("<_").startswith(f"{kind} test_an_exception_is_reported_with_a_handle.")
+        assert not handle.cancelled()
+
+
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])
+def test_what_ends_the_run(loop, error):
+    ran = []
+
+    def end():
+        raise error
+
+    def work():
+        loop.call_soon_threadsafe(end)
+        loop.call_soon_threadsafe(ran.append, None)
+        loop.call_soon_threadsafe(int)
+
+    with pytest.raises(error):
+        in_thread(loop, work)
+    assert not ran
+    loop.run_forever()
+    assert ran == [None]
+
+
+def test_programs_that_look_into_the_queue(loop):
+    """What they see is what is run: a handle that they cancel is not called."""
+    ran = []
+    noted = ran.append
+
+    def work():
+        for number in range(10):
+            loop.call_soon_threadsafe(noted, number)
+
+    def look():
+        handles = [handle for handle in loop._ready if handle._callback is noted]
+        assert [handle._args for handle in handles] == [(number,) for number in range(10)]
+        assert [handle for handle in loop._ready if handle._callback is noted] == handles
+        for handle in handles[::3]:
+            handle.cancel()
+
+    in_thread(loop, work, look)
+    assert ran == [number for number in range(10) if number % 3]
+
+
+def test_debug_mode_that_is_switched_on_before_they_run(loop):
+    current = []
+
+    def work():
+        for _ in range(3):
+            loop.call_soon_threadsafe(lambda: current.append(loop._current_handle))
+        loop.set_debug(True)
+
+    in_thread(loop, work)
+    loop.set_debug(False)
+    assert [isinstance(handle, asyncio.Handle) for handle in current] == [True] * 3
+
+
+def test_a_patched_run_is_called_for_each(loop):
+    seen = []
+    original = asyncio.Handle._run
+
+    def run(self):
+        seen.append(self)
+        return original(self)
+
+    ran = []
+    noted = ran.append
+
+    def work():
+        for number in range(COUNT):
+            loop.call_soon_threadsafe(noted, number)
+
+    with mock.patch.object(asyncio.Handle, "_run", run):
+        in_thread(loop, work)
+    assert ran == list(range(COUNT))
+    # From 3.14 on they are of another class, with a method of its own that calls this one.
+    called = [handle._args for handle in seen if handle._callback is noted]
+    assert called == [(number,) for number in range(COUNT)]
+
+
+@pytest.mark.parametrize("end", ["close", "collect"])
+def test_what_never_runs_is_released(loop_name, end):
+    class Thing:
+        pass
+
+    loop = helpers.FACTORIES[loop_name]()
+    things = [Thing() for _ in range(10)]
+    references = [weakref.ref(thing) for thing in things]
+
+    def work(things):
+        for thing in things:
+            # The loop refers to itself.
+            loop.call_soon_threadsafe(lambda thing=thing, loop=loop: None)
+            loop.call_soon_threadsafe(print, thing)
+
+    thread = threading.Thread(target=work, args=[things])
+    loop._thread_id = 1  # as if another thread ran it
+    thread.start()
+    thread.join()
+    loop._thread_id = None
+    del things, thread, work
+    assert None not in {reference() for reference in references}
+    if end == "close":
+        loop.close()
+    else:
+        del loop
+        with pytest.warns(ResourceWarning):
+            gc.collect()
+    gc.collect()
+    assert {reference() for reference in references} == {None}
+
+
+@pytest.mark.hotloop_only
+def test_their_names_in_a_recording(loop):
+    def named():
+        pass
+
+    def work():
+        for _ in range(COUNT):
+            loop.call_soon_threadsafe(named)
+
+    loop.record(seconds=5)
+    in_thread(loop, work)
+    events = loop.recording().events()
+    assert sum("named" in str(event.get("name")) for event in events) == COUNT
