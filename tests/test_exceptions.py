@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import sysconfig
+import threading
 
 import helpers
 import pytest
@@ -255,6 +256,24 @@ def test_a_function_that_breaks_the_protocol_of_calls(loop, reports, broken, sch
     if name == "left_behind":
         assert str(error).endswith("returned a result with an exception set")
         assert str(error.__cause__) == "left behind"
+
+
+@pytest.mark.parametrize("name", ["left_behind", "unsaid"])
+def test_a_function_of_another_thread_that_breaks_the_protocol_of_calls(loop, reports, broken, name):
+    """Its handle is not kept: the thread schedules others after it."""
+
+    def work():
+        loop.call_soon_threadsafe(getattr(broken, name))
+        loop.call_soon_threadsafe(loop.stop)
+
+    def schedule():
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+
+    loop.call_soon(schedule)
+    loop.run_forever()
+    assert isinstance(reports.take()["exception"], SystemError)
 
 
 def test_a_function_that_breaks_the_protocol_of_calls_as_the_last(loop, reports, broken):

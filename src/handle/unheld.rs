@@ -39,12 +39,13 @@ impl Unheld {
         Some(Unheld { callback: handle.callback.get()?, argument, context: handle.context.clone() })
     }
 
+    fn arguments(&self) -> Arguments {
+        self.argument.clone().map_or(Arguments::None, Arguments::One)
+    }
+
     pub fn run(&self, py: Python<'_>, event_loop: &Object) -> PyResult<()> {
-        let result = run_in_context(py, &self.context, || match &self.argument {
-            Some(argument) => self.callback.call(py, &[argument]),
-            None => self.callback.call(py, &[]),
-        });
-        match result {
+        let arguments = self.arguments();
+        match run_in_context(py, &self.context, || arguments.call(py, &self.callback)) {
             Ok(_) => Ok(()),
             Err(error) => self.report(py, error, event_loop),
         }
@@ -62,7 +63,7 @@ impl Unheld {
     pub fn with_handle(&self, py: Python<'_>, event_loop: Borrowed<'_, '_, PyAny>) -> PyResult<ReadyEntry> {
         let call = Call {
             callback: self.callback.clone(),
-            arguments: self.argument.clone().map_or(Arguments::None, Arguments::One),
+            arguments: self.arguments(),
             context: self.context.clone(),
             event_loop: Obj::of(event_loop)?,
         };
