@@ -4,6 +4,7 @@ import asyncio
 import os
 import subprocess
 import sys
+from asyncio import unix_events
 from asyncio.subprocess import DEVNULL, PIPE, STDOUT
 from unittest import mock
 
@@ -24,6 +25,16 @@ STREAMS = {
     "null and pipes": {"stdin": DEVNULL, "stdout": PIPE, "stderr": PIPE},
 }
 SCRIPT = "cat; echo $NAME; ls -l /proc/self/fd | wc -l; grep Sig /proc/self/status; echo error >&2"
+
+
+class Descriptor:
+    """What has a fileno(), which may be anything."""
+
+    def __init__(self, number):
+        self.number = number
+
+    def fileno(self):
+        return self.number
 
 
 @pytest.fixture
@@ -97,7 +108,10 @@ async def test_the_same_as_by_the_constructor(loop, spawned, streams, how, tmp_p
 
 
 @pytest.mark.hotloop_only
-@pytest.mark.skipif(sys.version_info < (3, 13), reason="Popen uses posix_spawn() from Python 3.13 on")
+@pytest.mark.skipif(
+    not getattr(subprocess, "_HAVE_POSIX_SPAWN_CLOSEFROM", False),
+    reason="Popen uses posix_spawn() from Python 3.13 on, where the C library closes descriptors then",
+)
 async def test_the_constructor_is_not_called(loop, spawned):
     """Nor is anything patched: the other tests compare two ways."""
     called = []
@@ -135,6 +149,9 @@ async def test_nothing_redirected(loop, spawned):
         (("/bin/true",), {"stdin": 1 << 20}),
         (("/bin/true",), {"stdin": "a name"}),
         (("/bin/true",), {"stdout": STDOUT}),
+        (("/bin/true",), {"stdin": Descriptor(None)}),
+        (("/bin/true",), {"stderr": Descriptor("a")}),
+        (("/bin/true",), {"bufsize": 0.0}),
     ],
 )
 @pytest.mark.parametrize("streams", ["none", "pipes", "null"])
@@ -184,6 +201,22 @@ async def test_audit_events(loop, spawned):
         is_on.clear()
 
 
+async def test_an_audit_hook_that_changes_the_arguments(loop, spawned):
+    """The program is that which was asked for."""
+    is_on = [True]
+
+    def hook(event, args):
+        if is_on and event == "subprocess.Popen":
+            args[1][:] = ["/bin/no such program", "hello"]
+
+    sys.addaudithook(hook)
+    try:
+        *_, written = await ended(loop, ("/bin/echo", "a"), stdout=PIPE)
+    finally:
+        is_on.clear()
+    assert written == (b"hello\n", None)
+
+
 @pytest.mark.parametrize("name", ["_execute_child", "_get_handles", "_posix_spawn", "_close_pipe_fds"])
 async def test_a_patched_method_is_called(loop, spawned, name):
     if not hasattr(subprocess.Popen, name):
@@ -192,6 +225,89 @@ async def test_a_patched_method_is_called(loop, spawned, name):
     with mock.patch.object(subprocess.Popen, name, autospec=True, side_effect=original) as patched:
         await ended(loop, ("/bin/true",))
     assert patched.called or (name == "_posix_spawn" and not spawned)
+
+
+@pytest.mark.parametrize("module", ["io", "builtins"])
+async def test_a_patched_open(loop, spawned, module):
+    """Popen opens its ends of pipes by io.open()."""
+    opened = []
+
+    def fake(*args, original=open, **kwargs):
+        opened.append(args)
+        return original(*args, **kwargs)
+
+    with mock.patch(f"{module}.open", fake):
+        process = await asyncio.create_subprocess_exec("/bin/echo", "hi", stdout=PIPE)
+    assert len(opened) == (module == "io")
+    assert await process.communicate() == (b"hi\n", None)
+
+
+async def test_a_patched_start_gets_keywords(loop):
+    started = []
+    original = unix_events._UnixSubprocessTransport._start
+
+    def start(self, **kwargs):
+        started.append(kwargs["args"])
+        original(self, **kwargs)
+
+    with mock.patch.object(unix_events._UnixSubprocessTransport, "_start", start):
+        process = await asyncio.create_subprocess_exec("/bin/true")
+    await process.wait()
+    assert started == [("/bin/true",)]
+
+
+EARLY = {
+    "_execute_child": """
+def patched(self, *args, original=subprocess.Popen._execute_child):
+    print("called", flush=True)
+    original(self, *args)
+subprocess.Popen._execute_child = patched
+""",
+    "_start": """
+from asyncio import unix_events
+def patched(self, original=unix_events._UnixSubprocessTransport._start, **kwargs):
+    print("called", flush=True)
+    original(self, **kwargs)
+unix_events._UnixSubprocessTransport._start = patched
+""",
+    "Popen": """
+class Popen(subprocess.Popen):
+    def _execute_child(self, *args):
+        print("called", flush=True)
+        super()._execute_child(*args)
+subprocess.Popen = Popen
+""",
+}
+
+
+@pytest.mark.hotloop_only
+@pytest.mark.parametrize("patch", EARLY)
+def test_a_patch_from_before_hotloop_is_imported(patch):
+    script = f"""
+import asyncio, subprocess
+{EARLY[patch]}
+import hotloop
+async def main():
+    process = await asyncio.create_subprocess_exec("/bin/true")
+    await process.wait()
+hotloop.run(main())
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "called\n", "")
+
+
+async def test_a_name_that_is_replaced_in_asyncio(loop, spawned):
+    class Module:
+        PIPE = PIPE
+        called = False
+
+        def Popen(self, *args, **kwargs):
+            self.called = True
+            return subprocess.Popen(*args, **kwargs)
+
+    with mock.patch.object(unix_events, "subprocess", Module()) as module:
+        await ended(loop, ("/bin/true",))
+    assert module.called
 
 
 async def test_a_patched_class_is_called(loop, spawned):

@@ -11,6 +11,11 @@ from unittest import mock
 import helpers
 import pytest
 
+try:
+    import _testcapi
+except ImportError:
+    _testcapi = None
+
 HAS_GIL = getattr(sys, "_is_gil_enabled", lambda: True)() and "t" not in sys.abiflags
 COUNT = 300
 
@@ -36,6 +41,19 @@ def in_thread(loop, work, then=int):
     loop.run_forever()
     if failed:
         raise failed[0]
+
+
+def use_memory_of_handles(loop, kept):
+    """Have the next handle need memory: none is left of handles that are gone."""
+    kept.extend(loop.call_soon_threadsafe(int) for _ in range(20_000))
+
+
+def pop_without_memory(pop):
+    _testcapi.set_nomemory(0, 1)
+    try:
+        pop()
+    finally:
+        _testcapi.remove_mem_hooks()
 
 
 def handles():
@@ -128,6 +146,101 @@ def test_an_exception_is_reported_with_a_handle(loop):
         assert type(handle).__name__.lstrip("_") == kind
         assert repr(handle).lstrip("<_").startswith(f"{kind} test_an_exception_is_reported_with_a_handle.")
         assert not handle.cancelled()
+
+
+def test_a_report_of_what_runs_it_names_a_handle(loop):
+    """asyncio lets these errors out of run_forever()."""
+    told = []
+    loop.set_exception_handler(lambda loop, context: told.append(context))
+
+    def work():
+        for _ in range(3):
+            loop.call_soon_threadsafe(noted)
+
+    def noted():
+        pass
+
+    def run(self):
+        if self._callback is noted:
+            raise ValueError
+        self._context.run(self._callback, *self._args)
+
+    if type(loop).__module__.startswith("asyncio"):
+        pytest.skip("they end the run")
+    with mock.patch.object(asyncio.Handle, "_run", run):
+        in_thread(loop, work)
+    assert [isinstance(context.get("handle"), asyncio.Handle) for context in told] == [True] * 3
+
+
+@pytest.mark.hotloop_only
+@pytest.mark.skipif(_testcapi is None, reason="needs CPython's _testcapi.set_nomemory()")
+@pytest.mark.parametrize("number", range(5))
+def test_an_exception_without_memory_for_a_handle(loop, number):
+    """Something is reported for each, and the loop goes on. asyncio's own would end.
+
+    With larger numbers, CPython itself crashes in the report: see torture/memory/crashes.py.
+    """
+    told = []
+
+    def tell(loop, context):
+        _testcapi.remove_mem_hooks()
+        told.append(context["exception"])
+
+    loop.set_exception_handler(tell)
+
+    def fail():
+        _testcapi.set_nomemory(number, number + 1)
+        raise ValueError
+
+    def work():
+        for _ in range(3):
+            loop.call_soon_threadsafe(fail)
+
+    kept = []
+    try:
+        in_thread(loop, work, lambda: use_memory_of_handles(loop, kept))
+    finally:
+        _testcapi.remove_mem_hooks()
+    assert len(told) == 3
+
+
+def test_what_is_taken_out_of_the_queue(loop):
+    ran, taken = [], []
+
+    def work():
+        for number in range(10):
+            loop.call_soon_threadsafe(ran.append, number)
+
+    def take():
+        while loop._ready:
+            taken.append(loop._ready.popleft())
+
+    in_thread(loop, work, take)
+    assert ran == []
+    assert all(isinstance(handle, asyncio.Handle) for handle in taken)
+    assert [handle._args for handle in taken] == [(number,) for number in range(10)]
+    for handle in taken[::2]:
+        handle._run()
+    assert ran == list(range(0, 10, 2))
+
+
+@pytest.mark.hotloop_only
+@pytest.mark.skipif(_testcapi is None, reason="needs CPython's _testcapi.set_nomemory()")
+@pytest.mark.skipif(not HAS_GIL, reason="without the GIL, handles are kept")
+def test_nothing_is_lost_that_cannot_be_taken_out(loop):
+    ran, kept = [], []
+
+    def work():
+        for number in range(10):
+            loop.call_soon_threadsafe(ran.append, number)
+
+    def take():
+        use_memory_of_handles(loop, kept)
+        with pytest.raises(MemoryError):
+            pop_without_memory(loop._pop_ready)
+
+    in_thread(loop, work, take)
+    assert ran == list(range(10))
 
 
 @pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])

@@ -9,7 +9,7 @@ the constructor sets.
 from __future__ import annotations
 
 import contextlib
-import functools
+import io
 import os
 import signal
 import subprocess
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from .loop import Loop
 
 _subprocess: Any = subprocess
+# open() is looked up there, as by Popen.
+_io: Any = io
 _unix: Any = unix_events
 _Popen: Any = subprocess.Popen
 _ORIGINALS = Originals(_Popen, _unix._UnixSubprocessTransport)
@@ -36,11 +38,14 @@ _NO_HANDLES = (-1, -1, -1, -1, -1, -1)
 _SIGNALS = [getattr(signal, name) for name in ("SIGPIPE", "SIGXFZ", "SIGXFSZ") if hasattr(signal, name)]
 # What posix_spawn() does in the child at last.
 _CLOSE_OTHERS = (getattr(os, "POSIX_SPAWN_CLOSEFROM", None), 3)
-# The private names in the methods that are replaced, from Python 3.13 to 3.15.
+# The private names in the methods that are replaced, from Python 3.13 to 3.15; None for any.
 _EXPECTED = {
     "__init__": "_can_fork_exec _cleanup _closed_child_pipe_fds _communication_started _devnull "
     "_execute_child _get_handles _input _mswindows _sigint_wait_secs _text_encoding _waitpid_lock",
     "_posix_spawn": "_child_created _close_pipe_fds",
+    "_execute_child": None,
+    "_get_handles": None,
+    "_close_pipe_fds": None,
 }
 
 
@@ -48,11 +53,13 @@ def _is_as_expected() -> bool:
     """Whether Popen is the standard library's, uses posix_spawn(), and has no attributes not known here."""
     if not getattr(subprocess, "_HAVE_POSIX_SPAWN_CLOSEFROM", False):
         return False
-    methods = {name: original_or_none(getattr(_Popen, name, None), subprocess) for name in _EXPECTED}
-    return all(
-        method is not None and private_names(method) == set(_EXPECTED[name].split())
-        for name, method in methods.items()
-    )
+    if original_or_none(vars(_unix._UnixSubprocessTransport).get("_start"), _unix) is None:
+        return False
+    for name, known in _EXPECTED.items():
+        method = original_or_none(vars(_Popen).get(name), subprocess)
+        if method is None or (known is not None and private_names(method) != set(known.split())):
+            return False
+    return True
 
 
 _IS_ON = _is_as_expected()
@@ -77,17 +84,25 @@ def _new(args: Any) -> Any:
     return process
 
 
+def _is_patched(loop: Loop) -> bool:
+    return (
+        subprocess.Popen is not _Popen
+        or _unix.subprocess is not subprocess
+        or _Popen.__new__ is not object.__new__
+        or not _subprocess._USE_POSIX_SPAWN
+        or _ORIGINALS.are_patched(loop)
+    )
+
+
 def start(
-    loop: Loop, args: Any, shell: bool, stdin: Any, stdout: Any, stderr: Any, env: Any = None, **others: Any
+    loop: Loop, args: Any, shell: Any, stdin: Any, stdout: Any, stderr: Any, env: Any = None, **others: Any
 ) -> Any:
     """Start a child. Returns its Popen, or None if Popen's constructor has to; raises what that raises."""
-    if not _IS_ON or others or not _subprocess._USE_POSIX_SPAWN or stdout is subprocess.STDOUT:
+    if not _IS_ON or others or stdout is subprocess.STDOUT or _is_patched(loop):
         return None
-    if subprocess.Popen is not _Popen or _ORIGINALS.are_patched(loop):
-        return None
-    if shell:
+    if shell and type(args) in (str, bytes):
         command = ["/bin/sh", "-c", args]
-    elif type(args) is tuple and type(args[0]) is str and "/" in args[0]:
+    elif not shell and type(args) is tuple and type(args[0]) is str and "/" in args[0]:
         command = list(args)
     else:
         return None
@@ -101,11 +116,11 @@ def start(
     handles = process._get_handles(stdin, stdout, stderr)
     try:
         if handles[1] != -1:
-            process.stdin = open(handles[1], "wb", 0)  # noqa: SIM115  (it is the process's)
+            process.stdin = _io.open(handles[1], "wb", 0)
         if handles[2] != -1:
-            process.stdout = open(handles[2], "rb", 0)  # noqa: SIM115
+            process.stdout = _io.open(handles[2], "rb", 0)
         if handles[4] != -1:
-            process.stderr = open(handles[4], "rb", 0)  # noqa: SIM115
+            process.stderr = _io.open(handles[4], "rb", 0)
         _execute(process, command, shell, env, handles)
     except BaseException:
         _close(process, stdin, stdout, stderr, handles)
@@ -113,12 +128,12 @@ def start(
     return process
 
 
-def _execute(process: Any, command: list[Any], shell: bool, env: Any, handles: tuple[int, ...]) -> None:
+def _execute(process: Any, command: list[Any], shell: Any, env: Any, handles: tuple[int, ...]) -> None:
     """Popen._execute_child(), which is called itself where it would not use posix_spawn()."""
     actions: list[Any] = []
     if handles is not _NO_HANDLES:
         p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite = handles
-        if 0 <= p2cread < 3 or 0 <= c2pwrite < 3 or 0 <= errwrite < 3:
+        if not all(theirs == -1 or theirs > 2 for theirs in (p2cread, c2pwrite, errwrite)):
             given = command[2:] if shell else command
             process._execute_child(
                 *(given, None, None, True, (), None, env, None, 0, shell),
@@ -131,8 +146,10 @@ def _execute(process: Any, command: list[Any], shell: bool, env: Any, handles: t
             if theirs != -1:
                 actions.append((os.POSIX_SPAWN_DUP2, theirs, number))
     actions.append(_CLOSE_OTHERS)
-    sys.audit("subprocess.Popen", command[0], command, None, env)
-    process.pid = os.posix_spawn(command[0], command, env, file_actions=actions, setsigdef=_SIGNALS)
+    # A hook may change the command.
+    program = command[0]
+    sys.audit("subprocess.Popen", program, command, None, env)
+    process.pid = os.posix_spawn(program, command, env, file_actions=actions, setsigdef=_SIGNALS)
     process._child_created = True
     if handles is _NO_HANDLES:
         process._closed_child_pipe_fds = True
@@ -142,13 +159,21 @@ def _execute(process: Any, command: list[Any], shell: bool, env: Any, handles: t
 
 def _close(process: Any, stdin: Any, stdout: Any, stderr: Any, handles: tuple[int, ...]) -> None:
     """What Popen's constructor closes if a child could not be started."""
-    left = [file.close for file in (process.stdin, process.stdout, process.stderr) if file is not None]
-    if not process._closed_child_pipe_fds:
-        theirs = (handles[0], stdin), (handles[3], stdout), (handles[5], stderr)
-        pipes = [each for each, given in theirs if given == subprocess.PIPE]
-        if hasattr(process, "_devnull"):
-            pipes.append(process._devnull)
-        left += [functools.partial(os.close, each) for each in pipes]
-    for close in left:
-        with contextlib.suppress(OSError):
-            close()
+    for file in (process.stdin, process.stdout, process.stderr):
+        if file is not None:
+            _close_one(file.close)
+    if process._closed_child_pipe_fds:
+        return
+    if stdin == subprocess.PIPE:
+        _close_one(os.close, handles[0])
+    if stdout == subprocess.PIPE:
+        _close_one(os.close, handles[3])
+    if stderr == subprocess.PIPE:
+        _close_one(os.close, handles[5])
+    if hasattr(process, "_devnull"):
+        _close_one(os.close, process._devnull)
+
+
+def _close_one(close: Any, *args: int) -> None:
+    with contextlib.suppress(OSError):
+        close(*args)

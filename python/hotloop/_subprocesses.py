@@ -36,9 +36,11 @@ class _SubprocessTransport(_unix._UnixSubprocessTransport):  # type: ignore[misc
     def _start(
         self, args: Any, shell: bool, stdin: Any, stdout: Any, stderr: Any, bufsize: int, **kwargs: Any
     ) -> None:
-        self._proc = _popen.start(self._loop, args, shell, stdin, stdout, stderr, **kwargs)
+        if type(bufsize) is int and bufsize == 0:
+            self._proc = _popen.start(self._loop, args, shell, stdin, stdout, stderr, **kwargs)
         if self._proc is None:
-            super()._start(args, shell, stdin, stdout, stderr, bufsize, **kwargs)
+            streams = {"stdin": stdin, "stdout": stdout, "stderr": stderr}
+            super()._start(args=args, shell=shell, bufsize=bufsize, **streams, **kwargs)
 
     def close(self) -> None:
         # _loop is None after the child has ended.

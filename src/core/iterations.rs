@@ -120,16 +120,19 @@ impl Core {
                 next_reading = self.metrics.delays.before_callback(position, &positions, queue_end, tick);
             }
             // A callback may have taken entries out.
-            let Some(entry) = self.ready.borrow_mut().pop_front() else { break };
+            let Some(mut entry) = self.ready.borrow_mut().pop_front() else { break };
             let result = if self.schedule.is_plain()
                 || self.note_known(py, &entry, position, &positions, started.ticks)
             {
                 entry.run(py, event_loop)
             } else {
+                // Reports name the handle.
+                entry = entry.held_or_not(py, event_loop);
                 let beginning = self.beginning(position, &positions, started.ticks);
                 self.run_observed(py, event_loop, &entry, beginning, started.ticks)
             };
             if let Err(error) = result {
+                entry = entry.held_or_not(py, event_loop);
                 report_error(py, event_loop, entry.object(), error)?;
             }
             drop(entry);
@@ -206,9 +209,6 @@ impl Core {
         beginning: Beginning,
         started: u64,
     ) -> PyResult<()> {
-        // Reports name the handle. Without memory for one, the callback is run without.
-        let held = matches!(entry, ReadyEntry::Unheld(_)).then(|| entry.clone().held(py, event_loop).ok());
-        let entry = held.as_ref().and_then(Option::as_ref).unwrap_or(entry);
         if self.schedule.is_plainly_recorded() {
             // Its name is not at hand.
             let recorded = self.recorder.note_named(py, entry, beginning);

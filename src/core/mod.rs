@@ -229,9 +229,13 @@ impl Core {
         Some(transports)
     }
 
-    /// A copy of the queue. MemoryError if there is no room for it.
-    pub fn ready_entries(&self, py: Python<'_>) -> PyResult<Vec<ReadyEntry>> {
-        self.take_injected();
+    /// A copy of the queue, of which all callbacks have handles. MemoryError if there is no room for it.
+    pub fn ready_entries(&self, py: Python<'_>, event_loop: &Object) -> PyResult<Vec<ReadyEntry>> {
+        let looked_at = Cell::new(0);
+        self.hold(py, event_loop, |ready| {
+            looked_at.set(ready.next_unheld(looked_at.get())?);
+            Some(looked_at.get())
+        })?;
         let ready = self.ready.borrow();
         let mut entries = Vec::new();
         if entries.try_reserve(ready.len()).is_err() {
@@ -242,10 +246,12 @@ impl Core {
         Ok(entries)
     }
 
-    /// Takes the next entry out of the queue.
-    pub fn pop_ready(&self) -> Option<ReadyEntry> {
-        self.take_injected();
-        self.ready.borrow_mut().pop_front()
+    /// Takes the next entry out of the queue. A callback has a handle.
+    pub fn pop_ready(&self, py: Python<'_>, event_loop: &Object) -> PyResult<Option<ReadyEntry>> {
+        self.hold(py, event_loop, |ready| {
+            ready.next_unheld(0).filter(|position| *position == ready.positions().start)
+        })?;
+        Ok(self.ready.borrow_mut().pop_front())
     }
 
     /// Queues from another thread, and wakes the event loop if it is asleep. MemoryError if there is no room.
@@ -257,9 +263,12 @@ impl Core {
         Ok(())
     }
 
-    /// Takes the last handle apart that this or another thread has queued, if nobody else has it: see [`Unheld`].
-    #[cfg(not(Py_GIL_DISABLED))]
+    /// Takes the last handle apart that this or another thread has queued, if nobody else has it: see [`Unheld`]. Not without the GIL:
+    /// another thread may just be about to take a reference to it.
     pub fn take_last_apart(&self, _py: Python<'_>) {
+        if cfg!(Py_GIL_DISABLED) {
+            return;
+        }
         let taken = self.injected.with_last(|(entry, _)| {
             let unheld = Unheld::of(entry)?;
             Some(std::mem::replace(entry, ReadyEntry::Unheld(unheld)))
@@ -268,23 +277,25 @@ impl Core {
         drop(taken);
     }
 
-    /// Without the GIL, another thread may just be about to take a reference to it.
-    #[cfg(Py_GIL_DISABLED)]
-    pub fn take_last_apart(&self, _py: Python<'_>) {}
-
-    /// Gives those entries of the queue handles that have lost theirs.
-    pub fn hold_all(&self, py: Python<'_>, event_loop: &Object) -> PyResult<()> {
-        self.take_injected();
-        let positions = self.ready.borrow().positions();
-        for position in positions {
-            let Some(entry) = self.ready.borrow_mut().unheld_at(position).cloned() else { continue };
-            // This can run Python code, which may take out entries.
-            let held = entry.held(py, event_loop)?;
-            if let Some(entry) = self.ready.borrow_mut().unheld_at(position) {
-                *entry = held;
+    /// Gives entries of the queue handles that have lost theirs, until `next` finds no more. Nothing is queued after that.
+    fn hold(
+        &self,
+        py: Python<'_>,
+        event_loop: &Object,
+        next: impl Fn(&ReadyQueue) -> Option<u64>,
+    ) -> PyResult<()> {
+        loop {
+            self.take_injected();
+            let Some(position) = next(&self.ready.borrow()) else { return Ok(()) };
+            let unheld = self.ready.borrow_mut().unheld_at(position).cloned();
+            // This can run Python code, which may queue other entries and take some out.
+            let held = unheld.map(|entry| entry.held(py, event_loop)).transpose()?;
+            if let Some(place) = self.ready.borrow_mut().unheld_at(position)
+                && let Some(held) = held
+            {
+                *place = held;
             }
         }
-        Ok(())
     }
 
     /// Leaves an object's finalizer to the loop. Without memory for that, the object is destroyed without.

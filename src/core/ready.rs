@@ -95,10 +95,17 @@ impl ReadyQueue {
         Some(entry)
     }
 
+    /// The position of the first entry from a position on of which the handle was taken apart.
+    pub fn next_unheld(&self, from: u64) -> Option<u64> {
+        let from = from.max(self.start);
+        let mut later = self.entries.iter().skip((from - self.start) as usize);
+        later.position(ReadyEntry::is_unheld).map(|index| from + index as u64)
+    }
+
     /// The entry at a position, if its handle was taken apart.
     pub fn unheld_at(&mut self, position: u64) -> Option<&mut ReadyEntry> {
         let index = position.checked_sub(self.start)?;
-        self.entries.get_mut(index as usize).filter(|entry| matches!(entry, ReadyEntry::Unheld(_)))
+        self.entries.get_mut(index as usize).filter(|entry| entry.is_unheld())
     }
 
     pub fn take_all(&mut self) -> VecDeque<ReadyEntry> {
@@ -215,12 +222,22 @@ impl ReadyEntry {
         }
     }
 
+    fn is_unheld(&self) -> bool {
+        matches!(self, ReadyEntry::Unheld(_))
+    }
+
     /// The same with a handle, if its handle was taken apart.
-    pub fn held(self, py: Python<'_>, event_loop: &Object) -> PyResult<ReadyEntry> {
+    pub(super) fn held(self, py: Python<'_>, event_loop: &Object) -> PyResult<ReadyEntry> {
         match self {
             ReadyEntry::Unheld(unheld) => unheld.with_handle(py, event_loop.bind(py)),
             held => Ok(held),
         }
+    }
+
+    /// As [`ReadyEntry::held`], and without memory for a handle the entry itself.
+    #[inline(always)]
+    pub(super) fn held_or_not(self, py: Python<'_>, event_loop: &Object) -> ReadyEntry {
+        if self.is_unheld() { self.clone().held(py, event_loop).unwrap_or(self) } else { self }
     }
 
     fn is_handle(&self) -> bool {

@@ -61,19 +61,18 @@ fn to_handle(this: ThisLoop<'_, '_>, entry: ReadyEntry) -> PyResult<Object> {
             };
             Ok(Obj::new(py, Handle::with_traceback(call, None))?.into_object())
         }
-        entry => Ok(entry.held(py, &this.object())?.object().clone()),
+        entry => Ok(entry.object().clone()),
     }
 }
 
 fn ready_handles(this: ThisLoop<'_, '_>) -> PyResult<Object> {
-    this.core.hold_all(this.py(), &this.object())?;
-    let entries = this.core.ready_entries(this.py())?;
+    let entries = this.core.ready_entries(this.py(), &this.object())?;
     let handles: PyResult<Vec<_>> = entries.into_iter().map(|entry| to_handle(this, entry)).collect();
     tuple_of(this.py(), handles?.iter())
 }
 
 fn pop_ready(this: ThisLoop<'_, '_>) -> PyResult<Object> {
-    match this.core.pop_ready() {
+    match this.core.pop_ready(this.py(), &this.object())? {
         Some(entry) => to_handle(this, entry),
         None => Ok(Object::none(this.py())),
     }

@@ -26,7 +26,9 @@ impl Unheld {
     pub fn of(entry: &ReadyEntry) -> Option<Unheld> {
         match entry {
             ReadyEntry::ThreadSafe(handle) if handle.is_ours_alone() => Unheld::of_handle(handle.handle()),
-            ReadyEntry::Handle(handle) if handle.is_ours_alone() => Unheld::of_handle(handle),
+            ReadyEntry::Handle(handle) if !ThreadSafeHandle::class().exists() && handle.is_ours_alone() => {
+                Unheld::of_handle(handle)
+            }
             _ => None,
         }
     }
@@ -54,8 +56,13 @@ impl Unheld {
     #[cold]
     fn report(&self, py: Python<'_>, error: PyErr, event_loop: &Object) -> PyResult<()> {
         let exception = reraise_fatal(py, error)?;
-        let entry = self.with_handle(py, event_loop.bind(py))?;
-        imports(py)?.report_handle.call(py, &[entry.object(), &exception]).map(drop)
+        let imports = imports(py)?;
+        let reported = match self.with_handle(py, event_loop.bind(py)) {
+            Ok(entry) => imports.report_handle.call(py, &[entry.object(), &exception]),
+            // Without memory for a handle.
+            Err(_) => imports.report_entry.call(py, &[event_loop, &self.callback, &exception]),
+        };
+        reported.map(drop)
     }
 
     /// The entry of a handle as call_soon_threadsafe() has made it.
