@@ -20,6 +20,12 @@ HAS_GIL = getattr(sys, "_is_gil_enabled", lambda: True)() and "t" not in sys.abi
 COUNT = 300
 
 
+@pytest.fixture(autouse=True)
+def collector():
+    yield
+    gc.enable()
+
+
 def in_thread(loop, work, then=int):
     """Have another thread work while a callback keeps the loop busy, then run what it has scheduled."""
     failed = []
@@ -44,7 +50,8 @@ def in_thread(loop, work, then=int):
 
 
 def use_memory_of_handles(loop, kept):
-    """Have the next handle need memory: none is left of handles that are gone."""
+    """Have the next handle need memory: none is left of handles that are gone, nor do more go."""
+    gc.disable()
     kept.extend(loop.call_soon_threadsafe(int) for _ in range(20_000))
 
 
