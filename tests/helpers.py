@@ -38,6 +38,14 @@ HAS_IPV6 = socket.has_ipv6 and os.path.exists("/proc/net/if_inet6")
 # More than any pair of loopback socket buffers holds.
 TOO_MUCH = b"x" * (24 << 20)
 
+try:
+    import _testcapi as testcapi
+except ImportError:
+    testcapi = None
+fails_allocations = pytest.mark.skipif(
+    not hasattr(testcapi, "set_nomemory"), reason="needs CPython's _testcapi.set_nomemory()"
+)
+
 # What a Python without the GIL does otherwise, whatever the loop.
 with_gil = pytest.mark.skipif(FREE_THREADED, reason="without the GIL, the interpreter itself does otherwise")
 with_pidfd = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="this Python has no os.pidfd_open()")

@@ -11,12 +11,6 @@ from unittest import mock
 import helpers
 import pytest
 
-try:
-    import _testcapi
-except ImportError:
-    _testcapi = None
-
-HAS_GIL = getattr(sys, "_is_gil_enabled", lambda: True)() and "t" not in sys.abiflags
 COUNT = 300
 
 
@@ -49,6 +43,11 @@ def in_thread(loop, work, then=int):
         raise failed[0]
 
 
+def schedule_numbers(loop, callback, count):
+    for number in range(count):
+        loop.call_soon_threadsafe(callback, number)
+
+
 def use_memory_of_handles(loop, kept):
     """Have the next handle need memory: none is left of handles that are gone, nor do more go."""
     gc.disable()
@@ -56,11 +55,11 @@ def use_memory_of_handles(loop, kept):
 
 
 def pop_without_memory(pop):
-    _testcapi.set_nomemory(0, 1)
+    helpers.testcapi.set_nomemory(0, 1)
     try:
         pop()
     finally:
-        _testcapi.remove_mem_hooks()
+        helpers.testcapi.remove_mem_hooks()
 
 
 def handles():
@@ -69,10 +68,9 @@ def handles():
 
 
 @pytest.mark.hotloop_only
-@pytest.mark.skipif(not HAS_GIL, reason="without the GIL, a handle may be wanted at any time")
+@pytest.mark.skipif(helpers.FREE_THREADED, reason="without the GIL, a handle may be wanted at any time")
 def test_handles_that_nobody_has_are_not_kept(loop):
     counts, ran = [], []
-
     gc.collect()
 
     def work():
@@ -158,6 +156,7 @@ def test_an_exception_is_reported_with_a_handle(loop):
         assert not handle.cancelled()
 
 
+@pytest.mark.hotloop_only
 def test_a_report_of_what_runs_it_names_a_handle(loop):
     """asyncio lets these errors out of run_forever()."""
     told = []
@@ -175,15 +174,13 @@ def test_a_report_of_what_runs_it_names_a_handle(loop):
             raise ValueError
         self._context.run(self._callback, *self._args)
 
-    if type(loop).__module__.startswith("asyncio"):
-        pytest.skip("they end the run")
     with mock.patch.object(asyncio.Handle, "_run", run):
         in_thread(loop, work)
     assert [isinstance(context.get("handle"), asyncio.Handle) for context in told] == [True] * 3
 
 
 @pytest.mark.hotloop_only
-@pytest.mark.skipif(_testcapi is None, reason="needs CPython's _testcapi.set_nomemory()")
+@helpers.fails_allocations
 @pytest.mark.parametrize("number", range(5))
 def test_an_exception_without_memory_for_a_handle(loop, number):
     """Something is reported for each, and the loop goes on. asyncio's own would end.
@@ -193,13 +190,13 @@ def test_an_exception_without_memory_for_a_handle(loop, number):
     told = []
 
     def tell(loop, context):
-        _testcapi.remove_mem_hooks()
+        helpers.testcapi.remove_mem_hooks()
         told.append(context["exception"])
 
     loop.set_exception_handler(tell)
 
     def fail():
-        _testcapi.set_nomemory(number, number + 1)
+        helpers.testcapi.set_nomemory(number, number + 1)
         raise ValueError
 
     def work():
@@ -210,22 +207,18 @@ def test_an_exception_without_memory_for_a_handle(loop, number):
     try:
         in_thread(loop, work, lambda: use_memory_of_handles(loop, kept))
     finally:
-        _testcapi.remove_mem_hooks()
+        helpers.testcapi.remove_mem_hooks()
     assert len(told) == 3
 
 
 def test_what_is_taken_out_of_the_queue(loop):
     ran, taken = [], []
 
-    def work():
-        for number in range(10):
-            loop.call_soon_threadsafe(ran.append, number)
-
     def take():
         while loop._ready:
             taken.append(loop._ready.popleft())
 
-    in_thread(loop, work, take)
+    in_thread(loop, lambda: schedule_numbers(loop, ran.append, 10), take)
     assert ran == []
     assert all(isinstance(handle, asyncio.Handle) for handle in taken)
     assert [handle._args for handle in taken] == [(number,) for number in range(10)]
@@ -235,21 +228,17 @@ def test_what_is_taken_out_of_the_queue(loop):
 
 
 @pytest.mark.hotloop_only
-@pytest.mark.skipif(_testcapi is None, reason="needs CPython's _testcapi.set_nomemory()")
-@pytest.mark.skipif(not HAS_GIL, reason="without the GIL, handles are kept")
+@helpers.fails_allocations
+@pytest.mark.skipif(helpers.FREE_THREADED, reason="without the GIL, handles are kept")
 def test_nothing_is_lost_that_cannot_be_taken_out(loop):
     ran, kept = [], []
-
-    def work():
-        for number in range(10):
-            loop.call_soon_threadsafe(ran.append, number)
 
     def take():
         use_memory_of_handles(loop, kept)
         with pytest.raises(MemoryError):
             pop_without_memory(loop._pop_ready)
 
-    in_thread(loop, work, take)
+    in_thread(loop, lambda: schedule_numbers(loop, ran.append, 10), take)
     assert ran == list(range(10))
 
 
@@ -277,10 +266,6 @@ def test_programs_that_look_into_the_queue(loop):
     ran = []
     noted = ran.append
 
-    def work():
-        for number in range(10):
-            loop.call_soon_threadsafe(noted, number)
-
     def look():
         handles = [handle for handle in loop._ready if handle._callback is noted]
         assert [handle._args for handle in handles] == [(number,) for number in range(10)]
@@ -288,7 +273,7 @@ def test_programs_that_look_into_the_queue(loop):
         for handle in handles[::3]:
             handle.cancel()
 
-    in_thread(loop, work, look)
+    in_thread(loop, lambda: schedule_numbers(loop, noted, 10), look)
     assert ran == [number for number in range(10) if number % 3]
 
 
@@ -316,12 +301,8 @@ def test_a_patched_run_is_called_for_each(loop):
     ran = []
     noted = ran.append
 
-    def work():
-        for number in range(COUNT):
-            loop.call_soon_threadsafe(noted, number)
-
     with mock.patch.object(asyncio.Handle, "_run", run):
-        in_thread(loop, work)
+        in_thread(loop, lambda: schedule_numbers(loop, noted, COUNT))
     assert ran == list(range(COUNT))
     # From 3.14 on they are of another class, with a method of its own that calls this one.
     called = [handle._args for handle in seen if handle._callback is noted]

@@ -12,21 +12,15 @@ import shutil
 import subprocess
 import sys
 
+import helpers
 import pytest
 
 from torture import effort
 from torture.memory import programs
 
-try:
-    import _testcapi
-except ImportError:
-    _testcapi = None
-
 pytestmark = [
     pytest.mark.hotloop_only,
-    pytest.mark.skipif(
-        not hasattr(_testcapi, "set_nomemory"), reason="needs CPython's _testcapi.set_nomemory()"
-    ),
+    helpers.fails_allocations,
 ]
 TESTS = pathlib.Path(__file__).parent.parent
 # Allocations to fail of each program, and of each way to fail it.
