@@ -381,11 +381,20 @@ async def test_a_grandchild_keeps_the_input_open(loop, gate):
 
 @pytest.mark.hotloop_only
 @pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="children are watched in another way")
-async def test_a_child_that_cannot_be_watched_is_killed_and_its_creator_told(loop, monkeypatch):
+@pytest.mark.parametrize("what", ["its reader", "its entry"])
+async def test_a_child_that_cannot_be_watched_is_killed_and_its_creator_told(loop, monkeypatch, what):
+    class Full(dict):
+        def __setitem__(self, key, value):
+            raise MemoryError
+
     def refuse(*args):
         raise MemoryError
 
-    monkeypatch.setattr(loop, "_add_reader", refuse)
+    before = helpers.open_descriptors()
+    if what == "its reader":
+        monkeypatch.setattr(loop, "_add_reader", refuse)
+    else:
+        monkeypatch.setattr(loop, "_children", Full())
     async with asyncio.timeout(5):
         with pytest.raises(MemoryError):
             await asyncio.create_subprocess_exec("sleep", "60", stdin=PIPE, stdout=PIPE)
@@ -394,3 +403,4 @@ async def test_a_child_that_cannot_be_watched_is_killed_and_its_creator_told(loo
     monkeypatch.undo()
     # The pipes end with the child.
     await helpers.until(lambda: not loop._transports)
+    await helpers.until(lambda: not helpers.opened_since(before))

@@ -133,8 +133,10 @@ class SubprocessSupport(_core.Loop):
         try:
             pidfd = os.pidfd_open(pid)
             try:
+                self._children[pidfd] = pid
                 self._add_reader(pidfd, self._child_ready, pidfd, transport)
             except BaseException:
+                self._children.pop(pidfd, None)
                 os.close(pidfd)
                 raise
         except ProcessLookupError:
@@ -145,8 +147,6 @@ class SubprocessSupport(_core.Loop):
             # No pidfds on this system, out of descriptors, or the pidfd cannot be watched.
             kind = _unix._ThreadedChildWatcher if sys.version_info >= (3, 14) else _unix.ThreadedChildWatcher
             kind().add_child_handler(pid, self._child_watcher_callback, transport)
-            return
-        self._children[pidfd] = pid
 
     def _child_ready(self, pidfd: int, transport: Any) -> None:
         self._remove_reader(pidfd)

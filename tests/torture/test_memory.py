@@ -33,6 +33,8 @@ COMPARISONS = 6
 COMPARED = int(effort.effort(400, 600))
 # What is wrong whatever asyncio's loop does.
 CERTAIN = {"a panic", "a crash"}
+# In which functions a loop waits, asyncio's and hotloop's.
+WAITING = {"select", "_run_once", "run_forever", "run_until_complete"}
 LEFT = "it leaves something behind"
 # Repeats of what has crashed: where it fails is not always quite the same.
 REPEATS = 3
@@ -74,12 +76,18 @@ def crash(names, mode, kind, result):
     lines = [line for line in result["log"].splitlines() if line.startswith("  Binary file")]
     handler = [number for number, line in enumerate(lines) if "libc.so" in line][:1]
     backtraces += [lines[number + 1 :] for number in handler]
-    for backtrace in backtraces:
-        if found := innermost(backtrace):
-            ours = any("hotloop" in line for line in backtrace[:5])
-            known = not ours and set(found[:2]) & crashes.of_this_python()
-            return None if known else f"a crash in {' < '.join(found)}"
-    return f"a crash with status {result['ended']}"
+    # Each as hotloop's or not, and its functions. One that is known stands for all: what it leaves differs.
+    seen = [
+        (any("hotloop" in line for line in backtrace[:5]), found)
+        for backtrace in backtraces
+        if (found := innermost(backtrace))
+    ]
+    if not seen:
+        return f"a crash with status {result['ended']}"
+    ours = any(is_ours for is_ours, _ in seen)
+    if not ours and any(crashes.of_this_python().intersection(found[:2]) for _, found in seen):
+        return None
+    return f"a crash in {' < '.join(seen[0][1])}"
 
 
 def fault(result):
@@ -103,16 +111,24 @@ def fault(result):
 
 
 def is_of_frame(result):
-    """Whether it is CPython 3.11, which fails without an exception where there is no memory for a frame."""
+    """Whether the interpreter itself has failed without an exception, in which it leaves a Python function.
+
+    CPython 3.11 does where there is no memory for a frame, 3.12 and 3.13 where a `with` statement raises
+    again.
+    """
     where = result["where"] or ""
-    frameless = where.startswith(("SystemError: error return without", "SystemError: <function "))
-    return frameless and sys.version_info < (3, 12)
+    if where.startswith("SystemError: <function "):
+        return True
+    return where.startswith("SystemError: error return without") and sys.version_info < (3, 14)
 
 
 def is_of_peer(result):
     """Whether a server has refused a connection: asyncio says why only in debug mode."""
-    refused = (result["where"] or "").startswith("ConnectionResetError:  in base_events.py")
-    return result["program"] == "tls" and refused and "_create_connection_transport" in result["where"]
+    where = result["where"] or ""
+    if result["program"] == "tls":
+        refused = where.startswith("ConnectionResetError:  in base_events.py")
+        return refused and "_create_connection_transport" in where
+    return result["program"] == "streams" and where.startswith("ConnectionResetError: [Errno 104]")
 
 
 def is_of_thread(result):
@@ -135,17 +151,20 @@ def problems(result):
 
 
 def is_of_task(tasks, result):
-    """Whether tasks wait for one that asyncio's C code has lost, or for gather(): as they were woken, there
-    was no memory, and they are not woken again. The event loop is told, and tells, if it has memory for that.
+    """Whether tasks wait for one that asyncio's C code has lost, or for gather() or shield(): as they were
+    woken, there was no memory, and they are not woken again. The event loop is told, and tells, if it has
+    memory for that.
     """
-    is_lost = [not re.search(r"wait_for=<(?!_Gathering)\w+ (pending|cancelling)", task) for task in tasks]
+    waiting = r"wait_for=<(?!_Gathering|Future pending cb=\[shield\.)\w+ (pending|cancelling)"
+    is_lost = [not re.search(waiting, task) for task in tasks]
     return any(is_lost) and (result["told"] or result["kind"] == "on")
 
 
 def symptoms(result):
     """What is wrong: not where, which depends on the loop's code."""
     if result["ended"] == "hang":
-        return {("hangs", *re.findall(r'File ".*?", line \d+ in (\w+)', result["log"])[:1])}
+        functions = re.findall(r'File ".*?", line \d+ in (\w+)', result["log"])
+        return {("hangs", *[each for each in functions if each not in WAITING][:1])}
     what = fault(result)
     left = collections.Counter(problems(result)) if result["ended"] == 0 else {}
     return {*left.items()} | ({what} if what and what != LEFT else set())

@@ -34,6 +34,10 @@ def factory(loop_name):
     return hotloop.new_event_loop
 
 
+# What else says so: errors of other classes.
+SHORTAGES = {"can't allocate lock", "can't allocate read lock", "can't start new thread"}
+
+
 class Overdue(Exception):
     """The operation waits for what does not come."""
 
@@ -68,7 +72,7 @@ def is_shortage(error):
     seen = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
-        if isinstance(error, MemoryError) or str(error) in ("can't allocate lock", "can't start new thread"):
+        if isinstance(error, MemoryError) or str(error) in SHORTAGES:
             return True
         if isinstance(error, BaseExceptionGroup) and any(map(is_shortage, error.exceptions)):
             return True
@@ -211,14 +215,15 @@ def attempt(loop_name, name, first, last, patience=PATIENCE):
     if not loopless:
 
         def interrupt():
-            _testcapi.remove_mem_hooks()
             overdue.append(None)
             loop.stop()
 
-        watchdog = loop.call_later(patience, interrupt)
+        # The first needs no memory to be called.
+        watchdogs = [loop.call_later(patience, each) for each in (_testcapi.remove_mem_hooks, interrupt)]
     error, failed = starved(act, first, last)
     if not loopless:
-        watchdog.cancel()
+        for watchdog in watchdogs:
+            watchdog.cancel()
     if loopless or not loop.is_running():
         # What a thread keeps of a loop that has run is taken back with functions that need memory.
         asyncio._set_running_loop(None)
@@ -244,7 +249,7 @@ def attempt(loop_name, name, first, last, patience=PATIENCE):
         clean.close()
     except BaseException as caught:
         problems.append("afterwards: " + "".join(traceback.format_exception(caught)[-6:]))
-    act = loop = watchdog = None
+    act = loop = watchdog = watchdogs = None
     for _, told, *_ in witness.said:
         forget_frames(told)
     for _ in range(3):

@@ -10,6 +10,7 @@ import asyncio
 import collections
 import functools
 import gc
+import importlib.machinery
 import os
 import pathlib
 import signal
@@ -99,14 +100,27 @@ TASKS = 6000
 _kept: list[list[types.CodeType]] = []
 
 
-def circumvent():
-    """Have code_of_function() do no harm to what was imported, and growing_dict() none to asyncio."""
-    if not (3, 12) <= sys.version_info < (3, 14):
-        return
-    found = [each.__code__ for each in gc.get_objects() if isinstance(each, types.FunctionType)]
+def keep_codes(found):
+    """Have code_of_function() do no harm to functions that these codes make."""
     while found:
         found = [each for code in found for each in code.co_consts if isinstance(each, types.CodeType)]
         _kept.append(found * RELEASES)
+
+
+def get_code(self, fullname, get_code=importlib.machinery.SourceFileLoader.get_code):
+    code = get_code(self, fullname)
+    keep_codes([code])
+    return code
+
+
+def circumvent():
+    """Have code_of_function() do no harm to what was imported or will be, and growing_dict() none to
+    asyncio.
+    """
+    if not (3, 12) <= sys.version_info < (3, 14):
+        return
+    keep_codes([each.__code__ for each in gc.get_objects() if isinstance(each, types.FunctionType)])
+    importlib.machinery.SourceFileLoader.get_code = get_code
     asyncio.tasks._current_tasks.update(dict.fromkeys(range(TASKS)))
 
 

@@ -48,10 +48,12 @@ def add_reader(loop, clean):
 def errors(loop, clean):
     """What is raised for wrong arguments has a message, which needs memory, too."""
     transport, _ = connected(loop, clean, Protocol(loop))
+    # asyncio takes it, and fails where it compares it.
+    when = None if isinstance(loop, asyncio.SelectorEventLoop) else "text"
     wrong = [
         lambda: loop.call_soon(),
         lambda: loop.call_later(None, abs),
-        lambda: loop.call_at("text", abs),
+        lambda: loop.call_at(when, abs),
         lambda: loop.add_reader(-1, abs),
         lambda: loop.remove_reader("text"),
         lambda: loop.call_soon(abs, nonsense=1),

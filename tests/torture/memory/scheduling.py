@@ -131,24 +131,30 @@ def threadsafe(loop, clean):
     """The other thread was started before; it calls when it is told to."""
     go, done = threading.Lock(), threading.Lock()
     go.acquire()
+    done.acquire()
 
     def other():
-        go.acquire()
         try:
-            loop.call_soon_threadsafe(loop.stop)
-        except MemoryError:
-            loop.stop()
-            loop.call_soon_threadsafe(abs, 1)
+            go.acquire()
+            try:
+                loop.call_soon_threadsafe(loop.stop)
+            except MemoryError:
+                loop.stop()
+                loop.call_soon_threadsafe(abs, 1)
+        finally:
+            done.release()
 
     thread = threading.Thread(target=other)
     thread.start()
     clean.callback(thread.join)
     clean.callback(lambda: go.locked() and go.release())
-    del done
 
     def act():
         go.release()
-        loop.run_forever()
+        try:
+            loop.run_forever()
+        finally:
+            done.acquire()  # a stop() that came later would be found afterwards
 
     return act
 
