@@ -16,8 +16,9 @@ from benchmarks.threads import pieces, section, work_pieces
 from benchmarks.threads.__main__ import IS_FREE_THREADED, main
 from benchmarks.threads.figures import Figure, Figures, read
 from benchmarks.threads.pieces import Piece
-from benchmarks.threads.rows import Sample, Workers
+from benchmarks.threads.rows import HttpRow, PiecesRow, Sample, Workers
 
+PIECES = PiecesRow("create_task", "await create_task(nothing())")
 ALONE, THREADS, PROCESSES = WORKERS = [Workers(), Workers(threads=2), Workers(processes=2)]
 
 
@@ -32,7 +33,7 @@ def figures(found, *, has_gil=False, left_out=None):
 
 SCALING = {
     ("create_task", "hotloop", "1 thread"): Figure(500.0, 2e6),
-    ("create_task", "hotloop", "2 threads"): Figure(625.0, 3e6),
+    ("create_task", "hotloop", "2 threads"): Figure(625.0, 3e6, rate_spread=0.02),
     ("create_task", "hotloop", "2 processes"): Figure(None, 4e6),
     ("create_task", "other", "1 thread"): Figure(400.0, 1e6),
     ("create_task", "other", "2 threads"): Figure(failure="aborts"),
@@ -53,7 +54,7 @@ def test_a_piece_counts_only_if_the_other_worker_ran_undisturbed_all_the_time():
 def test_threads_that_take_turns_have_no_cost():
     one = [piece(0, 200, processor=100), piece(200, 400, processor=100)]
     assert pieces.costs([one, one]) == []
-    assert Figure.of([Sample([], 5.0)], least=10) == Figure(None, 5.0)
+    assert Figure.of([Sample([], 5.0)], PIECES) == Figure(None, 5.0)
 
 
 def test_nothing_can_interrupt_a_worker_between_two_pieces():
@@ -73,13 +74,19 @@ def test_a_rate_is_of_the_time_in_which_all_were_at_work():
     assert pieces.rate([first, [piece(2000, 3000)]]) is None
 
 
-def test_a_figure_is_the_lower_decile_of_all_rounds_and_the_best_rate():
+def test_a_figure_is_the_lower_decile_of_all_pieces_and_the_median_rate():
     samples = [
         Sample([float(cost) for cost in range(20, 40)], 7.0),
         Sample([1.0, 2.0], 9.0),
         Sample([], None),
+        Sample([], 11.0),
     ]
-    assert Figure.of(samples, least=10) == Figure(20.0, 9.0)
+    assert Figure.of(samples, PIECES) == Figure(20.0, 9.0, rate_spread=pytest.approx(1 / 9))
+
+
+def test_a_figure_of_servers_is_the_median_of_the_rounds():
+    samples = [Sample([cost], 1.0) for cost in (9.0, 5.0, 6.0)]
+    assert Figure.of(samples, HttpRow("http", "HTTP")) == Figure(6.0, 1.0)
 
 
 def test_a_factor_of_two_threads_is_two_if_they_cost_no_more_than_one():
@@ -95,9 +102,8 @@ def test_threads_that_take_turns_have_no_factor():
 
 def test_the_section_has_a_table_for_each_row_and_says_what_is_missing():
     text = section.section(figures(SCALING, left_out={"talyn": "not installed"}))
-    assert (
-        "| hotloop | 500 | **625** | 1.60 | - | - | **2,000,000** | **3,000,000** | **4,000,000** |" in text
-    )
+    rates = "**2,000,000** | **3,000,000** ±2.0% | **4,000,000** |"
+    assert f"| hotloop | 500 | **625** | 1.60 | - | - | {rates}" in text
     assert "| other | **400** | - | - | - | - | 1,000,000 | - | - |" in text
     assert "- talyn: not installed\n- other, await create_task(nothing()), 2 threads: aborts\n" in text
     assert "call_soon chain" not in text

@@ -87,21 +87,21 @@ def instructions_of_server(loop: str, size: int, counter: Counter, requests: int
 
 def microseconds(names: list[str], sizes: tuple[int, ...], *, quick: bool) -> Growth:
     figures = Figures("connections_active_us", names, sizes)
-    rounds = 1 if quick else 3
+    rounds, seconds = (1, 1.0) if quick else (7, 0.5)
 
     def timed(loop: str, size: int) -> float:
         address = free_address()
         command = python("servers", loop, "protocol", address)
         with running(command, timeout=PATIENCE, processor=SERVER_PROCESSOR):
-            return 1e6 / generator.for_seconds(f"tcp://{address}", load_among(size), 1).rate
+            return 1e6 / generator.for_seconds(f"tcp://{address}", load_among(size), seconds).rate
 
     figures.collect(rounds, timed)
     return figures.growth(
         title=f"A request on one of {BUSY} busy connections among many open ones",
         x_label="connections open",
         y_label="microseconds a request",
-        note="Protocol echo of 1 KiB, closed loop, for a second; server and clients have a processor each; "
-        f"best of {rounds} interleaved rounds.",
+        note=f"Protocol echo of 1 KiB, closed loop, for {seconds:g} s; server and clients have a processor "
+        f"each; median of {rounds} interleaved rounds.",
     )
 
 

@@ -74,14 +74,11 @@ class Figures:
         x_label: str,
         y_label: str,
         note: str,
-        choose: Callable[[list[float]], float] = min,
+        choose: Callable[[list[float]], float] = statistics.median,
     ) -> Growth:
         series = {loop: tuple(self.of(loop, size, choose) for size in self.sizes) for loop in self.names}
         x_values = tuple(float(size) for size in self.sizes)
         return Growth(self.name, title, x_label, y_label, x_values, series, dict(self.failures), note)
-
-
-median: Callable[[list[float]], float] = statistics.median
 
 
 def progress(text: str) -> None:

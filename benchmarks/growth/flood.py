@@ -11,7 +11,7 @@ PATIENCE = 20.0
 
 
 def measure(names: list[str], *, quick: bool) -> list[Growth]:
-    rounds, seconds = (1, 0.5) if quick else (3, 2.0)
+    rounds, seconds = (1, 0.5) if quick else (7, 1.0)
     most, worst = (Figures(name, names, SIZES) for name in ("flood", "flood_worst"))
 
     def delays(loop: str, alive: int) -> tuple[float, float]:
@@ -24,7 +24,7 @@ def measure(names: list[str], *, quick: bool) -> list[Growth]:
     most.collect_with(worst, rounds, delays)
     x_label = "callbacks alive"
     note = "Callbacks of about a microsecond, each of which has itself called again; another process sends a "
-    note += f"message every millisecond. {seconds:g} s; best of {rounds} interleaved rounds."
+    note += f"message every millisecond. {seconds:g} s; median of {rounds} interleaved rounds."
     return [
         most.growth(
             title="Delay of a message during a flood of callbacks, 99th percentile",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from benchmarks.children import Failed, python, run, running
 from benchmarks.growth.connections import free_host_and_port, settle, within_limit
-from benchmarks.growth.figures import Figures, median
+from benchmarks.growth.figures import Figures
 from benchmarks.growth_result import MEMORY, Growth
 from benchmarks.row import PATIENCE
 from benchmarks.tls import certificate
@@ -96,7 +96,7 @@ def of_work(name: str, title: str, names: list[str], size: int, rounds: int, not
 
 def growth(figures: Figures, title: str, note: str, rounds: int) -> Growth:
     note += f" Median of {rounds} interleaved round{'s' * (rounds > 1)}."
-    return figures.growth(title=title, x_label="how many", y_label=Y_LABEL, note=note, choose=median)
+    return figures.growth(title=title, x_label="how many", y_label=Y_LABEL, note=note)
 
 
 def plainly(address: tuple[str, int]) -> socket.socket:

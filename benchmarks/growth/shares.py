@@ -1,7 +1,6 @@
 """Processes that accept from one listening socket: how evenly connections are shared out."""
 
 import json
-import statistics
 
 from benchmarks.children import python, run
 from benchmarks.growth.figures import Figures
@@ -31,6 +30,5 @@ def measure(names: list[str], *, quick: bool) -> list[Growth]:
             x_label="processes",
             y_label="per cent of the connections",
             note=note,
-            choose=statistics.median,
         )
     ]

@@ -1,5 +1,6 @@
 """What it takes to start: importing a loop's package and making a loop, and making one more."""
 
+import statistics
 import sys
 import tempfile
 import time
@@ -21,7 +22,7 @@ loop.close()
 
 
 def measure(names: list[str], *, quick: bool) -> list[Growth]:
-    return [start_up(names, 3 if quick else 10), create(names, rounds=1 if quick else 3)]
+    return [start_up(names, 3 if quick else 10), create(names, rounds=1 if quick else 7)]
 
 
 def start_up(names: list[str], rounds: int) -> Growth:
@@ -40,9 +41,9 @@ def start_up(names: list[str], rounds: int) -> Growth:
         title="Importing the package, making a loop, running nothing on it and closing it",
         x_label="",
         y_label="milliseconds",
-        note="A whole process, less one that only imports asyncio, both the best of "
+        note="A whole process, less one that only imports asyncio, both the median of "
         f"{rounds} interleaved rounds. Every module is compiled before.",
-        choose=lambda took: min(took) - min(bare),
+        choose=lambda took: statistics.median(took[1:]) - statistics.median(bare),
     )
 
 
@@ -69,5 +70,5 @@ def create(names: list[str], *, rounds: int) -> Growth:
         title="Making one more loop, running nothing on it and closing it",
         x_label="",
         y_label="microseconds",
-        note=f"100 loops, one after the other, in one process; best of {5 * rounds}.",
+        note=f"100 loops, one after the other, in one process; median of {rounds} interleaved rounds.",
     )

@@ -24,7 +24,7 @@ CANCELLATION = "Cancelling a timer among many"
 
 def measure(names: list[str], counter: Counter | None, *, quick: bool) -> list[Growth]:
     counted = instructions(names, COUNTED[:2] if quick else COUNTED, counter) if counter else []
-    return [*counted, *nanoseconds(names, SIZES[:3] if quick else SIZES, rounds=1 if quick else 3)]
+    return [*counted, *nanoseconds(names, SIZES[:3] if quick else SIZES, rounds=1 if quick else 5)]
 
 
 def replacements(pending: int) -> int:
@@ -88,12 +88,9 @@ def nanoseconds(names: list[str], sizes: tuple[int, ...], rounds: int) -> list[G
         return insertion, cancellation
 
     inserting.collect_with(cancelling, rounds, timed)
-    note = (
-        f"{BATCH} timers at a time, inserted with a random delay that does not come, then cancelled, then an "
-    )
-    note += (
-        f"iteration, which counts as cancelling. No garbage collection. Best of {rounds} interleaved rounds."
-    )
+    note = f"{BATCH} timers at a time, inserted with a random delay that does not come, then cancelled, then "
+    note += "an iteration, which counts as cancelling. No garbage collection. "
+    note += f"Median of {rounds} interleaved rounds."
     y_label = "nanoseconds"
     return [
         inserting.growth(title=INSERTION, x_label=X_LABEL, y_label=y_label, note=note),

@@ -68,7 +68,7 @@ def parser() -> argparse.ArgumentParser:
     add("--without", type=reason, action="append", default=[], metavar="LOOP=REASON", help="leave a loop out")
     add("--rows", help=f"comma-separated (default: {','.join(row.name for row in ROWS)})")
     add("--threads", type=int, default=2, help="threads or processes that are compared with one (default: 2)")
-    add("--rounds", type=int, default=4, help="rounds of each loop, in turn (default: 4)")
+    add("--rounds", type=int, default=7, help="rounds of each loop, in turn (default: 7)")
     add("--seconds", type=float, default=1.2, help="length of a round (default: 1.2)")
     add("--quick", action="store_true", help="one short round, to try it")
     add(
@@ -156,7 +156,7 @@ def measure(plan: Plan, figures: Figures) -> None:
                     figures.found[key] = Figure(failure=str(failure))
                     progress(f"{row.name}: {loop} FAILS: {failure}")
                 else:
-                    figures.found[key] = Figure.of(found, row.least)
+                    figures.found[key] = Figure.of(found, row)
 
 
 def facts_of(plan: Plan, has_gil: bool) -> dict[str, str]:

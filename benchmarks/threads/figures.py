@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from benchmarks.threads.pieces import lower_decile
-from benchmarks.threads.rows import Sample, Workers
+from benchmarks.spread import Spread
+from benchmarks.threads.rows import Row, Sample, Workers
 
 
 @dataclass(frozen=True)
@@ -14,17 +14,22 @@ class Figure:
     """The result of a loop in a row, in so many threads or processes."""
 
     cost: float | None = None
-    """Nanoseconds of processor time per operation or request, the lower decile."""
+    """Nanoseconds of processor time per operation or request, as the row chooses among all."""
     rate: float | None = None
-    """Operations or requests per second of all workers, in the best round."""
+    """Operations or requests per second of all workers, the median of the rounds."""
     failure: str = ""
+    rate_spread: float | None = None
+    """Half of the rates' interquartile range, as a share of the median."""
 
     @classmethod
-    def of(cls, samples: Sequence[Sample], least: int) -> "Figure":
-        """The figure of all rounds. It has no cost if they found fewer costs than `least`."""
+    def of(cls, samples: Sequence[Sample], row: Row) -> "Figure":
+        """The figure of all rounds. It has no cost if they found fewer costs than the row needs."""
         costs = [cost for sample in samples for cost in sample.costs]
-        rates = [sample.rate for sample in samples if sample.rate is not None]
-        return cls(lower_decile(costs) if len(costs) >= least else None, max(rates, default=None))
+        cost = row.choose(costs) if len(costs) >= row.least else None
+        rates = Spread.of([sample.rate for sample in samples if sample.rate is not None])
+        if rates is None:
+            return cls(cost)
+        return cls(cost, rates.median, rate_spread=rates.relative)
 
 
 Key = tuple[str, str, str]

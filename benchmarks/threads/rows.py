@@ -4,6 +4,8 @@ import abc
 import contextlib
 import json
 import os
+import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from benchmarks import generator
@@ -66,10 +68,17 @@ class Row(abc.ABC):
     def least(self) -> int:
         """The least number of costs in all rounds that make a figure."""
 
+    @abc.abstractmethod
+    def choose(self, costs: Sequence[float]) -> float:
+        """The figure of the costs of all rounds."""
+
 
 @dataclass(frozen=True)
 class PiecesRow(Row):
     least = 10
+
+    def choose(self, costs: Sequence[float]) -> float:
+        return pieces.lower_decile(costs)
 
     def fits(self, loop: str, workers: Workers) -> bool:
         return loop != GRANIAN
@@ -85,6 +94,9 @@ class PiecesRow(Row):
 class HttpRow(Row):
     has_tls: bool = False
     least = 1
+
+    def choose(self, costs: Sequence[float]) -> float:
+        return statistics.median(costs)
 
     def fits(self, loop: str, workers: Workers) -> bool:
         return loop != GRANIAN or workers.processes == 1

@@ -28,15 +28,16 @@ METHOD = """\
 - "factor" is how many times as much work the threads, or processes, do together as one thread does in the
   same processor time: their number times the cost of one thread alone, divided by the cost of each of them.
   Their number is the ideal. Processes share no Python object, and show what the processors themselves allow.
-- "per second" is what all do together, in the best round. It depends on what else the machine does.
+- "per second" is what all do together: the median of the rounds, and after "±" half of the interquartile
+  range, in per cent of the median. It depends on what else the machine does.
 - Rounds are interleaved, each in new processes. Threads are started together, and processes, too.
 - Callbacks are of the thread that schedules them. A function that several threads schedule costs more, on any
   loop, because handles count references to it.
 - HTTP: each thread has a listening socket of its own, with SO_REUSEPORT. "ns" is the processor time of the
-  server's processes for a request, the kernel's part included, in the best round. Two loops have half of the
-  connections each, and find fewer requests at a time than one does: compare threads with processes. The
-  client needs processors of its own: where there are two in all, it is what limits the requests per second of
-  two threads.
+  server's processes for a request, the kernel's part included, the median of the rounds. Two loops have half
+  of the connections each, and find fewer requests at a time than one does: compare threads with processes.
+  The client needs processors of its own: where there are two in all, it is what limits the requests per
+  second of two threads.
 - The best of the loops is bold."""
 
 GRANIAN_NOTE = """\
@@ -68,8 +69,13 @@ def table(row: str, figures: Figures) -> str:
             factors = [figures.factor(row, name, workers) for name in measured]
             columns[f"factor of {workers.title}"] = ["-" if each is None else ratio(each) for each in factors]
     for workers in figures.workers:
-        rates = {name: figures.of(row, name, workers).rate for name in measured}
-        columns[f"{workers.title}, per second"] = cells(rates, max)
+        of_loops = {name: figures.of(row, name, workers) for name in measured}
+        rates = cells({name: figure.rate for name, figure in of_loops.items()}, max)
+        spreads = [figure.rate_spread for figure in of_loops.values()]
+        columns[f"{workers.title}, per second"] = [
+            rate if spread is None else f"{rate} ±{spread:.1%}"
+            for rate, spread in zip(rates, spreads, strict=True)
+        ]
     lines = ["| | " + " | ".join(columns) + " |", "|---|" + "---:|" * len(columns)]
     for name, *shown in zip(measured, *columns.values(), strict=True):
         lines.append(f"| {name} | " + " | ".join(shown) + " |")

@@ -405,8 +405,13 @@ def test_jupyter_kernel(tmp_path: Path) -> None:
     assert not manager.is_alive()
 
 
-@pytest.mark.software("nest-asyncio", "nest-asyncio2")
-@pytest.mark.parametrize("module", ["nest_asyncio", "nest_asyncio2"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        pytest.param("nest_asyncio", marks=pytest.mark.software("nest-asyncio")),
+        pytest.param("nest_asyncio2", marks=pytest.mark.software("nest-asyncio2")),
+    ],
+)
 def test_nested_loops(module: str) -> None:
     """`run_until_complete()` and `asyncio.run()` within a running loop: as on asyncio's loop."""
 
