@@ -24,7 +24,8 @@ STREAMS = {
     "null": {"stdin": DEVNULL, "stdout": DEVNULL, "stderr": DEVNULL},
     "null and pipes": {"stdin": DEVNULL, "stdout": PIPE, "stderr": PIPE},
 }
-SCRIPT = "cat; echo $NAME; ls -l /proc/self/fd | wc -l; grep Sig /proc/self/status; echo error >&2"
+# Of its signals, those that it blocks, ignores and handles.
+SCRIPT = "cat; echo $NAME; ls -l /proc/self/fd | wc -l; grep Sig[BIC] /proc/self/status; echo error >&2"
 
 
 class Descriptor:

@@ -100,6 +100,7 @@ def fault(result):
         return "a crash"
     told = result["told"] or is_of_frame(result)
     explained = result["shortage"] or result["overdue"] or is_of_frame(result) or is_of_peer(result)
+    explained = explained or is_of_import(result)
     # A program that goes on without what the exception handler was told of fails on its own.
     if result["error"] is not None and not (explained or result["told"]):
         return f"a {result['error']}, which does not come of the shortage"
@@ -120,6 +121,14 @@ def is_of_frame(result):
     if where.startswith("SystemError: <function "):
         return True
     return where.startswith("SystemError: error return without") and sys.version_info < (3, 14)
+
+
+def is_of_import(result):
+    """Whether the standard library has failed where a module is imported: where there is no memory, it finds
+    attributes missing that have a default.
+    """
+    places = (result["where"] or "").rpartition(" in ")[2]
+    return " <module>" in places and not places.startswith("hotloop/")
 
 
 def is_of_peer(result):

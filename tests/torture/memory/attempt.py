@@ -34,6 +34,8 @@ def factory(loop_name):
     return hotloop.new_event_loop
 
 
+# How many frames an exception is told with.
+PLACES = 6
 # What else says so: errors of other classes.
 SHORTAGES = {"can't allocate lock", "can't allocate read lock", "can't start new thread"}
 
@@ -62,9 +64,14 @@ class Witness:
 
 def describe(error):
     """Its class, and the innermost places in which it was raised."""
-    frames = traceback.extract_tb(error.__traceback__)[-3:]
-    places = [f"{os.path.basename(frame.filename)}:{frame.lineno} {frame.name}" for frame in frames]
+    frames = traceback.extract_tb(error.__traceback__)[-PLACES:]
+    places = [f"{place(frame.filename)}:{frame.lineno} {frame.name}" for frame in frames]
     return f"{type(error).__name__}: {error} in {' < '.join(reversed(places))}"
+
+
+def place(path):
+    """The name of a source file, of one in a package with that."""
+    return path.partition("/site-packages/")[2] or os.path.basename(path)
 
 
 def is_shortage(error):
