@@ -1,6 +1,7 @@
 """asyncio.create_subprocess_exec() and create_subprocess_shell(): a Process and its streams."""
 
 import asyncio
+import errno
 import inspect
 import os
 import signal
@@ -380,7 +381,22 @@ async def test_a_grandchild_keeps_the_input_open(loop, gate):
 
 
 @pytest.mark.hotloop_only
-@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="children are watched in another way")
+@helpers.with_pidfd
+async def test_a_child_whose_pidfd_cannot_be_watched_is_watched_in_another_way(loop, monkeypatch):
+    def refuse(*args):
+        raise OSError(errno.ENOSPC, "no room")
+
+    before = helpers.open_descriptors()
+    monkeypatch.setattr(loop, "_add_reader", refuse)
+    process = await shell("exit 3")
+    async with asyncio.timeout(5):
+        assert await process.wait() == 3
+    assert not loop._children
+    await helpers.until(lambda: not helpers.opened_since(before))
+
+
+@pytest.mark.hotloop_only
+@helpers.with_pidfd
 @pytest.mark.parametrize("what", ["its reader", "its entry"])
 async def test_a_child_that_cannot_be_watched_is_killed_and_its_creator_told(loop, monkeypatch, what):
     class Full(dict):

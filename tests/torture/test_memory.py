@@ -99,8 +99,8 @@ def fault(result):
     if result["ended"] != 0:
         return "a crash"
     told = result["told"] or is_of_frame(result)
-    explained = result["shortage"] or result["overdue"] or is_of_frame(result) or is_of_peer(result)
-    explained = explained or is_of_import(result)
+    explained = result["shortage"] or result["overdue"]
+    explained = explained or any(known(result) for known in (is_of_frame, is_of_import, is_of_peer))
     # A program that goes on without what the exception handler was told of fails on its own.
     if result["error"] is not None and not (explained or result["told"]):
         return f"a {result['error']}, which does not come of the shortage"
