@@ -312,6 +312,29 @@ def test_messages_of_other_threads(loop):
 
 
 @helpers.whenever_quiet
+def test_each_message_of_another_thread_waits_from_its_own_moment(loop):
+    def send():
+        for number in range(40):
+            if number == 20:
+                time.sleep(0.05)
+            loop.call_soon_threadsafe(int)
+
+    def block():
+        thread = threading.Thread(target=send)
+        thread.start()
+        thread.join()
+        time.sleep(0.05)
+        loop.call_soon(loop.stop)
+
+    loop.call_soon(block)
+    loop.run_forever()
+    delay = loop.metrics().delay
+    assert 0.1 <= delay.max < 0.13
+    assert delay.percentile(40) == pytest.approx(0.05, abs=0.015)
+    assert delay.percentile(60) == pytest.approx(0.1, abs=0.015)
+
+
+@helpers.whenever_quiet
 def test_many_callbacks_an_iteration(loop):
     """The clock is not read between any two of them, but often enough."""
     for _ in range(1000):

@@ -116,6 +116,69 @@ def test_order_arguments_and_contexts(loop):
     assert ran == expected
 
 
+def test_order_of_several_threads_and_the_loop(loop):
+    ran = []
+
+    def work():
+        for number in range(0, COUNT, 3):
+            loop.call_soon_threadsafe(ran.append, number)
+            # Each in its turn.
+            handed_over.release()
+            handed_back.acquire()
+
+    def busy():
+        thread = threading.Thread(target=work)
+        thread.start()
+        for number in range(0, COUNT, 3):
+            handed_over.acquire()
+            loop.call_soon(ran.append, number + 1)
+            loop.call_soon_threadsafe(ran.append, number + 2)
+            handed_back.release()
+        thread.join()
+        loop.call_soon(loop.stop)
+
+    handed_over, handed_back = threading.Semaphore(0), threading.Semaphore(0)
+    loop.call_soon(busy)
+    loop.run_forever()
+    assert ran == list(range(COUNT))
+
+
+def test_what_is_scheduled_just_before_a_wait_ends_it(loop):
+    """The loop has seen that nothing is ready, and has not begun to wait."""
+    time = loop.time
+    ran, left = [], ["first", "second"]
+
+    def look_at_the_clock():
+        if left and ran:
+            thread = threading.Thread(target=loop.call_soon_threadsafe, args=[ran.append, left.pop(0)])
+            thread.start()
+            thread.join()
+            if not left:
+                loop.call_soon_threadsafe(loop.stop)
+        return time()
+
+    with mock.patch.object(loop, "time", look_at_the_clock):
+        timer = loop.call_later(60, int)
+        loop.call_soon(ran.append, "begun")
+        loop.run_forever()
+    timer.cancel()
+    assert ran == ["begun", "first", "second"]
+
+
+def test_handles_of_the_loop_and_of_another_thread(loop):
+    """Dropped one after another, in turn: each callback has its own arguments."""
+    ran = []
+
+    def schedule():
+        for number in range(COUNT):
+            (loop.call_soon if number % 4 == 0 else loop.call_soon_threadsafe)(ran.append, number)
+        loop.call_soon_threadsafe(loop.stop)
+
+    loop.call_soon(schedule)
+    loop.run_forever()
+    assert ran == list(range(COUNT))
+
+
 def test_a_handle_that_is_kept_by_a_weak_reference(loop):
     ran, references = [], []
 

@@ -199,6 +199,20 @@ impl Delays {
         self.close_group(ready_since, positions.end);
     }
 
+    /// Another thread has queued a callback. Those that it queues within [`SHORTEST`] are one group.
+    #[inline(always)]
+    pub fn pushed(&self, now: u64, position: u64, tick: &Tick) {
+        if self.grouped.get() == position
+            && let Some(last) = self.more.borrow_mut().back_mut()
+            && tick.is_short(now.wrapping_sub(last.ready_since))
+        {
+            last.end = position + 1;
+            self.grouped.set(position + 1);
+        } else {
+            self.queued_since(now, position..position + 1);
+        }
+    }
+
     /// Like [`Delays::queued_since`], if the iteration begins next. An iteration of nothing else needs no group then.
     pub fn last_queued_since(&self, ready_since: u64, positions: Range<u64>, queue_start: u64) {
         if positions.start == queue_start && self.grouped.get() <= queue_start {

@@ -6,8 +6,8 @@
 //! Invariant: no Python code runs while state is borrowed. A function that can run Python code takes `py`, or a `This`; any other
 //! can at most drop objects, and says so.
 //!
-//! The cells and [`StateCell`]s are for the thread that may touch the loop: see [`crate::cpython::ownership`]. Other threads push to
-//! `injected`, wake the loop, and read what is [`Published`].
+//! The cells and [`StateCell`]s are for the thread that may touch the loop: see [`crate::cpython::ownership`]. Other threads wake the
+//! loop, read what is [`Published`], and queue callbacks: with the GIL in `ready`, without it in `injected`.
 
 mod acceptors;
 mod delays;
@@ -35,13 +35,15 @@ use pyo3::prelude::*;
 
 use crate::cpython::borrowing::StateCell;
 use crate::cpython::bound_method::BoundMethod;
-use crate::cpython::class::{Native, This, Visitor};
+use crate::cpython::class::{Native, Obj, This, Visitor};
 use crate::cpython::errors::no_memory;
 use crate::cpython::frames;
 use crate::cpython::object::{Object, ObjectCell};
 use crate::cpython::ownership::Owner;
 use crate::cpython::received::{self, UninitBytes};
-use crate::handle::{Schedule, Unheld};
+#[cfg(not(Py_GIL_DISABLED))]
+use crate::handle::Unheld;
+use crate::handle::{Call, Reusable, Schedule};
 use crate::reactor::clock;
 use crate::reactor::datagram::Batch;
 use crate::reactor::handover::Handover;
@@ -88,7 +90,7 @@ pub struct Core {
     pub owner: Owner,
     pub schedule: Schedule,
     ready: StateCell<ReadyQueue>,
-    /// Handles from other threads, and when they were pushed, in ticks.
+    /// Entries of other threads without the GIL, and when they were pushed, in ticks. With the GIL, only whether the loop has to be woken.
     injected: InjectQueue<(ReadyEntry, u64)>,
     /// None once the event loop is closed.
     registry: StateCell<Option<Registry<Watch>>>,
@@ -172,9 +174,9 @@ impl Core {
         self.overridden_wait.is_some()
     }
 
-    /// Queues a callback of the program's. MemoryError if there is no room.
+    /// Queues a callback of the program's, made by `entry` in its place. MemoryError if there is no room.
     #[inline(always)]
-    pub fn push_new(&self, py: Python<'_>, entry: ReadyEntry) -> PyResult<()> {
+    pub fn push_new(&self, py: Python<'_>, entry: impl FnOnce() -> ReadyEntry) -> PyResult<()> {
         self.take_injected();
         let headroom = self.headroom();
         let mut ready = self.ready.borrow_mut();
@@ -182,7 +184,7 @@ impl Core {
             drop(ready);
             return Err(no_memory(py));
         }
-        ready.push_back(entry);
+        ready.push_back(entry());
         Ok(())
     }
 
@@ -255,7 +257,12 @@ impl Core {
     }
 
     /// Queues from another thread, and wakes the event loop if it is asleep. MemoryError if there is no room.
-    pub fn push_threadsafe(&self, py: Python<'_>, entry: ReadyEntry) -> PyResult<()> {
+    #[inline(always)]
+    pub fn push_threadsafe(&self, py: Python<'_>, entry: impl FnOnce() -> ReadyEntry) -> PyResult<()> {
+        if cfg!(Py_GIL_DISABLED) { self.inject(py, entry()) } else { self.push_from_thread(py, entry) }
+    }
+
+    fn inject(&self, py: Python<'_>, entry: ReadyEntry) -> PyResult<()> {
         // What is not queued is dropped without the lock: that can run Python code.
         if self.injected.push((entry, clock::ticks())).map_err(|_| no_memory(py))? {
             self.wake_poller();
@@ -263,18 +270,37 @@ impl Core {
         Ok(())
     }
 
-    /// Takes the last handle apart that this or another thread has queued, if nobody else has it: see [`Unheld`]. Not without the GIL:
-    /// another thread may just be about to take a reference to it.
-    pub fn take_last_apart(&self, _py: Python<'_>) {
-        if cfg!(Py_GIL_DISABLED) {
-            return;
+    /// With the GIL, which guards the ready queue: nothing of it is borrowed where the GIL is released.
+    #[inline(always)]
+    fn push_from_thread(&self, py: Python<'_>, entry: impl FnOnce() -> ReadyEntry) -> PyResult<()> {
+        let pushed_at = clock::ticks();
+        self.push_new(py, entry)?;
+        let position = self.ready.borrow().end() - 1;
+        self.metrics.delays.pushed(pushed_at, position, &self.poll_policy.tick);
+        self.recorder.note_injected(pushed_at, position);
+        // The loop begins a wait with the GIL, and only where nothing is queued.
+        if !self.injected.parker.is_unparked() && self.injected.parker.unpark() {
+            self.wake_poller();
         }
-        let taken = self.injected.with_last(|(entry, _)| {
-            let unheld = Unheld::of(entry)?;
-            Some(std::mem::replace(entry, ReadyEntry::Unheld(unheld)))
-        });
-        // Dropped without the lock.
-        drop(taken);
+        Ok(())
+    }
+
+    /// Makes the last handle that is queued the next one, if nobody else has it: see [`Unheld`]. Returns it, or the call. It is not queued
+    /// yet.
+    #[cfg(not(Py_GIL_DISABLED))]
+    #[inline(always)]
+    pub fn reuse_last<T: Reusable>(&self, _py: Python<'_>, next: Call) -> Result<Obj<T>, Call> {
+        let reused = match self.ready.borrow_mut().back_mut() {
+            Some(last) => Unheld::reuse(last, next),
+            None => Err(next),
+        };
+        // The event loop is dropped while nothing is borrowed.
+        reused.map(|(handle, _)| handle)
+    }
+
+    #[cfg(Py_GIL_DISABLED)]
+    pub fn reuse_last<T: Reusable>(&self, _py: Python<'_>, next: Call) -> Result<Obj<T>, Call> {
+        Err(next)
     }
 
     /// Gives entries of the queue handles that have lost theirs, until `next` finds no more. Nothing is queued after that.
@@ -304,7 +330,7 @@ impl Core {
             T::finalize(this);
             Ok(())
         };
-        let _ = self.push_threadsafe(this.py(), ReadyEntry::Finalize(BoundMethod::new(this, finalize)));
+        let _ = self.push_threadsafe(this.py(), || ReadyEntry::Finalize(BoundMethod::new(this, finalize)));
     }
 
     /// Ends a wait that is under way in another thread, or about to begin.

@@ -185,6 +185,18 @@ impl Core {
         self.handover.begin(now, clock::processor_time_of_others())
     }
 
+    /// False if a callback of another thread is queued: the loop must not wait then.
+    fn begin_wait(&self, spinning: bool) -> bool {
+        if !self.injected.begin_wait(spinning) {
+            return false;
+        }
+        if !self.ready.borrow().is_empty() {
+            self.injected.parker.unpark();
+            return false;
+        }
+        true
+    }
+
     /// Waits with the GIL released.
     fn wait(
         &self,
@@ -205,7 +217,7 @@ impl Core {
             }
         };
         let spins = self.spin.should_spin(timeout);
-        if !self.injected.begin_wait(spins) {
+        if !self.begin_wait(spins) {
             return self.poll_nonblocking(py, now, events);
         }
         let parker = &self.injected.parker;
@@ -248,7 +260,7 @@ impl Core {
             },
             None => return Ok(false),
         };
-        if !self.injected.begin_wait(false) {
+        if !self.begin_wait(false) {
             return Ok(true);
         }
         let wait = || {

@@ -14,6 +14,7 @@ use crate::reserve::has_room;
 
 /// Most callbacks have at most two. A clone shares more than that, and is for one call only.
 #[derive(Clone)]
+#[repr(u64)]
 pub enum Arguments {
     None,
     One(Object),
@@ -107,13 +108,12 @@ impl ArgumentsCell {
         }
     }
 
-    /// The only argument, if there is one; None if there are more.
-    pub fn single(&self) -> Option<Option<Object>> {
-        match self.peek() {
-            Arguments::None => Some(None),
-            Arguments::One(argument) => Some(Some(argument.clone())),
-            _ => None,
-        }
+    pub fn is_one_at_most(&self) -> bool {
+        matches!(self.peek(), Arguments::None | Arguments::One(_))
+    }
+
+    pub fn replace(&self, arguments: Arguments) -> Arguments {
+        self.0.replace(arguments)
     }
 
     pub fn take(&self) -> Arguments {

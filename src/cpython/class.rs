@@ -172,6 +172,14 @@ impl<T: Native> Obj<T> {
         self.object.is_unique() && !unsafe { has_weak_references(self.object.as_ptr()) }
     }
 
+    /// The value, if nobody else has a reference to the instance, nor a weak one. Without the GIL, another thread may get one.
+    #[cfg(not(Py_GIL_DISABLED))]
+    #[inline(always)]
+    pub fn get_mut(&mut self) -> Option<&mut T> {
+        // SAFETY: an Obj refers to an instance of T's class, and this reference to it, the only one, is borrowed as long as the value.
+        self.is_ours_alone().then(|| unsafe { &mut *value_pointer::<T>(self.object.as_ptr()) })
+    }
+
     pub fn as_object(&self) -> &Object {
         &self.object
     }
@@ -256,7 +264,14 @@ impl<T: Native> Deref for This<'_, '_, T> {
 /// `instance` is a live instance of T's class, whose value has been written.
 unsafe fn value<'a, T: Native>(instance: *mut ffi::PyObject) -> &'a T {
     // SAFETY: as the caller says.
-    unsafe { &*instance.byte_add(T::class().offset.load(Relaxed)).cast::<T>() }
+    unsafe { &*value_pointer::<T>(instance) }
+}
+
+/// # Safety
+/// `instance` is an instance of T's class.
+unsafe fn value_pointer<T: Native>(instance: *mut ffi::PyObject) -> *mut T {
+    // SAFETY: as the caller says.
+    unsafe { instance.byte_add(T::class().offset.load(Relaxed)).cast() }
 }
 
 /// The class of `T`, which has been made.

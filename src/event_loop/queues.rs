@@ -96,7 +96,7 @@ fn make_ready<'py>(this: ThisLoop<'_, 'py>, timer: Borrowed<'_, 'py, PyAny>) -> 
     if let Some(timer) = Obj::<TimerHandle>::downcast(&Object::from(timer))
         && timer.is_scheduled()
     {
-        this.core.push_new(py, ReadyEntry::Timer(timer.clone()))?;
+        this.core.push_new(py, || ReadyEntry::Timer(timer.clone()))?;
         timer.take_out();
     }
     Ok(Object::none(py))

@@ -14,7 +14,7 @@ use crate::cpython::arguments::Arguments;
 use crate::cpython::class::{Native, Obj};
 use crate::cpython::errors::new_error;
 use crate::cpython::object::{Object, copy_context, thread_ident, tuple, tuple_of};
-use crate::handle::{Call, Handle, TaskStep, ThreadSafeHandle, TimerHandle, When, is_of_task};
+use crate::handle::{Call, Handle, Reusable, TaskStep, ThreadSafeHandle, TimerHandle, When, is_of_task};
 use crate::intern;
 use crate::reactor::clock;
 use crate::{method, method0, method1};
@@ -29,10 +29,21 @@ fn make_handle<'py>(
     first: usize,
     context: Option<Object>,
 ) -> PyResult<Handle> {
-    let py = this.py();
     let source_traceback =
         if this.core.schedule.is_careful() { check_in_debug(this, method, &callback)? } else { None };
-    let call = Call {
+    Ok(Handle::with_traceback(call(this, callback, args, first, context)?, source_traceback))
+}
+
+#[inline(always)]
+fn call<'py>(
+    this: ThisLoop<'_, 'py>,
+    callback: Object,
+    args: Args<'_, 'py>,
+    first: usize,
+    context: Option<Object>,
+) -> PyResult<Call> {
+    let py = this.py();
+    Ok(Call {
         callback,
         arguments: Arguments::of_call(py, args, first)?,
         context: match context {
@@ -40,8 +51,7 @@ fn make_handle<'py>(
             None => copy_context(py)?,
         },
         event_loop: this.obj(),
-    };
-    Ok(Handle::with_traceback(call, source_traceback))
+    })
 }
 
 /// In debug mode, checks the thread and the callback as asyncio does, and returns the caller's stack.
@@ -75,18 +85,18 @@ fn call_soon<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Obje
         let future = args.object(1);
         if is_of_task(py, &callback, future.as_ref())? {
             let step = TaskStep { callback, future, context: context.clone() };
-            enqueue(this, ReadyEntry::Task(step))?;
+            enqueue(this, || ReadyEntry::Task(step))?;
             return Ok(Object::none(py));
         }
     }
     let handle = Obj::new(py, make_handle(this, args.method(), callback, args, 1, context)?)?;
-    enqueue(this, ReadyEntry::Handle(handle.clone()))?;
+    enqueue(this, || ReadyEntry::Handle(handle.clone()))?;
     Ok(handle.into_object())
 }
 
 /// Queues from the loop's thread, or from one that asyncio's deque would take a callback from, too.
 #[inline(always)]
-fn enqueue(this: ThisLoop<'_, '_>, entry: ReadyEntry) -> PyResult<()> {
+fn enqueue(this: ThisLoop<'_, '_>, entry: impl FnOnce() -> ReadyEntry) -> PyResult<()> {
     match this.core.owner.try_enter() {
         Some(_entered) => this.core.push_new(this.py(), entry),
         None => this.core.push_threadsafe(this.py(), entry),
@@ -129,7 +139,7 @@ fn queue<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> PyResult<Object> 
         event_loop: this.obj(),
     };
     let handle = Obj::new(py, Handle::new(py, call, &this.core.schedule)?)?;
-    let entry = ReadyEntry::Handle(handle.clone());
+    let entry = || ReadyEntry::Handle(handle.clone());
     if runs_here(this) == Some(false) {
         this.core.push_threadsafe(py, entry)?;
     } else {
@@ -149,15 +159,30 @@ fn call_soon_threadsafe<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> Py
             .call_method(this.py(), intern!(this.py(), "_write_to_self"), &[])
             .map(|_| handle);
     }
-    this.core.take_last_apart(this.py());
-    let handle = make_handle(this, args.method(), callback, args, 1, context)?;
-    let (entry, handle) = if ThreadSafeHandle::class().exists() {
-        let handle = Obj::new(this.py(), ThreadSafeHandle::new(handle))?;
-        (ReadyEntry::ThreadSafe(handle.clone()), handle.into_object())
+    if ThreadSafeHandle::class().exists() {
+        queue_threadsafe::<ThreadSafeHandle>(this, callback, args, context)
     } else {
-        let handle = Obj::new(this.py(), handle)?;
-        (ReadyEntry::Handle(handle.clone()), handle.into_object())
+        queue_threadsafe::<Handle>(this, callback, args, context)
+    }
+}
+
+#[inline(always)]
+fn queue_threadsafe<'py, T: Reusable>(
+    this: ThisLoop<'_, 'py>,
+    callback: Object,
+    args: Args<'_, 'py>,
+    context: Option<Object>,
+) -> PyResult<Object> {
+    let py = this.py();
+    let handle = if this.core.schedule.is_careful() {
+        Obj::new(py, T::of(make_handle(this, args.method(), callback, args, 1, context)?))?
+    } else {
+        match this.core.reuse_last(py, call(this, callback, args, 1, context)?) {
+            Ok(handle) => handle,
+            Err(call) => Obj::new(py, T::of(Handle::with_traceback(call, None)))?,
+        }
     };
+    let entry = || T::entry(handle.clone());
     match runs_here(this) {
         Some(true) => {
             enqueue(this, entry)?;
@@ -176,7 +201,7 @@ fn call_soon_threadsafe<'py>(this: ThisLoop<'_, 'py>, args: Args<'_, 'py>) -> Py
     if this.overrides.wake.get() {
         this.object().call_method(this.py(), intern!(this.py(), "_write_to_self"), &[])?;
     }
-    Ok(handle)
+    Ok(handle.into_object())
 }
 
 fn call_at_time<'py>(
@@ -261,7 +286,7 @@ fn add_callback<'py>(this: ThisLoop<'_, 'py>, handle: Borrowed<'_, 'py, PyAny>) 
             Some(handle) => ReadyEntry::Handle(handle),
             None => ReadyEntry::PythonHandle(handle),
         };
-        enqueue(this, entry)?;
+        enqueue(this, || entry)?;
     }
     Ok(Object::none(py))
 }

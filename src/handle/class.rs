@@ -67,7 +67,7 @@ impl AsHandle for TimerHandle {
             None if this.handle.is_cancelled() => return Ok(()),
             None => {
                 // Without memory to tell the loop, the timer stays with it until it is due.
-                let _ = core.push_threadsafe(py, ReadyEntry::Step(BoundMethod::new(this, take_out_step)));
+                let _ = core.push_threadsafe(py, || ReadyEntry::Step(BoundMethod::new(this, take_out_step)));
             }
         }
         this.handle.cancel_as(this, false)

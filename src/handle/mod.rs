@@ -39,7 +39,7 @@ use crate::reactor::timers::{TimerKey, Timers};
 pub use class::register;
 pub use task_step::{TaskStep, is_of_task, is_step, is_wakeup_class, known_task_of, task_of};
 pub use thread_safe::ThreadSafeHandle;
-pub use unheld::Unheld;
+pub use unheld::{Reusable, Unheld};
 
 /// What an event loop shares with its handles.
 #[derive(Default)]
@@ -380,7 +380,9 @@ impl TimerHandle {
         let core = timer.core();
         match core.owner.try_enter() {
             Some(_entered) => TimerHandle::add(timer.this(py))?,
-            None => core.push_threadsafe(py, ReadyEntry::Step(BoundMethod::new(timer.this(py), add_step)))?,
+            None => {
+                core.push_threadsafe(py, || ReadyEntry::Step(BoundMethod::new(timer.this(py), add_step)))?
+            }
         }
         Ok(timer)
     }

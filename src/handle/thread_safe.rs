@@ -4,7 +4,9 @@ use pyo3::prelude::*;
 
 use super::Handle;
 use super::class::AsHandle;
-use crate::cpython::class::{Class, Native, This, Visitor};
+use super::unheld::Reusable;
+use crate::core::ReadyEntry;
+use crate::cpython::class::{Class, Native, Obj, This, Visitor};
 use crate::cpython::object::{Object, thread_ident};
 use crate::cpython::statics;
 use crate::reactor::run_lock::{Run, RunLock};
@@ -64,6 +66,24 @@ impl Native for ThreadSafeHandle {
 
     fn clear(&self) {
         self.handle.clear();
+    }
+}
+
+impl Reusable for ThreadSafeHandle {
+    fn of(handle: Handle) -> ThreadSafeHandle {
+        ThreadSafeHandle::new(handle)
+    }
+
+    fn handle_mut(&mut self) -> &mut Handle {
+        &mut self.handle
+    }
+
+    fn entry(this: Obj<ThreadSafeHandle>) -> ReadyEntry {
+        ReadyEntry::ThreadSafe(this)
+    }
+
+    fn in_entry(entry: &mut ReadyEntry) -> Option<&mut Obj<ThreadSafeHandle>> {
+        if let ReadyEntry::ThreadSafe(handle) = entry { Some(handle) } else { None }
     }
 }
 

@@ -1,8 +1,10 @@
 //! Callbacks of call_soon_threadsafe() of which nobody has the handle.
 //!
 //! A thread that schedules callbacks by the thousand before the loop runs one drops their handles. When it schedules the next, the handle
-//! of the last one is taken apart if the queue alone has it. What is left takes a fraction of the memory, which the collector does not
-//! look at, and the next handle is made of the memory of that one. A handle is made anew where the program or a report needs one.
+//! of the last one becomes that of the next, if the queue alone has it. What is left of the last one takes a fraction of the memory, which
+//! the collector does not look at. A handle is made anew where the program or a report needs one.
+//!
+//! Only with the GIL: without, another thread may just be about to take a reference to a handle of which the queue has the only one.
 
 use pyo3::Borrowed;
 use pyo3::prelude::*;
@@ -12,7 +14,35 @@ use crate::core::ReadyEntry;
 use crate::cpython::arguments::Arguments;
 use crate::cpython::class::{Native, Obj, Visitor};
 use crate::cpython::object::{Object, run_in_context};
+#[cfg(not(Py_GIL_DISABLED))]
+use crate::event_loop::Loop;
 use crate::imports::imports;
+
+/// A class of handles that call_soon_threadsafe() makes.
+pub trait Reusable: Native {
+    fn of(handle: Handle) -> Self;
+    fn handle_mut(&mut self) -> &mut Handle;
+    fn entry(this: Obj<Self>) -> ReadyEntry;
+    fn in_entry(entry: &mut ReadyEntry) -> Option<&mut Obj<Self>>;
+}
+
+impl Reusable for Handle {
+    fn of(handle: Handle) -> Handle {
+        handle
+    }
+
+    fn handle_mut(&mut self) -> &mut Handle {
+        self
+    }
+
+    fn entry(this: Obj<Handle>) -> ReadyEntry {
+        ReadyEntry::Handle(this)
+    }
+
+    fn in_entry(entry: &mut ReadyEntry) -> Option<&mut Obj<Handle>> {
+        if let ReadyEntry::Handle(handle) = entry { Some(handle) } else { None }
+    }
+}
 
 #[derive(Clone)]
 pub struct Unheld {
@@ -22,23 +52,27 @@ pub struct Unheld {
 }
 
 impl Unheld {
-    /// What is left of a callback that was queued by call_soon_threadsafe(); None if its handle is needed. The thread has the GIL.
-    pub fn of(entry: &ReadyEntry) -> Option<Unheld> {
-        match entry {
-            ReadyEntry::ThreadSafe(handle) if handle.is_ours_alone() => Unheld::of_handle(handle.handle()),
-            ReadyEntry::Handle(handle) if !ThreadSafeHandle::class().exists() && handle.is_ours_alone() => {
-                Unheld::of_handle(handle)
-            }
+    /// Makes the handle of a queued callback that of another one, and leaves in the queue what is left of the former. Returns the handle,
+    /// and the former's event loop, to be dropped where Python code can run; or the call, if the handle is needed.
+    #[cfg(not(Py_GIL_DISABLED))]
+    #[inline(always)]
+    pub fn reuse<T: Reusable>(entry: &mut ReadyEntry, next: Call) -> Result<(Obj<T>, Obj<Loop>), Call> {
+        let Some(object) = T::in_entry(entry) else { return Err(next) };
+        let Some(handle) = object.get_mut().map(T::handle_mut) else { return Err(next) };
+        if handle.is_cancelled() || handle.source_traceback.is_some() || !handle.arguments.is_one_at_most() {
+            return Err(next);
+        }
+        let Some(callback) = handle.callback.take() else { return Err(next) };
+        handle.callback.set(Some(next.callback));
+        let argument = match handle.arguments.replace(next.arguments) {
+            Arguments::One(argument) => Some(argument),
             _ => None,
-        }
-    }
-
-    fn of_handle(handle: &Handle) -> Option<Unheld> {
-        if handle.is_cancelled() || handle.source_traceback.is_some() {
-            return None;
-        }
-        let argument = handle.arguments.single()?;
-        Some(Unheld { callback: handle.callback.get()?, argument, context: handle.context.clone() })
+        };
+        let context = std::mem::replace(&mut handle.context, next.context);
+        let event_loop = std::mem::replace(&mut handle.event_loop, next.event_loop);
+        let object = object.clone();
+        *entry = ReadyEntry::Unheld(Unheld { callback, argument, context });
+        Ok((object, event_loop))
     }
 
     fn arguments(&self) -> Arguments {

@@ -55,15 +55,6 @@ impl<T> InjectQueue<T> {
         Ok(self.parker.unpark())
     }
 
-    /// Calls `f` with the message that was pushed last, if the loop has not taken it.
-    pub fn with_last<R>(&self, f: impl FnOnce(&mut T) -> R) -> Option<R> {
-        if !self.has_entries() {
-            return None;
-        }
-        let mut messages = self.messages.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        messages.back_mut().map(f)
-    }
-
     /// Ends the loop's wait without a message; before a wait, keeps it from beginning. True if the caller must wake the poller.
     #[must_use]
     pub fn notify(&self) -> bool {

@@ -127,7 +127,7 @@ fn close(this: ThisOperation<'_, '_>) -> PyResult<Object> {
                 this.finish(&this.object());
                 Ok(())
             };
-            this.core.push_threadsafe(py, ReadyEntry::Finalize(BoundMethod::new(this, finish)))?;
+            this.core.push_threadsafe(py, || ReadyEntry::Finalize(BoundMethod::new(this, finish)))?;
         }
     }
     Ok(Object::none(py))
