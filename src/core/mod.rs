@@ -41,9 +41,7 @@ use crate::cpython::frames;
 use crate::cpython::object::{Object, ObjectCell};
 use crate::cpython::ownership::Owner;
 use crate::cpython::received::{self, UninitBytes};
-#[cfg(not(Py_GIL_DISABLED))]
-use crate::handle::Unheld;
-use crate::handle::{Call, Reusable, Schedule};
+use crate::handle::{Call, Reusable, Schedule, Unheld};
 use crate::reactor::clock;
 use crate::reactor::datagram::Batch;
 use crate::reactor::handover::Handover;
@@ -287,20 +285,18 @@ impl Core {
 
     /// Makes the last handle that is queued the next one, if nobody else has it: see [`Unheld`]. Returns it, or the call. It is not queued
     /// yet.
-    #[cfg(not(Py_GIL_DISABLED))]
     #[inline(always)]
     pub fn reuse_last<T: Reusable>(&self, _py: Python<'_>, next: Call) -> Result<Obj<T>, Call> {
+        if cfg!(Py_GIL_DISABLED) {
+            // The queue is not this thread's.
+            return Err(next);
+        }
         let reused = match self.ready.borrow_mut().back_mut() {
             Some(last) => Unheld::reuse(last, next),
             None => Err(next),
         };
         // The event loop is dropped while nothing is borrowed.
         reused.map(|(handle, _)| handle)
-    }
-
-    #[cfg(Py_GIL_DISABLED)]
-    pub fn reuse_last<T: Reusable>(&self, _py: Python<'_>, next: Call) -> Result<Obj<T>, Call> {
-        Err(next)
     }
 
     /// Gives entries of the queue handles that have lost theirs, until `next` finds no more. Nothing is queued after that.

@@ -172,12 +172,12 @@ impl<T: Native> Obj<T> {
         self.object.is_unique() && !unsafe { has_weak_references(self.object.as_ptr()) }
     }
 
-    /// The value, if nobody else has a reference to the instance, nor a weak one. Without the GIL, another thread may get one.
-    #[cfg(not(Py_GIL_DISABLED))]
+    /// The value, if nobody else has a reference to the instance, nor a weak one. None without the GIL: another thread may get one.
     #[inline(always)]
     pub fn get_mut(&mut self) -> Option<&mut T> {
+        let is_ours = cfg!(not(Py_GIL_DISABLED)) && self.is_ours_alone();
         // SAFETY: an Obj refers to an instance of T's class, and this reference to it, the only one, is borrowed as long as the value.
-        self.is_ours_alone().then(|| unsafe { &mut *value_pointer::<T>(self.object.as_ptr()) })
+        is_ours.then(|| unsafe { &mut *value_pointer::<T>(self.object.as_ptr()) })
     }
 
     pub fn as_object(&self) -> &Object {

@@ -14,7 +14,6 @@ use crate::core::ReadyEntry;
 use crate::cpython::arguments::Arguments;
 use crate::cpython::class::{Native, Obj, Visitor};
 use crate::cpython::object::{Object, run_in_context};
-#[cfg(not(Py_GIL_DISABLED))]
 use crate::event_loop::Loop;
 use crate::imports::imports;
 
@@ -54,7 +53,6 @@ pub struct Unheld {
 impl Unheld {
     /// Makes the handle of a queued callback that of another one, and leaves in the queue what is left of the former. Returns the handle,
     /// and the former's event loop, to be dropped where Python code can run; or the call, if the handle is needed.
-    #[cfg(not(Py_GIL_DISABLED))]
     #[inline(always)]
     pub fn reuse<T: Reusable>(entry: &mut ReadyEntry, next: Call) -> Result<(Obj<T>, Obj<Loop>), Call> {
         let Some(object) = T::in_entry(entry) else { return Err(next) };
