@@ -126,6 +126,8 @@ async def test_the_constructor_is_not_called(loop, spawned):
         await ended(loop, ("/bin/true",))
         assert (len(spawned), called) == (1, [])
         await ended(loop, ("true",))
+        assert (len(spawned), called) == (1, [])
+        await ended(loop, ("/bin/true",), cwd="/")
         assert len(called) == 1
     finally:
         sys.setprofile(None)
@@ -142,6 +144,11 @@ async def test_nothing_redirected(loop, spawned):
     ("command", "options"),
     [
         (("/no/such/program",), {}),
+        (("no such program",), {}),
+        (("",), {}),
+        (("passwd",), {"env": {"PATH": "/nowhere:/etc"}}),
+        (("true", "with\0null"), {}),
+        (("true", 1), {}),
         (("/etc/passwd",), {}),
         (("/bin/true", "with\0null"), {}),
         (("/bin/true", 1), {}),
@@ -183,20 +190,22 @@ async def test_audit_events(loop, spawned):
 
     sys.addaudithook(hook)
     try:
-        for options in ({}, {"stdout": PIPE}, {"env": {}}):
-            with by_constructor():
-                await ended(loop, ("/bin/true", "a"), **options)
-            expected = list(seen)
-            assert expected
-            seen.clear()
-            await ended(loop, ("/bin/true", "a"), **options)
-            assert seen == expected
-            seen.clear()
+        for program in ("/bin/true", "true"):
+            for options in ({}, {"stdout": PIPE}, {"env": {}}):
+                with by_constructor():
+                    await ended(loop, (program, "a"), **options)
+                expected = list(seen)
+                assert expected
+                seen.clear()
+                await ended(loop, (program, "a"), **options)
+                assert seen == expected
+                seen.clear()
         forbidden.append(True)
         before = helpers.open_descriptors()
-        for options in STREAMS.values():
-            with pytest.raises(PermissionError, match="forbidden"):
-                await asyncio.create_subprocess_exec("/bin/true", **options)
+        for program in ("/bin/true", "true"):
+            for options in STREAMS.values():
+                with pytest.raises(PermissionError, match="forbidden"):
+                    await asyncio.create_subprocess_exec(program, **options)
         assert not helpers.opened_since(before)
     finally:
         is_on.clear()
@@ -219,12 +228,13 @@ async def test_an_audit_hook_that_changes_the_arguments(loop, spawned):
 
 
 @pytest.mark.parametrize("name", ["_execute_child", "_get_handles", "_posix_spawn", "_close_pipe_fds"])
-async def test_a_patched_method_is_called(loop, spawned, name):
+@pytest.mark.parametrize("program", ["/bin/true", "true"])
+async def test_a_patched_method_is_called(loop, spawned, name, program):
     if not hasattr(subprocess.Popen, name):
         pytest.skip("no such method in this Python")
     original = getattr(subprocess.Popen, name)
     with mock.patch.object(subprocess.Popen, name, autospec=True, side_effect=original) as patched:
-        await ended(loop, ("/bin/true",))
+        await ended(loop, (program,))
     assert patched.called or (name == "_posix_spawn" and not spawned)
 
 

@@ -1,9 +1,9 @@
-"""Starts children as subprocess.Popen does with posix_spawn(), in fewer steps.
+"""Starts children as subprocess.Popen does, in fewer steps.
 
-Popen's constructor is skipped for arguments with which it calls posix_spawn() from Python 3.13 on: a program
-that is not looked for in PATH, its environment and its standard streams, no more. All others are left to it,
-and so is everything if the program has patched it. The child's object is a Popen, with the attributes that
-the constructor sets.
+Popen's constructor is skipped from Python 3.13 on for a program, its environment and its standard streams, and
+no more. All else is left to it, and so is everything if the program has patched it. The child's object is a
+Popen, with the attributes that the constructor sets. A program that is not looked for in PATH is started by
+posix_spawn(), as the constructor does; any other by Popen's own method.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def start(
         return None
     if shell and type(args) in (str, bytes):
         command = ["/bin/sh", "-c", args]
-    elif not shell and type(args) is tuple and type(args[0]) is str and "/" in args[0]:
+    elif not shell and type(args) is tuple and type(args[0]) is str:
         command = list(args)
     else:
         return None
@@ -131,16 +131,16 @@ def start(
 def _execute(process: Any, command: list[Any], shell: Any, env: Any, handles: tuple[int, ...]) -> None:
     """Popen._execute_child(), which is called itself where it would not use posix_spawn()."""
     actions: list[Any] = []
+    p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite = handles
+    if "/" not in command[0] or not all(each == -1 or each > 2 for each in (p2cread, c2pwrite, errwrite)):
+        given = command[2:] if shell else command
+        process._execute_child(
+            *(given, None, None, True, (), None, env, None, 0, shell),
+            *handles,
+            *(True, None, None, None, -1, False, -1),
+        )
+        return
     if handles is not _NO_HANDLES:
-        p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite = handles
-        if not all(theirs == -1 or theirs > 2 for theirs in (p2cread, c2pwrite, errwrite)):
-            given = command[2:] if shell else command
-            process._execute_child(
-                *(given, None, None, True, (), None, env, None, 0, shell),
-                *handles,
-                *(True, None, None, None, -1, False, -1),
-            )
-            return
         actions = [(os.POSIX_SPAWN_CLOSE, ours) for ours in (p2cwrite, c2pread, errread) if ours != -1]
         for number, theirs in enumerate((p2cread, c2pwrite, errwrite)):
             if theirs != -1:

@@ -185,7 +185,7 @@ impl Core {
         self.handover.begin(now, clock::processor_time_of_others())
     }
 
-    /// False if a callback of another thread is queued: the loop must not wait then.
+    /// False if another thread has queued a callback since it was decided to wait.
     fn begin_wait(&self, spinning: bool) -> bool {
         if !self.injected.begin_wait(spinning) {
             return false;
@@ -260,7 +260,10 @@ impl Core {
             },
             None => return Ok(false),
         };
-        if !self.begin_wait(false) {
+        // While callbacks wait, it is for a moment, in which the other threads run.
+        let begins =
+            if timeout == Some(Duration::ZERO) { self.injected.begin_wait(false) } else { self.begin_wait(false) };
+        if !begins {
             return Ok(true);
         }
         let wait = || {

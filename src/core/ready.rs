@@ -58,7 +58,20 @@ impl ReadyQueue {
     /// Without it, [`ReadyQueue::push_back`] of this many entries ends the process if there is no memory for them.
     #[must_use]
     pub fn reserve(&mut self, count: usize) -> bool {
-        self.entries.try_reserve(count).is_ok()
+        self.entries.try_reserve(count).is_ok() || self.reserve_less(count)
+    }
+
+    /// As [`ReadyQueue::reserve`], where there is no memory for twice as many entries as before.
+    #[cold]
+    fn reserve_less(&mut self, count: usize) -> bool {
+        let mut more = self.entries.capacity() / 8;
+        while more > count {
+            if self.entries.try_reserve_exact(more).is_ok() {
+                return true;
+            }
+            more /= 8;
+        }
+        self.entries.try_reserve_exact(count).is_ok()
     }
 
     /// Makes room for this many entries and `headroom`, or for as many as there is memory for. Returns how many. If they are not all,
