@@ -261,8 +261,11 @@ impl Core {
             None => return Ok(false),
         };
         // While callbacks wait, it is for a moment, in which the other threads run.
-        let begins =
-            if timeout == Some(Duration::ZERO) { self.injected.begin_wait(false) } else { self.begin_wait(false) };
+        let begins = if timeout == Some(Duration::ZERO) {
+            self.injected.begin_wait(false)
+        } else {
+            self.begin_wait(false)
+        };
         if !begins {
             return Ok(true);
         }
