@@ -45,8 +45,8 @@ class TimerHandle(asyncio.TimerHandle):
 
 if sys.version_info >= (3, 14):
     @final
-    class ThreadSafeHandle(asyncio.Handle):
-        def __copy__(self, /) -> ThreadSafeHandle: ...
+    class _ThreadSafeHandle(asyncio.Handle):
+        def __copy__(self, /) -> _ThreadSafeHandle: ...
 
 @final
 class StreamTransport(_FlowControlMixin):

@@ -52,15 +52,20 @@ impl Core {
         if !(SMALL..=LARGE).contains(&data.len()) {
             return new_bytes(py, data);
         }
-        let mut uninit = self.bytes_pool.borrow_mut().take(py, data.len())?;
+        let mut uninit = self.take_bytes(py, data.len())?;
         let count = uninit.write(data);
         // SAFETY: they were just written.
         Ok(unsafe { self.bytes_pool.borrow_mut().freeze(uninit, count) })
     }
 
     /// A bytes object with room for `size` bytes, without a content.
+    #[inline(always)]
     pub fn take_bytes(&self, py: Python<'_>, size: usize) -> PyResult<UninitBytes> {
-        self.bytes_pool.borrow_mut().take(py, size)
+        let reused = self.bytes_pool.borrow_mut().reuse(size);
+        match reused {
+            Some(uninit) => Ok(uninit),
+            None => UninitBytes::new(py, size),
+        }
     }
 
     /// Keeps an object that was not needed.
@@ -107,7 +112,7 @@ impl Core {
         if size_hint.get() < SMALL {
             return self.receive_and_copy(py, fd, PIECE, LEAST, size_hint);
         }
-        let mut uninit = self.bytes_pool.borrow_mut().take(py, room(size_hint).min(PIECE))?;
+        let mut uninit = self.take_bytes(py, room(size_hint).min(PIECE))?;
         let slice = uninit.as_mut_slice();
         let capacity = slice.len().min(PIECE);
         let count = match socket::recv_uninit(fd, &mut slice[..capacity]) {
@@ -148,7 +153,7 @@ impl Core {
         if size_hint.get() < SMALL {
             return self.receive_and_copy(py, fd, limit, limit, size_hint);
         }
-        let mut uninit = self.bytes_pool.borrow_mut().take(py, room(size_hint).min(limit))?;
+        let mut uninit = self.take_bytes(py, room(size_hint).min(limit))?;
         let capacity = uninit.as_mut_slice().len().min(limit);
         self.with_buffer(py, limit, |buffer| {
             let rest = &mut buffer[..limit - capacity];

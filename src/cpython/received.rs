@@ -31,9 +31,9 @@ pub struct BytesPool {
 }
 
 impl BytesPool {
-    /// An object with room for at least `size` bytes, without another reference.
+    /// An object with room for at least `size` bytes, without another reference, if there is one to be used again.
     #[inline(always)]
-    pub fn take(&mut self, py: Python<'_>, size: usize) -> PyResult<UninitBytes> {
+    pub fn reuse(&mut self, size: usize) -> Option<UninitBytes> {
         if let Some(oldest) = self.lent.front() {
             let is_ours = oldest.object.is_unique();
             let fits = oldest.capacity >= size && oldest.capacity <= 2 * size;
@@ -43,11 +43,11 @@ impl BytesPool {
                 };
                 self.bytes -= capacity;
                 if is_ours && fits {
-                    return Ok(UninitBytes { object, capacity });
+                    return Some(UninitBytes { object, capacity });
                 }
             }
         }
-        UninitBytes::new(py, size)
+        None
     }
 
     /// The object with its first `length` bytes as its content.

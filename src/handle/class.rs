@@ -154,11 +154,11 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
         let doc = c"A callback that other threads may cancel: what call_soon_threadsafe() returns.";
         let handle = definition!(
             ThreadSafeHandle,
-            c"hotloop._core.ThreadSafeHandle",
+            c"hotloop._core._ThreadSafeHandle",
             doc,
             base.cast_into::<PyType>()?
         );
-        add(module, "ThreadSafeHandle", class::make::<ThreadSafeHandle>(handle)?)?;
+        add(module, "_ThreadSafeHandle", class::make::<ThreadSafeHandle>(handle)?)?;
     }
 
     let timer = asyncio.getattr(intern!(py, "TimerHandle"))?.cast_into::<PyType>()?;

@@ -95,11 +95,10 @@ impl Protocol {
         if length <= written && length > 0 {
             return Ok(());
         }
-        let mut backlog = this.backlog.borrow_mut();
-        let backlog = &mut *backlog;
-        if !try_grow(&mut backlog.chunks, 1) {
+        if !try_grow(&mut this.backlog.borrow_mut().chunks, 1) {
             return Err(no_memory(py));
         }
+        let mut backlog = this.backlog.borrow_mut();
         if backlog.chunks.is_empty() {
             backlog.written = written;
         }
