@@ -1,8 +1,8 @@
 """Starts children as subprocess.Popen does, in fewer steps.
 
 Popen's constructor is skipped from Python 3.13 on for a program, its environment and its standard streams, no
-more. All else is left to it, and so is everything if the program has patched it. The child's object is a Popen,
-with the attributes that the constructor sets. A program that is not looked for in PATH is started by
+more. All else is left to it, and so is everything if the program has patched it. The child's object is a
+Popen, with the attributes that the constructor sets. A program that is not looked for in PATH is started by
 posix_spawn(), as by the constructor; any other by Popen's own method.
 """
 
