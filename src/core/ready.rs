@@ -113,14 +113,14 @@ impl ReadyQueue {
         Some(entry)
     }
 
-    /// The position of the first entry from a position on of which the handle was taken apart.
+    /// The position of the first entry from a position on of which the handle is another's by now.
     pub fn next_unheld(&self, from: u64) -> Option<u64> {
         let from = from.max(self.start);
         let mut later = self.entries.iter().skip((from - self.start) as usize);
         later.position(ReadyEntry::is_unheld).map(|index| from + index as u64)
     }
 
-    /// The entry at a position, if its handle was taken apart.
+    /// The entry at a position, if its handle is another's by now.
     pub fn unheld_at(&mut self, position: u64) -> Option<&mut ReadyEntry> {
         let index = position.checked_sub(self.start)?;
         self.entries.get_mut(index as usize).filter(|entry| entry.is_unheld())
@@ -248,7 +248,7 @@ impl ReadyEntry {
         matches!(self, ReadyEntry::Unheld(_))
     }
 
-    /// The same with a handle, if its handle was taken apart.
+    /// The same with a handle of its own.
     pub(super) fn held(self, py: Python<'_>, event_loop: &Object) -> PyResult<ReadyEntry> {
         match self {
             ReadyEntry::Unheld(unheld) => unheld.with_handle(py, event_loop.bind(py)),
