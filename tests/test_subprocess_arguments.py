@@ -424,7 +424,8 @@ async def test_nothing_is_left_of_many_that_cannot_be_started(loop, unusable, re
     assert [str(warning.message) for warning in recwarn if warning.category is ResourceWarning] == []
 
 
-async def test_when_there_are_no_descriptors_left(loop):
+@pytest.mark.parametrize("program", ["cat", "/bin/cat"])
+async def test_when_there_are_no_descriptors_left(loop, program):
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     before = helpers.open_descriptors()
     taken, outcomes = [], []
@@ -435,7 +436,7 @@ async def test_when_there_are_no_descriptors_left(loop):
                 taken.append(os.dup(1))
         for _ in range(15):
             try:
-                transport, protocol = await loop.subprocess_exec(ProcessRecorder, "cat")
+                transport, protocol = await loop.subprocess_exec(ProcessRecorder, program)
             except OSError as error:
                 outcomes.append(error.errno)
             else:

@@ -117,7 +117,7 @@ impl ArgumentsCell {
     }
 
     pub fn take(&self) -> Arguments {
-        self.0.replace(Arguments::None)
+        self.replace(Arguments::None)
     }
 
     pub fn traverse(&self, visitor: &mut Visitor) {
