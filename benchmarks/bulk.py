@@ -4,7 +4,6 @@ import json
 from dataclasses import dataclass
 from typing import ClassVar
 
-from benchmarks.bulk_work import WARMUP
 from benchmarks.children import Failed, python, run
 from benchmarks.counters import Count, Counter
 from benchmarks.generator import Outcome
@@ -35,7 +34,7 @@ class BulkRow(Row):
         return self.has_tls or super().compares(loop)
 
     def round_takes(self, seconds: float) -> float:
-        return seconds + WARMUP + STARTING
+        return seconds + STARTING
 
     def rate(self, loop: str, seconds: float) -> Outcome:
         arguments = [self.work, str(seconds), *([certificate()] if self.has_tls else [])]

@@ -62,10 +62,10 @@ def row(name: str, title: str, tasks: int, timed: int, counted: int, client: str
 
 
 ROWS: list[Row] = [
-    row("asyncpg_1", "asyncpg, SELECT 1, one after another", 1, 10_000, 500, "asyncpg"),
+    row("asyncpg_1", "asyncpg, SELECT 1, one after another", 1, 4_000, 500, "asyncpg"),
     row("asyncpg_50", f"asyncpg, SELECT 1, pool of {POOL}, 50 tasks", 50, 10_000, 500, "asyncpg"),
     row("asyncpg_rows", f"asyncpg, SELECT of {ROWS_OF_A_QUERY:,} rows", 1, 1_000, 50, "asyncpg_rows"),
-    row("redis_1", "redis-py, GET, one after another", 1, 10_000, 500, "redis"),
+    row("redis_1", "redis-py, GET, one after another", 1, 4_000, 500, "redis"),
     row("redis_50", "redis-py, GET, 50 tasks", 50, 10_000, 1_000, "redis"),
-    row("redis_pipeline", f"redis-py, pipeline of {PIPELINE} GETs", 1, 1_000, 50, "redis_pipeline"),
+    row("redis_pipeline", f"redis-py, pipeline of {PIPELINE} GETs", 1, 500, 50, "redis_pipeline"),
 ]

@@ -22,8 +22,9 @@ def measure(
 ) -> None:
     """Adds to `measured` step by step, so that an interruption loses only one step.
 
-    Steps that are done are left out. `after_each` is called after each of the others. What is measured after
-    all of them takes about `afterwards` seconds, which are added to the time that is left."""
+    Steps that are done are left out. `after_each` is called after each of the others. Those that there was no
+    time for, also because of an interruption, are noted. What is measured after all of them takes about
+    `afterwards` seconds, which are added to the time that is left."""
     began = time.monotonic()
     planned = [step for step in steps.steps(plan) if step.name not in measured.steps]
     estimates = Estimates()
@@ -36,30 +37,41 @@ def measure(
 
     for name, needs in plan.left_out.items():
         progress(f"{name}: left out, needs {needs}")
-    left = within_time(planned)
+    blocks: set[tuple[str, str]] = set()  # Those that have begun.
+
+    def not_begun() -> list[Step]:
+        return within_time([step for step in planned if step.block not in blocks])
+
+    left = not_begun()
     if measured.steps:
         progress(f"going on with an interrupted run: {len(measured.steps)} steps are done")
     progress(f"{len(left)} steps, about {steps.duration(estimates.of(left) + afterwards)}")
     done: list[Step] = []
-    while left:
-        step = left[0]
-        if not done or done[-1].block != step.block:
-            # A block that has begun is completed.
-            left = within_time(left)
-            if step not in left:
-                continue
-            of_all = steps.duration(estimates.of(left) + afterwards)
-            progress(f"[{step.row.title}: {step.part}] about {of_all} left")
-        started = time.monotonic()
-        take(step, plan, measured.results)
-        estimates.add(step, time.monotonic() - started)
-        done.append(left.pop(0))
-        measured.steps.append(step.name)
-        after_each()
-    blocks = {step.block for step in done}
-    for run in measured.runs[-1:]:
-        run.no_time_for.clear()
-        run.no_time_for.update(steps.no_time_for(step for step in planned if step.block not in blocks))
+    try:
+        while left:
+            step = left[0]
+            if not done or done[-1].block != step.block:
+                # A block that has begun is completed.
+                left = not_begun()
+                if step not in left:
+                    continue
+                blocks.add(step.block)
+                of_all = steps.duration(estimates.of(left) + afterwards)
+                progress(f"[{step.row.title}: {step.part}] about {of_all} left")
+            started = time.monotonic()
+            take(step, plan, measured.results)
+            estimates.add(step, time.monotonic() - started)
+            done.append(left.pop(0))
+            measured.steps.append(step.name)
+            after_each()
+            # Estimates that were too long may have left out what fits.
+            left = left or not_begun()
+    finally:
+        # Also of a run that is interrupted.
+        of_done = {step.block for step in done}
+        for run in measured.runs[-1:]:
+            run.no_time_for.clear()
+            run.no_time_for.update(steps.no_time_for(step for step in planned if step.block not in of_done))
 
 
 def take(step: Step, plan: Plan, results: Results) -> None:

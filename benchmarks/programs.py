@@ -11,7 +11,7 @@ from benchmarks.program_servers import ITEM_AS_JSON
 from benchmarks.row import PATIENCE, EchoRow, HttpRow, Row, ServerRow
 
 GROUP = "programs"
-CLIENT_STARTING = 1.0
+CLIENT_STARTING = 0.2
 """About how many seconds it takes to start and end gRPC's client, and to warm up."""
 
 

@@ -35,8 +35,8 @@ PATIENCE = 20.0
 COUNTING_PATIENCE = 120.0
 """PATIENCE under a counting tool, which is slower."""
 
-STARTING = 0.8
-"""About how many seconds it takes to start and end a server and its clients."""
+STARTING = 0.3
+"""About how many seconds it takes to start and end a server and its clients, with the warm-up."""
 
 LIMIT = "limit"
 """Stands for a loop: the load generator's server, which only makes system calls."""
@@ -131,7 +131,7 @@ class SchedulingRow(Row):
         return self.case.is_steady
 
     def round_takes(self, seconds: float) -> float:
-        return 0.7
+        return 0.4
 
     def rate(self, loop: str, seconds: float) -> Outcome:
         times = self.case.timed
@@ -263,7 +263,8 @@ class HttpRow(ServerRow):
 
     def _drive_for(self, address: str, seconds: float) -> Outcome:
         url = self._url(address)
-        if not generator.has_wrk():
+        if not generator.has_wrk() or seconds < 1:
+            # wrk takes whole seconds.
             check_body(url, self.body)
             return generator.for_seconds(url, self.load, seconds)
         outcome = checked_wrk(url, self.load, seconds, self.body)
@@ -288,7 +289,7 @@ class ClientRow(Row):
     group: ClassVar[str] = "client"
 
     def round_takes(self, seconds: float) -> float:
-        return 2.0
+        return 1.0
 
     def rate(self, loop: str, seconds: float) -> Outcome:
         with self._answering() as address:

@@ -210,8 +210,8 @@ ROWS: list[Row] = [
         for client, tasks, timed, counted in [
             ("aiohttp", 1, 3_000, 300),
             ("aiohttp", 50, 5_000, 500),
-            ("httpx", 1, 1_000, 100),
-            ("httpx", 50, 500, 100),
+            ("httpx", 1, 500, 100),
+            ("httpx", 50, 200, 100),
         ]
     ],
     *programs.ROWS,
@@ -238,6 +238,15 @@ RANKED = (
     "create_task",
     "echo_streams",
     "echo_1",
+    "run_in_executor",
+    "subprocess_true",
+    "echo_buffered",
+    "call_soon_batch",
+    "call_later_fires",
+    "call_soon_threadsafe",
+    "threadsafe_flood",
+    "tls_streams",
+    "tcp_connect",
 )
 """Rows that matter most, the first one most of all. The others follow in the order of ROWS."""
 

@@ -228,6 +228,9 @@ def run_of(plan: Plan) -> Run:
     how = []
     if plan.rounds:
         how.append(f"{plan.rounds} round{'s' * (plan.rounds > 1)}; a server's lasts {plan.seconds:g} s")
+    has_http = any(row.group == "http" for row in plan.rows)
+    if has_http and plan.rounds and plan.seconds < 1 and generator.has_wrk():
+        how.append("HTTP without wrk, which takes whole seconds")
     if plan.minutes is not None:
         how.append(f"in {plan.minutes:g} minutes")
     if plan.counters:

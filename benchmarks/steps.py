@@ -13,9 +13,9 @@ from benchmarks.rows import rank
 RATES, LATENCY, COUNTS, SPLIT = "rates", "latency", "counts", "split"
 PARTS = (RATES, LATENCY, COUNTS, SPLIT)
 
-SECONDS_TO_COUNT = {"perf": 3.0, "valgrind": 14.0, "strace": 4.0}
+SECONDS_TO_COUNT = {"perf": 3.0, "valgrind": 10.0, "strace": 2.0}
 """About how long a tool takes to count one loop in a row, by its command."""
-SECONDS_TO_SPLIT = 25.0
+SECONDS_TO_SPLIT = 16.0
 SCHEDULING_SHARE = 0.6
 """How long counting takes in a row of scheduling, as a share of the others."""
 

@@ -292,3 +292,23 @@ def test_the_committed_results_have_a_page():
     text = report.page(found, [])
     assert "## Where hotloop is behind, and why" in text
     assert tables.RATES.title in text
+
+
+@pytest.mark.parametrize(("seconds", "used"), [(0.25, "load"), (1.0, "wrk"), (2.0, "wrk")])
+def test_wrk_is_used_for_whole_seconds(monkeypatch, seconds, used):
+    asked = []
+
+    def answering(name):
+        def answer(url, load, seconds):
+            asked.append((name, seconds))
+            return Outcome(1, 1.0, 1.0)
+
+        return answer
+
+    monkeypatch.setattr(generator, "has_wrk", lambda: True)
+    monkeypatch.setattr(generator, "wrk", answering("wrk"))
+    monkeypatch.setattr(generator, "for_seconds", answering("load"))
+    monkeypatch.setattr(generator, "for_requests", lambda *_: None)
+    monkeypatch.setattr("benchmarks.row.check_body", lambda *_: None)
+    ROW["http_bare"]._drive_for("127.0.0.1:1", seconds)
+    assert asked == [(used, seconds)]

@@ -215,8 +215,47 @@ def test_with_a_limit_of_time_the_rows_that_matter_most_come_first():
     assert list(dict.fromkeys(step.row.name for step in unlimited)) == [row.name for row in rows]
 
 
-def test_rows_that_do_not_fit_are_named_on_the_page():
-    rows = [FakeRow("sleep_zero", "Sleep"), FakeRow("call_soon_chain", "Chain"), FakeRow("gather", "Gather")]
+class Clock:
+    """Goes on only while something is measured."""
+
+    def __init__(self, monkeypatch):
+        self.seconds = 0.0
+        monkeypatch.setattr(measuring.time, "monotonic", lambda: self.seconds)
+
+
+@dataclasses.dataclass(frozen=True)
+class SlowRow(FakeRow):
+    clock: Clock | None = None
+    takes: float = 60.0
+
+    def rate(self, loop, seconds):
+        self.clock.seconds += self.takes
+        return super().rate(loop, seconds)
+
+
+def test_a_row_that_fits_after_all_is_measured(monkeypatch):
+    # The rows are estimated to take 8 minutes each, and take less than one.
+    clock = Clock(monkeypatch)
+    rows = [SlowRow(name, name, clock=clock, takes=6.0) for name in ("sleep_zero", "gather", "timeout")]
+    found = measured({})
+    measuring.measure(plan_of(*rows, minutes=9), found, lambda: None)
+    assert [len(row.measured) for row in rows] == [8, 8, 8]
+    assert found.runs[0].no_time_for == {}
+
+
+def test_a_row_that_takes_longer_than_estimated_leaves_less_for_the_others(monkeypatch):
+    clock = Clock(monkeypatch)
+    rows = [SlowRow(name, name, clock=clock, takes=90.0) for name in ("sleep_zero", "gather", "timeout")]
+    found = measured({})
+    measuring.measure(plan_of(*rows, minutes=25), found, lambda: None)
+    assert [len(row.measured) for row in rows] == [8, 8, 0]
+    assert found.runs[0].no_time_for == {"rates": ["timeout"]}
+
+
+def test_rows_that_do_not_fit_are_named_on_the_page(monkeypatch):
+    clock = Clock(monkeypatch)
+    names = {"sleep_zero": "Sleep", "call_soon_chain": "Chain", "gather": "Gather"}
+    rows = [SlowRow(name, title, clock=clock) for name, title in names.items()]
     found = measured({})
     # Each row takes 8 minutes: two rounds of three loops and the control, of a minute each.
     measuring.measure(plan_of(*rows, minutes=17), found, lambda: None)
@@ -237,3 +276,16 @@ def test_rows_that_do_not_fit_are_named_on_the_page():
 )
 def test_durations_are_legible(seconds, text):
     assert steps.duration(seconds) == text
+
+
+def test_an_interrupted_run_names_what_it_had_no_time_for():
+    @dataclasses.dataclass(frozen=True)
+    class Interrupted(FakeRow):
+        def rate(self, loop, seconds):
+            raise KeyboardInterrupt
+
+    rows = [FakeRow("sleep_zero", "Sleep"), Interrupted("gather", "Gather"), FakeRow("timeout", "Timeout")]
+    found = measured({})
+    with pytest.raises(KeyboardInterrupt):
+        measuring.measure(plan_of(*rows), found, lambda: None)
+    assert found.runs[0].no_time_for == {"rates": ["gather", "timeout"]}
