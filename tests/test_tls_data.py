@@ -65,7 +65,9 @@ async def test_what_is_no_buffer_to_read_into(loop, tls, kind, reports, buffer):
         assert "buffer_updated" not in server.calls
 
 
-@pytest.mark.parametrize("size", [50_000, 57_344, 65_537, 100_000, 250_000])
+@pytest.mark.parametrize(
+    "size", [50_000, 57_344, 65_537, 100_000, 131_071, 131_072, 131_073, 250_000, 262_144, 1_000_001]
+)
 async def test_large_data_of_each_size(loop, tls, kind, size):
     """From a size on, they are decrypted into the object that the program gets, and sent without a queue."""
     async with both_ends(loop, tls, kind) as (client, server):

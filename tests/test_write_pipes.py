@@ -2,6 +2,7 @@
 
 import asyncio
 import contextvars
+import fcntl
 import os
 import signal
 import threading
@@ -50,6 +51,32 @@ async def test_the_representation_tells_the_state(write_pipe, pipe):
     number = pipe[1].fileno()
     protocol = await write_pipe(Recorder(), pipe[1])
     await helpers.close_and_check_repr(protocol, number)
+
+
+@pytest.mark.hotloop_only
+@pytest.mark.skipif(not hasattr(fcntl, "F_GETPIPE_SZ"), reason="no sizes of pipes")
+@pytest.mark.parametrize(
+    ("times", "size", "rest", "expected"),
+    [
+        (2, 1 << 16, 1 << 16, 1 << 16),
+        (12, 1 << 16, 1 << 12, 1 << 16),
+        (12, 1 << 16, 1 << 16, 1 << 18),
+        (12, 1 << 19, 1 << 16, 1 << 19),
+    ],
+)
+async def test_a_pipe_that_often_takes_much_at_once_is_made_larger(write_pipe, times, size, rest, expected):
+    """Not after a few times, not for a reader that leaves little room, and never smaller."""
+    reader, writer = helpers.os_pipe()
+    fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, size)
+    protocol = await write_pipe(Recorder(), writer)
+    with reader:
+        for number in range(times):
+            data = bytes([number]) * (size + rest)
+            protocol.transport.write(data)
+            assert await helpers.read_from_pipe(reader, len(data)) == data
+        assert fcntl.fcntl(reader, fcntl.F_GETPIPE_SZ) == expected
+        protocol.transport.write(b"x" * expected)
+        assert await helpers.read_from_pipe(reader, expected) == b"x" * expected
 
 
 async def test_writes_arrive_in_their_order(write_pipe, pipe):

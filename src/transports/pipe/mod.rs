@@ -9,6 +9,7 @@ mod writing;
 pub use reading::ReadPipe;
 pub use writing::WritePipe;
 
+use std::cell::Cell;
 use std::os::fd::RawFd;
 
 use pyo3::exceptions::PyValueError;
@@ -19,6 +20,35 @@ use crate::cpython::errors::new_error;
 use crate::cpython::object::{Object, has_other_threads};
 use crate::intern;
 use crate::reactor::pipe::{self, Kind};
+
+/// Bytes of a pipe, as Linux makes it.
+const CAPACITY: usize = 64 * 1024;
+/// A pipe that is full is made as large, so that its ends wait for each other less often.
+const LARGER: usize = 256 * 1024;
+/// It is when all that it holds was moved at once so often in a row.
+const OFTEN: u8 = 4;
+
+/// Has a pipe that holds up a transfer hold more.
+#[derive(Default)]
+struct Capacity {
+    /// How often in a row all that it holds was moved at once.
+    moved: Cell<u8>,
+    is_larger: Cell<bool>,
+}
+
+impl Capacity {
+    /// So many bytes were read at once, or written at once when the pipe had been full.
+    fn note(&self, fd: RawFd, kind: Kind, count: usize) {
+        if count < CAPACITY || kind != Kind::Fifo {
+            self.moved.set(0);
+            return;
+        }
+        self.moved.set(self.moved.get().saturating_add(1));
+        if self.moved.get() >= OFTEN && !self.is_larger.replace(true) {
+            pipe::enlarge(fd, LARGER);
+        }
+    }
+}
 
 /// Returns the descriptor of a file object, made non-blocking, and what it is. ValueError with `refusal` for a regular file.
 fn prepare(py: Python<'_>, file: &Object, refusal: &str) -> PyResult<(RawFd, Kind)> {

@@ -1,11 +1,9 @@
 //! The transport of the read end of a pipe.
 
-use std::cell::Cell;
-
 use pyo3::exceptions::PyOSError;
 use pyo3::prelude::*;
 
-use super::{extra_info, prepare};
+use super::{Capacity, extra_info, prepare};
 use crate::core::{LEAST, ReadyEntry};
 use crate::cpython::bound_method::BoundMethod;
 use crate::cpython::class::{Class, Native, Obj, This, Visitor};
@@ -23,17 +21,8 @@ pub struct ReadPipe {
     endpoint: Endpoint,
     pub(super) file: Object,
     kind: Kind,
-    /// How often in a row it was found full.
-    full: Cell<u8>,
-    is_larger: Cell<bool>,
+    capacity: Capacity,
 }
-
-/// Bytes of a pipe, as Linux makes it.
-const CAPACITY: usize = 64 * 1024;
-/// A pipe that is full is made as large, so that its ends wait for each other less often.
-const LARGER: usize = 256 * 1024;
-/// It is when it was full so often in a row.
-const OFTEN: u8 = 4;
 
 pub type ThisReadPipe<'a, 'py> = This<'a, 'py, ReadPipe>;
 
@@ -49,22 +38,9 @@ impl ReadPipe {
             endpoint: Endpoint::new(py, EndpointParams { fd, ..params })?,
             file,
             kind,
-            full: Cell::new(0),
-            is_larger: Cell::new(false),
+            capacity: Capacity::default(),
         };
         endpoint::start(py, pipe, |_| Ok(()))
-    }
-
-    /// Has a pipe that is full hold more.
-    fn note_size(&self, count: usize) {
-        if count < CAPACITY || self.kind != Kind::Fifo {
-            self.full.set(0);
-            return;
-        }
-        self.full.set(self.full.get().saturating_add(1));
-        if self.full.get() >= OFTEN && !self.is_larger.replace(true) {
-            pipe::enlarge(self.fd, LARGER);
-        }
     }
 
     fn end_of_file(this: ThisReadPipe<'_, '_>) -> PyResult<()> {
@@ -95,7 +71,7 @@ impl Transport for ReadPipe {
         let (data, adopted) = match data {
             Ok(Some((data, count))) => {
                 this.note_read(count);
-                this.note_size(count);
+                this.capacity.note(this.fd, this.kind, count);
                 let adopted = match this.protocol.get() {
                     Some(protocol) => endpoint::adopt_streams(py, &this.event_loop, &protocol, count),
                     None => Ok(()),

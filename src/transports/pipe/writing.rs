@@ -5,7 +5,7 @@ use std::io::{self, IoSlice};
 use pyo3::exceptions::PyBrokenPipeError;
 use pyo3::prelude::*;
 
-use super::{extra_info, must_release_gil, prepare};
+use super::{Capacity, extra_info, must_release_gil, prepare};
 use crate::cpython::borrowing::StateCell;
 use crate::cpython::buffer::Bytes;
 use crate::cpython::class::{Class, Native, Obj, This, Visitor};
@@ -26,6 +26,8 @@ pub struct WritePipe {
     queue: StateCell<WriteQueue>,
     /// Whether the descriptor is readable only if its reader is gone: true of pipes and sockets, not of devices.
     watches_reader: bool,
+    kind: Kind,
+    capacity: Capacity,
 }
 
 pub type ThisWritePipe<'a, 'py> = This<'a, 'py, WritePipe>;
@@ -42,6 +44,8 @@ impl WritePipe {
             file,
             queue: StateCell::default(),
             watches_reader: kind != Kind::CharacterDevice,
+            kind,
+            capacity: Capacity::default(),
         };
         endpoint::start(py, pipe, |_| Ok(()))
     }
@@ -127,10 +131,12 @@ impl Transport for WritePipe {
     }
 
     fn writable(this: ThisWritePipe<'_, '_>) -> PyResult<()> {
+        let before = this.queued_size();
         WritePipe::drain(this)?;
         if this.is_lost() {
             return Ok(());
         }
+        this.capacity.note(this.fd, this.kind, before.saturating_sub(this.queued_size()));
         if !this.has_queued() {
             // As in asyncio, only an empty queue resumes the protocol.
             endpoint::resume_protocol(this, 0)?;
