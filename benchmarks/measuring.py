@@ -37,41 +37,36 @@ def measure(
 
     for name, needs in plan.left_out.items():
         progress(f"{name}: left out, needs {needs}")
-    blocks: set[tuple[str, str]] = set()  # Those that have begun.
+    begun: set[tuple[str, str]] = set()
+    done: set[tuple[str, str]] = set()
+    """Blocks of which at least a step is done."""
 
     def not_begun() -> list[Step]:
-        return within_time([step for step in planned if step.block not in blocks])
+        return within_time([step for step in planned if step.block not in begun])
 
     left = not_begun()
     if measured.steps:
         progress(f"going on with an interrupted run: {len(measured.steps)} steps are done")
     progress(f"{len(left)} steps, about {steps.duration(estimates.of(left) + afterwards)}")
-    done: list[Step] = []
     try:
-        while left:
-            step = left[0]
-            if not done or done[-1].block != step.block:
-                # A block that has begun is completed.
-                left = not_begun()
-                if step not in left:
-                    continue
-                blocks.add(step.block)
-                of_all = steps.duration(estimates.of(left) + afterwards)
-                progress(f"[{step.row.title}: {step.part}] about {of_all} left")
-            started = time.monotonic()
-            take(step, plan, measured.results)
-            estimates.add(step, time.monotonic() - started)
-            done.append(left.pop(0))
-            measured.steps.append(step.name)
-            after_each()
-            # Estimates that were too long may have left out what fits.
-            left = left or not_begun()
+        # A block that has begun is completed. Then others may fit than before, as estimates are corrected.
+        while left := not_begun():
+            block = left[0].block
+            begun.add(block)
+            of_all = steps.duration(estimates.of(left) + afterwards)
+            progress(f"[{left[0].row.title}: {left[0].part}] about {of_all} left")
+            for step in [step for step in left if step.block == block]:
+                started = time.monotonic()
+                take(step, plan, measured.results)
+                estimates.add(step, time.monotonic() - started)
+                done.add(block)
+                measured.steps.append(step.name)
+                after_each()
     finally:
         # Also of a run that is interrupted.
-        of_done = {step.block for step in done}
         for run in measured.runs[-1:]:
             run.no_time_for.clear()
-            run.no_time_for.update(steps.no_time_for(step for step in planned if step.block not in of_done))
+            run.no_time_for.update(steps.no_time_for(step for step in planned if step.block not in done))
 
 
 def take(step: Step, plan: Plan, results: Results) -> None:

@@ -233,23 +233,19 @@ class SlowRow(FakeRow):
         return super().rate(loop, seconds)
 
 
-def test_a_row_that_fits_after_all_is_measured(monkeypatch):
-    # The rows are estimated to take 8 minutes each, and take less than one.
+@pytest.mark.parametrize(
+    ("takes", "minutes", "counts", "left_out"),
+    [(6.0, 9, [8, 8, 8], {}), (90.0, 25, [8, 8, 0], {"rates": ["timeout"]})],
+    ids=["less", "more"],
+)
+def test_rows_that_take_less_or_more_than_estimated(monkeypatch, takes, minutes, counts, left_out):
+    """Each is estimated to take 8 minutes. One that does not fit by that may fit after all."""
     clock = Clock(monkeypatch)
-    rows = [SlowRow(name, name, clock=clock, takes=6.0) for name in ("sleep_zero", "gather", "timeout")]
+    rows = [SlowRow(name, name, clock=clock, takes=takes) for name in ("sleep_zero", "gather", "timeout")]
     found = measured({})
-    measuring.measure(plan_of(*rows, minutes=9), found, lambda: None)
-    assert [len(row.measured) for row in rows] == [8, 8, 8]
-    assert found.runs[0].no_time_for == {}
-
-
-def test_a_row_that_takes_longer_than_estimated_leaves_less_for_the_others(monkeypatch):
-    clock = Clock(monkeypatch)
-    rows = [SlowRow(name, name, clock=clock, takes=90.0) for name in ("sleep_zero", "gather", "timeout")]
-    found = measured({})
-    measuring.measure(plan_of(*rows, minutes=25), found, lambda: None)
-    assert [len(row.measured) for row in rows] == [8, 8, 0]
-    assert found.runs[0].no_time_for == {"rates": ["timeout"]}
+    measuring.measure(plan_of(*rows, minutes=minutes), found, lambda: None)
+    assert [len(row.measured) for row in rows] == counts
+    assert found.runs[0].no_time_for == left_out
 
 
 def test_rows_that_do_not_fit_are_named_on_the_page(monkeypatch):

@@ -394,7 +394,7 @@ async def test_a_pipe_in_debug_mode(loop, read_pipe, pipe):
 
 
 @pytest.mark.hotloop_only
-@pytest.mark.skipif(not hasattr(fcntl, "F_GETPIPE_SZ"), reason="no sizes of pipes")
+@pytest.mark.skipif(not hasattr(fcntl, "F_GETPIPE_SZ"), reason="only Linux tells the size of a pipe")
 @pytest.mark.parametrize(
     ("times", "size", "expected"), [(2, 1 << 16, 1 << 16), (12, 1 << 16, 1 << 18), (12, 1 << 19, 1 << 19)]
 )

@@ -54,7 +54,7 @@ async def test_the_representation_tells_the_state(write_pipe, pipe):
 
 
 @pytest.mark.hotloop_only
-@pytest.mark.skipif(not hasattr(fcntl, "F_GETPIPE_SZ"), reason="no sizes of pipes")
+@pytest.mark.skipif(not hasattr(fcntl, "F_GETPIPE_SZ"), reason="only Linux tells the size of a pipe")
 @pytest.mark.parametrize(
     ("times", "size", "rest", "expected"),
     [
