@@ -13,8 +13,15 @@ from typing import Protocol
 
 from benchmarks.children import CLIENT_PROCESSOR, SERVER_PROCESSOR, pin
 
-PIECE = bytes(256 * 1024)
-DATAGRAM = bytes(1024)
+
+def content(size: int) -> bytes:
+    """So many bytes in memory of their own. Pages of zeroes that nobody wrote are one page to the kernel, so
+    they stay in the processor's cache; whether malloc gives such ones depends on what was freed before."""
+    return b"\x55" * size
+
+
+PIECE = content(256 * 1024)
+DATAGRAM = content(1024)
 BUFFER = 1024 * 1024
 
 

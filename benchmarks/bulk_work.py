@@ -20,7 +20,7 @@ from functools import partial
 from typing import BinaryIO
 
 from benchmarks import bulk_peer, loops
-from benchmarks.bulk_peer import Connection
+from benchmarks.bulk_peer import Connection, content
 from benchmarks.children import CLIENT_PROCESSOR, pin, python
 
 WARMUP = 0.1
@@ -116,7 +116,7 @@ async def open_streams(
 
 
 async def write_all(writer: asyncio.StreamWriter, size: int, meter: Meter) -> None:
-    piece = bytes(size)
+    piece = content(size)
     going_on = True
     while going_on:
         writer.write(piece)
@@ -222,7 +222,7 @@ def subprocess_receive() -> Iterator[Work]:
 @contextlib.contextmanager
 def sendfile() -> Iterator[Work]:
     with connected("tcp", "", bulk_peer.drain) as sock, tempfile.TemporaryFile() as file:
-        file.write(bytes(FILE))
+        file.write(content(FILE))
         file.flush()
 
         async def work(meter: Meter) -> None:

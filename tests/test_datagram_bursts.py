@@ -37,6 +37,22 @@ async def test_many_datagrams_arrive_in_their_order(endpoint, peer):
         protocol.datagrams.clear()
 
 
+async def test_a_datagram_that_arrives_during_a_delivery_comes_after_what_was_scheduled_then(
+    loop, endpoint, peer
+):
+    def received(protocol, data, address):
+        order.append(data)
+        if data == b"0":
+            loop.call_soon(order.append, "callback")
+            peer.sendto(b"1", protocol.address)
+
+    order = []
+    protocol = await endpoint(DatagramRecorder(datagram_received=received), local_addr=LOCAL)
+    peer.sendto(b"0", protocol.address)
+    await protocol.received(2)
+    assert order == [b"0", "callback", b"1"]
+
+
 async def test_datagrams_of_many_senders_keep_their_addresses(endpoint):
     protocol = await endpoint(DatagramRecorder(), local_addr=LOCAL)
     with contextlib.ExitStack() as stack:

@@ -9,7 +9,6 @@ use pyo3::prelude::*;
 
 use super::recorder::{Beginning, Kind};
 use super::{Core, ReadyEntry};
-use crate::cpython::bound_method::BoundMethod;
 use crate::cpython::frames;
 use crate::cpython::object::{Object, thread_ident};
 use crate::handle::reraise_fatal;
@@ -19,21 +18,9 @@ use crate::reactor::clock::{self, Instant};
 /// In a long iteration, what was written is sent after this many callbacks,
 const FLUSH_CALLBACKS: u64 = 128;
 /// and after this many seconds.
-const FLUSH_INTERVAL: f64 = 1e-3;
+pub(super) const FLUSH_INTERVAL: f64 = 1e-3;
 /// The clock is read for that after this many callbacks.
 const FLUSH_CLOCK_CALLBACKS: u64 = 8;
-
-/// When a transport sends what is written to it.
-#[derive(Clone, Copy, Default, PartialEq, Eq)]
-pub enum Sending {
-    /// Within write(): the loop is not in an iteration.
-    #[default]
-    AtOnce,
-    /// The first write within write(), so that the peer can begin with it; later ones at the end. The iteration has one callback.
-    FirstAtOnce,
-    /// At the end of the iteration, all writes to a transport together.
-    AtEnd,
-}
 
 impl Core {
     /// Runs iterations until `stopping` is set.
@@ -75,7 +62,7 @@ impl Core {
         if self.schedule.observes_iterations() {
             return self.end_observed(py, event_loop, outer, result);
         }
-        self.sending.set(Sending::AtOnce);
+        self.sending.end_iteration();
         let flushed = self.send_scheduled(py, event_loop);
         result.and(flushed)
     }
@@ -99,7 +86,7 @@ impl Core {
         if accounts.is_on() {
             accounts.end_iteration(clock::ticks(), self.metrics.idle(), outer);
         }
-        self.sending.set(Sending::AtOnce);
+        self.sending.end_iteration();
         let flushed = self.send_scheduled(py, event_loop);
         let reported =
             if self.schedule.is_watched() { self.end_watched_iteration(py, event_loop) } else { Ok(()) };
@@ -109,8 +96,7 @@ impl Core {
     /// Runs the callbacks that are in the queue now, not those that they add.
     fn run_ready(&self, py: Python<'_>, event_loop: &Object, started: Instant) -> PyResult<()> {
         let positions = self.ready.borrow().positions();
-        let is_single = positions.end - positions.start <= 1;
-        self.sending.set(if is_single { Sending::FirstAtOnce } else { Sending::AtEnd });
+        self.sending.begin_iteration(positions.end - positions.start);
         let tick = &self.poll_policy.tick;
         let mut next_reading = self.metrics.begin_iteration(started.ticks, &positions, tick);
         let mut flushed = started.seconds;
@@ -237,52 +223,6 @@ impl Core {
         let result = run();
         let Some(run) = run_monitor.callbacks.end() else { return result };
         result.and(self.end_noticed_callback(py, event_loop, &run_monitor, run, entry, started))
-    }
-
-    /// Asks for `step` to be called at the end of the iteration. Returns false if the transport is to send now.
-    #[must_use]
-    pub fn schedule_send(&self, step: BoundMethod) -> bool {
-        match self.sending.get() {
-            Sending::AtEnd => {
-                let mut unsent = self.unsent.borrow_mut();
-                if unsent.try_reserve(1).is_err() {
-                    return false;
-                }
-                unsent.push(step);
-                true
-            }
-            Sending::FirstAtOnce => {
-                self.sending.set(Sending::AtEnd);
-                false
-            }
-            Sending::AtOnce => false,
-        }
-    }
-
-    /// Calls all steps that [`Core::schedule_send`] has noted.
-    #[inline(always)]
-    pub fn send_scheduled(&self, py: Python<'_>, event_loop: &Object) -> PyResult<()> {
-        if self.unsent.borrow().is_empty() { Ok(()) } else { self.send_unsent(py, event_loop) }
-    }
-
-    #[inline(never)]
-    fn send_unsent(&self, py: Python<'_>, event_loop: &Object) -> PyResult<()> {
-        let mut unsent = self.unsent.take();
-        self.recorder.note_sending(unsent.len());
-        let mut result = Ok(());
-        for step in unsent.drain(..) {
-            if let Err(error) = step.call(py, ())
-                && let Err(error) = report_error(py, event_loop, step.instance(), error)
-            {
-                result = Err(error);
-            }
-        }
-        // The vector is used again, unless steps have noted others.
-        let mut place = self.unsent.borrow_mut();
-        if place.is_empty() {
-            *place = unsent;
-        }
-        result
     }
 }
 

@@ -22,6 +22,7 @@ mod polling;
 mod ready;
 mod receiving;
 pub mod recorder;
+mod sending;
 mod tls_buffers;
 pub mod watchdog;
 mod watching;
@@ -58,13 +59,14 @@ use acceptors::Acceptors;
 use gates::Gates;
 pub use gates::{Admitted, Gate};
 use handshakes::Handshakes;
-use iterations::Sending;
 pub use iterations::report_error;
 pub use metrics::Metrics;
 use ready::ReadyQueue;
 pub use ready::{OnReady, Readiness, ReadyEntry};
 pub use receiving::{LEAST, Received};
 use recorder::Recorder;
+pub use sending::Parts;
+use sending::Sending;
 use tls_buffers::TlsBuffers;
 pub use watching::{Direction, Waiter, Watch};
 
@@ -100,7 +102,7 @@ pub struct Core {
     pub iteration: Cell<u64>,
     /// Tokens of transports of recently accepted connections, with the iteration.
     accepted: StateCell<VecDeque<(u64, Token)>>,
-    sending: Cell<Sending>,
+    sending: Sending,
     /// Whether [`Core::run`] ends after the iteration that is under way, or the next one.
     pub stopping: Published<bool>,
     /// Whether a subclass or the program has overridden time(), which decides when timers are due.

@@ -8,7 +8,7 @@ use socket2::SockAddr;
 use super::faults::{self, Call};
 use super::memory::Memory;
 use super::socket::{SEND_FLAGS, check};
-use crate::reserve::zeroes;
+use crate::reserve::{try_box, zeroes};
 
 /// The most datagrams that one call receives.
 pub const SLOTS: usize = 16;
@@ -27,8 +27,18 @@ pub enum Slots {
 /// Memory to receive datagrams into, and the datagrams that were received last.
 pub struct Batch {
     memory: Box<[u8]>,
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    headers: Box<Headers>,
     /// Start, length and sender of each.
     received: Vec<(usize, usize, Option<SockAddr>)>,
+}
+
+/// What recvmmsg() is called with, by slot. Its pointers are written anew for each call.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+struct Headers {
+    names: [libc::sockaddr_storage; SLOTS],
+    vectors: [libc::iovec; SLOTS],
+    messages: [libc::mmsghdr; SLOTS],
 }
 
 impl Batch {
@@ -36,7 +46,13 @@ impl Batch {
     pub fn new() -> Option<Batch> {
         let mut received = Vec::new();
         received.try_reserve(SLOTS).ok()?;
-        Some(Batch { memory: zeroes(SLOTS * SLOT_SIZE)?, received })
+        Some(Batch {
+            memory: zeroes(SLOTS * SLOT_SIZE)?,
+            // SAFETY: all zeroes is a valid value of these plain C structures.
+            #[cfg(any(target_os = "linux", target_os = "android"))]
+            headers: try_box(unsafe { std::mem::zeroed() })?,
+            received,
+        })
     }
 
     /// Receives datagrams, as many as there are slots, and returns how many; never waits. A datagram that is longer than its
@@ -47,36 +63,31 @@ impl Batch {
             Slots::Many => (SLOTS, SLOT_SIZE),
             Slots::One => (1, self.memory.len()),
         };
-        // SAFETY: all zeroes is a valid value of these plain C structures.
-        let mut names: [libc::sockaddr_storage; SLOTS] = unsafe { std::mem::zeroed() };
-        // SAFETY: as above.
-        let mut vectors: [libc::iovec; SLOTS] = unsafe { std::mem::zeroed() };
-        // SAFETY: as above.
-        let mut headers: [libc::mmsghdr; SLOTS] = unsafe { std::mem::zeroed() };
-        for (index, slot) in self.memory.chunks_exact_mut(size).enumerate() {
-            vectors[index] = libc::iovec { iov_base: slot.as_mut_ptr().cast(), iov_len: size };
-            let header = &mut headers[index].msg_hdr;
-            header.msg_name = (&raw mut names[index]).cast();
-            header.msg_namelen = size_of::<libc::sockaddr_storage>() as libc::socklen_t;
-            header.msg_iov = &raw mut vectors[index];
-            header.msg_iovlen = 1;
-        }
         self.received.clear();
         let count = faults::length(Call::RecvMany, count)?;
-        // SAFETY: each of the first `count` headers points to a name and a vector that outlive the call; the vectors
+        let Headers { names, vectors, messages } = &mut *self.headers;
+        for (index, slot) in self.memory.chunks_exact_mut(size).enumerate() {
+            vectors[index] = libc::iovec { iov_base: slot.as_mut_ptr().cast(), iov_len: size };
+            let message = &mut messages[index].msg_hdr;
+            message.msg_name = (&raw mut names[index]).cast();
+            message.msg_namelen = size_of::<libc::sockaddr_storage>() as libc::socklen_t;
+            message.msg_iov = &raw mut vectors[index];
+            message.msg_iovlen = 1;
+        }
+        // SAFETY: each of the first `count` messages points to a name and a vector that outlive the call; the vectors
         // to parts of the memory that do not overlap.
         let result = unsafe {
             libc::recvmmsg(
                 fd,
-                headers.as_mut_ptr(),
+                messages.as_mut_ptr(),
                 count as libc::c_uint,
                 libc::MSG_DONTWAIT as _,
                 std::ptr::null_mut(),
             )
         };
         let received = check(result as isize)?;
-        for (index, header) in headers[..received].iter().enumerate() {
-            let length = header.msg_hdr.msg_namelen;
+        for (index, message) in messages[..received].iter().enumerate() {
+            let length = message.msg_hdr.msg_namelen;
             let name = (length > 0).then(|| {
                 // SAFETY: the kernel has written an address of this length.
                 let ((), address) = unsafe {
@@ -88,9 +99,14 @@ impl Batch {
                 }?;
                 io::Result::Ok(address)
             });
-            self.received.push((index * size, header.msg_len as usize, name.transpose()?));
+            self.received.push((index * size, message.msg_len as usize, name.transpose()?));
         }
         Ok(received)
+    }
+
+    /// Whether a socket that has given so many may have more.
+    pub fn may_have_more(count: usize, slots: Slots) -> bool {
+        slots == Slots::One || !cfg!(any(target_os = "linux", target_os = "android")) || count == SLOTS
     }
 
     /// Receives one datagram; never waits.

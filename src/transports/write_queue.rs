@@ -45,6 +45,11 @@ impl WriteQueue {
         self.size == 0
     }
 
+    /// Whether it has one chunk.
+    pub fn is_single(&self) -> bool {
+        self.first.is_some() && self.others.is_empty()
+    }
+
     /// Makes room for `chunks` more. False if there is no memory.
     #[must_use]
     pub fn reserve(&mut self, chunks: usize) -> bool {

@@ -87,6 +87,9 @@ impl Datagram {
                     Err(error) => return Datagram::receive_failed(this, error),
                 };
                 Datagram::deliver_batch(this, batch, count, &slice)?;
+                if !Batch::may_have_more(count, slots) {
+                    break;
+                }
             }
             Ok(())
         });

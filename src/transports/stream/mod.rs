@@ -19,7 +19,7 @@ use super::endpoint::{self, Endpoint, Transport};
 use super::socket_file::SocketFile;
 use super::tls;
 use super::write_queue::WriteQueue;
-use crate::core::Admitted;
+use crate::core::{Admitted, Parts};
 use crate::cpython::borrowing::StateCell;
 use crate::cpython::class::{Class, Native, Obj, This, Visitor};
 use crate::cpython::object::{Object, ObjectCell};
@@ -57,6 +57,7 @@ pub struct Stream {
     queue: StateCell<WriteQueue>,
     /// Whether the queue is sent at the end of the iteration.
     send_is_scheduled: Published<bool>,
+    parts: Cell<Parts>,
     /// Whether another thread uses the socket, so that what is written cannot wait for the end of the iteration.
     sends_at_once: Published<bool>,
     /// A future that sendfile waits for, done when the queue is empty. Nothing may be written until it is reset.
@@ -88,6 +89,7 @@ impl Stream {
             refuses_writes: Cell::new(false),
             queue: StateCell::default(),
             send_is_scheduled: Published::new(false),
+            parts: Cell::default(),
             sends_at_once: Published::new(false),
             empty_waiter: ObjectCell::default(),
         };

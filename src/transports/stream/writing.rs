@@ -14,6 +14,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyString;
 
 use super::{Stream, ThisStream};
+use crate::core::Parts;
 use crate::cpython::bound_method::BoundMethod;
 use crate::cpython::buffer::Bytes;
 use crate::cpython::errors::{OrOsError, os_error};
@@ -96,7 +97,7 @@ impl Stream {
             return endpoint::pause_protocol(this, this.queued_size());
         }
         let sends_at_once = cfg!(Py_GIL_DISABLED) && this.sends_at_once.get();
-        if sends_at_once || !this.core.schedule_send(BoundMethod::new(this, send_scheduled)) {
+        if sends_at_once || !this.core.schedule_send(BoundMethod::new(this, send_scheduled), &this.parts) {
             return Stream::send(this);
         }
         this.send_is_scheduled.set(true);
@@ -252,6 +253,9 @@ fn send_scheduled(this: ThisStream<'_, '_>) -> PyResult<()> {
     this.send_is_scheduled.set(false);
     if !this.can_send() {
         return Ok(());
+    }
+    if this.parts.get() != Parts::One {
+        this.parts.set(this.parts.get().after(this.queue.borrow().is_single()));
     }
     match Stream::drain(this) {
         Ok(Progress::Drained) if this.phase.get() == Phase::Open => Ok(()),
