@@ -135,12 +135,16 @@ def of_growths(growths: Iterable[Growth], is_chosen: IsChosen) -> list[Loss]:
 
 
 def of_growth(growth: Growth) -> list[Loss]:
-    """A loss for each size at which hotloop is behind."""
+    """A loss for each size at which hotloop is behind.
+
+    Where a program that imports asyncio is the zero, there is nothing to compare with asyncio's figure."""
     found = []
     for index, x in enumerate(growth.x_values):
         figures = {name: values[index] for name, values in growth.series.items()}
         ours = figures.pop(OURS, None)
-        others = {name: figure for name, figure in figures.items() if figure is not None and "+" not in name}
+        others = {
+            name: figure for name, figure in figures.items() if figure and figure > 0 and "+" not in name
+        }
         if ours is None or not others:
             continue
         other = min(others, key=lambda name: others[name])

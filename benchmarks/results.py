@@ -111,7 +111,7 @@ class Measured:
         """Replaces the file atomically: an interruption does not lose its content."""
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_name(path.name + ".new")
-        unfinished.write_text(json.dumps(self.as_json(), indent=1) + "\n")
+        unfinished.write_text(json_of(self.as_json(), levels=3) + "\n")
         unfinished.replace(path)
 
     def as_json(self) -> dict[str, Any]:
@@ -125,6 +125,16 @@ class Measured:
             "growths": [asdict(growth) for growth in self.growths],
             **({"steps": self.steps} if self.steps else {}),
         }
+
+
+def json_of(value: Any, levels: int) -> str:
+    """JSON, with a line for each value that is so many levels deep: for each loop of each row, here."""
+    if levels == 0 or not value or not isinstance(value, dict | list):
+        return json.dumps(value)
+    if isinstance(value, dict):
+        lines = [f"{json.dumps(name)}: {json_of(each, levels - 1)}" for name, each in value.items()]
+        return "{\n" + ",\n".join(lines) + "\n}"
+    return "[\n" + ",\n".join(json_of(each, levels - 1) for each in value) + "\n]"
 
 
 def read(path: Path) -> Measured:

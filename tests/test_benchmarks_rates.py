@@ -193,6 +193,15 @@ def test_lost_rows_are_listed_with_the_reason():
     )
 
 
+@pytest.mark.parametrize("figure", [0.0, -1.5])
+def test_what_is_measured_beyond_asyncio_is_not_compared_with_it(figure):
+    beyond = dataclasses.replace(
+        MEMORY, x_values=(1.0,), series={"asyncio": (figure,), "hotloop": (500.0,), "uvloop": (400.0,)}
+    )
+    times = lost(measured({"hotloop": rates(100), "uvloop": rates(50)}, growths=[beyond]))["Memory"]
+    assert times.startswith("- **An idle connection**: 0.80 against uvloop (500, not 400 bytes of memory)")
+
+
 def test_rows_that_are_won_or_tied_are_not_lost():
     lists = lost(measured({"hotloop": rates(95, 105), "uvloop": rates(90, 111), "rloop": rates(50)}))
     assert lists == {"Rates and times": "None.", "Instructions": "Not measured.", "Memory": "Not measured."}

@@ -83,6 +83,24 @@ def test_of_two_callbacks_the_second_is_sent_at_the_end(loop, connections):
     assert arrived(writers[1].peer) == b"1"
 
 
+def test_two_callbacks_after_two_events_send_at_the_end(loop, connections):
+    class Answering(asyncio.Protocol):
+        def __init__(self, writer):
+            self.writer = writer
+
+        def data_received(self, data):
+            loop.call_soon(self.writer)
+
+    writers = [Writer(connection, b"1") for connection in connections]
+    for writer in writers:
+        writer.transport.set_protocol(Answering(writer))
+        writer.peer.send(b"x")
+    run(loop)
+    run(loop)
+    assert [writer.seen for writer in writers] == [[b""], [b""]]
+    assert [arrived(writer.peer) for writer in writers] == [b"1", b"1"]
+
+
 def test_an_iteration_of_many_callbacks_sends_at_the_end(loop, connections):
     writer = Writer(connections[0], b"1", b"2")
     run(loop, int, int, writer)

@@ -125,6 +125,7 @@ impl Core {
         self.take_injected();
         // If a signal handler raised, the next poll returns the events again.
         let in_vain = handled.is_ok() && result.is_ok() && self.dispatch_events(py, &mut events);
+        self.sending.note_events(events.len());
         if let Some((queue_end, wakeups)) = recorded {
             let woken = self.metrics.counts.wakeups.get() > wakeups;
             let flags = if waited { WAITED } else { 0 } | if woken { WOKEN } else { 0 };

@@ -12,9 +12,6 @@ use crate::cpython::bound_method::BoundMethod;
 use crate::cpython::object::Object;
 use crate::reactor::clock;
 
-/// An iteration of so many callbacks, the program or its peer doing one thing at a time, sends the first write within write(). A
-/// result often has a second callback besides the task that waits for it.
-const FEW_CALLBACKS: u64 = 2;
 /// Seconds within which a second write makes one message with the first, such as the head and the body of an HTTP response: the
 /// first part may be delayed by as much, as by other callbacks.
 const MESSAGE_INTERVAL: f64 = FLUSH_INTERVAL;
@@ -24,7 +21,7 @@ enum When {
     /// Within write(): the loop is not in an iteration.
     #[default]
     AtOnce,
-    /// The first write within write(), so that the peer can begin with it; later ones at the end. The iteration has few callbacks.
+    /// The first write within write(), so that the peer can begin with it; later ones at the end.
     FirstAtOnce,
     /// [`When::AtEnd`] after the first write was sent, by [`Sending::first`].
     AfterFirst,
@@ -54,6 +51,8 @@ impl Parts {
 #[derive(Default)]
 pub struct Sending {
     when: Cell<When>,
+    /// How many events the last poll had that had any.
+    events: Cell<usize>,
     /// The address of the transport that has sent its first write within it, only for comparing.
     first: Cell<usize>,
     /// When that was, in ticks.
@@ -61,9 +60,18 @@ pub struct Sending {
 }
 
 impl Sending {
+    pub fn note_events(&self, count: usize) {
+        if count > 0 {
+            self.events.set(count);
+        }
+    }
+
+    /// If the program, or its peer, does one thing at a time, the first write is sent within write(). One event can have two callbacks:
+    /// a future often has a done callback besides the task that awaits it.
     #[inline(always)]
     pub fn begin_iteration(&self, callbacks: u64) {
-        self.when.set(if callbacks <= FEW_CALLBACKS { When::FirstAtOnce } else { When::AtEnd });
+        let is_one_thing = callbacks <= 1 || (callbacks == 2 && self.events.get() <= 1);
+        self.when.set(if is_one_thing { When::FirstAtOnce } else { When::AtEnd });
     }
 
     #[inline(always)]

@@ -1,7 +1,7 @@
 //! The stream transport: TCP and Unix sockets.
 //!
-//! In an iteration of one callback, write() sends. Otherwise what is written is sent at the end of the iteration, all of it at
-//! once, so that a busy server does not wake its peers one by one in the middle of its work.
+//! In an iteration of few callbacks, the first write() sends. Otherwise what is written is sent at the end of the iteration, all of it
+//! at once, so that a busy server does not wake its peers one by one in the middle of its work.
 //!
 //! Invariant: the program sees no difference. Methods whose result depends on what was sent (the buffer's size, close(),
 //! abort(), write_eof()) call [`Transport::send_now`] first.
