@@ -541,8 +541,9 @@ async def test_a_write_whose_error_another_thread_meets_ends_the_connection(loop
     protocol, peer = await attach(Recorder())
     protocol.transport.pause_reading()
     helpers.reset(peer)
-    # What is written in an iteration of several callbacks is not sent at once.
-    loop.call_soon(int)
+    # What is written in an iteration of many callbacks is not sent at once.
+    for _ in range(3):
+        loop.call_soon(int)
     await asyncio.sleep(0)
     protocol.transport.write(b"x")
     thread = threading.Thread(target=protocol.transport.get_extra_info("socket").fileno)
