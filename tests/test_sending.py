@@ -69,6 +69,14 @@ def seen(loop, connection, *pieces):
     return [*writer.seen, arrived(writer.peer)]
 
 
+def write_in_parts(loop, connection):
+    """Until it is known that the transport does: after one message, or more where the machine is busy."""
+    for _ in range(50):
+        if seen(loop, connection, b"1", b"2")[0] == b"":
+            return
+    pytest.fail("the first part is always sent alone")
+
+
 @pytest.mark.parametrize("others", [0, 1])
 def test_the_first_write_of_an_iteration_of_few_callbacks_is_sent_at_once(loop, connections, others):
     writer = Writer(connections[0], b"1")
@@ -110,6 +118,7 @@ def test_an_iteration_of_many_callbacks_sends_at_the_end(loop, connections):
 
 def test_the_parts_of_a_message_are_sent_together_after_the_first_message(loop, connections):
     assert seen(loop, connections[0], b"1", b"2", b"3") == [b"1", b"", b"", b"23"]
+    write_in_parts(loop, connections[0])
     for _ in range(3):
         assert seen(loop, connections[0], b"1", b"2", b"3") == [b"", b"", b"", b"123"]
     # Only this transport writes in parts.
@@ -117,7 +126,7 @@ def test_the_parts_of_a_message_are_sent_together_after_the_first_message(loop, 
 
 
 def test_a_transport_that_does_not_write_in_parts_any_more_sends_at_once_again(loop, connections):
-    seen(loop, connections[0], b"1", b"2")
+    write_in_parts(loop, connections[0])
     assert seen(loop, connections[0], b"1") == [b"", b"1"]
     for _ in range(3):
         assert seen(loop, connections[0], b"1") == [b"1", b""]
@@ -145,7 +154,7 @@ def test_no_transport_overtakes_one_that_writes_in_parts(loop, connections):
         for writer in writers:
             writer()
 
-    seen(loop, connections[0], b"1", b"2")
+    write_in_parts(loop, connections[0])
     writers = [Writer(connection, b"1") for connection in connections]
     run(loop, both)
     assert [writer.seen for writer in writers] == [[b""], [b""]]
@@ -153,14 +162,14 @@ def test_no_transport_overtakes_one_that_writes_in_parts(loop, connections):
 
 
 def test_parts_that_are_too_much_to_be_queued_are_sent_at_once(loop, connections):
-    seen(loop, connections[0], b"1", b"2")
+    write_in_parts(loop, connections[0])
     connections[0][0].set_write_buffer_limits(high=1)
     assert seen(loop, connections[0], b"1", b"2") == [b"", b"12", b""]
 
 
 def test_parts_are_sent_before_what_could_show_that_they_were_not(loop, connections):
     transport, peer = connections[0]
-    seen(loop, connections[0], b"1", b"2")
+    write_in_parts(loop, connections[0])
 
     def ask():
         transport.write(b"1")
