@@ -404,6 +404,14 @@ def run_once(loop, times=1):
         loop.run_forever()
 
 
+def run_alone(loop, *callbacks):
+    """Run an iteration that has these callbacks and no other: run_once() adds one."""
+    for callback in callbacks:
+        loop.call_soon(callback)
+    loop.stop()
+    loop.run_forever()
+
+
 def close_loop(loop):
     """Close a loop after what closed transports still have to do, and its executor."""
     run_once(loop, 3)

@@ -9,6 +9,7 @@ import socket
 import time
 
 import pytest
+from helpers import run_alone
 
 pytestmark = pytest.mark.hotloop_only
 
@@ -23,19 +24,11 @@ def connections(loop, pair):
             peer.setblocking(False)
             transport, _ = loop.run_until_complete(loop.create_connection(asyncio.Protocol, sock=ours))
             made.append((transport, peer))
-        run(loop)
+        run_alone(loop)
         yield made
         for transport, _ in made:
             transport.abort()
-        run(loop)
-
-
-def run(loop, *callbacks):
-    """An iteration of these callbacks."""
-    for callback in callbacks:
-        loop.call_soon(callback)
-    loop.stop()
-    loop.run_forever()
+        run_alone(loop)
 
 
 def arrived(peer):
@@ -65,7 +58,7 @@ class Writer:
 def seen(loop, connection, *pieces):
     """What the peer has after each write of a callback that is alone in its iteration, and in the end."""
     writer = Writer(connection, *pieces)
-    run(loop, writer)
+    run_alone(loop, writer)
     return [*writer.seen, arrived(writer.peer)]
 
 
@@ -80,13 +73,13 @@ def write_in_parts(loop, connection):
 @pytest.mark.parametrize("others", [0, 1])
 def test_the_first_write_of_an_iteration_of_few_callbacks_is_sent_at_once(loop, connections, others):
     writer = Writer(connections[0], b"1")
-    run(loop, *[int] * others, writer)
+    run_alone(loop, *[int] * others, writer)
     assert writer.seen == [b"1"]
 
 
 def test_of_two_callbacks_the_second_is_sent_at_the_end(loop, connections):
     writers = [Writer(connection, b"1") for connection in connections]
-    run(loop, *writers)
+    run_alone(loop, *writers)
     assert [writer.seen for writer in writers] == [[b"1"], [b""]]
     assert arrived(writers[1].peer) == b"1"
 
@@ -103,15 +96,15 @@ def test_two_callbacks_after_two_events_send_at_the_end(loop, connections):
     for writer in writers:
         writer.transport.set_protocol(Answering(writer))
         writer.peer.send(b"x")
-    run(loop)
-    run(loop)
+    run_alone(loop)
+    run_alone(loop)
     assert [writer.seen for writer in writers] == [[b""], [b""]]
     assert [arrived(writer.peer) for writer in writers] == [b"1", b"1"]
 
 
 def test_an_iteration_of_many_callbacks_sends_at_the_end(loop, connections):
     writer = Writer(connections[0], b"1", b"2")
-    run(loop, int, int, writer)
+    run_alone(loop, int, int, writer)
     assert writer.seen == [b"", b""]
     assert arrived(writer.peer) == b"12"
 
@@ -144,7 +137,7 @@ def test_a_write_of_another_transport_makes_no_parts(loop, connections):
 
     for _ in range(3):
         writers = [Writer(connection, b"1") for connection in connections]
-        run(loop, both)
+        run_alone(loop, both)
         assert [writer.seen for writer in writers] == [[b"1"], [b""]]
         assert arrived(writers[1].peer) == b"1"
 
@@ -156,7 +149,7 @@ def test_no_transport_overtakes_one_that_writes_in_parts(loop, connections):
 
     write_in_parts(loop, connections[0])
     writers = [Writer(connection, b"1") for connection in connections]
-    run(loop, both)
+    run_alone(loop, both)
     assert [writer.seen for writer in writers] == [[b""], [b""]]
     assert [arrived(writer.peer) for writer in writers] == [b"1", b"1"]
 
@@ -176,6 +169,6 @@ def test_parts_are_sent_before_what_could_show_that_they_were_not(loop, connecti
         sizes.append(transport.get_write_buffer_size())
 
     sizes = []
-    run(loop, ask)
+    run_alone(loop, ask)
     assert sizes == [0]
     assert arrived(peer) == b"1"
