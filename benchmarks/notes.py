@@ -17,14 +17,14 @@ class Notes:
 
 
 def read(path: Path) -> Notes:
-    """A heading has a row's name, and the text below it is the row's note."""
-    name = ""
-    parts: dict[str, list[str]] = {name: []}
+    """A heading names a row, or several with commas between, and the text below it is their note."""
+    names = ""
+    parts: dict[str, list[str]] = {names: []}
     for line in path.read_text().splitlines() if path.exists() else ():
         if line.startswith("#"):
-            name = line.lstrip("# ").strip()
-            parts.setdefault(name, [])
+            names = line.lstrip("# ").strip()
+            parts.setdefault(names, [])
         else:
-            parts[name].append(line)
-    texts = {name: "\n".join(lines).strip() for name, lines in parts.items()}
+            parts[names].append(line)
+    texts = {name: "\n".join(lines).strip() for names, lines in parts.items() for name in names.split(", ")}
     return Notes(texts.pop(""), texts)

@@ -224,6 +224,11 @@ def test_notes_are_read_by_row(tmp_path):
     assert read(tmp_path / "none.md") == Notes("", {})
 
 
+def test_a_note_can_be_of_several_rows(tmp_path):
+    (tmp_path / "notes.md").write_text("# echo_64, echo_1\n\nOne.\n\n# echo_8\n\nTwo.\n")
+    assert read(tmp_path / "notes.md") == Notes("", {"echo_64": "One.", "echo_1": "One.", "echo_8": "Two."})
+
+
 # --- Latency at fixed rates ---
 
 
