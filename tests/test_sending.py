@@ -5,11 +5,12 @@ takes."""
 
 import asyncio
 import contextlib
+import contextvars
 import socket
 import time
 
 import pytest
-from helpers import run_alone
+from helpers import fill, run_alone
 
 pytestmark = pytest.mark.hotloop_only
 
@@ -31,9 +32,9 @@ def connections(loop, pair):
         run_alone(loop)
 
 
-def arrived(peer):
+def arrived(peer, count=100):
     try:
-        return peer.recv(100)
+        return peer.recv(count)
     except BlockingIOError:
         return b""
 
@@ -172,3 +173,182 @@ def test_parts_are_sent_before_what_could_show_that_they_were_not(loop, connecti
     run_alone(loop, ask)
     assert sizes == [0]
     assert arrived(peer) == b"1"
+
+
+HIGH_WATER = 1000
+PIECE = bytes(600)
+
+
+class Flow(asyncio.Protocol):
+    """Notes what flow control calls, and in which context. `hook` is called by pause_writing()."""
+
+    def __init__(self, hook=None):
+        self.calls = []
+        self.hook = hook
+
+    def pause_writing(self):
+        self.calls.append(("pause", place.get()))
+        if self.hook is not None:
+            self.hook()
+
+    def resume_writing(self):
+        self.calls.append(("resume", place.get()))
+
+    def connection_lost(self, exc):
+        self.calls.append(("lost", exc))
+
+
+place = contextvars.ContextVar("place", default="elsewhere")
+
+
+def connect(loop, sock, protocol):
+    transport, _ = loop.run_until_complete(loop.create_connection(lambda: protocol, sock=sock))
+    transport.set_write_buffer_limits(high=HIGH_WATER)
+    return transport
+
+
+def read_all(peer):
+    data = b""
+    while part := arrived(peer, 1 << 14):
+        data += part
+    return data
+
+
+def sends(loop, transport, peer, pieces, pause=0.0):
+    """How many pieces each send within write() has that a callback writes. The peer reads them."""
+    counts = [0]
+
+    def write():
+        for _ in range(pieces):
+            if pause:
+                time.sleep(pause)
+            transport.write(PIECE)
+            counts[-1] += 1
+            if data := read_all(peer):
+                assert len(data) == counts[-1] * len(PIECE)
+                counts.append(0)
+
+    run_alone(loop, int, int, write)
+    read_all(peer)
+    return counts[:-1]
+
+
+def collect_more(loop, transport, peer):
+    """Until write() collects as much as it ever does: a pause of the machine begins anew."""
+    for _ in range(50):
+        if sends(loop, transport, peer, 60)[-1] == 14:
+            return
+    pytest.fail("write() never collects more")
+
+
+def test_more_is_collected_each_time_the_socket_takes_it(loop, pair):
+    transport = connect(loop, pair[0], Flow())
+    for _ in range(50):
+        counts = sends(loop, transport, pair[1], 2 + 2 + 4 + 7 + 14 + 14)
+        if counts == [2, 2, 4, 7, 14, 14]:
+            break
+        # Some pieces took more than a millisecond, or the last time's are remembered.
+        sends(loop, transport, pair[1], 2, pause=0.01)
+    else:
+        pytest.fail(f"the last time, sends were of {counts} pieces")
+    transport.abort()
+    run_alone(loop)
+
+
+def test_what_is_written_slowly_is_not_collected(loop, pair):
+    transport = connect(loop, pair[0], Flow())
+    assert sends(loop, transport, pair[1], 10, pause=0.002) == [2] * 5
+    collect_more(loop, transport, pair[1])
+    assert sends(loop, transport, pair[1], 30, pause=0.002)[1:] == [2] * 8
+    transport.abort()
+    run_alone(loop)
+
+
+def test_nothing_is_collected_if_the_high_water_mark_is_0(loop, pair):
+    transport = connect(loop, pair[0], Flow())
+    transport.set_write_buffer_limits(high=0)
+    assert sends(loop, transport, pair[1], 20) == [1] * 20
+    transport.abort()
+    run_alone(loop)
+
+
+@pytest.mark.parametrize("asks", [False, True], ids=["end of iteration", "get_write_buffer_size"])
+def test_a_protocol_is_paused_when_what_was_collected_cannot_be_sent(loop, pair, asks):
+    ours, peer = pair
+    with ours.dup() as other:
+        protocol = Flow()
+        opened = contextvars.copy_context()
+        opened.run(place.set, "connection")
+        transport = opened.run(connect, loop, ours, protocol)
+        collect_more(loop, transport, peer)
+        fill(other)
+        seen = []
+
+        def write():
+            place.set("writer")
+            transport.write(b"y" * 5000)
+            seen.append(list(protocol.calls))
+            if asks:
+                assert transport.get_write_buffer_size() == 5000
+                seen.append(list(protocol.calls))
+
+        run_alone(loop, int, int, write)
+        assert seen == ([[], [("pause", "writer")]] if asks else [[]])
+        assert [call for call, _ in protocol.calls] == ["pause"]
+        assert asks or protocol.calls == [("pause", "connection")]
+        data = b""
+        for _ in range(1000):
+            run_alone(loop)
+            data += read_all(peer)
+            if data.endswith(b"y" * 5000):
+                break
+        assert data.strip(b"x") == b"y" * 5000
+        run_alone(loop)
+        assert [call for call, _ in protocol.calls] == ["pause", "resume"]
+        # A socket that took no more is written to in smaller pieces.
+        assert sends(loop, transport, peer, 2) == [2]
+        transport.abort()
+        run_alone(loop)
+
+
+@pytest.mark.parametrize("hook", ["raises", "aborts", "writes", "writes to another", "stops", "exits"])
+def test_a_protocol_that_is_paused_at_the_end_of_an_iteration_can_do_anything(loop, connections, pair, hook):
+    (transport, peer), (other, other_peer) = connections
+    protocol = Flow()
+    transport.set_protocol(protocol)
+    transport.set_write_buffer_limits(high=HIGH_WATER)
+    collect_more(loop, transport, peer)
+    reports = []
+    loop.set_exception_handler(lambda loop, context: reports.append(context["message"]))
+
+    def raises():
+        raise ValueError("no pause")
+
+    def exits():
+        raise SystemExit(3)
+
+    protocol.hook = {
+        "raises": raises,
+        "aborts": transport.abort,
+        "writes": lambda: transport.write(b"more"),
+        "writes to another": lambda: other.write(b"more"),
+        "stops": loop.stop,
+        "exits": exits,
+    }[hook]
+    fill(pair[0])
+    ends = pytest.raises(SystemExit) if hook == "exits" else contextlib.nullcontext()
+    with ends:
+        run_alone(loop, int, int, lambda: transport.write(b"y" * 5000))
+    assert protocol.calls == [("pause", "elsewhere")]
+    assert reports == (["protocol.pause_writing() failed"] if hook == "raises" else [])
+    assert arrived(other_peer) == (b"more" if hook == "writes to another" else b"")
+    data = b""
+    for _ in range(100):
+        run_alone(loop)
+        data += read_all(peer)
+    if hook == "aborts":
+        assert protocol.calls[1:] == [("lost", None)]
+        assert b"y" not in data
+    else:
+        assert protocol.calls[1:] == [("resume", "elsewhere")]
+        assert data.strip(b"x") == b"y" * 5000 + (b"more" if hook == "writes" else b"")

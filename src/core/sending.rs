@@ -57,6 +57,8 @@ pub struct Sending {
     first: Cell<usize>,
     /// When that was, in ticks.
     first_sent: Cell<u64>,
+    /// When a transport was last written so much that it had to send, in ticks.
+    sent_much: Cell<u64>,
 }
 
 impl Sending {
@@ -97,8 +99,7 @@ impl Core {
             When::AfterFirst => {
                 sending.when.set(When::AtEnd);
                 let passed = clock::ticks().wrapping_sub(sending.first_sent.get());
-                let is_near = passed < self.poll_policy.tick.ticks(MESSAGE_INTERVAL);
-                if is_near && sending.first.get() == step.instance().as_ptr().addr() {
+                if self.is_near(passed) && sending.first.get() == step.instance().as_ptr().addr() {
                     parts.set(Parts::Split);
                 }
             }
@@ -110,6 +111,16 @@ impl Core {
         }
         unsent.push(step);
         true
+    }
+
+    /// Notes that a transport has so much to send that it does now. Returns whether one did lately.
+    pub fn sends_much(&self) -> bool {
+        let now = clock::ticks();
+        self.is_near(now.wrapping_sub(self.sending.sent_much.replace(now)))
+    }
+
+    fn is_near(&self, passed: u64) -> bool {
+        passed < self.poll_policy.tick.ticks(MESSAGE_INTERVAL)
     }
 
     /// Calls all steps that [`Core::schedule_send`] has noted.

@@ -58,6 +58,8 @@ pub struct Stream {
     /// Whether the queue is sent at the end of the iteration.
     send_is_scheduled: Published<bool>,
     parts: Cell<Parts>,
+    /// How often the high-water mark is doubled for what write() collects.
+    doublings: Cell<u8>,
     /// Whether another thread uses the socket, so that what is written cannot wait for the end of the iteration.
     sends_at_once: Published<bool>,
     /// A future that sendfile waits for, done when the queue is empty. Nothing may be written until it is reset.
@@ -90,6 +92,7 @@ impl Stream {
             queue: StateCell::default(),
             send_is_scheduled: Published::new(false),
             parts: Cell::default(),
+            doublings: Cell::new(0),
             sends_at_once: Published::new(false),
             empty_waiter: ObjectCell::default(),
         };
