@@ -52,14 +52,14 @@ async def replay(kind, seed, looks):
     """What a reader of that class does when it is fed and read from at random."""
     chosen = random.Random(seed)
     loop = asyncio.get_running_loop()
-    reader = kind(limit=chosen.choice([1, 8, 64]), loop=loop)
+    reader = kind(limit=chosen.choice([1, 8, 64, 5000]), loop=loop)
     if chosen.random() < 0.9:
         reader.set_transport(PausedTransport(chosen.random() < 0.8))
     seen = []
     reading = None
 
     def data():
-        return bytes(chosen.choices(b"ab\n;", k=chosen.choice([0, 1, 2, 7, 30, 200])))
+        return bytes(chosen.choices(b"ab\n;", k=chosen.choice([0, 1, 2, 7, 30, 200, 3000])))
 
     async def read(name, *args):
         try:
@@ -89,6 +89,7 @@ async def replay(kind, seed, looks):
                     ("readuntil", b""),
                     ("readexactly", 3),
                     ("readexactly", 30),
+                    ("readexactly", 2000),
                     ("readexactly", 0),
                     ("readexactly", -1),
                     *([("readuntil", (b";", b"ab"))] if sys.version_info >= (3, 13) else []),

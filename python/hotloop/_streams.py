@@ -45,6 +45,9 @@ _FACTORIES: list[types.CodeType] = [
 ]
 _USED = {"client_connected_cb", "limit", "loop"}
 
+# Up to so many bytes are copied rather than kept in two objects.
+_SMALL = 1024
+
 
 def _are_as_expected() -> bool:
     """Whether asyncio's classes are its own, and no attributes matter that are not known here."""
@@ -189,12 +192,11 @@ class StreamReader(_Reader):  # type: ignore[misc]
                 finally:
                     self._waiter = None
             received = self._hotloop_received
-        if received is not None and len(received) <= n:
-            self._hotloop_received = None
-        else:
-            buffer = self._buffer
-            received = bytes(memoryview(buffer)[:n])
-            del buffer[:n]
+        if received is None:
+            return self._hotloop_take(min(n, len(self._hotloop_buffer)))
+        if len(received) > n:
+            return self._hotloop_take(n)
+        self._hotloop_received = None
         if self._paused:
             self._maybe_resume_transport()
         return received
@@ -278,13 +280,16 @@ class StreamReader(_Reader):  # type: ignore[misc]
     def _hotloop_take(self, n: int) -> Any:
         """Take so many bytes; None if there are fewer."""
         data = self._hotloop_received
-        if data is not None and len(data) == n:
+        size = -1 if data is None else len(data)
+        if size == n:
             self._hotloop_received = None
+        elif n < size <= _SMALL:
+            data, self._hotloop_received = data[:n], data[n:]
         else:
             buffer = self._buffer
             if len(buffer) < n:
                 return None
-            data = bytes(memoryview(buffer)[:n])
+            data = bytes(buffer[:n]) if n <= _SMALL else bytes(memoryview(buffer)[:n])
             del buffer[:n]
         if self._paused:
             self._maybe_resume_transport()
