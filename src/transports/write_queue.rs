@@ -19,6 +19,15 @@ pub enum Progress {
     Blocked,
 }
 
+/// What is done after a write that took less than it was offered.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum AfterShort {
+    /// Wait. A socket that is ready again takes much at a time; at once it would take as little as its peer has just read.
+    Wait,
+    /// Go on. A pipe is ready again when its reader has taken a page.
+    GoOn,
+}
+
 /// Chunks of bytes in order, of which the first may be sent in part.
 #[derive(Default)]
 pub struct WriteQueue {
@@ -90,7 +99,11 @@ impl WriteQueue {
 
     /// Passes chunks to `write`, which returns how many bytes it took, until nothing is left, it takes no more, or the limit is
     /// reached.
-    pub fn drain(&mut self, write: impl Fn(&[IoSlice<'_>]) -> io::Result<usize>) -> io::Result<Progress> {
+    pub fn drain(
+        &mut self,
+        short: AfterShort,
+        write: impl Fn(&[IoSlice<'_>]) -> io::Result<usize>,
+    ) -> io::Result<Progress> {
         if self.is_left_to_parent() {
             self.clear();
         }
@@ -107,6 +120,9 @@ impl WriteQueue {
                 }
                 Ok(count) => {
                     self.advance(count);
+                    if short == AfterShort::Wait {
+                        return Ok(Progress::Blocked);
+                    }
                     left -= count;
                 }
                 // One that was interrupted is tried again in the next iteration, after the signal's handlers.
@@ -114,14 +130,15 @@ impl WriteQueue {
                 Err(error) => return Err(error),
             }
         }
-        self.drain_chunks(left, write)
+        self.drain_chunks(left, short, write)
     }
 
-    /// [`WriteQueue::drain`] of several chunks, or of what is left of one, up to `left` bytes.
+    /// [`WriteQueue::drain`] of several chunks, or of a large one or what is left of one, up to `left` bytes.
     #[inline(never)]
     fn drain_chunks(
         &mut self,
         mut left: usize,
+        short: AfterShort,
         write: impl Fn(&[IoSlice<'_>]) -> io::Result<usize>,
     ) -> io::Result<Progress> {
         while let Some(first) = &self.first {
@@ -132,9 +149,12 @@ impl WriteQueue {
             let first = &first.as_slice()[self.sent..];
             let first = &first[..first.len().min(left)];
             match self.write_several(first, left, &write) {
-                Ok(count) => {
+                Ok((count, offered)) => {
                     self.advance(count);
-                    left = left.saturating_sub(count);
+                    if count < offered && short == AfterShort::Wait {
+                        return Ok(Progress::Blocked);
+                    }
+                    left -= count;
                 }
                 Err(error) if is_not_ready(&error) => return Ok(Progress::Blocked),
                 Err(error) => return Err(error),
@@ -148,13 +168,14 @@ impl WriteQueue {
         self.forks != fork_count()
     }
 
+    /// Returns how many bytes were written, and how many offered.
     #[inline(never)]
     fn write_several(
         &self,
         first: &[u8],
         limit: usize,
         write: impl Fn(&[IoSlice<'_>]) -> io::Result<usize>,
-    ) -> io::Result<usize> {
+    ) -> io::Result<(usize, usize)> {
         let mut slices = [IoSlice::new(&[]); MAX_SLICES];
         slices[0] = IoSlice::new(first);
         let mut count = 1;
@@ -169,7 +190,7 @@ impl WriteQueue {
             left -= chunk.len();
             count += 1;
         }
-        write(&slices[..count])
+        write(&slices[..count]).map(|written| (written, limit - left))
     }
 
     /// Drops what was sent.

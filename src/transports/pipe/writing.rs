@@ -18,7 +18,7 @@ use crate::has_endpoint;
 use crate::intern;
 use crate::reactor::pipe::{self, Kind};
 use crate::transports::endpoint::{self, Endpoint, EndpointParams, Transport};
-use crate::transports::write_queue::{Progress, WriteQueue};
+use crate::transports::write_queue::{AfterShort, Progress, WriteQueue};
 
 pub struct WritePipe {
     endpoint: Endpoint,
@@ -79,7 +79,7 @@ impl WritePipe {
             let write = |slices: &[IoSlice<'_>]| {
                 pipe::write(this.fd, slices).inspect(|&sent| this.note_written(sent))
             };
-            this.queue.borrow_mut().drain(write)
+            this.queue.borrow_mut().drain(AfterShort::GoOn, write)
         };
         match progress {
             Ok(progress) => endpoint::set_blocked(this, progress == Progress::Blocked),
@@ -101,7 +101,7 @@ impl WritePipe {
         let write = |slices: &[IoSlice<'_>]| {
             py.detach(|| pipe::write(fd, slices)).inspect(|&sent| this.note_written(sent))
         };
-        let progress = queue.drain(write);
+        let progress = queue.drain(AfterShort::GoOn, write);
         this.registration.set_blocked(blocked);
         let mut place = this.queue.borrow_mut();
         let meanwhile = std::mem::replace(&mut *place, queue);

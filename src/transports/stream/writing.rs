@@ -24,7 +24,7 @@ use crate::intern;
 use crate::reactor::socket;
 use crate::transports::endpoint::{self, Phase, Transport};
 use crate::transports::socket_file::WAIT;
-use crate::transports::write_queue::{MAX_DRAIN, Progress, WriteQueue};
+use crate::transports::write_queue::{AfterShort, MAX_DRAIN, Progress, WriteQueue};
 
 /// For some 5 s, another thread waits for the loop to send: the loop may be in a long callback, or wait for that thread.
 const SEND_WAITS: u32 = 50_000;
@@ -179,7 +179,7 @@ impl Stream {
         this.core.request_poll();
         let fd = this.file.descriptor();
         let send = |slices: &[IoSlice<'_>]| socket::send(fd, slices).inspect(|&sent| this.note_written(sent));
-        this.queue.borrow_mut().drain(send)
+        this.queue.borrow_mut().drain(AfterShort::Wait, send)
     }
 
     #[cold]
