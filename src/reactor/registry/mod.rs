@@ -6,7 +6,7 @@
 //! - There is at most one entry for a number.
 //! - [`Registry::registered`] is what the kernel's set has under the entry's key, as far as the kernel has said. A request
 //!   that fails changes neither, unless the kernel says that the number no longer stands for the file in the set, or an exclusive
-//!   interest was to be replaced: the entry then has nothing in it.
+//!   interest was to be replaced: the entry then has nothing in it. A set that does not remove what it should is replaced.
 //! - Anything else in the set is stale: the registration of a file that the program has closed and that is still open under
 //!   another number. After an event of it, the next [`Registry::refresh_poller`] removes it, by making another set.
 //!
@@ -275,6 +275,15 @@ impl<W, K: Kernel> Registry<W, K> {
                 if !interest.is_none() {
                     return Err(error);
                 }
+            }
+            Err(_) if interest.is_none() => {
+                // The set keeps reporting, even if it were asked for nothing. Another one does not have the file.
+                let kept = std::mem::replace(&mut entry.registered, Interest::NONE);
+                let rebuilt = self.rebuild();
+                if let (Err(_), Some(entry)) = (&rebuilt, self.entry_mut(token)) {
+                    entry.registered = kept;
+                }
+                return rebuilt;
             }
             Err(error) => return Err(error),
         }

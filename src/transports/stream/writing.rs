@@ -79,14 +79,18 @@ impl Stream {
     #[inline(never)]
     pub fn send_slice(this: ThisStream<'_, '_>, data: &[u8]) -> PyResult<usize> {
         this.core.request_poll();
-        match socket::send(this.file.descriptor(), &[IoSlice::new(&data[..data.len().min(MAX_DRAIN)])]) {
-            Ok(count) => {
-                this.note_written(count);
-                Ok(count)
-            }
-            Err(error) if socket::is_not_ready(&error) => Ok(0),
-            Err(error) => Stream::cannot_send(this, error).map(|()| data.len()),
+        let offered = &data[..data.len().min(MAX_DRAIN)];
+        let sent = match socket::send(this.file.descriptor(), &[IoSlice::new(offered)]) {
+            Ok(count) => count,
+            Err(error) if socket::is_not_ready(&error) => 0,
+            Err(error) => return Stream::cannot_send(this, error).map(|()| data.len()),
+        };
+        this.note_written(sent);
+        if sent < offered.len() {
+            // The caller queues the rest.
+            endpoint::set_blocked(this, true)?;
         }
+        Ok(if this.is_lost() { data.len() } else { sent })
     }
 
     #[cold]
@@ -213,10 +217,12 @@ impl Stream {
         if endpoint::finish_closing(this)? {
             return Ok(());
         }
-        if this.eof_written.get() {
-            Stream::shut_down(this)?;
+        if !this.eof_written.get() {
+            return Ok(());
         }
-        Ok(())
+        // Nobody else learns that the peer will not see the end.
+        Stream::shut_down(this)
+            .or_else(|error| endpoint::fatal_error(this, error, "Fatal write error on socket transport"))
     }
 
     fn shut_down(this: ThisStream<'_, '_>) -> PyResult<()> {
