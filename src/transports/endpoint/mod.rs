@@ -470,8 +470,8 @@ pub fn in_read_context<T: Transport>(
     this.in_context(this.py(), &this.read_context, f)
 }
 
-/// Runs `f`, which ends the connection outside of all callbacks, in a copy of [`in_read_context`]'s: the protocol and the exception
-/// handler find the connection's variables there.
+/// Runs `f` outside of all callbacks, in a copy of [`in_read_context`]'s: the protocol and the exception handler find the connection's
+/// variables there.
 #[cold]
 pub fn in_connection_context<T: Transport>(
     this: This<'_, '_, T>,

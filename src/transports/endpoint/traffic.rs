@@ -36,6 +36,11 @@ impl Traffic {
         self.active.set(polled);
     }
 
+    /// How many bytes were read.
+    pub fn total_read(&self) -> u64 {
+        self.read.get()
+    }
+
     #[inline(always)]
     pub fn add_written(&self, count: usize, polled: f64) {
         self.written.set(self.written.get().wrapping_add(count as u64));

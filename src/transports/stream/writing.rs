@@ -31,6 +31,9 @@ const SEND_WAITS: u32 = 50_000;
 /// The most bytes that write() collects, unless the high-water mark is higher, and how often that mark is doubled for it.
 const MAX_COLLECTED: usize = 512 * 1024;
 const MAX_DOUBLINGS: u8 = 3;
+/// More pieces than a dead connection has left to read.
+const MAX_READS: u32 = 256;
+const WRITE_FAILED: &str = "Fatal write error on socket transport";
 
 impl Stream {
     /// Queues a chunk, and sends it in this iteration.
@@ -196,7 +199,7 @@ impl Stream {
         };
         let error = os_error(this.py(), error);
         let exception = Object::from(error.value(this.py()));
-        endpoint::fatal_error(this, error, "Fatal write error on socket transport")?;
+        endpoint::fatal_error(this, error, WRITE_FAILED)?;
         Stream::end_wait(this, intern!(this.py(), "set_exception"), &exception)
     }
 
@@ -220,9 +223,26 @@ impl Stream {
         if !this.eof_written.get() {
             return Ok(());
         }
-        // Nobody else learns that the peer will not see the end.
-        Stream::shut_down(this)
-            .or_else(|error| endpoint::fatal_error(this, error, "Fatal write error on socket transport"))
+        Stream::shut_down(this).or_else(|error| Stream::cannot_end(this, error))
+    }
+
+    /// The peer will not see the end of what was sent. If it has reset the connection, what it sent before is still there, and the error is
+    /// known to who reads it.
+    #[cold]
+    fn cannot_end(this: ThisStream<'_, '_>, error: PyErr) -> PyResult<()> {
+        if this.registration.is_paused() {
+            return Err(error);
+        }
+        for _ in 0..MAX_READS {
+            let before = this.traffic.total_read();
+            if this.registration.wants_read() {
+                endpoint::in_connection_context(this, || Stream::read(this))?;
+            }
+            if this.is_closing() || this.traffic.total_read() == before {
+                break;
+            }
+        }
+        if this.is_lost() { Ok(()) } else { endpoint::fatal_error(this, error, WRITE_FAILED) }
     }
 
     fn shut_down(this: ThisStream<'_, '_>) -> PyResult<()> {
