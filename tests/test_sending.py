@@ -6,11 +6,13 @@ takes."""
 import asyncio
 import contextlib
 import contextvars
+import os
 import socket
 import time
 
+import helpers
 import pytest
-from helpers import fill, run_alone
+from helpers import fill, reset, run_alone
 
 pytestmark = pytest.mark.hotloop_only
 
@@ -307,6 +309,65 @@ def test_a_protocol_is_paused_when_what_was_collected_cannot_be_sent(loop, pair,
         assert [call for call, _ in protocol.calls] == ["pause", "resume"]
         # A socket that took no more is written to in smaller pieces.
         assert sends(loop, transport, peer, 2) == [2]
+        transport.abort()
+        run_alone(loop)
+
+
+@helpers.over_tcp
+@pytest.mark.parametrize("kept", [0, 1 << 20])
+def test_a_coroutine_that_writes_and_drains_learns_of_a_reset(loop, pair, kept):
+    ours, peer = pair
+
+    def read_and_reset():
+        peer.setblocking(True)
+        left = kept
+        while left > 0:
+            left -= len(peer.recv(1 << 16))
+        reset(peer)
+
+    async def write_on(writer):
+        for _ in range(10_000):
+            writer.write(bytes(1 << 16))
+            await writer.drain()
+
+    async def write():
+        _, writer = await asyncio.open_connection(sock=ours)
+        resetting = loop.run_in_executor(None, read_and_reset)
+        try:
+            with pytest.raises(ConnectionError):
+                await write_on(writer)
+        finally:
+            writer.transport.abort()
+            await resetting
+
+    loop.run_until_complete(asyncio.wait_for(write(), 20))
+
+
+def test_what_was_collected_is_sent_once_if_the_process_forks(loop, pair):
+    ours, peer = pair
+    with ours.dup() as other:
+        protocol = Flow()
+        transport = connect(loop, ours, protocol)
+        collect_more(loop, transport, peer)
+        fill(other)
+
+        def write_and_fork():
+            transport.write(b"y" * 5000)
+            child = os.fork()
+            if child == 0:
+                os._exit(0)
+            os.waitpid(child, 0)
+
+        run_alone(loop, int, int, write_and_fork)
+        data = b""
+        for _ in range(1000):
+            run_alone(loop)
+            data += read_all(peer)
+            if data.endswith(b"y" * 5000):
+                break
+        run_alone(loop)
+        assert data.strip(b"x") == b"y" * 5000
+        assert [call for call, _ in protocol.calls] == ["pause", "resume"]
         transport.abort()
         run_alone(loop)
 
