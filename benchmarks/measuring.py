@@ -7,6 +7,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
 
 from benchmarks import latency, malloc, steps
 from benchmarks.children import Failed, end_all
@@ -15,6 +17,8 @@ from benchmarks.loops import CONTROL, OURS
 from benchmarks.results import Measured, Result, Results
 from benchmarks.row import LIMIT, Row, ServerRow
 from benchmarks.steps import Estimates, Plan, Step
+
+Found = TypeVar("Found")
 
 
 def measure(
@@ -57,7 +61,7 @@ def measure(
             progress(f"[{left[0].row.title}: {left[0].part}] about {of_all} left")
             for step in [step for step in left if step.block == block]:
                 started = time.monotonic()
-                take(step, plan, measured.results)
+                take(step, plan, measured)
                 estimates.add(step, time.monotonic() - started)
                 done.add(block)
                 measured.steps.append(step.name)
@@ -69,12 +73,12 @@ def measure(
             run.no_time_for.update(steps.no_time_for(step for step in planned if step.block not in done))
 
 
-def take(step: Step, plan: Plan, results: Results) -> None:
-    row = step.row
+def take(step: Step, plan: Plan, measured: Measured) -> None:
+    row, results = step.row, measured.results
     if step.part == steps.RATES:
-        time_round(row, plan, step.number, results)
+        time_round(row, plan, step.number, measured)
     elif step.part == steps.LATENCY:
-        pace_round(row, plan, step.number, results)
+        pace_round(row, plan, step.number, measured)
     elif step.part == steps.COUNTS:
         names = plan.names(row)
         counter = plan.counters[step.number - 1]
@@ -83,9 +87,21 @@ def take(step: Step, plan: Plan, results: Results) -> None:
         split(row, results, plan.splitter)
 
 
-def time_round(row: Row, plan: Plan, number: int, results: Results) -> None:
+def undisturbed(plan: Plan, measured: Measured, measure: Callable[[], Found]) -> Found:
+    """Measures, and repeats that if something else slowed the processors."""
+    if plan.watch is None:
+        return measure()
+    found, slowed = plan.watch.measure(measure)
+    for run in measured.runs[-1:]:
+        for what, is_so in ("timed", True), ("slowed", slowed):
+            run.watched[what] = run.watched.get(what, 0) + is_so
+    return found
+
+
+def time_round(row: Row, plan: Plan, number: int, measured: Measured) -> None:
     """Each loop once with each setting of malloc, in a random order, so that a slow spell of the machine
     affects any of them."""
+    results = measured.results
     turns = plan.turns(row)
     random.Random(f"{plan.seed}: {row.name}, rates {number}").shuffle(turns)
     found = []
@@ -97,7 +113,8 @@ def time_round(row: Row, plan: Plan, number: int, results: Results) -> None:
         progress(f"{row.name}: {described}, round {number} of {plan.rounds}")
         try:
             with malloc.set_to(setting):
-                found.append((name, setting, row.rate(measured_as(name), plan.seconds)))
+                rate = partial(row.rate, measured_as(name), plan.seconds)
+                found.append((name, setting, undisturbed(plan, measured, rate)))
         except Exception as error:
             fail(row, name, result, error, f"in round {number}")
             # A loop that fails in one round has no rate.
@@ -109,8 +126,9 @@ def time_round(row: Row, plan: Plan, number: int, results: Results) -> None:
             (result.keeping if setting else result.outcomes).append(outcome)
 
 
-def pace_round(row: Row, plan: Plan, number: int, results: Results) -> None:
+def pace_round(row: Row, plan: Plan, number: int, measured: Measured) -> None:
     """Each loop once at each rate, in a random order."""
+    results = measured.results
     slowest = latency.capacity_in(row.name, plan.names(row), results)
     if slowest is None or not isinstance(row, ServerRow):
         progress(f"{row.name}: no latency at fixed rates, as no loop has a rate")
@@ -125,7 +143,8 @@ def pace_round(row: Row, plan: Plan, number: int, results: Results) -> None:
         rate = latency.rate_of(slowest[1], share)
         progress(f"{row.name}: {name}, {rate:,} requests a second, round {number} of {plan.rounds}")
         try:
-            found.append((name, share, row.latency(measured_as(name), rate, plan.seconds)))
+            pace = partial(row.latency, measured_as(name), rate, plan.seconds)
+            found.append((name, share, undisturbed(plan, measured, pace)))
         except Exception as error:
             result.paced_failure = reason_of(error, f"at {rate:,} a second in round {number}")
             result.paced.clear()

@@ -30,6 +30,9 @@ METHOD = """\
 - Rates come in interleaved rounds, each loop once a round, in a random order, and each time in a new process.
   Figures are medians of the rounds; "±" is half of the interquartile range, in per cent of the median. A
   server has one processor and its clients another, where there are two. The clients check every byte.
+- Another guest of the machine's host can slow its processors. So a fixed computation is timed on each of
+  them before and after each round of a loop. The round is repeated, up to three times, if that took over 1.25
+  times its shortest time. All waiting and repeating takes at most half as long as the rounds themselves.
 - **A tie**: the interquartile ranges of two loops overlap, or their medians differ by no more than those of
   hotloop's two measurements in the row. Counts of instructions and calls that differ by up to 1 % are tied.
 - "against itself" is hotloop's median divided by that of "hotloop again": hotloop, measured a second time as
@@ -141,8 +144,17 @@ def control(measured: Measured) -> str:
     return (
         f"- The measurement itself: the rates of hotloop and {CONTROL} differ by {median(differences):.1%} "
         f"in the median row, by {max(differences):.1%} at most, and their interquartile ranges overlap in "
-        f"{overlapping} of {len(lines)} rows."
+        f"{overlapping} of {len(lines)} rows.{slowed(measured)}"
     )
+
+
+def slowed(measured: Measured) -> str:
+    """During how much of it something else slowed the processors."""
+    timed, slowed = (sum(run.watched.get(what, 0) for run in measured.runs) for what in ("timed", "slowed"))
+    if not timed:
+        return ""
+    share = slowed / timed
+    return f" Something else slowed the processors during {share:.1%} of the rounds of a loop."
 
 
 def no_time_for(measured: Measured) -> str:

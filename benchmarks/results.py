@@ -69,6 +69,9 @@ class Run:
     """What must be equal for another run to go on with this one: see resume.py."""
     no_time_for: dict[str, list[str]] = field(default_factory=dict)
     """The rows that did not fit into the time, by what is measured of them."""
+    watched: dict[str, int] = field(default_factory=dict)
+    """How many rounds of a loop were "timed", and how many of these while something else "slowed" the
+    processors, although they were repeated."""
 
     def is_covered_by(self, later: "Run") -> bool:
         return (

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks import counters, generator, loops, machine, report, results, resume, split, steps, tls
+from benchmarks import counters, generator, loops, machine, quiet, report, results, resume, split, steps, tls
 from benchmarks.children import ROOT
 from benchmarks.growth_result import Growth
 from benchmarks.loops import OURS
@@ -173,8 +173,9 @@ def plan_of(options: argparse.Namespace) -> Plan:
     splits = OURS in names and not (options.no_split or options.no_counts)
     splitter = split.available() if splits else None
     seed = random.randrange(1 << 32) if options.seed is None else options.seed
+    watch = quiet.Watch()
     return Plan(
-        rows, names, rounds, options.seconds, counting, splitter, seed, options.minutes, left_out=left_out
+        rows, names, rounds, options.seconds, counting, splitter, seed, options.minutes, left_out, watch
     )
 
 

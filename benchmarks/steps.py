@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from benchmarks import latency, malloc
 from benchmarks.counters import Counter
 from benchmarks.loops import CONTROL, OURS
+from benchmarks.quiet import Watch
 from benchmarks.row import LIMIT, Row, SchedulingRow
 from benchmarks.rows import rank
 
@@ -36,6 +37,8 @@ class Plan:
     """How long the run may take; None for as long as it takes."""
     left_out: dict[str, str] = field(default_factory=dict)
     """Rows that are not measured, and what they need that is not installed."""
+    watch: Watch | None = None
+    """Repeats what was measured while something else slowed the processors; None to measure once."""
 
     def names(self, row: Row) -> list[str]:
         """The loops that are measured in a row."""
