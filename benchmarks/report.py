@@ -30,9 +30,6 @@ METHOD = """\
 - Rates come in interleaved rounds, each loop once a round, in a random order, and each time in a new process.
   Figures are medians of the rounds; "±" is half of the interquartile range, in per cent of the median. A
   server has one processor and its clients another, where there are two. The clients check every byte.
-- Another guest of the machine's host can slow its processors. So a fixed computation is timed on each of
-  them before and after each round of a loop. The round is repeated, up to three times, if that took over 1.25
-  times its shortest time. All waiting and repeating takes at most half as long as the rounds themselves.
 - **A tie**: the interquartile ranges of two loops overlap, or their medians differ by no more than those of
   hotloop's two measurements in the row. Counts of instructions and calls that differ by up to 1 % are tied.
 - "against itself" is hotloop's median divided by that of "hotloop again": hotloop, measured a second time as
@@ -58,6 +55,11 @@ METHOD = """\
 - The best of the loops is bold, and so is what is tied with it. "fails" has its reason under Failures."""
 
 
+DISTURBED = """\
+- Another guest of the machine's host can slow its processors. So a fixed computation is timed on each of
+  them before and after each round of a loop. The round is repeated, up to three times, if that took over 1.25
+  times its shortest time. All waiting and repeating takes at most half as long as the rounds themselves."""
+
 SPLIT = f"""\
 User instructions an iteration or a request, by who executes them: two runs of different length under
 `{split.Callgrind.name}`, subtracted. What the interpreter, asyncio's C module and others execute is the
@@ -71,7 +73,7 @@ def page(measured: Measured, drawn: list[str]) -> str:
     parts += [chart(charts.OVERVIEW, "Rates of the loops, relative", drawn)]
     parts += ["## How it was measured", *provenance(measured.runs)]
     parts += ["**The run was interrupted**: these are its results so far." if measured.steps else ""]
-    parts += [no_time_for(measured), METHOD, best_rounds(measured)]
+    parts += [no_time_for(measured), method(measured), best_rounds(measured)]
     for quantity in tables.QUANTITIES:
         parts.append(section(quantity, measured, drawn))
         if quantity is tables.PROCESSOR_KEEPING:
@@ -80,6 +82,10 @@ def page(measured: Measured, drawn: list[str]) -> str:
     parts += [notes_section(measured), memory_section(measured.growths)]
     parts += [growth_section([one for one in measured.growths if not one.is_of_memory], drawn)]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def method(measured: Measured) -> str:
+    return f"{METHOD}\n{DISTURBED}" if any(run.watched for run in measured.runs) else METHOD
 
 
 def summary(measured: Measured) -> str:

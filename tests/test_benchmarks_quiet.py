@@ -123,7 +123,9 @@ def test_the_page_says_how_many_rounds_were_disturbed(tmp_path):
     assert watched["timed"] == 15
     assert 7 <= watched["slowed"] <= 8
     share = watched["slowed"] / 15
-    assert f"Something else slowed the processors during {share:.1%} of the rounds" in report.page(found, [])
+    page = report.page(found, [])
+    assert f"Something else slowed the processors during {share:.1%} of the rounds" in page
+    assert report.DISTURBED in page
     found.write(tmp_path / "run.json")
     assert results.read(tmp_path / "run.json").runs[0].watched == watched
 
@@ -140,7 +142,8 @@ def test_a_repeated_round_has_the_last_figure():
 def test_a_page_without_such_a_run_does_not_say_it():
     row = ROWS[0].name
     found = Measured([Run({}, [row], ["hotloop"], ["rates"])], {})
-    assert "slowed the processors" not in report.page(found, []).partition("## How it was measured")[0]
+    assert "slow" not in report.summary(found)
+    assert report.DISTURBED not in report.page(found, [])
 
 
 def test_the_probe_leaves_the_process_where_it_was():
