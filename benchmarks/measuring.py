@@ -8,17 +8,15 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import TypeVar
 
 from benchmarks import latency, malloc, steps
 from benchmarks.children import Failed, end_all
 from benchmarks.counters import Counter
 from benchmarks.loops import CONTROL, OURS
+from benchmarks.quiet import Found
 from benchmarks.results import Measured, Result, Results
 from benchmarks.row import LIMIT, Row, ServerRow
 from benchmarks.steps import Estimates, Plan, Step
-
-Found = TypeVar("Found")
 
 
 def measure(

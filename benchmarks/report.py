@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import median
 
-from benchmarks import charts, latency, losses, malloc, notes, split, tables
+from benchmarks import charts, latency, losses, malloc, notes, quiet, split, tables
 from benchmarks.growth_result import Growth
 from benchmarks.loops import CONTROL, OURS
 from benchmarks.results import Measured, Run
@@ -55,10 +55,11 @@ METHOD = """\
 - The best of the loops is bold, and so is what is tied with it. "fails" has its reason under Failures."""
 
 
-DISTURBED = """\
+DISTURBED = f"""\
 - Another guest of the machine's host can slow its processors. So a fixed computation is timed on each of
-  them before and after each round of a loop. The round is repeated, up to three times, if that took over 1.25
-  times its shortest time. All waiting and repeating takes at most half as long as the rounds themselves."""
+  them before and after each round of a loop. If it took over {quiet.SLOW:g} times its shortest time, the
+  round is repeated, {quiet.TRIES - 1} times at most. All waiting and repeating takes at most half as long as
+  the rounds themselves."""
 
 SPLIT = f"""\
 User instructions an iteration or a request, by who executes them: two runs of different length under
@@ -156,11 +157,10 @@ def control(measured: Measured) -> str:
 
 def slowed(measured: Measured) -> str:
     """During how much of it something else slowed the processors."""
-    timed, slowed = (sum(run.watched.get(what, 0) for run in measured.runs) for what in ("timed", "slowed"))
+    timed, so_many = (sum(run.watched.get(what, 0) for run in measured.runs) for what in ("timed", "slowed"))
     if not timed:
         return ""
-    share = slowed / timed
-    return f" Something else slowed the processors during {share:.1%} of the rounds of a loop."
+    return f" Something else slowed the processors during {so_many / timed:.1%} of the rounds of a loop."
 
 
 def no_time_for(measured: Measured) -> str:

@@ -216,6 +216,17 @@ def read_all(peer):
     return data
 
 
+def read_to(loop, peer, end):
+    """What a peer reads while the loop runs, until that ends so."""
+    data = b""
+    for _ in range(1000):
+        run_alone(loop)
+        data += read_all(peer)
+        if data.endswith(end):
+            break
+    return data
+
+
 def sends(loop, transport, peer, pieces, pause=0.0):
     """How many pieces each send within write() has that a callback writes. The peer reads them."""
     counts = [0]
@@ -298,12 +309,7 @@ def test_a_protocol_is_paused_when_what_was_collected_cannot_be_sent(loop, pair,
         assert seen == ([[], [("pause", "writer")]] if asks else [[]])
         assert [call for call, _ in protocol.calls] == ["pause"]
         assert asks or protocol.calls == [("pause", "connection")]
-        data = b""
-        for _ in range(1000):
-            run_alone(loop)
-            data += read_all(peer)
-            if data.endswith(b"y" * 5000):
-                break
+        data = read_to(loop, peer, b"y" * 5000)
         assert data.strip(b"x") == b"y" * 5000
         run_alone(loop)
         assert [call for call, _ in protocol.calls] == ["pause", "resume"]
@@ -359,12 +365,7 @@ def test_what_was_collected_is_sent_once_if_the_process_forks(loop, pair):
             os.waitpid(child, 0)
 
         run_alone(loop, int, int, write_and_fork)
-        data = b""
-        for _ in range(1000):
-            run_alone(loop)
-            data += read_all(peer)
-            if data.endswith(b"y" * 5000):
-                break
+        data = read_to(loop, peer, b"y" * 5000)
         run_alone(loop)
         assert data.strip(b"x") == b"y" * 5000
         assert [call for call, _ in protocol.calls] == ["pause", "resume"]
