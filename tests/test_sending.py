@@ -361,8 +361,12 @@ def test_what_was_collected_is_sent_once_if_the_process_forks(loop, pair):
             transport.write(b"y" * 5000)
             child = os.fork()
             if child == 0:
-                os._exit(0)
-            os.waitpid(child, 0)
+                try:
+                    transport.write(b"z")
+                finally:
+                    # What its parent has queued is not the child's.
+                    os._exit(transport.get_write_buffer_size() > 1)
+            assert os.waitpid(child, 0) == (child, 0)
 
         run_alone(loop, int, int, write_and_fork)
         data = read_to(loop, peer, b"y" * 5000)
