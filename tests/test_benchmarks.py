@@ -2,11 +2,12 @@
 measured here."""
 
 import dataclasses
+import functools
 import json
 
 import pytest
 
-from benchmarks import check, counters, generator, measuring, report, results, run, split, tables
+from benchmarks import check, counters, generator, measuring, quiet, report, results, run, split, tables
 from benchmarks.children import Failed, ProcessorTime
 from benchmarks.counters import Count
 from benchmarks.generator import Outcome
@@ -49,12 +50,13 @@ def no_notes(monkeypatch, tmp_path):
 
 @pytest.fixture
 def kept_here(monkeypatch, tmp_path):
-    """Nothing is written over what is in the checkout, and nothing is built."""
+    """Nothing is written over what is in the checkout, nothing is built, and the processors seem quiet."""
     monkeypatch.setattr(run, "KEPT", tmp_path / "docs" / "benchmarks.json")
     monkeypatch.setattr(run, "PART", tmp_path / "target" / "benchmarks.json")
     monkeypatch.setattr(run, "UNFINISHED", tmp_path / "target" / "unfinished.json")
     monkeypatch.setattr(generator, "build", lambda program="load": program)
     monkeypatch.setattr(counters, "available", list)
+    monkeypatch.setattr(quiet, "Watch", functools.partial(quiet.Watch, lambda: 1.0))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,11 +2,12 @@
 measured here."""
 
 import dataclasses
+import functools
 import random
 
 import pytest
 
-from benchmarks import counters, measuring, report, results, resume, run, steps
+from benchmarks import counters, measuring, quiet, report, results, resume, run, steps
 from benchmarks.generator import Outcome, Paced
 from benchmarks.growth_result import Growth
 from benchmarks.loops import CONTROL
@@ -130,6 +131,7 @@ def test_the_same_command_goes_on_with_an_interrupted_run(monkeypatch, tmp_path,
     monkeypatch.setattr(run, "PART", tmp_path / "benchmarks.json")
     monkeypatch.setattr(run, "UNFINISHED", tmp_path / "unfinished.json")
     monkeypatch.setattr(counters, "available", list)
+    monkeypatch.setattr(quiet, "Watch", functools.partial(quiet.Watch, lambda: 1.0))
     row = FakeRow("sleep_zero", "Fake")
     monkeypatch.setattr(run, "ROWS", [row])
     monkeypatch.setattr(FakeRow, "rate", lambda row, loop, seconds: interrupt_at(2, row))

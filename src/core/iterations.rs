@@ -198,7 +198,7 @@ impl Core {
         if self.schedule.is_plainly_recorded() {
             // Its name is not at hand.
             let recorded = self.recorder.note_named(py, entry, beginning);
-            let result = entry.run(py, event_loop);
+            let result = entry.run_outlined(py, event_loop);
             return result.and(recorded);
         }
         let is_recorded = self.schedule.is_recorded();
@@ -208,7 +208,7 @@ impl Core {
             let result = match self.schedule.debug() {
                 true => entry.run_watched(py, event_loop, by_method),
                 false if by_method => entry.run_by_method(py, event_loop),
-                false => entry.run(py, event_loop),
+                false => entry.run_outlined(py, event_loop),
             };
             result.and(recorded)
         };

@@ -157,7 +157,9 @@ pub enum ReadyEntry {
 const _: () = assert!(size_of::<Option<ReadyEntry>>() == 32);
 
 impl ReadyEntry {
-    pub fn run(&self, py: Python<'_>, event_loop: &Object) -> PyResult<()> {
+    /// Inlined, as an iteration runs its callbacks by it.
+    #[inline(always)]
+    pub(super) fn run(&self, py: Python<'_>, event_loop: &Object) -> PyResult<()> {
         match self {
             // A cancelled handle has its callback until its repr() was kept for debug mode.
             ReadyEntry::Handle(handle) if handle.is_cancelled() => pass_over(py, handle, handle),
@@ -174,12 +176,19 @@ impl ReadyEntry {
         }
     }
 
+    /// The same where it is called seldom.
+    #[inline(never)]
+    pub fn run_outlined(&self, py: Python<'_>, event_loop: &Object) -> PyResult<()> {
+        self.run(py, event_loop)
+    }
+
     /// Runs in debug mode: callbacks that take long are logged.
     pub(super) fn run_watched(&self, py: Python<'_>, event_loop: &Object, by_method: bool) -> PyResult<()> {
         let handle = if self.is_handle() { self.object().clone() } else { Object::none(py) };
         event_loop.bind(py).setattr(intern!(py, "_current_handle"), handle.bind(py))?;
         let start = clock::now();
-        let result = if by_method { self.run_by_method(py, event_loop) } else { self.run(py, event_loop) };
+        let result =
+            if by_method { self.run_by_method(py, event_loop) } else { self.run_outlined(py, event_loop) };
         let duration = clock::now() - start;
         let reset = event_loop.bind(py).setattr(intern!(py, "_current_handle"), py.None());
         // The callback's error comes first: it can be SystemExit or KeyboardInterrupt.
@@ -203,7 +212,7 @@ impl ReadyEntry {
             | ReadyEntry::Unheld(_)
             | ReadyEntry::Step(..)
             | ReadyEntry::Event(..)
-            | ReadyEntry::Finalize(..) => self.run(py, event_loop),
+            | ReadyEntry::Finalize(..) => self.run_outlined(py, event_loop),
         }
     }
 

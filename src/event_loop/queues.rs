@@ -42,7 +42,7 @@ impl Native for Entry {
 }
 
 fn run(this: This<'_, '_, Entry>) -> PyResult<Object> {
-    this.ready.run(this.py(), this.event_loop.as_object())?;
+    this.ready.run_outlined(this.py(), this.event_loop.as_object())?;
     Ok(Object::none(this.py()))
 }
 
